@@ -1,0 +1,128 @@
+"""Every failure a user, a file or a server can cause, as one tree.
+
+    VideoLlamaError
+    +-- InvalidRequest            the caller can mend it
+    |   +-- UnreadableMedia       the media cannot be decoded
+    |   +-- BadSegment            start/end do not name a part of the video
+    |   +-- BadSampling           a generation option is out of range
+    |   +-- PromptTooLong         prompt and media tokens do not fit the context
+    +-- Overloaded                try again later
+    +-- ServerUnreachable         nothing answers at the address (client only)
+    +-- DeadlineExceeded          the caller's own timeout passed (client only)
+    +-- Cancelled                 the caller left
+    +-- StageFailed               a stage of the server broke; the operator reads its log
+    +-- ArtifactMismatch          converted files are missing, damaged or of another version
+    +-- CheckpointMismatch        a checkpoint is incomplete, or not of this family
+    +-- ParityFailed              a converted graph disagrees with the PyTorch module
+    +-- ServerFailed              the server did not start
+
+An error crosses a process as the text `Kind: message`: Triton 2.51 drops the status code of an error that passes an
+ensemble inside a BLS call, and a gRPC stream carries only the text.
+"""
+
+import re
+
+
+class VideoLlamaError(Exception):
+    """Root of the tree. `triton_code` names a member of `TritonError`; `exit_code` is the command line's."""
+
+    triton_code = "INTERNAL"
+    exit_code = 1
+
+    @property
+    def kind(self) -> str:
+        return type(self).__name__
+
+    def to_wire(self) -> str:
+        return f"{self.kind}: {self}"
+
+
+class InvalidRequest(VideoLlamaError):
+    triton_code = "INVALID_ARG"
+    exit_code = 2
+
+
+class UnreadableMedia(InvalidRequest):
+    pass
+
+
+class BadSegment(InvalidRequest):
+    pass
+
+
+class BadSampling(InvalidRequest):
+    pass
+
+
+class PromptTooLong(InvalidRequest):
+    pass
+
+
+class Overloaded(VideoLlamaError):
+    triton_code = "UNAVAILABLE"
+    exit_code = 3
+
+
+class ServerUnreachable(VideoLlamaError):
+    triton_code = "UNAVAILABLE"
+    exit_code = 3
+
+
+class DeadlineExceeded(VideoLlamaError):
+    triton_code = "UNAVAILABLE"
+    exit_code = 3
+
+
+class Cancelled(VideoLlamaError):
+    triton_code = "CANCELLED"
+    exit_code = 130
+
+
+class StageFailed(VideoLlamaError):
+    pass
+
+
+class ArtifactMismatch(VideoLlamaError):
+    pass
+
+
+class CheckpointMismatch(VideoLlamaError):
+    pass
+
+
+class ParityFailed(VideoLlamaError):
+    pass
+
+
+class ServerFailed(VideoLlamaError):
+    pass
+
+
+def _leaves(root: type[VideoLlamaError]) -> list[type[VideoLlamaError]]:
+    return [root, *(leaf for child in root.__subclasses__() for leaf in _leaves(child))]
+
+
+KINDS = {kind.__name__: kind for kind in _leaves(VideoLlamaError)}
+_WIRE = re.compile(rf"\b({'|'.join(sorted(KINDS, key=len, reverse=True))}): (.*)", re.DOTALL)
+# What Triton itself says, and what it means to a caller.
+_TRITON_SAYS: list[tuple[re.Pattern[str], type[VideoLlamaError]]] = [
+    (re.compile(r"Stub process '(\w+?)_\d+_\d+' is not healthy"), StageFailed),
+    (re.compile(r"[Ee]xceeds maximum queue size|maximum queue size exceeded"), Overloaded),
+    (re.compile(r"unknown model|not ready|has no available versions|shutting down|not found"), ServerUnreachable),
+    (re.compile(r"unexpected (shape|datatype|inference input)|inference input|expected \d+ inputs|input '"), InvalidRequest),
+    (re.compile(r"request cancelled|cancelled", re.IGNORECASE), Cancelled),
+]
+
+
+def from_wire(message: str) -> VideoLlamaError:
+    """The error that a message from the server stands for; StageFailed when it is none of ours and none known."""
+    found = _WIRE.search(message)
+    if found:
+        return KINDS[found[1]](found[2])
+    for pattern, kind in _TRITON_SAYS:
+        match = pattern.search(message)
+        if match and kind is StageFailed:
+            return StageFailed(f"stage {match[1]}: its process died and is being started again; send the request again")
+        if match:
+            return kind(message)
+    return StageFailed(message)
