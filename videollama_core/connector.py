@@ -1,0 +1,130 @@
+"""The spatial-temporal connector (STC): vision features -> media tokens.
+
+Parameter names are the published ones below `model.mm_projector.`. U distinct frames, T frames in time, g patches per
+side, C tower width, D language model width; maps are channel-first.
+
+The Conv3d has kernel 2 and stride 2, so each output time step sees two neighbouring frames and no other step sees them.
+Frames that repeat (an image, a short video, black padding) therefore need the spatial stage once, and time steps that
+see the same pair of frames need the rest once: `plan_time_steps`. It is exact, not an approximation.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from videollama_core.config import ModelConfig
+
+PREFIX = "model.mm_projector."
+EPS = 1e-5  # of every norm here
+BLOCKS = 4  # per stage
+
+
+@dataclass(frozen=True)
+class TimePlan:
+    """Which frames the connector is given, and which of its output steps make the answer."""
+
+    frame_index: np.ndarray  # int64 [T'], rows of the distinct frames
+    step_index: np.ndarray  # int64 [steps], output steps of the connector on those T' frames
+
+
+def plan_time_steps(frame_ids: np.ndarray, padding: int) -> TimePlan:
+    """The shortest sequence of frames whose time steps hold every step of the whole one.
+
+    Args:
+        frame_ids: int64 [T], row of each frame among the distinct ones.
+        padding: of the connector in time: 1 (stc_connector) or 0 (stc_connector_v35).
+    """
+    ids = [int(row) for row in frame_ids]
+    padded = [None] * padding + ids + [None] * padding
+    pairs = [(padded[i], padded[i + 1]) for i in range(0, len(padded) - 1, 2)]
+    edges = 1 if padding else 0  # the first step sees a zero frame; so does the last one when T is even
+    last = 1 if padding and pairs[-1][1] is None and len(pairs) > 1 else 0
+    middle = pairs[edges : len(pairs) - last]
+    distinct = list(dict.fromkeys(middle))
+    chosen = [pairs[0]] * edges + distinct + ([pairs[-1]] if last else [])
+    frame_index = [row for pair in chosen for row in pair if row is not None]
+    steps = [0] * edges + [edges + distinct.index(pair) for pair in middle] + [len(chosen) - 1] * last
+    return TimePlan(np.array(frame_index, np.int64), np.array(steps, np.int64))
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, then a LayerNorm over channels (published as `bn`), then maybe SiLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1, groups: int = 1, activate: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False)
+        self.bn = nn.LayerNorm(outputs, eps=EPS)
+        self.activate = activate
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn(self.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # channels last for the norm
+        return functional.silu(x) if self.activate else x
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self, width: int, reduced: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(width, reduced, 1)
+        self.fc2 = nn.Conv2d(reduced, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((2, 3), keepdim=True)
+        return x * torch.sigmoid(self.fc2(functional.silu(self.fc1(mean))))
+
+
+class Block(nn.Module):
+    """RegNet's bottleneck block with a depthwise 3x3 and squeeze-excite."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(inputs, width)
+        self.conv2 = ConvNorm(width, width, kernel=3, groups=width)
+        self.se = SqueezeExcite(width, round(0.25 * inputs))
+        self.conv3 = ConvNorm(width, width, activate=False)
+        self.downsample = ConvNorm(inputs, width, activate=False) if inputs != width else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return functional.silu(self.conv3(self.se(self.conv2(self.conv1(x)))) + shortcut)
+
+
+class RegStage(nn.Module):
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        for number in range(1, BLOCKS + 1):
+            self.add_module(f"b{number}", Block(inputs if number == 1 else width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.children():
+            x = block(x)
+        return x
+
+
+class Connector(nn.Module):
+    """vision_features [U, g*g, C], frame_index int64 [T'] -> media tokens [steps, tokens per step, D]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.language.width
+        self.grid = config.vision.grid
+        self.s1 = RegStage(config.vision.width, width)
+        self.sampler = nn.Sequential(
+            nn.Conv3d(width, width, kernel_size=2, stride=2, padding=config.connector_padding), nn.SiLU()
+        )
+        self.s2 = RegStage(width, width)
+        self.readout = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+
+    def spatial(self, features: Tensor) -> Tensor:
+        maps = features.transpose(1, 2).unflatten(2, (self.grid, self.grid))  # [U, g*g, C] -> [U, C, g, g]
+        return self.s1(maps)  # [U, D, g, g]
+
+    def temporal(self, maps: Tensor) -> Tensor:
+        volume = maps.transpose(0, 1).unsqueeze(0)  # [T', D, g, g] -> [1, D, T', g, g]
+        steps = self.sampler(volume).squeeze(0).transpose(0, 1)  # [steps, D, g', g']
+        return self.readout(self.s2(steps).flatten(2).transpose(1, 2))  # [steps, g'*g', D]
+
+    def forward(self, features: Tensor, frame_index: Tensor) -> Tensor:
+        return self.temporal(self.spatial(features).index_select(0, frame_index))
