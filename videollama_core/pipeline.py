@@ -1,0 +1,136 @@
+"""Media + question -> answer, in one process and in plain PyTorch: the service's whole story, and the tests' oracle."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from videollama_core.checkpoint import CheckpointParts
+from videollama_core.config import find_tower, read_json, read_model_config
+from videollama_core.connector import plan_time_steps
+from videollama_core.messages import Answer, Conversation, GenerationDefaults, SamplingOptions, Usage
+from videollama_core.pixels import to_tower_size
+from videollama_core.prompt import MODALITIES, Prompt, check_length, render_prompt, tokenize_prompt
+from videollama_core.sampling import Sampler
+from videollama_core.text import Tokenizer
+from videollama_core.video import Segment, load_media
+
+
+def distinct_frames(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [T, S, S, 3] -> the distinct ones [U, S, S, 3] in order, and int64 [T], the row of each frame among them."""
+    rows: dict[bytes, int] = {}
+    ids = [rows.setdefault(frame.tobytes(), len(rows)) for frame in frames]
+    first = [ids.index(row) for row in range(len(rows))]
+    return frames[first], np.array(ids, np.int64)
+
+
+def frames_in_time(frames: np.ndarray, num_frames: int) -> np.ndarray:
+    """An image (T = 1) stands for a video of num_frames equal frames."""
+    return np.broadcast_to(frames, (num_frames, *frames.shape[1:])) if len(frames) == 1 else frames
+
+
+def read_generation_defaults(folder: Path, tokenizer: Tokenizer) -> GenerationDefaults:
+    """End ids, top-k and repetition penalty from generation_config.json; the tokenizer's end token counts too."""
+    path = folder / "generation_config.json"
+    content = read_json(path) if path.is_file() else {}
+    ids = content.get("eos_token_id", [])
+    ends = [*(ids if isinstance(ids, list) else [ids]), tokenizer.token_id("eos_token")]
+    return GenerationDefaults(
+        end_ids=tuple(dict.fromkeys(index for index in ends if index is not None)),
+        top_k=content.get("top_k", 50),
+        repetition_penalty=content.get("repetition_penalty", 1.0),
+    )
+
+
+@dataclass
+class Pipeline:
+    """A chat checkpoint, loaded as float32."""
+
+    folder: Path
+    tower: Path | None = None
+
+    def __post_init__(self) -> None:
+        self.config = read_model_config(self.folder, self.tower)
+        name = read_json(self.folder / "config.json")["mm_vision_tower"]
+        parts = CheckpointParts(self.config, self.folder, self.tower or find_tower(self.folder, name))
+        self.vision, self.connector, self.decoder = parts.vision_encoder(), parts.connector(), parts.decoder()
+        self.tokenizer = Tokenizer(self.folder)
+        self.defaults = read_generation_defaults(self.folder, self.tokenizer)
+
+    def frames(self, kind: str, files: Sequence[bytes], segment: Segment = Segment(), pad: bool = False) -> np.ndarray:
+        """Media -> uint8 [T, S, S, 3]."""
+        chosen = load_media(kind, files, segment, self.config.num_frames)
+        return to_tower_size(chosen.rgb, self.config.pixels, pad)
+
+    def media_tokens(self, frames: np.ndarray) -> torch.Tensor:
+        """uint8 [T, S, S, 3] -> float32 [N, D]."""
+        distinct, ids = distinct_frames(frames_in_time(frames, self.config.num_frames))
+        plan = plan_time_steps(ids, self.config.connector_padding)
+        features = self.vision(torch.from_numpy(distinct))
+        steps = self.connector(features, torch.from_numpy(plan.frame_index))
+        return steps[torch.from_numpy(plan.step_index)].flatten(0, 1)
+
+    def prompt(self, conversation: Conversation, modality: str, num_media_tokens: int) -> Prompt:
+        text = render_prompt(self.tokenizer, self.config.language.family, conversation, modality)
+        vocab_size = self.config.language.vocab_size
+        prompt = tokenize_prompt(self.tokenizer, text, modality, num_media_tokens, vocab_size)
+        check_length(prompt, self.config.language.max_positions)
+        return prompt
+
+    def inputs_embeds(self, prompt: Prompt, media_tokens: torch.Tensor | None) -> torch.Tensor:
+        """float32 [1, L + N, D]: text embeddings with the media tokens in their place."""
+        ids = torch.from_numpy(prompt.input_ids).long()
+        vocab_size = self.config.language.vocab_size
+        embeds = self.decoder.embed(ids.clamp(max=vocab_size - 1))
+        if media_tokens is not None:
+            media = ids >= vocab_size
+            embeds[media] = media_tokens[ids[media] - vocab_size]
+        return embeds[None]
+
+    def logits(self, prompt: Prompt, media_tokens: torch.Tensor | None) -> Iterator[np.ndarray]:
+        """Scores of the next token, float32 [vocab]; send() the token that was chosen."""
+        config = self.config.language
+        embeds = self.inputs_embeds(prompt, media_tokens)
+        visible = torch.from_numpy(prompt.input_ids != self.tokenizer.pad_id)  # the reference masks literal pad tokens
+        past = torch.zeros(config.layers, 2, 1, config.kv_heads, 0, config.head_dim)
+        while True:
+            cached, new = past.shape[4], embeds.shape[1]
+            key, query = torch.arange(cached + new), torch.arange(cached, cached + new)
+            allowed = (key[None] <= query[:, None]) & visible[None]
+            bias = torch.zeros(new, cached + new).masked_fill(~allowed, torch.finfo(torch.float32).min)
+            scores, added = self.decoder(embeds, query[None], bias[None, None], torch.tensor([new - 1]), past)
+            past = torch.cat([past, added], dim=4)
+            token = yield scores[0].numpy()
+            embeds = self.decoder.embed(torch.tensor([[token]]))
+            visible = torch.cat([visible, torch.tensor([True])])
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        conversation: Conversation,
+        kind: str | None = None,
+        files: Sequence[bytes] = (),
+        segment: Segment = Segment(),
+        options: SamplingOptions = SamplingOptions(),
+    ) -> Answer:
+        media = None if kind is None else self.media_tokens(self.frames(kind, files, segment))
+        modality = "text" if kind is None else MODALITIES[kind]
+        prompt = self.prompt(conversation, modality, 0 if media is None else len(media))
+        sampling = self.defaults.resolve(options)
+        sampler = Sampler(sampling)
+        steps = self.logits(prompt, media)
+        scores = next(steps)
+        while True:
+            token = sampler.choose(scores)
+            if token in self.defaults.end_ids or len(sampler.generated) == sampling.max_new_tokens:
+                break
+            scores = steps.send(token)  # type: ignore[attr-defined]
+        return Answer(
+            text=self.tokenizer.decode(sampler.generated).strip(),
+            output_ids=sampler.generated,
+            finish_reason="stop" if token in self.defaults.end_ids else "length",
+            usage=Usage(prompt.text_tokens, prompt.media_tokens, len(sampler.generated)),
+            seconds={},
+        )

@@ -1,0 +1,75 @@
+"""Question -> prompt ids with room for the media tokens."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from videollama_core.errors import InvalidRequest, PromptTooLong
+from videollama_core.messages import Conversation
+from videollama_core.text import Tokenizer
+
+PLACEHOLDERS = {"video": "<video>", "image": "<image>", "text": ""}
+# media_kind on the wire -> modality of the prompt
+MODALITIES = {"video": "video", "frames": "video", "folder": "video", "image": "image"}
+# Mistral and Mixtral checkpoints answer below Llama 2's safety prompt; its tags are part of the message, as in the
+# reference. A single newline between the paragraphs and two spaces after "while being safe." are its spelling.
+SYSTEM_FAMILIES = ("mistral", "mixtral")
+SYSTEM_TEXT = (
+    "<<SYS>>\nYou are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being "
+    "safe.  Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content. "
+    "Please ensure that your responses are socially unbiased and positive in nature.\n"
+    "If a question does not make any sense, or is not factually coherent, explain why instead of answering something not "
+    "correct. If you don't know the answer to a question, please don't share false information.\n<</SYS>>"
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    input_ids: np.ndarray  # int32 [L + N]; media position k holds vocab_size + k
+    text_tokens: int  # L
+    media_tokens: int  # N
+
+
+def render_prompt(tokenizer: Tokenizer, family: str, conversation: Conversation, modality: str) -> str:
+    """The prompt string: placeholder and newline before the first message, the family's system text, the template.
+
+    In text mode the placeholder is empty but the newline stays, as in the reference.
+    Raises: InvalidRequest if the template refuses the roles, or the text holds the placeholder of its own media.
+    """
+    placeholder = PLACEHOLDERS[modality]
+    if placeholder and any(placeholder in message["content"] for message in conversation):
+        raise InvalidRequest(
+            f"the text holds {placeholder}, which marks the place of the media; write the word without the brackets"
+        )
+    first = {**conversation[0], "content": f"{placeholder}\n{conversation[0]['content']}"}
+    system = [{"role": "system", "content": SYSTEM_TEXT}] if family in SYSTEM_FAMILIES else []
+    return tokenizer.render([*system, first, *conversation[1:]])
+
+
+def tokenize_prompt(
+    tokenizer: Tokenizer, prompt: str, modality: str, num_media_tokens: int, vocab_size: int
+) -> Prompt:
+    """Tokenise the text around the placeholder piece by piece and put the media positions between.
+
+    Args:
+        num_media_tokens: N, rows of the prompt embedding table; 0 in text mode.
+        vocab_size: rows of the embedding; media position k becomes vocab_size + k.
+    """
+    placeholder = PLACEHOLDERS[modality]
+    pieces = prompt.split(placeholder) if placeholder else [prompt]
+    if len(pieces) != (2 if placeholder else 1):
+        raise InvalidRequest(f"the prompt holds {placeholder} {len(pieces) - 1} times; exactly one is wanted")
+    ids = [tokenizer.encode(piece) for piece in pieces]
+    media = list(range(vocab_size, vocab_size + num_media_tokens)) if placeholder else []
+    joined = ids[0] + media + (ids[1] if placeholder else [])
+    return Prompt(np.array(joined, np.int32), len(joined) - len(media), len(media))
+
+
+def check_length(prompt: Prompt, max_positions: int) -> None:
+    """Raises: PromptTooLong unless the prompt leaves room for one new token."""
+    length = len(prompt.input_ids)
+    if length >= max_positions:
+        raise PromptTooLong(
+            f"the prompt has {prompt.text_tokens} text and {prompt.media_tokens} media tokens; the context holds "
+            f"{max_positions} with at least 1 new one: shorten the question by {length - max_positions + 1} tokens"
+        )

@@ -1,0 +1,53 @@
+"""Scores -> the next token, by the reference's rules and in its order: penalty, temperature, top-k, top-p."""
+
+import numpy as np
+
+from videollama_core.messages import ResolvedSampling
+
+
+def penalise(logits: np.ndarray, generated: list[int], penalty: float) -> np.ndarray:
+    """Scores of tokens generated so far (never the prompt's): divided by the penalty if above 0, else multiplied.
+
+    Args: logits float32 [vocab].
+    """
+    if penalty == 1 or not generated:
+        return logits
+    seen = np.unique(generated)
+    scores = logits[seen]
+    logits = logits.copy()
+    logits[seen] = np.where(scores > 0, scores / np.float32(penalty), scores * np.float32(penalty))
+    return logits
+
+
+def probabilities(scores: np.ndarray, sampling: ResolvedSampling) -> np.ndarray:
+    """Chances of each token after temperature, top-k and top-p: float64 [vocab], summing to 1."""
+    scores = scores.astype(np.float64) / sampling.temperature
+    if 0 < sampling.top_k < len(scores):
+        scores = np.where(scores < np.partition(scores, -sampling.top_k)[-sampling.top_k], -np.inf, scores)
+    chances = np.exp(scores - scores.max())
+    chances /= chances.sum()
+    if sampling.top_p < 1:
+        order = np.argsort(-chances, kind="stable")
+        before = np.cumsum(chances[order]) - chances[order]  # what better tokens hold; the best one always stays
+        chances[order[before >= sampling.top_p]] = 0
+        chances /= chances.sum()
+    return chances
+
+
+class Sampler:
+    """Chooses the tokens of one request; the same seed gives the same tokens, alone or in a batch."""
+
+    def __init__(self, sampling: ResolvedSampling) -> None:
+        self._sampling = sampling
+        self._random = np.random.default_rng(sampling.seed)
+        self.generated: list[int] = []
+
+    def choose(self, logits: np.ndarray) -> int:
+        """The next token from float32 [vocab] scores."""
+        scores = penalise(logits, self.generated, self._sampling.repetition_penalty)
+        if self._sampling.greedy:
+            token = int(scores.argmax())
+        else:
+            token = int(self._random.choice(len(scores), p=probabilities(scores, self._sampling)))
+        self.generated.append(token)
+        return token
