@@ -5,13 +5,9 @@ side, C tower width, D language model width; maps are channel-first.
 
 The Conv3d has kernel 2 and stride 2, so each output time step sees two neighbouring frames and no other step sees them.
 Frames that repeat (an image, a short video, black padding) therefore need the spatial stage once, and time steps that
-see the same pair of frames need the rest once: `plan_time_steps`. It is exact, not an approximation.
+see the same pair of frames need the rest once: frame_plan.py. It is exact, not an approximation.
 """
 
-from dataclasses import dataclass
-
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,34 +16,6 @@ from videollama_core.config import ModelConfig
 PREFIX = "model.mm_projector."
 EPS = 1e-5  # of every norm here
 BLOCKS = 4  # per stage
-
-
-@dataclass(frozen=True)
-class TimePlan:
-    """Which frames the connector is given, and which of its output steps make the answer."""
-
-    frame_index: np.ndarray  # int64 [T'], rows of the distinct frames
-    step_index: np.ndarray  # int64 [steps], output steps of the connector on those T' frames
-
-
-def plan_time_steps(frame_ids: np.ndarray, padding: int) -> TimePlan:
-    """The shortest sequence of frames whose time steps hold every step of the whole one.
-
-    Args:
-        frame_ids: int64 [T], row of each frame among the distinct ones.
-        padding: of the connector in time: 1 (stc_connector) or 0 (stc_connector_v35).
-    """
-    ids = [int(row) for row in frame_ids]
-    padded = [None] * padding + ids + [None] * padding
-    pairs = [(padded[i], padded[i + 1]) for i in range(0, len(padded) - 1, 2)]
-    edges = 1 if padding else 0  # the first step sees a zero frame; so does the last one when T is even
-    last = 1 if padding and pairs[-1][1] is None and len(pairs) > 1 else 0
-    middle = pairs[edges : len(pairs) - last]
-    distinct = list(dict.fromkeys(middle))
-    chosen = [pairs[0]] * edges + distinct + ([pairs[-1]] if last else [])
-    frame_index = [row for pair in chosen for row in pair if row is not None]
-    steps = [0] * edges + [edges + distinct.index(pair) for pair in middle] + [len(chosen) - 1] * last
-    return TimePlan(np.array(frame_index, np.int64), np.array(steps, np.int64))
 
 
 class ConvNorm(nn.Module):
@@ -72,7 +40,7 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean((2, 3), keepdim=True)
-        return x * torch.sigmoid(self.fc2(functional.silu(self.fc1(mean))))
+        return x * functional.sigmoid(self.fc2(functional.silu(self.fc1(mean))))
 
 
 class Block(nn.Module):

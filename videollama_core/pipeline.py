@@ -9,39 +9,13 @@ import torch
 
 from videollama_core.checkpoint import CheckpointParts
 from videollama_core.config import find_tower, read_json, read_model_config
-from videollama_core.connector import plan_time_steps
-from videollama_core.messages import Answer, Conversation, GenerationDefaults, SamplingOptions, Usage
+from videollama_core.frame_plan import plan_encoding
+from videollama_core.messages import Answer, Conversation, SamplingOptions, Usage
 from videollama_core.pixels import to_tower_size
 from videollama_core.prompt import MODALITIES, Prompt, check_length, render_prompt, tokenize_prompt
 from videollama_core.sampling import Sampler
-from videollama_core.text import Tokenizer
+from videollama_core.text import Tokenizer, read_generation_defaults
 from videollama_core.video import Segment, load_media
-
-
-def distinct_frames(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 [T, S, S, 3] -> the distinct ones [U, S, S, 3] in order, and int64 [T], the row of each frame among them."""
-    rows: dict[bytes, int] = {}
-    ids = [rows.setdefault(frame.tobytes(), len(rows)) for frame in frames]
-    first = [ids.index(row) for row in range(len(rows))]
-    return frames[first], np.array(ids, np.int64)
-
-
-def frames_in_time(frames: np.ndarray, num_frames: int) -> np.ndarray:
-    """An image (T = 1) stands for a video of num_frames equal frames."""
-    return np.broadcast_to(frames, (num_frames, *frames.shape[1:])) if len(frames) == 1 else frames
-
-
-def read_generation_defaults(folder: Path, tokenizer: Tokenizer) -> GenerationDefaults:
-    """End ids, top-k and repetition penalty from generation_config.json; the tokenizer's end token counts too."""
-    path = folder / "generation_config.json"
-    content = read_json(path) if path.is_file() else {}
-    ids = content.get("eos_token_id", [])
-    ends = [*(ids if isinstance(ids, list) else [ids]), tokenizer.token_id("eos_token")]
-    return GenerationDefaults(
-        end_ids=tuple(dict.fromkeys(index for index in ends if index is not None)),
-        top_k=content.get("top_k", 50),
-        repetition_penalty=content.get("repetition_penalty", 1.0),
-    )
 
 
 @dataclass
@@ -66,9 +40,8 @@ class Pipeline:
 
     def media_tokens(self, frames: np.ndarray) -> torch.Tensor:
         """uint8 [T, S, S, 3] -> float32 [N, D]."""
-        distinct, ids = distinct_frames(frames_in_time(frames, self.config.num_frames))
-        plan = plan_time_steps(ids, self.config.connector_padding)
-        features = self.vision(torch.from_numpy(distinct))
+        plan = plan_encoding(frames, self.config)
+        features = self.vision(torch.from_numpy(plan.distinct))
         steps = self.connector(features, torch.from_numpy(plan.frame_index))
         return steps[torch.from_numpy(plan.step_index)].flatten(0, 1)
 

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from videollama_core.config import read_json
 from videollama_core.errors import ArtifactMismatch, InvalidRequest
+from videollama_core.messages import GenerationDefaults
 
 
 def _one_mark_per_byte(error: UnicodeError) -> tuple[str, int]:
@@ -213,3 +214,16 @@ class AnswerText:
             ),
             default=0,
         )
+
+
+def read_generation_defaults(folder: Path, tokenizer: Tokenizer) -> GenerationDefaults:
+    """End ids, top-k and repetition penalty from generation_config.json; the tokenizer's end token counts too."""
+    path = folder / "generation_config.json"
+    content = read_json(path) if path.is_file() else {}
+    ids = content.get("eos_token_id", [])
+    ends = [*(ids if isinstance(ids, list) else [ids]), tokenizer.token_id("eos_token")]
+    return GenerationDefaults(
+        end_ids=tuple(dict.fromkeys(index for index in ends if index is not None)),
+        top_k=content.get("top_k", 50),
+        repetition_penalty=content.get("repetition_penalty", 1.0),
+    )

@@ -1,0 +1,70 @@
+"""A converted checkpoint, as the stages see it: build/NAME.
+
+    manifest.json       written last: without it nothing here is whole
+    onnx/               vision_encoder, connector, embedding, decoder (.onnx with .onnx.data)
+    llm/                the decoder as a plain Hugging Face directory, with tokenizer and chat template
+    model_repository/   ready to serve
+    parity.json         difference between each graph and its PyTorch module
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from videollama_core.config import ModelConfig
+from videollama_core.errors import ArtifactMismatch
+from videollama_core.messages import GenerationDefaults
+from videollama_core.text import Tokenizer, read_generation_defaults
+
+FORMAT = 1  # of the folder; a bundle of another format must be converted again
+MANIFEST = "manifest.json"
+LANGUAGE_FOLDER = "llm"
+REPOSITORY = "model_repository"
+
+
+def graph_path(name: str) -> str:
+    return f"onnx/{name}.onnx"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    root: Path
+    config: ModelConfig
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, root: Path) -> "Bundle":
+        """Raises: ArtifactMismatch if the folder is not whole, damaged or of another format."""
+        path = root / MANIFEST
+        if not root.is_dir():
+            raise ArtifactMismatch(f"{root} is not a folder; name one that `vl2 convert CHECKPOINT --out {root}` made")
+        if not path.is_file():
+            raise ArtifactMismatch(f"{root} has no {MANIFEST}: not a converted checkpoint, or its conversion did not end; run vl2 convert")
+        try:
+            manifest = json.loads(path.read_text("utf-8"))
+            config = ModelConfig.from_dict(manifest["model"])
+            files = {str(name): int(entry["bytes"]) for name, entry in manifest["files"].items()}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ArtifactMismatch(f"{path} is damaged ({error!r}); convert again") from error
+        if manifest.get("format") != FORMAT:
+            raise ArtifactMismatch(f"{path} is of format {manifest.get('format')}; this version reads {FORMAT}: convert again")
+        for name, size in files.items():
+            found = (root / name).stat().st_size if (root / name).is_file() else None
+            if found != size:
+                state = "is missing" if found is None else f"has {found} bytes"
+                raise ArtifactMismatch(f"{root / name} {state}; the manifest lists {size} bytes: convert again")
+        return cls(root, config, manifest)
+
+    def graph(self, name: str) -> Path:
+        return self.root / graph_path(name)
+
+    @property
+    def language_folder(self) -> Path:
+        return self.root / LANGUAGE_FOLDER
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.language_folder)
+
+    def generation_defaults(self, tokenizer: Tokenizer) -> GenerationDefaults:
+        return read_generation_defaults(self.language_folder, tokenizer)
