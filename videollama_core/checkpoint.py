@@ -3,7 +3,8 @@
 safetensors files are read lazily; `.bin` pickles only with weights_only. Whole models are never held in memory.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,35 +130,48 @@ class CheckpointParts:
             if name.startswith(_TOWER_FILE_PREFIX)
         }
 
-    def vision_encoder(self) -> VisionEncoder:
-        module = VisionEncoder(self.config.vision, self.config.pixels)
+    def vision_sources(self) -> "Sources":
         later = tuple(f"encoder.layers.{n}." for n in range(self.config.vision.used_layers, self.config.vision.layers))
         unused = (*_UNUSED_VISION, *later)
-        wanted = {name: source for name, source in self._vision.items() if not name.startswith(unused)}
-        return _fill(module, wanted, "vision tower")
+        return _readers({name: source for name, source in self._vision.items() if not name.startswith(unused)})
+
+    def connector_sources(self) -> "Sources":
+        return _readers(self._connector)
+
+    def language_sources(self) -> "Sources":
+        return _readers({name: (self.shards, name) for name in self.language_names})
+
+    def vision_encoder(self) -> VisionEncoder:
+        return fill(VisionEncoder(self.config.vision, self.config.pixels), self.vision_sources(), "vision tower")
 
     def connector(self) -> Connector:
-        return _fill(Connector(self.config), self._connector, "connector")
+        return fill(Connector(self.config), self.connector_sources(), "connector")
 
     def decoder(self) -> Decoder:
-        return _fill(Decoder(self.config.language), self._language_sources(), "language model")
+        return fill(Decoder(self.config.language), self.language_sources(), "language model")
 
-    def _language_sources(self) -> dict[str, tuple[Shards, str]]:
-        return {name: (self.shards, name) for name in self.language_names}
-
-    def check_language(self) -> None:
-        """Raises: CheckpointMismatch unless the language model is complete; reads no tensor's values."""
+    def check(self) -> None:
+        """Raises: CheckpointMismatch unless every part is complete, nothing is left over, and all shapes fit."""
         with torch.device("meta"):
-            expected = Decoder(self.config.language).state_dict()
-        _check_names(expected, self._language_sources(), self.config.language.tied, "language model")
-        for name in self.language_names:
-            if name in expected:
-                _check_shape(name, self.shards.read(name), expected[name], "language model")
+            modules = (VisionEncoder(self.config.vision, self.config.pixels), Connector(self.config), Decoder(self.config.language))
+        parts = ("vision tower", "connector", "language model")
+        sources = (self.vision_sources(), self.connector_sources(), self.language_sources())
+        for module, part, readers in zip(modules, parts, sources, strict=True):
+            expected = module.state_dict()
+            _check_names(expected, readers, _is_tied(module), part)
+            for name, read in readers.items():
+                _check_tensor(name, read(), expected[name], part)
 
-    def language_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The language model's tensors, one at a time, shard after shard."""
-        for name in self.language_names:
-            yield name, self.shards.read(name)
+
+Sources = dict[str, Callable[[], Tensor]]
+
+
+def _readers(sources: dict[str, tuple[Shards, str]]) -> Sources:
+    return {name: partial(shards.read, stored) for name, (shards, stored) in sources.items()}
+
+
+def _is_tied(module: nn.Module) -> bool:
+    return isinstance(module, Decoder) and module.config.tied
 
 
 def _check_names(expected: Iterable[str], found: Iterable[str], tied: bool, part: str) -> None:
@@ -175,22 +189,21 @@ def _check_names(expected: Iterable[str], found: Iterable[str], tied: bool, part
         )
 
 
-def _check_shape(name: str, found: Tensor, wanted: Tensor, part: str) -> None:
+def _check_tensor(name: str, found: Tensor, wanted: Tensor, part: str) -> None:
     if found.shape != wanted.shape:
         raise CheckpointMismatch(f"{part}: {name} is {list(found.shape)}; the config wants {list(wanted.shape)}")
     if not found.is_floating_point():
         raise CheckpointMismatch(f"{part}: {name} is {found.dtype}; floating point was wanted")
+    if not torch.isfinite(found).all():
+        raise CheckpointMismatch(f"{part}: {name} holds values that are not finite: the file is damaged")
 
 
-def _fill(module: nn.Module, sources: dict[str, tuple[Shards, str]], part: str) -> Any:
+def fill(module: nn.Module, sources: Sources, part: str) -> Any:
     """Copy stored tensors into the module, as float32. Raises: CheckpointMismatch if one is missing, left over or misshapen."""
     parameters = module.state_dict()
-    tied = isinstance(module, Decoder) and module.config.tied
-    _check_names(parameters, sources, tied, part)
-    for name, (shards, stored) in sources.items():
-        tensor = shards.read(stored)
-        _check_shape(name, tensor, parameters[name], part)
-        if not torch.isfinite(tensor).all():
-            raise CheckpointMismatch(f"{part}: {name} holds values that are not finite: the file is damaged")
+    _check_names(parameters, sources, _is_tied(module), part)
+    for name, read in sources.items():
+        tensor = read()
+        _check_tensor(name, tensor, parameters[name], part)
         parameters[name].copy_(tensor)
     return module.eval().requires_grad_(False)

@@ -1,0 +1,1 @@
+"""Checkpoint -> ONNX graphs, plain Hugging Face decoder, Triton model repository. One verb per file."""

@@ -1,0 +1,171 @@
+"""The whole conversion of one checkpoint, in order."""
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Protocol
+
+from videollama_converters import assemble as assembling
+from videollama_converters.compare import buffers, compare
+from videollama_converters.export_onnx import export_graph
+from videollama_converters.split_language_model import TOKENIZER_FILES, split_language_model
+from videollama_converters.steps import Step, Workshop, files_below, sha256, write_json
+from videollama_core.bundle import FORMAT, LANGUAGE_FOLDER, REPOSITORY, graph_path
+from videollama_core.checkpoint import CheckpointParts, Sources
+from videollama_core.config import ModelConfig, find_tower, read_json, read_model_config
+from videollama_core.errors import CheckpointMismatch
+from videollama_core.graphs import CONNECTOR, DECODER, EMBEDDING, GRAPHS, VISION_ENCODER, Graph
+
+
+class Progress(Protocol):
+    """Where a conversion tells how far it is."""
+
+    def start(self, task: str, total: int) -> None: ...
+    def advance(self) -> None: ...
+    def done(self, reused: bool) -> None: ...
+
+
+class SilentProgress:
+    def start(self, task: str, total: int) -> None:
+        pass
+
+    def advance(self) -> None:
+        pass
+
+    def done(self, reused: bool) -> None:
+        pass
+
+
+def convert(checkpoint: Path, out: Path, tower: Path | None = None, base: Path | None = None, progress: Progress = SilentProgress()) -> Path:
+    """Convert a published checkpoint folder into a bundle (videollama_core/bundle.py).
+
+    Args:
+        tower: folder of the vision tower; needed when it is not near the checkpoint and not a published one.
+        base: folder of the base language model, for Base folders and adapters.
+    Returns: the bundle's folder.
+    Raises: CheckpointMismatch, ParityFailed, ArtifactMismatch, OSError when the folder cannot be written.
+    """
+    if not checkpoint.is_dir():
+        raise CheckpointMismatch(f"{checkpoint} is not a folder; name the folder of a VideoLLaMA 2 checkpoint")
+    config = read_model_config(checkpoint, tower)
+    if base is not None or read_json(checkpoint / "config.json").get("tune_mm_mlp_adapter"):
+        raise CheckpointMismatch(f"{checkpoint} is a Base folder; only chat checkpoints are converted so far")
+    name = read_json(checkpoint / "config.json")["mm_vision_tower"]
+    parts = CheckpointParts(config, checkpoint, tower or find_tower(checkpoint, name))
+    with Workshop(out).locked() as workshop:
+        source = _read_source(parts, checkpoint, tower or find_tower(checkpoint, name), progress)
+        for step in plan_steps(parts, source, out, progress):
+            progress.start(step.name, _work(step, parts))
+            reused = workshop.is_valid(step)
+            if not reused:
+                workshop.make(step)
+            progress.done(reused)
+        workshop.write_manifest(
+            {
+                "format": FORMAT,
+                "name": checkpoint.resolve().name,
+                "model": config.to_dict(),
+                "media_tokens": config.media_tokens,
+                "engine": "onnx",
+                "dtype": "float32",
+                "versions": {package: metadata.version(package) for package in ("torch", "onnx", "onnxruntime")},
+                "source": source,
+                "files": workshop.files(),
+            }
+        )
+    return out
+
+
+def graph_sources(graph: Graph, parts: CheckpointParts) -> Sources:
+    """Readers of a graph's parameters."""
+    if graph is VISION_ENCODER:
+        return parts.vision_sources()
+    if graph is CONNECTOR:
+        return parts.connector_sources()
+    sources = parts.language_sources()
+    if graph is EMBEDDING:
+        return {"model.embed_tokens.weight": sources["model.embed_tokens.weight"]}
+    return sources
+
+
+def plan_steps(parts: CheckpointParts, source: dict[str, str], out: Path, progress: Progress) -> list[Step]:
+    code = _code_hash()
+    exports = [
+        Step(
+            graph.name,
+            {"source": source, "code": code, "format": FORMAT},
+            (graph_path(graph.name), graph_path(graph.name) + ".data"),
+            partial(_export, graph, parts, progress.advance),
+        )
+        for graph in GRAPHS
+    ]
+    inputs = {"source": source, "code": code, "format": FORMAT}
+    return [
+        *exports,
+        Step("language model", inputs, (LANGUAGE_FOLDER,), lambda to: split_language_model(parts, to / LANGUAGE_FOLDER, progress.advance)),
+        Step("parity", inputs, ("parity.json",), lambda to: _compare_all(parts, out, to / "parity.json", progress.advance)),
+        Step("model repository", {"code": code, "stages": _tree_hash(assembling.tracked_repository())}, (REPOSITORY,), lambda to: assembling.assemble(to / REPOSITORY)),
+    ]
+
+
+def _work(step: Step, parts: CheckpointParts) -> int:
+    counts = {graph.name: len(graph_sources(graph, parts)) for graph in GRAPHS}
+    counts.update({"language model": len(parts.language_sources()), "parity": len(GRAPHS)})
+    return counts.get(step.name, 1)
+
+
+def _export(graph: Graph, parts: CheckpointParts, tick: Callable[[], None], folder: Path) -> None:
+    sources = graph_sources(graph, parts) | {name: partial(_same, value) for name, value in buffers(parts.config).items()}
+    if parts.config.language.tied and graph is DECODER:
+        sources["lm_head.weight"] = sources["model.embed_tokens.weight"]
+    export_graph(graph, parts.config, sources, folder / graph_path(graph.name), tick)
+
+
+def _same(value):  # noqa: ANN001, ANN202
+    return value
+
+
+def _compare_all(parts: CheckpointParts, out: Path, path: Path, tick: Callable[[], None]) -> None:
+    report = []
+    for graph in GRAPHS:
+        report.append(compare(graph, parts.config, graph_sources(graph, parts), out / graph_path(graph.name)).to_dict())
+        tick()
+    write_json(path, report)
+
+
+def _read_source(parts: CheckpointParts, checkpoint: Path, tower: Path | None, progress: Progress) -> dict[str, str]:
+    """Check that the checkpoint is complete, and hash every file that the result depends on."""
+    small = [checkpoint / name for name in ("config.json", *TOKENIZER_FILES)]
+    files = [path for path in (*small, *parts.shards.paths(), *(files_below(tower) if tower else ())) if path.is_file()]
+    progress.start("reading the checkpoint", len(files))
+    parts.check()
+    hashes = {}
+    for path in files:
+        hashes[f"{path.parent.name}/{path.name}"] = sha256(path)
+        progress.advance()
+    progress.done(reused=False)
+    return hashes
+
+
+def _tree_hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in files_below(folder):
+        if "__pycache__" not in path.parts:
+            digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _code_hash() -> str:
+    """Of the code that decides what a conversion writes."""
+    import videollama_core
+
+    folders = (Path(videollama_core.__file__).parent, Path(__file__).parent)
+    names = ("vision.py", "connector.py", "decoder.py", "config.py", "checkpoint.py", "graphs.py", "export_onnx.py", "split_language_model.py", "compare.py")
+    digest = hashlib.sha256()
+    for folder in folders:
+        for name in names:
+            if (folder / name).is_file():
+                digest.update((folder / name).read_bytes())
+    return digest.hexdigest()

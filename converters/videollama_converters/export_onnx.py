@@ -1,0 +1,138 @@
+"""PyTorch modules -> ONNX graphs with external weights.
+
+A module is exported on the meta device, where it has shapes and no values; its tensors are then read from the
+checkpoint one at a time while the file is written. Peak memory is one tensor, whatever the model's size.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from videollama_core.config import ModelConfig
+from videollama_core.connector import Connector
+from videollama_core.decoder import Decoder
+from videollama_core.graphs import CONNECTOR, DECODER, EMBEDDING, VISION_ENCODER, Graph
+from videollama_core.vision import VisionEncoder
+
+OPSET = 18  # what TensorRT 10 and ONNX Runtime both read; LayerNormalization is one node from 17 on
+Sources = dict[str, Callable[[], Tensor]]
+
+
+class Embedding(nn.Module):
+    """input_ids int64 [B, S] -> inputs_embeds [B, S, D]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.model = nn.Module()
+        self.model.embed_tokens = nn.Embedding(config.language.vocab_size, config.language.width)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.model.embed_tokens(input_ids)
+
+
+def build_module(graph: Graph, config: ModelConfig) -> nn.Module:
+    """The PyTorch module behind a graph, without values."""
+    with torch.device("meta"):
+        if graph is VISION_ENCODER:
+            return VisionEncoder(config.vision, config.pixels).eval()
+        if graph is CONNECTOR:
+            return Connector(config).eval()
+        if graph is EMBEDDING:
+            return Embedding(config).eval()
+        return Decoder(config.language).eval()
+
+
+def example_inputs(graph: Graph, config: ModelConfig, rows: int = 2) -> tuple[Tensor, ...]:
+    """Inputs of the right shapes; seeded, so that two runs compare."""
+    generator = torch.Generator().manual_seed(0)
+    language, vision = config.language, config.vision
+    if graph is VISION_ENCODER:
+        return (torch.randint(0, 256, (rows, config.pixels.size, config.pixels.size, 3), generator=generator, dtype=torch.uint8),)
+    if graph is CONNECTOR:
+        features = torch.randn(rows, vision.tokens, vision.width, generator=generator)
+        return features, torch.arange(4) % rows
+    if graph is EMBEDDING:
+        return (torch.randint(0, language.vocab_size, (rows, 3), generator=generator),)
+    new, cached = 3, 5
+    bias = torch.zeros(rows, 1, new, cached + new)
+    bias[:, :, :, 0] = torch.finfo(torch.float32).min
+    return (
+        torch.randn(rows, new, language.width, generator=generator),
+        torch.arange(cached, cached + new).repeat(rows, 1),
+        bias,
+        torch.full((rows,), new - 1),
+        torch.randn(language.layers, 2, rows, language.kv_heads, cached, language.head_dim, generator=generator),
+    )
+
+
+def _dynamic_shapes(graph: Graph) -> tuple[dict[int, object], ...]:
+    any_size = torch.export.Dim.DYNAMIC
+    axes = {
+        VISION_ENCODER.name: ((0,),),
+        CONNECTOR.name: ((0,), (0,)),
+        EMBEDDING.name: ((0, 1),),
+        DECODER.name: ((0, 1), (0, 1), (0, 2, 3), (0,), (2, 4)),
+    }[graph.name]
+    return tuple({axis: any_size for axis in one} for one in axes)
+
+
+def export_graph(graph: Graph, config: ModelConfig, sources: Sources, path: Path, tick: Callable[[], None]) -> None:
+    """Write `path` and `path`.data.
+
+    Args:
+        sources: reads each of the module's parameters and buffers.
+        tick: called for each tensor written.
+    """
+    module = build_module(graph, config)
+    meta_inputs = tuple(tensor.to("meta") for tensor in example_inputs(graph, config))
+    with warnings.catch_warnings(), _quiet("torch.onnx"):
+        warnings.simplefilter("ignore")  # the exporter's notes on its own internals
+        program = torch.onnx.export(
+            module,
+            meta_inputs,
+            dynamo=True,
+            dynamic_shapes=_dynamic_shapes(graph),
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
+        )
+    assert program is not None
+    for name, value in program.model.graph.initializers.items():
+        assert value.shape is not None and value.dtype is not None
+        if name in sources:
+            value.const_value = _lazy(name, value, sources[name], tick)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ir.save(program.model, path, external_data=path.name + ".data")
+    onnx.checker.check_model(str(path))
+
+
+def _lazy(name: str, value: ir.Value, read: Callable[[], Tensor], tick: Callable[[], None]) -> ir.LazyTensor:
+    def load() -> ir.TensorProtocol:
+        tick()
+        array = read().to(torch.float32).numpy()
+        return ir.tensor(np.ascontiguousarray(array), name=name)
+
+    return ir.LazyTensor(load, dtype=ir.DataType.FLOAT, shape=value.shape, name=name, cache=False)
+
+
+class _quiet:
+    """Only errors of a logger and its children while it lasts."""
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def __enter__(self) -> None:
+        self._level = self._logger.level
+        self._logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.setLevel(self._level)
