@@ -1,0 +1,267 @@
+"""Iteration-level batching: requests join and leave between decoding steps.
+
+One iteration drops what was cancelled, admits what waits, prefills one chunk of one prompt, then takes one decoding step
+for every running request together. A long prompt therefore never stalls the others for longer than a chunk.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from videollama_core.errors import Cancelled, InvalidRequest, Overloaded, PromptTooLong, StageFailed, VideoLlamaError
+from videollama_core.generation.runner import Runner
+from videollama_core.messages import ResolvedSampling
+from videollama_core.sampling import Sampler
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One new token of a request."""
+
+    token: int
+    logits: np.ndarray | None  # float32 [vocab], before any penalty; None unless asked for
+    last: bool
+
+
+@dataclass
+class GenerationRequest:
+    """A prompt to go on from.
+
+    `on_step` and `on_error` are called from the scheduler's thread, in order; after a last step, an error or a
+    cancellation comes nothing more. `is_cancelled` is asked before every iteration.
+    """
+
+    request_id: str
+    input_ids: np.ndarray  # int64 [L]; vocab_size + k is row k of `media`
+    sampling: ResolvedSampling
+    end_words: tuple[tuple[int, ...], ...]  # generation ends after any of these sequences
+    on_step: Callable[[Step], None]
+    on_error: Callable[[VideoLlamaError], None]
+    media: np.ndarray | None = None  # float32 [N, D]
+    pad_id: int | None = None
+    return_logits: bool = False
+    is_cancelled: Callable[[], bool] = lambda: False
+
+
+@dataclass
+class _Running:
+    request: GenerationRequest
+    sampler: Sampler
+    slot: int
+    prefilled: int = 0  # positions of the prompt already in the slot
+
+
+@dataclass
+class Counters:
+    """What has happened since the start."""
+
+    iterations: int = 0
+    decode_steps: int = 0  # batched: one for all running requests
+    generated_tokens: int = 0
+    cancelled: int = 0
+    most_in_one_step: int = 0
+
+
+@dataclass
+class Scheduler:
+    runner: Runner
+    max_waiting: int = 128
+    prefill_chunk: int = 512  # positions
+    counters: Counters = field(default_factory=Counters)
+
+    def __post_init__(self) -> None:
+        self._waiting: deque[GenerationRequest] = deque()
+        self._running: dict[int, _Running] = {}
+        self._stops: set[str] = set()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    # --- called from any thread ---
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Queue a request. Raises: Overloaded, PromptTooLong, InvalidRequest."""
+        self._check(request)
+        with self._changed:
+            if self._closed:
+                raise StageFailed("the language model is shutting down")
+            if len(self._waiting) >= self.max_waiting:
+                raise Overloaded(f"{len(self._waiting)} requests wait for the language model already; try again later")
+            active = [*self._waiting, *(running.request for running in self._running.values())]
+            if any(request.request_id == other.request_id for other in active):
+                raise InvalidRequest(f"request id {request.request_id} is already running; use another")
+            self._waiting.append(request)
+            self._changed.notify()
+
+    def stop(self, request_id: str) -> None:
+        """End a request; unknown ids (it may just have ended) are ignored."""
+        with self._changed:
+            active = [*self._waiting, *(running.request for running in self._running.values())]
+            if any(request_id == request.request_id for request in active):
+                self._stops.add(request_id)
+                self._changed.notify()
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def start(self) -> None:
+        """Run iterations in a thread until `close`."""
+        self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop the thread; every request that has not ended gets an error."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+        for request in (*self._waiting, *(running.request for running in self._running.values())):
+            self._report(request, StageFailed("the language model is shutting down"))
+
+    def _check(self, request: GenerationRequest) -> None:
+        length, rows = len(request.input_ids), 0 if request.media is None else len(request.media)
+        if length == 0:
+            raise InvalidRequest("input_ids is empty; send at least one token")
+        if request.input_ids.min() < 0 or request.input_ids.max() >= self.runner.vocab_size + rows:
+            raise InvalidRequest(
+                f"input_ids holds {request.input_ids.min()} to {request.input_ids.max()}; ids are 0 to "
+                f"{self.runner.vocab_size - 1}, and {rows} media rows follow them"
+            )
+        if length >= self.runner.max_length:
+            raise PromptTooLong(f"the prompt has {length} tokens; the context holds {self.runner.max_length} with the answer")
+
+    # --- the scheduler's own thread ---
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._waiting or self._running)
+                if self._closed:
+                    return
+            self.iterate()
+
+    def iterate(self) -> None:
+        """One iteration."""
+        self.counters.iterations += 1
+        self._drop_cancelled()
+        self._admit()
+        self._prefill()
+        self._decode()
+
+    def _drop_cancelled(self) -> None:
+        with self._changed:
+            stops, self._stops = self._stops, set()
+            waiting = [request for request in self._waiting if request.request_id in stops or request.is_cancelled()]
+            for request in waiting:
+                self._waiting.remove(request)
+        running = [
+            running
+            for running in self._running.values()
+            if running.request.request_id in stops or running.request.is_cancelled()
+        ]
+        for gone in running:
+            self._release(gone)
+        for request in [*waiting, *(gone.request for gone in running)]:
+            self.counters.cancelled += 1
+            self._report(request, Cancelled("the request was stopped"))
+
+    def _admit(self) -> None:
+        with self._changed:
+            free = [slot for slot in range(self.runner.num_slots) if slot not in self._running]
+            for slot in free[: len(self._waiting)]:
+                request = self._waiting.popleft()
+                self._running[slot] = _Running(request, Sampler(request.sampling), slot)
+
+    def _prefill(self) -> None:
+        """One chunk of the oldest prompt that is not whole yet."""
+        running = next((one for one in self._running.values() if one.prefilled < len(one.request.input_ids)), None)
+        if running is None:
+            return
+        request = running.request
+        ids = request.input_ids[running.prefilled : running.prefilled + self.prefill_chunk]
+        visible = np.ones(len(ids), bool) if request.pad_id is None else ids != request.pad_id
+        try:
+            logits = self.runner.prefill(running.slot, ids, request.media, visible)
+        except Exception as error:
+            self._fail(running, error)
+            return
+        running.prefilled += len(ids)
+        if running.prefilled == len(request.input_ids):
+            self._advance(running, logits)
+
+    def _decode(self) -> None:
+        ready = [one for one in self._running.values() if one.sampler.generated]
+        if not ready:
+            return
+        self.counters.decode_steps += 1
+        self.counters.most_in_one_step = max(self.counters.most_in_one_step, len(ready))
+        try:
+            scores = self.runner.decode([one.slot for one in ready], [one.sampler.generated[-1] for one in ready])
+        except Exception as error:
+            if len(ready) == 1:
+                self._fail(ready[0], error)
+                return
+            logger.exception("a step for %d requests failed; each is tried alone", len(ready))
+            self._decode_alone(ready)
+            return
+        for running, logits in zip(ready, scores, strict=True):
+            self._advance(running, logits)
+
+    def _decode_alone(self, ready: list[_Running]) -> None:
+        """One request's fault must not end its neighbours."""
+        for running in ready:
+            try:
+                scores = self.runner.decode([running.slot], [running.sampler.generated[-1]])
+            except Exception as error:
+                self._fail(running, error)
+            else:
+                self._advance(running, scores[0])
+
+    def _advance(self, running: _Running, logits: np.ndarray) -> None:
+        request, generated = running.request, running.sampler.generated
+        try:
+            token = running.sampler.choose(logits)
+        except ValueError as error:  # scores that are not numbers
+            self._fail(running, error)
+            return
+        self.counters.generated_tokens += 1
+        ended = any(generated[-len(word) :] == list(word) for word in request.end_words)
+        full = len(request.input_ids) + len(generated) >= self.runner.max_length
+        last = ended or full or len(generated) >= request.sampling.max_new_tokens
+        if last:
+            self._release(running)
+        try:
+            request.on_step(Step(token, logits if request.return_logits else None, last))
+        except Exception:  # whoever listened is gone
+            logger.exception("request %s: its listener failed", request.request_id)
+            if not last:
+                self._release(running)
+
+    def _fail(self, running: _Running, error: Exception) -> None:
+        logger.error("request %s failed", running.request.request_id, exc_info=error)
+        self._release(running)
+        self._report(running.request, StageFailed(f"the language model failed on this request: {error}"))
+
+    def _release(self, running: _Running) -> None:
+        with self._changed:
+            del self._running[running.slot]
+        self.runner.free(running.slot)
+
+    @staticmethod
+    def _report(request: GenerationRequest, error: VideoLlamaError) -> None:
+        try:
+            request.on_error(error)
+        except Exception:
+            logger.exception("request %s: its listener failed", request.request_id)
