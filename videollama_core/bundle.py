@@ -56,6 +56,11 @@ class Bundle:
                 raise ArtifactMismatch(f"{root / name} {state}; the manifest lists {size} bytes: convert again")
         return cls(root, config, manifest)
 
+    @property
+    def max_seq_len(self) -> int:
+        """Positions of prompt and answer together that the language model takes."""
+        return int(self.manifest["max_seq_len"])
+
     def graph(self, name: str) -> Path:
         return self.root / graph_path(name)
 

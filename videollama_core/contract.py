@@ -171,7 +171,8 @@ DETOKENIZE = Stage("detokenize", (_batched(OUTPUT_IDS), _batched(SEQUENCE_LENGTH
 ENSEMBLE = Stage(
     "ensemble",
     (QUESTION, MESSAGES, MEDIA, MEDIA_KIND, START, END, *OPTIONS),
-    (TEXT, _batched(OUTPUT_IDS), _batched(SEQUENCE_LENGTH), FRAME_INDEX, FRAME_TIME, PREPROCESS_SPAN, ENCODER_SPAN),
+    # Nothing of perception: outputs of an ensemble may not mix steps before and after a decoupled one.
+    (TEXT, _batched(OUTPUT_IDS), _batched(SEQUENCE_LENGTH)),
     decoupled=True,
 )
 ENTRY = Stage(

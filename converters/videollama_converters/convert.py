@@ -68,6 +68,7 @@ def convert(checkpoint: Path, out: Path, tower: Path | None = None, base: Path |
                 "name": checkpoint.resolve().name,
                 "model": config.to_dict(),
                 "media_tokens": config.media_tokens,
+                "max_seq_len": config.language.max_positions,
                 "engine": "onnx",
                 "dtype": "float32",
                 "versions": {package: metadata.version(package) for package in ("torch", "onnx", "onnxruntime")},

@@ -69,7 +69,7 @@ class OnnxRunner:
     def __init__(self, bundle: Bundle, num_slots: int, max_length: int, threads: int = 0) -> None:
         language = bundle.config.language
         self.num_slots, self.vocab_size = num_slots, language.vocab_size
-        self.max_length = min(max_length, language.max_positions)
+        self.max_length = max_length
         self._shape = (language.layers, language.kv_heads, language.head_dim)
         self._embedding = OnnxEngine(bundle.graph(EMBEDDING.name), EMBEDDING.inputs, EMBEDDING.outputs, threads)
         self._decoder = OnnxEngine(bundle.graph(DECODER.name), DECODER.inputs, DECODER.outputs, threads)

@@ -1,0 +1,38 @@
+"""Ask questions about video, images and text of a VideoLLaMA 2 server; answers stream back."""
+
+from videollama_client.client import AnswerStream, Client
+from videollama_client.client_async import AsyncAnswerStream, AsyncClient
+from videollama_core.errors import (
+    BadSampling,
+    BadSegment,
+    Cancelled,
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    PromptTooLong,
+    ServerUnreachable,
+    StageFailed,
+    UnreadableMedia,
+    VideoLlamaError,
+)
+from videollama_core.messages import Answer, Usage
+
+__all__ = [
+    "Answer",
+    "AnswerStream",
+    "AsyncAnswerStream",
+    "AsyncClient",
+    "BadSampling",
+    "BadSegment",
+    "Cancelled",
+    "Client",
+    "DeadlineExceeded",
+    "InvalidRequest",
+    "Overloaded",
+    "PromptTooLong",
+    "ServerUnreachable",
+    "StageFailed",
+    "UnreadableMedia",
+    "Usage",
+    "VideoLlamaError",
+]

@@ -1,0 +1,174 @@
+"""The client for ordinary code. `ask` is `stream`, joined."""
+
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grpc
+
+from videollama_client import transport
+from videollama_client.wire import AnswerReader, Source, Video, build_ping, build_question
+from videollama_core.contract import ENTRY
+from videollama_core.errors import Cancelled, ServerUnreachable, StageFailed, VideoLlamaError
+from videollama_core.messages import Answer
+
+SILENCE_SECONDS = 1.0  # after so long without a message, ask whether the process that has the request still lives
+PING_SECONDS = 10.0
+
+
+class AnswerStream:
+    """Pieces of an answer as they come. After the last one, `answer` is the whole."""
+
+    def __init__(self, client: "Client", request_id: str, call: grpc.Call) -> None:
+        self.request_id = request_id
+        self._client, self._call = client, call
+        self._reader = AnswerReader()
+        self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._cancelled = False
+        threading.Thread(target=self._receive, daemon=True).start()
+
+    def _receive(self) -> None:
+        try:
+            for message in self._call:  # type: ignore[attr-defined]
+                self._messages.put(message)
+            self._messages.put(None)
+        except grpc.RpcError as error:
+            self._messages.put(error)
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            while self._reader.answer is None:
+                message = self._next_message()
+                if message is None:
+                    break
+                if piece := self._reader.read(message):
+                    yield piece
+            self._reader.finish()
+        finally:
+            self._call.cancel()
+            self._client._forget(self.request_id)
+
+    def _next_message(self) -> Any:
+        while True:
+            try:
+                message = self._messages.get(timeout=SILENCE_SECONDS)
+            except queue.Empty:
+                self._client._check_process(self._reader.process)
+                continue
+            if isinstance(message, grpc.RpcError):
+                if self._cancelled:
+                    raise Cancelled("the request was cancelled")
+                raise transport.translate(message, self._client.address) from message
+            return message
+
+    def cancel(self) -> None:
+        """Stop the answer; the server frees its place at once. Iterating on raises Cancelled."""
+        self._cancelled = True
+        self._call.cancel()
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; reads what is left of it."""
+        if self._reader.answer is None:
+            for _ in self:
+                pass
+        return self._reader.finish()
+
+
+class Client:
+    """A connection to one server; safe to use from several threads.
+
+    Args:
+        address: host:port of the server's gRPC port.
+        timeout: seconds that a request may take unless it names its own; None waits as long as the server works.
+    """
+
+    def __init__(self, address: str = "localhost:8001", timeout: float | None = None) -> None:
+        self.address, self._timeout = address, timeout
+        self._channel = transport.open_channel(address)
+        self._stub = transport.Stub(self._channel)
+        self._active: dict[str, AnswerStream] = {}
+
+    def stream(
+        self,
+        question: str | Sequence[dict[str, str]],
+        *,
+        video: Video | None = None,
+        image: Source | None = None,
+        timeout: float | None = None,
+        request_id: str | None = None,
+        **options: Any,
+    ) -> AnswerStream:
+        """Ask, and iterate over the pieces of text as they come.
+
+        Args:
+            question: one user turn, or a list of {role, content} messages; media belongs to the first.
+            video: path, folder of frames, bytes, uint8 [T, H, W, 3], or a list of frames or image paths.
+            image: path, bytes or uint8 [H, W, 3].
+            timeout: seconds until DeadlineExceeded.
+            options: start and end (seconds of the video), max_new_tokens, temperature (0 is greedy), top_p, top_k,
+                seed, repetition_penalty, stop (strings). None means the checkpoint's own default.
+        Raises: an error of videollama_core.errors, here or while iterating.
+        """
+        request_id = request_id or uuid.uuid4().hex
+        request = build_question(question, request_id, {"video": video, "image": image, **options})
+        call = self._stub.ModelStreamInfer(iter([request]), timeout=timeout or self._timeout)
+        stream = AnswerStream(self, request_id, call)
+        self._active[request_id] = stream
+        return stream
+
+    def ask(self, question: str | Sequence[dict[str, str]], **arguments: Any) -> Answer:
+        """The whole answer; arguments are those of `stream`."""
+        return self.stream(question, **arguments).answer
+
+    def cancel(self, request_id: str) -> bool:
+        """Cancel a request that another thread waits for; False if it is not running."""
+        stream = self._active.get(request_id)
+        if stream is not None:
+            stream.cancel()
+        return stream is not None
+
+    def health(self) -> bool:
+        """True if the server answers questions."""
+        try:
+            with transport.translated(self.address):
+                return self._stub.ModelReady(transport.READY(name=ENTRY.name), timeout=5).ready
+        except VideoLlamaError:
+            return False
+
+    def wait_until_ready(self, timeout: float = 60.0) -> None:
+        """Raises: ServerUnreachable after `timeout` seconds without a ready server."""
+        deadline = time.monotonic() + timeout
+        while not self.health():
+            if time.monotonic() >= deadline:
+                raise ServerUnreachable(f"no server is ready at {self.address} after {timeout:g} s; start one with vl2 serve")
+            time.sleep(0.1)
+
+    def _check_process(self, process: str | None) -> None:
+        """Raises: StageFailed unless the process that has a request still answers."""
+        reader = AnswerReader()
+        try:
+            with transport.translated(self.address):
+                for message in self._stub.ModelStreamInfer(iter([build_ping()]), timeout=PING_SECONDS):
+                    reader.read(message)
+        except VideoLlamaError as error:
+            raise StageFailed(f"stage {ENTRY.name} does not answer ({error}); send the request again") from error
+        if reader.process != process:
+            raise StageFailed(f"stage {ENTRY.name}: its process died while it answered; send the request again")
+
+    def _forget(self, request_id: str) -> None:
+        self._active.pop(request_id, None)
+
+    def close(self) -> None:
+        for stream in list(self._active.values()):
+            stream.cancel()
+        self._channel.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,148 @@
+"""The client for asyncio; the same requests, answers and errors as client.py."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+
+from videollama_client import transport
+from videollama_client.client import PING_SECONDS, SILENCE_SECONDS
+from videollama_client.wire import AnswerReader, Source, Video, build_ping, build_question
+from videollama_core.contract import ENTRY
+from videollama_core.errors import Cancelled, ServerUnreachable, StageFailed, VideoLlamaError
+from videollama_core.messages import Answer
+
+
+class AsyncAnswerStream:
+    """Pieces of an answer as they come. After the last one, `answer()` is the whole."""
+
+    def __init__(self, client: "AsyncClient", request_id: str, call: Any) -> None:
+        self.request_id = request_id
+        self._client, self._call = client, call
+        self._reader = AnswerReader()
+        self._cancelled = False
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        try:
+            while self._reader.answer is None:
+                message = await self._next_message()
+                if message is grpc.aio.EOF:
+                    break
+                if piece := self._reader.read(message):
+                    yield piece
+            self._reader.finish()
+        finally:
+            self._call.cancel()
+            self._client._forget(self.request_id)
+
+    async def _next_message(self) -> Any:
+        read = asyncio.ensure_future(self._call.read())
+        try:
+            while not (await asyncio.wait({read}, timeout=SILENCE_SECONDS))[0]:
+                await self._client._check_process(self._reader.process)
+            return await read
+        except grpc.RpcError as error:
+            if self._cancelled:
+                raise Cancelled("the request was cancelled") from error
+            raise transport.translate(error, self._client.address) from error
+        except asyncio.CancelledError:
+            if self._cancelled:  # by `cancel`, not by the task's owner
+                raise Cancelled("the request was cancelled") from None
+            raise
+        finally:
+            read.cancel()
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._call.cancel()
+
+    async def answer(self) -> Answer:
+        """The whole answer; reads what is left of it."""
+        if self._reader.answer is None:
+            async for _ in self:
+                pass
+        return self._reader.finish()
+
+
+class AsyncClient:
+    """A connection to one server for asyncio. Arguments and errors are those of Client."""
+
+    def __init__(self, address: str = "localhost:8001", timeout: float | None = None) -> None:
+        self.address, self._timeout = transport.check_address(address), timeout
+        self._channel = transport.open_async_channel(address)
+        self._stub = transport.Stub(self._channel)
+        self._active: dict[str, AsyncAnswerStream] = {}
+
+    def stream(
+        self,
+        question: str | Sequence[dict[str, str]],
+        *,
+        video: Video | None = None,
+        image: Source | None = None,
+        timeout: float | None = None,
+        request_id: str | None = None,
+        **options: Any,
+    ) -> AsyncAnswerStream:
+        """Ask, and iterate (`async for`) over the pieces of text as they come."""
+        request_id = request_id or uuid.uuid4().hex
+        request = build_question(question, request_id, {"video": video, "image": image, **options})
+        call = self._stub.ModelStreamInfer(_once(request), timeout=timeout or self._timeout)
+        stream = AsyncAnswerStream(self, request_id, call)
+        self._active[request_id] = stream
+        return stream
+
+    async def ask(self, question: str | Sequence[dict[str, str]], **arguments: Any) -> Answer:
+        return await self.stream(question, **arguments).answer()
+
+    def cancel(self, request_id: str) -> bool:
+        """Cancel a running request; False if it is not running."""
+        stream = self._active.get(request_id)
+        if stream is not None:
+            stream.cancel()
+        return stream is not None
+
+    async def health(self) -> bool:
+        try:
+            with transport.translated(self.address):
+                return (await self._stub.ModelReady(transport.READY(name=ENTRY.name), timeout=5)).ready
+        except VideoLlamaError:
+            return False
+
+    async def wait_until_ready(self, timeout: float = 60.0) -> None:
+        deadline = time.monotonic() + timeout
+        while not await self.health():
+            if time.monotonic() >= deadline:
+                raise ServerUnreachable(f"no server is ready at {self.address} after {timeout:g} s; start one with vl2 serve")
+            await asyncio.sleep(0.1)
+
+    async def _check_process(self, process: str | None) -> None:
+        reader = AnswerReader()
+        try:
+            with transport.translated(self.address):
+                async for message in self._stub.ModelStreamInfer(_once(build_ping()), timeout=PING_SECONDS):
+                    reader.read(message)
+        except VideoLlamaError as error:
+            raise StageFailed(f"stage {ENTRY.name} does not answer ({error}); send the request again") from error
+        if reader.process != process:
+            raise StageFailed(f"stage {ENTRY.name}: its process died while it answered; send the request again")
+
+    def _forget(self, request_id: str) -> None:
+        self._active.pop(request_id, None)
+
+    async def close(self) -> None:
+        for stream in list(self._active.values()):
+            stream.cancel()
+        await self._channel.close()
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+async def _once(request: Any) -> AsyncIterator[Any]:
+    yield request

@@ -1,0 +1,84 @@
+"""What a caller has in hand -> media as it travels: a kind and encoded files."""
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from videollama_core.contract import MAX_MEDIA_BYTES
+from videollama_core.errors import InvalidRequest, UnreadableMedia
+
+Source = str | os.PathLike[str] | bytes | np.ndarray
+Video = Source | Sequence[Source]
+
+
+@dataclass(frozen=True)
+class Media:
+    kind: str  # of contract.MEDIA_KINDS
+    files: tuple[bytes, ...]
+
+
+def read_media(video: Video | None, image: Source | None) -> Media | None:
+    """Read a video or an image.
+
+    Args:
+        video: path of a file or of a folder of frames, encoded bytes, uint8 [T, H, W, 3], or a list of frames (arrays,
+            paths of pictures, encoded pictures).
+        image: path, encoded bytes or uint8 [H, W, 3].
+    Raises: InvalidRequest, UnreadableMedia.
+    """
+    if video is not None and image is not None:
+        raise InvalidRequest("found a video and an image; one question is about one of them")
+    if image is not None:
+        return _limited(Media("image", (_read_one(image, 3),)))
+    if video is None:
+        return None
+    if isinstance(video, (list, tuple)):
+        if not video:
+            raise InvalidRequest("the list of frames is empty; send at least one")
+        return _limited(Media("frames", tuple(_read_one(frame, 3) for frame in video)))
+    if isinstance(video, np.ndarray):
+        return _limited(Media("frames", (_read_one(video, 4),)))
+    if isinstance(video, (str, os.PathLike)) and Path(video).is_dir():
+        return _limited(Media("folder", _read_folder(Path(video))))
+    return _limited(Media("video", (_read_one(video, 4),)))  # type: ignore[arg-type]
+
+
+def _read_one(source: Source, dimensions: int) -> bytes:
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != dimensions or source.shape[-1] != 3 or source.size == 0:
+            shape = "[T, H, W, 3]" if dimensions == 4 else "[H, W, 3]"
+            raise UnreadableMedia(f"the array is {source.dtype} {list(source.shape)}; wanted uint8 {shape} with nothing empty")
+        buffer = io.BytesIO()
+        np.save(buffer, source)
+        return buffer.getvalue()
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source)
+    if not isinstance(source, (str, os.PathLike)):
+        raise InvalidRequest(f"media is a {type(source).__name__}; it takes a path, bytes, an array or a list of them")
+    path = Path(source)
+    try:
+        size = path.stat().st_size
+        if size > MAX_MEDIA_BYTES:
+            raise InvalidRequest(f"{path} has {size} bytes; the limit is {MAX_MEDIA_BYTES}: cut or re-encode it")
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadableMedia(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read_folder(folder: Path) -> tuple[bytes, ...]:
+    """Pictures in the plain order of their names, as the reference sorts them (frame_10 comes before frame_2)."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    if not paths:
+        raise UnreadableMedia(f"{folder} holds no files; a folder stands for the pictures of a video")
+    return tuple(_read_one(path, 3) for path in paths)
+
+
+def _limited(media: Media) -> Media:
+    size = sum(map(len, media.files))
+    if size > MAX_MEDIA_BYTES:
+        raise InvalidRequest(f"the media has {size} bytes; the limit of a request is {MAX_MEDIA_BYTES}")
+    return media

@@ -1,0 +1,23 @@
+"""Frames -> media tokens: vision encoder and connector."""
+
+import time
+
+from videollama_core.contract import ENCODER
+from videollama_core.encode import MediaEncoder
+from videollama_core.stage import PythonStage, bundle_of
+
+
+class TritonPythonModel(PythonStage):
+    contract = ENCODER
+
+    def load(self, args):
+        self.encoder = MediaEncoder(bundle_of(args))
+
+    def run(self, frames):
+        began = time.time()
+        table = self.encoder.encode(frames)
+        return {
+            "prompt_embedding_table": table[None],
+            "prompt_vocab_size": [[len(table)]],
+            "encoder_span": [began, time.time()],
+        }

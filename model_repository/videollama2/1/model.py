@@ -1,0 +1,7 @@
+"""The public entry: a question about media in, pieces of the answer out."""
+
+from videollama_core.entry_stage import EntryStage
+
+
+class TritonPythonModel(EntryStage):
+    pass

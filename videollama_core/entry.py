@@ -1,0 +1,170 @@
+"""The life of one question behind the public entry: media -> tokens -> text, in pieces.
+
+Knows no Triton: the other stages are the interface `Stages`.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from videollama_core.bundle import Bundle
+from videollama_core.contract import MAX_MEDIA_BYTES, MEDIA_KINDS
+from videollama_core.errors import Cancelled, InvalidRequest
+from videollama_core.messages import Conversation, ResolvedSampling, SamplingOptions, Usage
+from videollama_core.prompt import MODALITIES, Prompt, check_length, render_prompt, tokenize_prompt
+from videollama_core.text import AnswerText
+from videollama_core.video import Segment
+
+POLL_SECONDS = 0.02  # how often a waiting request looks whether its client has left
+
+
+@dataclass(frozen=True)
+class Question:
+    conversation: Conversation
+    options: SamplingOptions
+    kind: str | None = None  # of the media; None for a text-only question
+    files: tuple[bytes, ...] = ()
+    segment: Segment = field(default_factory=Segment)
+
+    def __post_init__(self) -> None:
+        if self.kind is None:
+            if self.files:
+                raise InvalidRequest(f"media came without media_kind; it takes one of {', '.join(MEDIA_KINDS)}")
+            if self.segment != Segment():
+                raise InvalidRequest("start and end came without a video")
+            return
+        if self.kind not in MEDIA_KINDS:
+            raise InvalidRequest(f"media_kind is {self.kind!r}; it takes one of {', '.join(MEDIA_KINDS)}")
+        if not self.files:
+            raise InvalidRequest(f"media_kind is {self.kind} and media is empty; send at least one file")
+        size = sum(map(len, self.files))
+        if size > MAX_MEDIA_BYTES:
+            raise InvalidRequest(f"media has {size} bytes; the limit of a request is {MAX_MEDIA_BYTES}")
+        self.segment.refuse_reversed()
+
+
+@dataclass(frozen=True)
+class Perception:
+    table: np.ndarray  # float32 [1, N, D]
+    spans: dict[str, tuple[float, float]]  # stage -> Unix seconds when its work began and ended
+
+
+class Generation(Protocol):
+    """A running request of the language model."""
+
+    def next(self, timeout: float) -> list[int] | None:
+        """New ids; [] when nothing came within `timeout` seconds; None when it has ended. Raises what the stage reports."""
+        ...
+
+    def stop(self) -> None: ...
+
+
+class Stages(Protocol):
+    def perceive(self, kind: str, files: Sequence[bytes], segment: Segment) -> Perception: ...
+
+    def generate(
+        self, request_id: str, prompt: Prompt, table: np.ndarray | None, sampling: ResolvedSampling
+    ) -> Generation: ...
+
+
+def build_prompt(bundle: Bundle, tokenizer: Any, conversation: Conversation, kind: str | None, num_media_tokens: int) -> Prompt:
+    """Prompt ids of a conversation about media of a kind. Raises: InvalidRequest, PromptTooLong."""
+    language = bundle.config.language
+    modality = "text" if kind is None else MODALITIES[kind]
+    rendered = render_prompt(tokenizer, language.family, conversation, modality)
+    prompt = tokenize_prompt(tokenizer, rendered, modality, num_media_tokens, language.vocab_size)
+    check_length(prompt, bundle.max_seq_len)
+    return prompt
+
+
+class Entry:
+    """Answers questions about one bundle."""
+
+    def __init__(self, bundle: Bundle, stages: Stages) -> None:
+        self._bundle, self._stages = bundle, stages
+        self._tokenizer = bundle.tokenizer()
+        self._defaults = bundle.generation_defaults(self._tokenizer)
+
+    def answer(self, question: Question, emit: Callable[[dict[str, Any]], None], is_cancelled: Callable[[], bool]) -> None:
+        """Emit the outputs of contract.ENTRY, piece by piece; the last one carries `summary`.
+
+        Raises: Cancelled when the client has left; whatever a stage reports.
+        """
+        clock = _Clock()
+        sampling = self._defaults.resolve(question.options)
+        # Everything that can be refused is refused before the media is looked at.
+        expected = 0 if question.kind is None else self._bundle.config.media_tokens
+        build_prompt(self._bundle, self._tokenizer, question.conversation, question.kind, expected)
+        table = None
+        if question.kind is not None:
+            seen = self._stages.perceive(question.kind, question.files, question.segment)
+            clock.add_perception(seen.spans)
+            table = seen.table
+        num_media = 0 if table is None else table.shape[1]
+        prompt = build_prompt(self._bundle, self._tokenizer, question.conversation, question.kind, num_media)
+        sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, self._bundle.max_seq_len - len(prompt.input_ids)))
+        clock.lap("prompt")
+        if is_cancelled():
+            raise Cancelled("the client left")
+        request_id = str(secrets.randbits(63))
+        generation = self._stages.generate(request_id, prompt, table, sampling)
+        pieces = AnswerText(self._tokenizer, question.options.stop)
+        ids: list[int] = []
+        try:
+            while (new := generation.next(POLL_SECONDS)) is not None:
+                if is_cancelled():
+                    raise Cancelled("the client left")
+                if new and not ids:
+                    clock.lap("prefill")
+                ids.extend(new)
+                piece = pieces.push(new)
+                if pieces.stopped:
+                    break
+                if new:
+                    emit({"text": [piece.encode()], "output_ids": new})
+        except BaseException:
+            generation.stop()
+            raise
+        if pieces.stopped:
+            generation.stop()
+        else:
+            piece = pieces.finish()
+        clock.lap("decode")
+        ended = pieces.stopped or len(ids) < sampling.max_new_tokens or ids[-1] in self._defaults.end_ids
+        summary = {
+            "finish_reason": "stop" if ended else "length",
+            "usage": asdict(Usage(prompt.text_tokens, prompt.media_tokens, len(ids))),
+            "seconds": clock.report(),
+        }
+        sent = {"text": [piece.encode()], "summary": [json.dumps(summary).encode()]}
+        if pieces.stopped:
+            sent["output_ids"] = new or []
+        emit(sent)
+
+
+class _Clock:
+    """Seconds per stage of one request."""
+
+    def __init__(self) -> None:
+        self._began = time.time()
+        self._last = self._start = time.monotonic()
+        self._seconds: dict[str, float] = {}
+
+    def lap(self, stage: str) -> None:
+        now = time.monotonic()
+        self._seconds[stage] = now - self._last
+        self._last = now
+
+    def add_perception(self, spans: dict[str, tuple[float, float]]) -> None:
+        """A span from before this request means that the cache answered: the stage did nothing for it."""
+        self.lap("perception")
+        for stage, (began, ended) in spans.items():
+            self._seconds[stage] = ended - began if began >= self._began else 0.0
+
+    def report(self) -> dict[str, float]:
+        return {**{stage: round(value, 6) for stage, value in self._seconds.items()}, "total": round(time.monotonic() - self._start, 6)}

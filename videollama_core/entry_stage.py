@@ -1,0 +1,63 @@
+"""The public entry as a Triton stage: tensors -> Question, pieces -> tensors."""
+
+import os
+import secrets
+from typing import Any
+
+import numpy as np
+
+from videollama_core import contract
+from videollama_core.entry import Entry, Question
+from videollama_core.errors import InvalidRequest
+from videollama_core.messages import Conversation, SamplingOptions, as_conversation, conversation_from_json
+from videollama_core.stage import DecoupledStage, Reply, bundle_of, read_inputs, scalar, text
+from videollama_core.stage_calls import TritonStages
+from videollama_core.video import Segment
+
+
+def read_conversation(question: np.ndarray | None, messages: np.ndarray | None) -> Conversation:
+    """Raises: InvalidRequest unless exactly one of the two is there."""
+    if (question is None) == (messages is None):
+        raise InvalidRequest("send either question (one string) or messages (JSON list of {role, content})")
+    if messages is not None:
+        return conversation_from_json(scalar(messages, "messages"))
+    return as_conversation(scalar(question, "question"))
+
+
+def read_options(tensors: dict[str, np.ndarray | None], stop: np.ndarray | None = None) -> SamplingOptions:
+    """Raises: BadSampling on a value out of range."""
+    values = {option.name: scalar(tensors[option.name], option.name) for option in contract.OPTIONS}
+    words = () if stop is None else tuple(text(word, "stop") for word in stop.reshape(-1))
+    return SamplingOptions(**values, stop=words)
+
+
+class EntryStage(DecoupledStage):
+    contract = contract.ENTRY
+
+    def load(self, args: dict[str, str]) -> None:
+        bundle = bundle_of(args)
+        tokenizer = bundle.tokenizer()
+        stages = TritonStages(bundle.generation_defaults(tokenizer).end_ids, tokenizer.pad_id)
+        self._entry = Entry(bundle, stages)
+        self._process = f"{os.getpid()}-{secrets.token_hex(4)}".encode()
+
+    def handle_at_once(self, request: Any, reply: Reply) -> bool:
+        """A ping is answered at once; for a question, the first message tells which process has it."""
+        ping = read_inputs(self.contract, request)["ping"]
+        is_ping = bool(scalar(ping, "ping"))
+        reply.send({"process": [self._process]}, last=is_ping)
+        return is_ping
+
+    def handle(self, request: Any, reply: Reply) -> None:
+        self._entry.answer(_read_question(read_inputs(self.contract, request)), reply.send, reply.is_cancelled)
+
+
+def _read_question(inputs: dict[str, Any]) -> Question:
+    media = inputs["media"]
+    return Question(
+        conversation=read_conversation(inputs["question"], inputs["messages"]),
+        options=read_options(inputs, inputs["stop"]),
+        kind=scalar(inputs["media_kind"], "media_kind"),
+        files=() if media is None else tuple(media.reshape(-1)),
+        segment=Segment(scalar(inputs["start"], "start"), scalar(inputs["end"], "end")),
+    )

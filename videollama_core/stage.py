@@ -1,0 +1,190 @@
+"""Between Triton's Python backend and the hub: tensors in, tensors out, errors as `Kind: message`.
+
+A stage's model.py subclasses `PythonStage` (one response per request) or `DecoupledStage` (any number) and holds no
+logic. `triton_python_backend_utils` exists only inside Triton's stub process (or as a small real class in tests).
+"""
+
+import json
+import logging
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb
+
+from videollama_core.bundle import Bundle
+from videollama_core.contract import Stage, Tensor
+from videollama_core.errors import InvalidRequest, Overloaded, StageFailed, VideoLlamaError
+
+logger = logging.getLogger(__name__)
+_NUMPY = {"UINT8": np.uint8, "INT32": np.int32, "INT64": np.int64, "UINT64": np.uint64, "FP32": np.float32, "FP64": np.float64, "BOOL": np.bool_, "STRING": np.object_}
+
+
+def bundle_of(args: dict[str, str]) -> Bundle:
+    """The bundle around a stage: build/NAME/model_repository/STAGE lies in it."""
+    return Bundle.open(Path(args["model_repository"]).parents[1])
+
+
+def parameter(args: dict[str, str], name: str) -> str:
+    """A `parameters` entry of the stage's config.pbtxt."""
+    return json.loads(args["model_config"])["parameters"][name]["string_value"]
+
+
+def read_inputs(stage: Stage, request: Any) -> dict[str, Any]:
+    """Arrays by name, None for an absent optional one. Raises: InvalidRequest on a wrong rank or a missing tensor."""
+    found = {}
+    for tensor in stage.inputs:
+        value = pb.get_input_tensor_by_name(request, tensor.name)
+        if value is None and not tensor.optional:
+            raise InvalidRequest(f"tensor {tensor.name} is missing; it holds: {tensor.meaning}")
+        found[tensor.name] = None if value is None else value.as_numpy()
+    return found
+
+
+def scalar(array: np.ndarray | None, name: str) -> Any:
+    """The one value of a tensor as a Python value, None if absent. Raises: InvalidRequest unless it holds exactly one."""
+    if array is None:
+        return None
+    if array.size != 1:
+        raise InvalidRequest(f"{name} has {array.size} values; exactly one was wanted")
+    return array.reshape(-1)[0].item() if array.dtype != np.object_ else text(array.reshape(-1)[0], name)
+
+
+def text(value: Any, name: str) -> str:
+    try:
+        return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{name} is not UTF-8: {error}") from error
+
+
+def to_tensor(tensor: Tensor, value: Any) -> Any:
+    array = np.asarray(value, dtype=_NUMPY[tensor.dtype])
+    return pb.Tensor(tensor.name, np.ascontiguousarray(array))
+
+
+def respond(stage: Stage, values: dict[str, Any]) -> Any:
+    return pb.InferenceResponse([to_tensor(tensor, values[tensor.name]) for tensor in stage.outputs if tensor.name in values])
+
+
+def refuse(stage: Stage, error: Exception) -> Any:
+    """The response that an error becomes; anything unexpected is logged with its traceback."""
+    if not isinstance(error, VideoLlamaError):
+        logger.error("stage %s", stage.name, exc_info=error)
+        error = StageFailed(f"stage {stage.name}: {type(error).__name__}: {error}")
+    code = getattr(pb.TritonError, error.triton_code)
+    return pb.InferenceResponse(error=pb.TritonError(error.to_wire(), code))
+
+
+class PythonStage:
+    """A stage with one response per request."""
+
+    contract: Stage
+
+    def load(self, args: dict[str, str]) -> None:
+        """Once, before the first request. An error keeps the server from becoming ready."""
+
+    def run(self, **inputs: Any) -> dict[str, Any]:
+        """Arrays of the contract's inputs -> values of its outputs."""
+        raise StageFailed(f"stage {self.contract.name} answers nothing")
+
+    def initialize(self, args: dict[str, str]) -> None:
+        log_to_stderr(self.contract.name)
+        try:
+            self.load(args)
+        except VideoLlamaError as error:
+            raise pb.TritonModelException(error.to_wire()) from error
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        try:
+            return respond(self.contract, self.run(**read_inputs(self.contract, request)))
+        except Exception as error:
+            return refuse(self.contract, error)
+
+
+class Reply:
+    """Where a decoupled stage answers one request; exactly one final message leaves it."""
+
+    def __init__(self, stage: Stage, request: Any) -> None:
+        self._stage = stage
+        self._sender = request.get_response_sender()
+        self._lock = threading.Lock()
+        self.ended = False
+
+    def is_cancelled(self) -> bool:
+        return self._sender.is_cancelled()
+
+    def send(self, values: dict[str, Any], last: bool = False) -> None:
+        self._send(respond(self._stage, values), last)
+
+    def fail(self, error: Exception) -> None:
+        self._send(refuse(self._stage, error), last=True)
+
+    def end(self) -> None:
+        with self._lock:
+            if not self.ended:
+                self.ended = True
+                self._sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _send(self, response: Any, last: bool) -> None:
+        with self._lock:
+            if self.ended:
+                return
+            self.ended = last
+            self._sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
+
+
+class DecoupledStage(PythonStage):
+    """A stage with any number of responses; each request runs in a thread of its own."""
+
+    max_requests = 64  # at a time; more are refused at once
+
+    def handle(self, request: Any, reply: Reply) -> None:
+        """Answer one request, in a thread of its own. What it raises ends the reply."""
+
+    def handle_at_once(self, request: Any, reply: Reply) -> bool:
+        """Answer a request that needs no thread; True if it did."""
+        return False
+
+    def initialize(self, args: dict[str, str]) -> None:
+        self._threads = ThreadPoolExecutor(self.max_requests, thread_name_prefix=self.contract.name)
+        self._active = threading.Semaphore(self.max_requests)
+        super().initialize(args)
+
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            reply = Reply(self.contract, request)
+            try:
+                if self.handle_at_once(request, reply):
+                    continue
+                if not self._active.acquire(blocking=False):
+                    raise Overloaded(f"{self.max_requests} requests are being answered already; try again later")
+            except Exception as error:
+                reply.fail(error)
+            else:
+                self._threads.submit(self._run, request, reply)
+
+    def _run(self, request: Any, reply: Reply) -> None:
+        try:
+            self.handle(request, reply)
+        except Exception as error:
+            reply.fail(error)
+        finally:
+            reply.end()
+            self._active.release()
+
+    def finalize(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def log_to_stderr(stage: str) -> None:
+    """The server's log is the stub's stderr."""
+    logging.basicConfig(
+        level=os.environ.get("VL2_LOG_LEVEL", "INFO"), stream=sys.stderr, format=f"%(asctime)s {stage} %(levelname)s %(message)s"
+    )

@@ -1,0 +1,150 @@
+"""The entry's calls to the other stages, over Triton's business logic scripting (BLS)."""
+
+import os
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb
+
+from videollama_core import contract
+from videollama_core.entry import Generation, Perception
+from videollama_core.errors import StageFailed, from_wire
+from videollama_core.messages import ResolvedSampling
+from videollama_core.prompt import Prompt
+from videollama_core.stage import to_tensor
+from videollama_core.video import Segment
+
+
+def language_model_inputs(prompt: Prompt, sampling: ResolvedSampling, end_ids: Sequence[int], pad_id: int | None) -> dict[str, Any]:
+    """Values of the TensorRT-LLM tensors for a prompt, with the leading batch dimension of 1.
+
+    The first end id is `end_id`; every end id is also a stop word of one token.
+    """
+    return {
+        "input_ids": prompt.input_ids[None],
+        "input_lengths": [[len(prompt.input_ids)]],
+        "request_output_len": [[sampling.max_new_tokens]],
+        "end_id": [[end_ids[0] if end_ids else -1]],
+        "pad_id": [[-1 if pad_id is None else pad_id]],
+        "stop_words_list": [[list(end_ids), list(range(1, len(end_ids) + 1))]],
+        "temperature": [[sampling.temperature]],
+        "runtime_top_k": [[1 if sampling.greedy else sampling.top_k]],
+        "runtime_top_p": [[sampling.top_p]],
+        "repetition_penalty": [[sampling.repetition_penalty]],
+        "seed": [[sampling.seed]],
+    }
+
+
+class TritonStages:
+    """The other stages of the same server."""
+
+    def __init__(self, end_ids: Sequence[int], pad_id: int | None) -> None:
+        self._end_ids, self._pad_id = end_ids, pad_id
+
+    def perceive(self, kind: str, files: Sequence[bytes], segment: Segment) -> Perception:
+        inputs: dict[str, Any] = {"media": np.array([*files, None], np.object_)[:-1], "media_kind": [kind.encode()]}
+        inputs |= {name: [value] for name, value in (("start", segment.start), ("end", segment.end)) if value is not None}
+        wanted = ["prompt_embedding_table", "preprocess_span", "encoder_span"]
+        response = _request(contract.PERCEPTION, inputs, wanted).exec()
+        if response.has_error():
+            raise from_wire(response.error().message())
+        found = {name: pb.get_output_tensor_by_name(response, name).as_numpy() for name in wanted}
+        spans = {"preprocess": found["preprocess_span"], "encoder": found["encoder_span"]}
+        return Perception(found["prompt_embedding_table"], {stage: (float(a), float(b)) for stage, (a, b) in spans.items()})
+
+    def generate(
+        self, request_id: str, prompt: Prompt, table: np.ndarray | None, sampling: ResolvedSampling
+    ) -> Generation:
+        inputs = language_model_inputs(prompt, sampling, self._end_ids, self._pad_id)
+        inputs |= {"streaming": [[True]], "exclude_input_in_output": [[True]]}
+        if table is not None:
+            inputs |= {"prompt_embedding_table": table, "prompt_vocab_size": [[table.shape[1]]]}
+        return _TritonGeneration(request_id, inputs)
+
+
+class _TritonGeneration:
+    """Reads the responses in a thread: the iterator blocks, for ever if the stage's process is killed."""
+
+    def __init__(self, request_id: str, inputs: dict[str, Any]) -> None:
+        self._request_id = request_id
+        self._messages: queue.SimpleQueue[list[int] | Exception | None] = queue.SimpleQueue()
+        self._process = stage_process(contract.LANGUAGE_MODEL.name)
+        request = _request(contract.LANGUAGE_MODEL, inputs, ["output_ids", "sequence_length"], request_id)
+        threading.Thread(target=self._read, args=(request,), daemon=True).start()
+
+    def _read(self, request: Any) -> None:
+        try:
+            for response in request.exec(decoupled=True):
+                if response.has_error():
+                    self._messages.put(from_wire(response.error().message()))
+                    return
+                ids = pb.get_output_tensor_by_name(response, "output_ids")
+                if ids is not None:
+                    self._messages.put(ids.as_numpy().reshape(-1).tolist())
+            self._messages.put(None)
+        except Exception as error:
+            self._messages.put(StageFailed(f"stage {contract.LANGUAGE_MODEL.name}: {error}"))
+
+    def next(self, timeout: float) -> list[int] | None:
+        try:
+            message = self._messages.get(timeout=timeout)
+        except queue.Empty:
+            if self._process is not None and not process_alive(self._process):
+                raise StageFailed(
+                    f"stage {contract.LANGUAGE_MODEL.name}: its process died while it answered; it is being started again, "
+                    "send the request again"
+                ) from None
+            return []
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+    def stop(self) -> None:
+        """The `stop` request of the TensorRT-LLM contract: a child started by BLS is not cancelled by itself."""
+        inputs = {"input_ids": [[0]], "input_lengths": [[1]], "request_output_len": [[1]], "stop": [[True]]}
+        if self._process is None or process_alive(self._process):
+            for _ in _request(contract.LANGUAGE_MODEL, inputs, ["output_ids", "sequence_length"], self._request_id).exec(decoupled=True):
+                pass
+
+
+def _request(stage: contract.Stage, inputs: dict[str, Any], outputs: list[str], request_id: str = "") -> Any:
+    return pb.InferenceRequest(
+        model_name=stage.name,
+        requested_output_names=outputs,
+        inputs=[to_tensor(stage.input(name), value) for name, value in inputs.items()],
+        request_id=request_id,
+    )
+
+
+def stage_process(stage: str) -> int | None:
+    """Process id of a stage's stub on this server; None where it has none (a C++ backend) or it cannot be seen."""
+    for pid in _children(os.getppid()):
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if any(part.endswith(f"/{stage}/1/model.py".encode()) for part in command) and process_alive(pid):
+            return pid
+    return None
+
+
+def _children(pid: int) -> Iterator[int]:
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            yield int(stat.parent.name)
+
+
+def process_alive(pid: int) -> bool:
+    """False too for a process that ended and was not waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False

@@ -1,0 +1,355 @@
+"""Find a Triton server, start it on a bundle, keep its stages alive, and stop it without losing an answer."""
+
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any
+
+from videollama_core import contract
+from videollama_core.bundle import REPOSITORY, Bundle
+from videollama_core.errors import ServerFailed
+
+logger = logging.getLogger(__name__)
+_ADMIN = "vl2-admin"  # header that opens the model repository's API, which can run code, to this process alone
+_SUPERVISE_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Installation:
+    """Where a Triton server lies, and what it needs from its environment."""
+
+    binary: Path
+    backends: Path
+    caches: Path
+    libraries: tuple[Path, ...] = ()
+
+
+def find_installation(runtime: Path) -> Installation:
+    """The container's server in /opt/tritonserver, else the one in the wheel nvidia-pytriton.
+
+    Args:
+        runtime: empty folder; receives the backend with the stub of this Python.
+    Raises: ServerFailed if there is none, or none for this platform and Python.
+    """
+    container = Path("/opt/tritonserver")
+    if (container / "bin/tritonserver").is_file():
+        return Installation(container / "bin/tritonserver", container / "backends", container / "caches")
+    spec = find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        raise ServerFailed("no Triton server here: neither /opt/tritonserver nor the wheel; pip install 'videollama2-service[serve]' on Linux x86-64")
+    wheel = Path(spec.origin).parent / "tritonserver"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        known = ", ".join(sorted(path.name for path in (wheel / "python_backend_stubs").glob("*")))
+        raise ServerFailed(f"the Triton wheel has no Python backend for Python {version}; it has {known}")
+    backend = runtime / "backends" / "python"
+    backend.mkdir(parents=True)
+    for file in (wheel / "backends" / "python").iterdir():
+        if file.is_file():
+            (backend / file.name).symlink_to(file)
+    # A copy: the stub must not be found through a link, or it looks for its libraries in the link's folder.
+    shutil.copy2(stub, backend / stub.name)
+    return Installation(
+        wheel / "bin/tritonserver", backend.parent, wheel / "caches", (wheel.parents[1] / "nvidia_pytriton.libs", _python_library())
+    )
+
+
+def _python_library() -> Path:
+    """Folder of libpython, which the stub needs. Raises: ServerFailed for a Python built without it."""
+    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+    for folder in (sysconfig.get_config_var("LIBDIR"), str(Path(sys.base_prefix) / "lib"), "/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/lib"):
+        if folder and (Path(folder) / name).is_file():
+            return Path(folder)
+    raise ServerFailed(f"{name} is not on this machine, and Triton's Python backend needs it; install it (Debian: apt install {name.split('.so')[0]}) or use a Python built with --enable-shared")
+
+
+@dataclass
+class ServerOptions:
+    host: str = "127.0.0.1"
+    grpc_port: int = 8001  # 0 picks a free one
+    http_port: int = 8000
+    metrics_port: int = 8002
+    log: Path | None = None
+    cache_megabytes: int = 256  # of media tokens
+    start_seconds: float = 300.0
+    drain_seconds: float = 30.0
+
+
+@dataclass
+class TritonServer:
+    """A running server on a bundle. Use as a context manager, or `start` and `stop`."""
+
+    bundle: Path
+    options: ServerOptions = field(default_factory=ServerOptions)
+
+    def start(self) -> "TritonServer":
+        """Returns when every model is ready. Raises: ArtifactMismatch, ServerFailed with the stage's own reason."""
+        Bundle.open(self.bundle)
+        self._runtime = Path(tempfile.mkdtemp(prefix="vl2-serve-"))
+        try:
+            self._start()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def _start(self) -> None:
+        options = self.options
+        self.grpc_port, self.http_port, self.metrics_port = choose_ports(
+            options.host, {"--grpc-port": options.grpc_port, "--http-port": options.http_port, "--metrics-port": options.metrics_port}
+        )
+        self._secret = secrets.token_urlsafe(24)
+        self.log = options.log or self._runtime / "server.log"
+        installation = find_installation(self._runtime)
+        try:
+            log: IO[bytes] = self.log.open("ab")
+        except OSError as error:
+            raise ServerFailed(f"the log {self.log} cannot be written: {error.strerror}; choose another with --log") from error
+        with log:
+            self._log_start = log.tell()
+            self._process = subprocess.Popen(
+                self._command(installation), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_environment(installation),
+                start_new_session=True,  # Ctrl-C reaches this process alone, which then drains
+            )
+        self._wait_until_ready()
+        self._closing = threading.Event()
+        self._stage_pids = self._find_stage_pids()
+        threading.Thread(target=self._supervise, name="supervisor", daemon=True).start()
+
+    def _command(self, installation: Installation) -> list[str]:
+        options = self.options
+        return [
+            str(installation.binary),
+            f"--model-repository={(self.bundle / REPOSITORY).resolve()}",
+            f"--backend-directory={installation.backends}",
+            f"--cache-directory={installation.caches}",
+            f"--cache-config=local,size={options.cache_megabytes * 2**20}",
+            f"--grpc-address={options.host}",
+            f"--http-address={options.host}",
+            f"--metrics-address={options.host}",
+            f"--grpc-port={self.grpc_port}",
+            f"--http-port={self.http_port}",
+            f"--metrics-port={self.metrics_port}",
+            "--model-control-mode=explicit",
+            "--load-model=*",
+            f"--grpc-restricted-protocol=model-repository,shared-memory:{_ADMIN}={self._secret}",
+            f"--http-restricted-api=model-repository,shared-memory:{_ADMIN}={self._secret}",
+            "--exit-timeout-secs=5",
+        ]
+
+    @property
+    def address(self) -> str:
+        return f"{self.options.host}:{self.grpc_port}"
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + self.options.start_seconds
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise ServerFailed(f"Triton ended with code {self._process.returncode} while it started. {self._reason()}")
+            try:
+                self._http("GET", "/v2/health/ready", timeout=2)
+                return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        raise ServerFailed(f"Triton was not ready after {self.options.start_seconds:g} s; its log is {self._keep_log()}")
+
+    def _reason(self) -> str:
+        """The failing stage's own words, from the log."""
+        with self.log.open("rb") as file:
+            file.seek(self._log_start)
+            text = file.read().decode(errors="replace")
+        failures = re.findall(r"failed to load '(\w+)' version \d+: (.*)", text)
+        if failures:
+            return "; ".join(f"stage {stage}: {_clean(reason)}" for stage, reason in failures)
+        errors = [line for line in text.splitlines() if re.match(r"E\d{4} ", line)]
+        return f"{errors[-1] if errors else 'It left no reason.'} (log: {self._keep_log()})"
+
+    def _keep_log(self) -> Path:
+        """The log outlives the run when it tells of a failure."""
+        if self.options.log is None:
+            handle, name = tempfile.mkstemp(prefix="vl2-serve-", suffix=".log")
+            os.close(handle)
+            shutil.copyfile(self.log, name)
+            return Path(name)
+        return self.log
+
+    # --- while it runs ---
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def wait(self) -> int:
+        """Until the server ends by itself; its exit code."""
+        return self._process.wait()
+
+    def _find_stage_pids(self) -> dict[int, str]:
+        """Process id -> stage, of every stub of this server."""
+        found = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+                command = (stat.parent / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if int(parent) != self._process.pid or state in "ZX":
+                continue
+            script = next((Path(os.fsdecode(part)) for part in command if part.endswith(b"/1/model.py")), None)
+            if script is not None and script.parts[-3] in contract.STAGES:
+                found[int(stat.parent.name)] = script.parts[-3]
+        return found
+
+    def _supervise(self) -> None:
+        """Start stages again whose process died.
+
+        Triton 2.51 restarts the stub of an ordinary model at its next request, which it fails, and never that of a
+        decoupled one. So a decoupled stage is loaded anew, and an ordinary one is sent a request that it refuses.
+        """
+        while not self._closing.wait(_SUPERVISE_SECONDS):
+            alive = self._find_stage_pids()
+            for stage in {name for pid, name in self._stage_pids.items() if pid not in alive}:
+                logger.warning("stage %s: its process died; starting it again", stage)
+                try:
+                    self._revive(stage)
+                except (urllib.error.URLError, OSError) as error:
+                    logger.error("stage %s cannot be started again: %s", stage, error)
+            self._stage_pids = self._find_stage_pids()
+
+    def _revive(self, stage: str) -> None:
+        if contract.STAGES[stage].decoupled:
+            self._http("POST", f"/v2/repository/models/{stage}/unload", {"parameters": {"unload_dependents": False}})
+            self._http("POST", f"/v2/repository/models/{stage}/load", {}, timeout=120)
+            return
+        for _ in range(20):
+            try:
+                self._http("POST", f"/v2/models/{stage}/infer", _refused_request(contract.STAGES[stage]), timeout=60)
+            except urllib.error.HTTPError:
+                pass
+            expected = sum(name == stage for name in self._stage_pids.values())
+            if sum(name == stage for name in self._find_stage_pids().values()) >= expected:
+                return
+            time.sleep(0.2)
+
+    def _http(self, method: str, path: str, body: dict[str, Any] | None = None, timeout: float = 10) -> bytes:
+        request = urllib.request.Request(
+            f"http://{self.options.host}:{self.http_port}{path}",
+            data=None if body is None else json.dumps(body).encode(),
+            headers={_ADMIN: self._secret, "Content-Type": "application/json"},
+            method=method,
+        )
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            return response.read()
+
+    # --- the end ---
+
+    def stop(self) -> None:
+        """Refuse new questions, let running ones end (at most drain_seconds), then stop the server."""
+        self._closing.set()
+        if self.is_running():
+            try:
+                self._drain()
+            except (urllib.error.URLError, OSError) as error:
+                logger.warning("the server does not drain: %s", error)
+        self.kill()
+
+    def _drain(self) -> None:
+        doors = (contract.ENTRY.name, contract.ENSEMBLE.name)
+        for stage in doors:
+            self._http("POST", f"/v2/repository/models/{stage}/unload", {"parameters": {"unload_dependents": False}})
+        deadline = time.monotonic() + self.options.drain_seconds
+        while time.monotonic() < deadline and self.is_running():
+            index = json.loads(self._http("POST", "/v2/repository/index", {}))
+            if not any(entry["name"] in doors and entry.get("state") in ("READY", "UNLOADING") for entry in index):
+                return
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """End the server's processes now, and remove what it wrote."""
+        process = getattr(self, "_process", None)
+        if process is not None and process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(8)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if process is not None:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)  # stubs that outlived their server
+            except ProcessLookupError:
+                pass
+        shutil.rmtree(self._runtime, ignore_errors=True)
+
+    def __enter__(self) -> "TritonServer":
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def choose_ports(host: str, wanted: dict[str, int]) -> list[int]:
+    """A free port for each 0, the others as they are. Raises: ServerFailed if one is taken."""
+    held: list[socket.socket] = []
+    try:
+        for flag, port in wanted.items():
+            probe = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            held.append(probe)
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except (OSError, OverflowError) as error:
+                raise ServerFailed(
+                    f"port {port} of {host} cannot be used ({getattr(error, 'strerror', None) or error}); choose another with {flag}, or 0 for a free one"
+                ) from error
+        return [probe.getsockname()[1] for probe in held]
+    finally:
+        for probe in held:
+            probe.close()
+
+
+def _environment(installation: Installation) -> dict[str, str]:
+    """The stubs use this interpreter's packages."""
+    environment = dict(os.environ)
+    libraries = [str(folder) for folder in installation.libraries]
+    if libraries:
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join([*libraries, *filter(None, [environment.get("LD_LIBRARY_PATH")])])
+    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in sys.path if path))
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
+    environment["PYTHONUNBUFFERED"] = "1"
+    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return environment
+
+
+def _refused_request(stage: contract.Stage) -> dict[str, Any]:
+    """A small request that the stage refuses or answers at once."""
+    inputs = []
+    for tensor in stage.inputs:
+        if not tensor.optional:
+            shape = [max(size, 1) for size in tensor.dims]
+            count = 1
+            for size in shape:
+                count *= size
+            data = [""] * count if tensor.dtype == "STRING" else [0] * count
+            inputs.append({"name": tensor.name, "shape": shape, "datatype": tensor.wire_dtype, "data": data})
+    return {"inputs": inputs}
+
+
+def _clean(reason: str) -> str:
+    """Triton's code word and its traceback marks are noise here."""
+    return re.sub(r"^(Internal|Invalid argument|Unavailable): ", "", reason.strip()).strip()
