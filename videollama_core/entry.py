@@ -14,13 +14,14 @@ import numpy as np
 
 from videollama_core.bundle import Bundle
 from videollama_core.contract import MAX_MEDIA_BYTES, MEDIA_KINDS
-from videollama_core.errors import Cancelled, InvalidRequest
+from videollama_core.errors import Cancelled, InvalidRequest, StageRestarting
 from videollama_core.messages import Conversation, ResolvedSampling, SamplingOptions, Usage
 from videollama_core.prompt import MODALITIES, Prompt, check_length, render_prompt, tokenize_prompt
 from videollama_core.text import AnswerText
 from videollama_core.video import Segment
 
 POLL_SECONDS = 0.02  # how often a waiting request looks whether its client has left
+RESTART_SECONDS = 15.0  # how long a request waits for a stage that is being started again
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Entry:
         build_prompt(self._bundle, self._tokenizer, question.conversation, question.kind, expected)
         table = None
         if question.kind is not None:
-            seen = self._stages.perceive(question.kind, question.files, question.segment)
+            seen = self._perceive(question, is_cancelled)
             clock.add_perception(seen.spans)
             table = seen.table
         num_media = 0 if table is None else table.shape[1]
@@ -111,8 +112,7 @@ class Entry:
         clock.lap("prompt")
         if is_cancelled():
             raise Cancelled("the client left")
-        request_id = str(secrets.randbits(63))
-        generation = self._stages.generate(request_id, prompt, table, sampling)
+        generation = _Patient(lambda: self._stages.generate(str(secrets.randbits(63)), prompt, table, sampling))
         pieces = AnswerText(self._tokenizer, question.options.stop)
         ids: list[int] = []
         try:
@@ -145,6 +145,46 @@ class Entry:
         if pieces.stopped:
             sent["output_ids"] = new or []
         emit(sent)
+
+
+    def _perceive(self, question: Question, is_cancelled: Callable[[], bool]) -> Perception:
+        """Once more if a stage was just being started again; not more often, for the file itself may be what kills it."""
+        assert question.kind is not None
+        deadline = time.monotonic() + RESTART_SECONDS
+        deaths = 0
+        while True:
+            try:
+                return self._stages.perceive(question.kind, question.files, question.segment)
+            except StageRestarting as error:
+                deaths += "not healthy" in str(error)
+                if deaths > 1 or time.monotonic() > deadline or is_cancelled():
+                    raise
+            time.sleep(POLL_SECONDS * 5)
+
+
+class _Patient:
+    """A generation that is begun again while its stage is being started again and no token has come."""
+
+    def __init__(self, begin: Callable[[], Generation]) -> None:
+        self._begin = begin
+        self._generation = begin()
+        self._deadline = time.monotonic() + RESTART_SECONDS
+        self._begun = False
+
+    def next(self, timeout: float) -> list[int] | None:
+        try:
+            new = self._generation.next(timeout)
+        except StageRestarting:
+            if self._begun or time.monotonic() > self._deadline:
+                raise
+            time.sleep(POLL_SECONDS * 5)
+            self._generation = self._begin()
+            return []
+        self._begun = self._begun or bool(new)
+        return new
+
+    def stop(self) -> None:
+        self._generation.stop()
 
 
 class _Clock:

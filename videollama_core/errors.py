@@ -11,6 +11,7 @@
     +-- DeadlineExceeded          the caller's own timeout passed (client only)
     +-- Cancelled                 the caller left
     +-- StageFailed               a stage of the server broke; the operator reads its log
+    |   +-- StageRestarting       its process died and is being started again; the request was not begun
     +-- ArtifactMismatch          converted files are missing, damaged or of another version
     +-- CheckpointMismatch        a checkpoint is incomplete, or not of this family
     +-- ParityFailed              a converted graph disagrees with the PyTorch module
@@ -82,6 +83,11 @@ class StageFailed(VideoLlamaError):
     pass
 
 
+class StageRestarting(StageFailed):
+    triton_code = "UNAVAILABLE"
+    exit_code = 3
+
+
 class ArtifactMismatch(VideoLlamaError):
     pass
 
@@ -106,11 +112,11 @@ KINDS = {kind.__name__: kind for kind in _leaves(VideoLlamaError)}
 _WIRE = re.compile(rf"\b({'|'.join(sorted(KINDS, key=len, reverse=True))}): (.*)", re.DOTALL)
 # What Triton itself says, and what it means to a caller.
 _TRITON_SAYS: list[tuple[re.Pattern[str], type[VideoLlamaError]]] = [
-    (re.compile(r"Stub process '(\w+?)_\d+_\d+' is not healthy"), StageFailed),
-    (re.compile(r"[Ee]xceeds maximum queue size|maximum queue size exceeded"), Overloaded),
-    (re.compile(r"unknown model|not ready|has no available versions|shutting down|not found"), ServerUnreachable),
+    (re.compile(r"Stub process '\w+' is not healthy|has no available versions|is not ready"), StageRestarting),
+    (re.compile(r"[Ee]xceeds maximum queue size"), Overloaded),
+    (re.compile(r"unknown model|shutting down|Server not ready"), ServerUnreachable),
     (re.compile(r"unexpected (shape|datatype|inference input)|inference input|expected \d+ inputs|input '"), InvalidRequest),
-    (re.compile(r"request cancelled|cancelled", re.IGNORECASE), Cancelled),
+    (re.compile(r"cancelled", re.IGNORECASE), Cancelled),
 ]
 
 
@@ -120,9 +126,6 @@ def from_wire(message: str) -> VideoLlamaError:
     if found:
         return KINDS[found[1]](found[2])
     for pattern, kind in _TRITON_SAYS:
-        match = pattern.search(message)
-        if match and kind is StageFailed:
-            return StageFailed(f"stage {match[1]}: its process died and is being started again; send the request again")
-        if match:
+        if pattern.search(message):
             return kind(message)
     return StageFailed(message)

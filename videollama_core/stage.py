@@ -17,7 +17,7 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from videollama_core.bundle import Bundle
-from videollama_core.contract import Stage, Tensor
+from videollama_core.contract import RUNNING_METRIC, Stage, Tensor
 from videollama_core.errors import InvalidRequest, Overloaded, StageFailed, VideoLlamaError
 
 logger = logging.getLogger(__name__)
@@ -154,7 +154,11 @@ class DecoupledStage(PythonStage):
 
     def initialize(self, args: dict[str, str]) -> None:
         self._threads = ThreadPoolExecutor(self.max_requests, thread_name_prefix=self.contract.name)
-        self._active = threading.Semaphore(self.max_requests)
+        self._running = 0
+        self._lock = threading.Lock()
+        self._family = pb.MetricFamily(name=RUNNING_METRIC, description="Requests being answered", kind=pb.MetricFamily.GAUGE)
+        self._gauge = self._family.Metric(labels={"model": self.contract.name})
+        self._gauge.set(0)
         super().initialize(args)
 
     def execute(self, requests: list[Any]) -> None:
@@ -163,12 +167,23 @@ class DecoupledStage(PythonStage):
             try:
                 if self.handle_at_once(request, reply):
                     continue
-                if not self._active.acquire(blocking=False):
-                    raise Overloaded(f"{self.max_requests} requests are being answered already; try again later")
+                self._enter()
             except Exception as error:
                 reply.fail(error)
             else:
                 self._threads.submit(self._run, request, reply)
+
+    def _enter(self) -> None:
+        with self._lock:
+            if self._running >= self.max_requests:
+                raise Overloaded(f"{self._running} requests are being answered already; try again later")
+            self._running += 1
+            self._gauge.set(self._running)
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._running -= 1
+            self._gauge.set(self._running)
 
     def _run(self, request: Any, reply: Reply) -> None:
         try:
@@ -177,7 +192,7 @@ class DecoupledStage(PythonStage):
             reply.fail(error)
         finally:
             reply.end()
-            self._active.release()
+            self._leave()
 
     def finalize(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from videollama_core import contract
+from videollama_core.contract import RUNNING_METRIC
 from videollama_core.bundle import REPOSITORY, Bundle
 from videollama_core.errors import ServerFailed
 
@@ -273,11 +274,14 @@ class TritonServer:
         for stage in doors:
             self._http("POST", f"/v2/repository/models/{stage}/unload", {"parameters": {"unload_dependents": False}})
         deadline = time.monotonic() + self.options.drain_seconds
-        while time.monotonic() < deadline and self.is_running():
-            index = json.loads(self._http("POST", "/v2/repository/index", {}))
-            if not any(entry["name"] in doors and entry.get("state") in ("READY", "UNLOADING") for entry in index):
-                return
+        while self._running_requests() and time.monotonic() < deadline and self.is_running():
             time.sleep(0.05)
+
+    def _running_requests(self) -> int:
+        """Of the entry, by its own count: Triton's would include those that died with a killed process."""
+        with urllib.request.urlopen(f"http://{self.options.host}:{self.metrics_port}/metrics", timeout=10) as response:
+            text = response.read().decode()
+        return sum(int(float(value)) for value in re.findall(rf"^{RUNNING_METRIC}{{.*}} (\S+)$", text, re.MULTILINE))
 
     def kill(self) -> None:
         """End the server's processes now, and remove what it wrote."""

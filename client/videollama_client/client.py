@@ -4,7 +4,7 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -12,31 +12,39 @@ import grpc
 from videollama_client import transport
 from videollama_client.wire import AnswerReader, Source, Video, build_ping, build_question
 from videollama_core.contract import ENTRY
-from videollama_core.errors import Cancelled, ServerUnreachable, StageFailed, VideoLlamaError
+from videollama_core.errors import Cancelled, ServerUnreachable, StageFailed, StageRestarting, VideoLlamaError
 from videollama_core.messages import Answer
 
 SILENCE_SECONDS = 1.0  # after so long without a message, ask whether the process that has the request still lives
 PING_SECONDS = 10.0
+RESEND_SECONDS = 0.2
+RESTART_SECONDS = 15.0  # how long a request that was not accepted is sent again while the entry is being started again
 
 
 class AnswerStream:
     """Pieces of an answer as they come. After the last one, `answer` is the whole."""
 
-    def __init__(self, client: "Client", request_id: str, call: grpc.Call) -> None:
+    def __init__(self, client: "Client", request_id: str, call: Callable[[], Any]) -> None:
         self.request_id = request_id
-        self._client, self._call = client, call
+        self._client, self._new_call = client, call
         self._reader = AnswerReader()
-        self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._cancelled = False
-        threading.Thread(target=self._receive, daemon=True).start()
+        self._deadline = time.monotonic() + RESTART_SECONDS
+        self._send()
 
-    def _receive(self) -> None:
+    def _send(self) -> None:
+        self._call = self._new_call()
+        self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        threading.Thread(target=self._receive, args=(self._call, self._messages), daemon=True).start()
+
+    @staticmethod
+    def _receive(call: Any, messages: "queue.SimpleQueue[Any]") -> None:
         try:
-            for message in self._call:  # type: ignore[attr-defined]
-                self._messages.put(message)
-            self._messages.put(None)
+            for message in call:
+                messages.put(message)
+            messages.put(None)
         except grpc.RpcError as error:
-            self._messages.put(error)
+            messages.put(error)
 
     def __iter__(self) -> Iterator[str]:
         try:
@@ -44,7 +52,15 @@ class AnswerStream:
                 message = self._next_message()
                 if message is None:
                     break
-                if piece := self._reader.read(message):
+                try:
+                    piece = self._reader.read(message)
+                except StageRestarting:
+                    if self._reader.process is not None or self._cancelled or time.monotonic() > self._deadline:
+                        raise
+                    time.sleep(RESEND_SECONDS)
+                    self._send()
+                    continue
+                if piece:
                     yield piece
             self._reader.finish()
         finally:
@@ -115,8 +131,9 @@ class Client:
         """
         request_id = request_id or uuid.uuid4().hex
         request = build_question(question, request_id, {"video": video, "image": image, **options})
-        call = self._stub.ModelStreamInfer(iter([request]), timeout=timeout or self._timeout)
-        stream = AnswerStream(self, request_id, call)
+        stream = AnswerStream(
+            self, request_id, lambda: self._stub.ModelStreamInfer(iter([request]), timeout=timeout or self._timeout)
+        )
         self._active[request_id] = stream
         return stream
 

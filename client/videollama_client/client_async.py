@@ -3,27 +3,28 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import grpc
 
 from videollama_client import transport
-from videollama_client.client import PING_SECONDS, SILENCE_SECONDS
+from videollama_client.client import PING_SECONDS, RESEND_SECONDS, RESTART_SECONDS, SILENCE_SECONDS
 from videollama_client.wire import AnswerReader, Source, Video, build_ping, build_question
 from videollama_core.contract import ENTRY
-from videollama_core.errors import Cancelled, ServerUnreachable, StageFailed, VideoLlamaError
+from videollama_core.errors import Cancelled, ServerUnreachable, StageFailed, StageRestarting, VideoLlamaError
 from videollama_core.messages import Answer
 
 
 class AsyncAnswerStream:
     """Pieces of an answer as they come. After the last one, `answer()` is the whole."""
 
-    def __init__(self, client: "AsyncClient", request_id: str, call: Any) -> None:
+    def __init__(self, client: "AsyncClient", request_id: str, call: Callable[[], Any]) -> None:
         self.request_id = request_id
-        self._client, self._call = client, call
+        self._client, self._new_call, self._call = client, call, call()
         self._reader = AnswerReader()
         self._cancelled = False
+        self._deadline = time.monotonic() + RESTART_SECONDS
 
     async def __aiter__(self) -> AsyncIterator[str]:
         try:
@@ -31,7 +32,15 @@ class AsyncAnswerStream:
                 message = await self._next_message()
                 if message is grpc.aio.EOF:
                     break
-                if piece := self._reader.read(message):
+                try:
+                    piece = self._reader.read(message)
+                except StageRestarting:
+                    if self._reader.process is not None or self._cancelled or time.monotonic() > self._deadline:
+                        raise
+                    await asyncio.sleep(RESEND_SECONDS)
+                    self._call = self._new_call()
+                    continue
+                if piece:
                     yield piece
             self._reader.finish()
         finally:
@@ -89,8 +98,9 @@ class AsyncClient:
         """Ask, and iterate (`async for`) over the pieces of text as they come."""
         request_id = request_id or uuid.uuid4().hex
         request = build_question(question, request_id, {"video": video, "image": image, **options})
-        call = self._stub.ModelStreamInfer(_once(request), timeout=timeout or self._timeout)
-        stream = AsyncAnswerStream(self, request_id, call)
+        stream = AsyncAnswerStream(
+            self, request_id, lambda: self._stub.ModelStreamInfer(_once(request), timeout=timeout or self._timeout)
+        )
         self._active[request_id] = stream
         return stream
 

@@ -1,0 +1,3 @@
+from videollama_client.cli import main
+
+main()

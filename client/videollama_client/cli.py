@@ -1,0 +1,127 @@
+"""The command `vl2`: the library, spoken. Results go to stdout, progress and errors to stderr."""
+
+import dataclasses
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from videollama_client import Client
+from videollama_core.errors import VideoLlamaError
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+# Commands of the other parts, imported when called: the bare install is the client alone.
+_OTHER_COMMANDS = {
+    "convert": ("videollama_converters.cli", "convert", "Convert a checkpoint into a folder that `vl2 serve` takes."),
+    "serve": ("videollama_core.serve_cli", "serve", "Start a Triton server on a converted checkpoint."),
+    "demo": ("videollama_client.demo", "demo", "Convert, serve and ask: the whole product in one command."),
+}
+_NEEDS = {"convert": "convert", "serve": "serve", "demo": "convert"}
+
+
+class _Commands(click.Group):
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted([*super().list_commands(context), *_OTHER_COMMANDS])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in _OTHER_COMMANDS:
+            return super().get_command(context, name)
+        module, attribute, _ = _OTHER_COMMANDS[name]
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            raise click.ClickException(
+                f"vl2 {name} needs the package {error.name}; pip install 'videollama2-service[{_NEEDS[name]}]'"
+            ) from error
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Help without importing the other parts."""
+        own = {name: command.get_short_help_str(80) for name, command in self.commands.items()}
+        rows = own | {name: text for name, (_, _, text) in _OTHER_COMMANDS.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(rows.items()))
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="videollama2-service")
+def main_group() -> None:
+    """VideoLLaMA 2: questions about video, images and text, answered by a Triton server.
+
+    \b
+    vl2 convert CHECKPOINT --out build/NAME
+    vl2 serve build/NAME
+    vl2 ask clip.mp4 "What happens?"
+    """
+
+
+@main_group.command(epilog='Example: vl2 ask clip.mp4 "What happens?" --start 1.5 --end 4')
+@click.argument("words", nargs=-1, required=True, metavar="[MEDIA] QUESTION")
+@click.option("--video", type=click.Path(path_type=Path), help="Video file, gif, or folder of frames.")
+@click.option("--image", type=click.Path(path_type=Path), help="Picture.")
+@click.option("--start", type=float, help="Seconds: first moment of the video to look at.")
+@click.option("--end", type=float, help="Seconds: last moment of the video to look at.")
+@click.option("--max-new-tokens", type=int, help="At most this many tokens.")
+@click.option("--temperature", type=float, help="0 is greedy, and the default.")
+@click.option("--top-p", type=float, help="Nucleus of the sampling.")
+@click.option("--top-k", type=int, help="Only the best K tokens; 0 is off.")
+@click.option("--seed", type=int, help="Same seed, same text.")
+@click.option("--repetition-penalty", type=float, help="1 is off; default: the checkpoint's own.")
+@click.option("--stop", multiple=True, help="End the text before this string; may be repeated.")
+@click.option("--timeout", type=float, help="Seconds until the request is given up.")
+@click.option("--url", default="localhost:8001", show_default=True, help="host:port of the server's gRPC port.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming text.")
+def ask(words: tuple[str, ...], video: Path | None, image: Path | None, url: str, as_json: bool, **options: Any) -> None:
+    """Ask QUESTION about MEDIA (video, gif, folder of frames or picture), or about nothing."""
+    if len(words) > 2:
+        raise click.UsageError(f"found {len(words)} words; put the question in quotes")
+    *media, question = words
+    if media:
+        if video or image:
+            raise click.UsageError("name the media once: as the first word, or with --video or --image")
+        path = Path(media[0])
+        video, image = (None, path) if path.suffix.lower() in IMAGE_SUFFIXES else (path, None)
+    with Client(url) as client:
+        stream = client.stream(question, video=video, image=image, **options)
+        for piece in stream:
+            if not as_json:
+                click.echo(piece, nl=False)
+                sys.stdout.flush()
+        click.echo(json.dumps(dataclasses.asdict(stream.answer), ensure_ascii=False) if as_json else "")
+
+
+@main_group.command()
+@click.option("--url", default="localhost:8001", show_default=True, help="host:port of the server's gRPC port.")
+@click.option("--wait", "seconds", type=float, default=0.0, help="Wait at most so many seconds until it is ready.")
+def health(url: str, seconds: float) -> None:
+    """Tell whether a server answers questions."""
+    with Client(url) as client:
+        client.wait_until_ready(seconds)
+    click.echo(f"{url} is ready")
+
+
+def run(command: Callable[..., Any]) -> int:
+    """The exit code of a command; an error becomes one line."""
+    try:
+        command(standalone_mode=False)
+    except VideoLlamaError as error:
+        click.echo(f"vl2: {error.kind}: {error}", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        click.echo(f"vl2: {error.filename or ''}: {error.strerror or error}", err=True)
+        return 1
+    return 0
+
+
+def main() -> None:
+    sys.exit(run(main_group))
