@@ -1,10 +1,10 @@
 """A converted checkpoint, as the stages see it: build/NAME.
 
-    manifest.json       written last: without it nothing here is whole
-    onnx/               vision_encoder, connector, embedding, decoder (.onnx with .onnx.data)
-    llm/                the decoder as a plain Hugging Face directory, with tokenizer and chat template
-    model_repository/   ready to serve
-    parity.json         difference between each graph and its PyTorch module
+manifest.json       written last: without it nothing here is whole
+onnx/               vision_encoder, connector, embedding, decoder (.onnx with .onnx.data)
+llm/                the decoder as a plain Hugging Face directory, with tokenizer and chat template
+model_repository/   ready to serve
+parity.json         difference between each graph and its PyTorch module
 """
 
 import json
@@ -40,7 +40,9 @@ class Bundle:
         if not root.is_dir():
             raise ArtifactMismatch(f"{root} is not a folder; name one that `vl2 convert CHECKPOINT --out {root}` made")
         if not path.is_file():
-            raise ArtifactMismatch(f"{root} has no {MANIFEST}: not a converted checkpoint, or its conversion did not end; run vl2 convert")
+            raise ArtifactMismatch(
+                f"{root} has no {MANIFEST}: not a converted checkpoint, or its conversion did not end; run vl2 convert"
+            )
         try:
             manifest = json.loads(path.read_text("utf-8"))
             config = ModelConfig.from_dict(manifest["model"])
@@ -48,7 +50,9 @@ class Bundle:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactMismatch(f"{path} is damaged ({error!r}); convert again") from error
         if manifest.get("format") != FORMAT:
-            raise ArtifactMismatch(f"{path} is of format {manifest.get('format')}; this version reads {FORMAT}: convert again")
+            raise ArtifactMismatch(
+                f"{path} is of format {manifest.get('format')}; this version reads {FORMAT}: convert again"
+            )
         for name, size in files.items():
             found = (root / name).stat().st_size if (root / name).is_file() else None
             if found != size:

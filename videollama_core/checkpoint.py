@@ -47,7 +47,9 @@ class Shards:
                     raise CheckpointMismatch(f"{index} has no weight_map")
                 missing = sorted({file for file in names.values() if not (folder / file).is_file()})
                 if missing:
-                    raise CheckpointMismatch(f"{folder} lacks {len(missing)} shards that {index.name} names: {missing[0]}, ...")
+                    raise CheckpointMismatch(
+                        f"{folder} lacks {len(missing)} shards that {index.name} names: {missing[0]}, ..."
+                    )
                 shards = cls({name: folder / file for name, file in names.items()}, folder)
                 shards._check_index(index.name)
                 return shards
@@ -106,11 +108,15 @@ class CheckpointParts:
         self.config = config
         self.shards = Shards.open(folder)
         names = self.shards.names()
-        self._vision = {name.removeprefix(vision.PREFIX): (self.shards, name) for name in names if name.startswith(vision.PREFIX)}
+        self._vision = {
+            name.removeprefix(vision.PREFIX): (self.shards, name) for name in names if name.startswith(vision.PREFIX)
+        }
         if not self._vision:
             self._vision = self._read_tower_folder(tower, folder)
         self._connector = {
-            name.removeprefix(connector.PREFIX): (self.shards, name) for name in names if name.startswith(connector.PREFIX)
+            name.removeprefix(connector.PREFIX): (self.shards, name)
+            for name in names
+            if name.startswith(connector.PREFIX)
         }
         self.language_names = [
             name
@@ -153,7 +159,11 @@ class CheckpointParts:
     def check(self) -> None:
         """Raises: CheckpointMismatch unless every part is complete, nothing is left over, and all shapes fit."""
         with torch.device("meta"):
-            modules = (VisionEncoder(self.config.vision, self.config.pixels), Connector(self.config), Decoder(self.config.language))
+            modules = (
+                VisionEncoder(self.config.vision, self.config.pixels),
+                Connector(self.config),
+                Decoder(self.config.language),
+            )
         parts = ("vision tower", "connector", "language model")
         sources = (self.vision_sources(), self.connector_sources(), self.language_sources())
         for module, part, readers in zip(modules, parts, sources, strict=True):
@@ -181,7 +191,9 @@ def _check_names(expected: Iterable[str], found: Iterable[str], tied: bool, part
         found.discard("lm_head.weight")
     missing, extra = sorted(expected - found), sorted(found - expected)
     if missing:
-        raise CheckpointMismatch(f"the {part} lacks {len(missing)} tensors: {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}")
+        raise CheckpointMismatch(
+            f"the {part} lacks {len(missing)} tensors: {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}"
+        )
     if extra:
         raise CheckpointMismatch(
             f"the checkpoint holds {len(extra)} tensors that no part of the model uses: {', '.join(extra[:3])}"

@@ -153,7 +153,9 @@ def read_model_config(checkpoint: Path, tower: Path | None = None) -> ModelConfi
         raise CheckpointMismatch(f"{checkpoint / 'config.json'} names no mm_vision_tower: this is a text-only model")
     connector = content.get("mm_projector_type", "linear")
     if connector not in CONNECTORS:
-        raise CheckpointMismatch(f"mm_projector_type is {connector!r}; the published checkpoints have {' or '.join(CONNECTORS)}")
+        raise CheckpointMismatch(
+            f"mm_projector_type is {connector!r}; the published checkpoints have {' or '.join(CONNECTORS)}"
+        )
     vision_content, pixel_content = read_tower(checkpoint, content["mm_vision_tower"], tower)
     vision = _vision_config(vision_content, content)
     pixels = _pixel_config(pixel_content, vision)
@@ -163,7 +165,9 @@ def read_model_config(checkpoint: Path, tower: Path | None = None) -> ModelConfi
     if not isinstance(num_frames, int) or not 1 <= num_frames <= 32:
         raise CheckpointMismatch(f"num_frames is {num_frames!r}; a whole number from 1 to 32 was wanted")
     if downsampled(num_frames, connector) < 1 or downsampled(vision.grid, connector) < 1:
-        raise CheckpointMismatch(f"{connector} leaves nothing of {num_frames} frames of {vision.grid}x{vision.grid} patches")
+        raise CheckpointMismatch(
+            f"{connector} leaves nothing of {num_frames} frames of {vision.grid}x{vision.grid} patches"
+        )
     return ModelConfig(connector, num_frames, pixels, vision, _language_config(content, family))
 
 
@@ -200,12 +204,16 @@ def _need(content: dict[str, Any], key: str, what: str) -> Any:
 def _vision_config(content: dict[str, Any], model: dict[str, Any]) -> VisionConfig:
     kind = str(content.get("model_type", "")).removesuffix("_vision_model")
     if kind not in ("clip", "siglip"):
-        raise CheckpointMismatch(f"the vision tower has model_type {content.get('model_type')!r}; wanted clip or siglip")
+        raise CheckpointMismatch(
+            f"the vision tower has model_type {content.get('model_type')!r}; wanted clip or siglip"
+        )
     feature = model.get("mm_vision_select_feature", "patch")
     if feature != "patch" and not (feature == "cls_patch" and kind == "clip"):
         raise CheckpointMismatch(f"mm_vision_select_feature is {feature!r}; wanted patch (or cls_patch with CLIP)")
     if feature == "cls_patch":
-        raise CheckpointMismatch("mm_vision_select_feature cls_patch gives a token count that no STC connector can arrange")
+        raise CheckpointMismatch(
+            "mm_vision_select_feature cls_patch gives a token count that no STC connector can arrange"
+        )
     config = VisionConfig(
         kind=kind,
         width=_need(content, "hidden_size", "vision tower"),
@@ -220,7 +228,9 @@ def _vision_config(content: dict[str, Any], model: dict[str, Any]) -> VisionConf
         keep_class_token=False,
     )
     if not 0 <= config.used_layers <= config.layers:
-        raise CheckpointMismatch(f"mm_vision_select_layer is {config.select_layer}, but the tower has {config.layers} layers")
+        raise CheckpointMismatch(
+            f"mm_vision_select_layer is {config.select_layer}, but the tower has {config.layers} layers"
+        )
     return config
 
 
@@ -229,7 +239,9 @@ def _pixel_config(content: dict[str, Any], vision: VisionConfig) -> PixelConfig:
     if isinstance(size, dict):
         size = size.get("shortest_edge") or size.get("height")
     if size != vision.image_size:
-        raise CheckpointMismatch(f"the image processor makes pictures of {size}, but the tower takes {vision.image_size}")
+        raise CheckpointMismatch(
+            f"the image processor makes pictures of {size}, but the tower takes {vision.image_size}"
+        )
     return PixelConfig(
         size=size,
         crop=vision.kind == "clip",
@@ -244,7 +256,9 @@ def _language_config(content: dict[str, Any], family: str) -> LanguageConfig:
         return _need(content, key, "language model")
 
     if content.get("rope_scaling"):
-        raise CheckpointMismatch(f"rope_scaling is {content['rope_scaling']}; no published checkpoint scales its positions")
+        raise CheckpointMismatch(
+            f"rope_scaling is {content['rope_scaling']}; no published checkpoint scales its positions"
+        )
     width, heads = need("hidden_size"), need("num_attention_heads")
     window = content.get("sliding_window")
     max_positions = need("max_position_embeddings")
@@ -260,7 +274,9 @@ def _language_config(content: dict[str, Any], family: str) -> LanguageConfig:
         head_dim=content.get("head_dim") or width // heads,
         vocab_size=need("vocab_size"),
         eps=content.get("rms_norm_eps", 1e-6),
-        rope_theta=float(content.get("rope_theta") or (content.get("rope_parameters") or {}).get("rope_theta") or 10000.0),
+        rope_theta=float(
+            content.get("rope_theta") or (content.get("rope_parameters") or {}).get("rope_theta") or 10000.0
+        ),
         max_positions=max_positions,
         tied=bool(content.get("tie_word_embeddings", False)),
         qkv_bias=family == "qwen2",

@@ -95,26 +95,30 @@ RUNTIME_TOP_K = Tensor("runtime_top_k", "INT32", (1,), "1 is greedy, 0 is off", 
 RUNTIME_TOP_P = Tensor("runtime_top_p", "FP32", (1,), "nucleus", optional=True)
 REPETITION_PENALTY = Tensor("repetition_penalty", "FP32", (1,), "1 is off", optional=True)
 SEED = Tensor("seed", "UINT64", (1,), "of the request's own generator", optional=True)
-RETURN_GENERATION_LOGITS = Tensor("return_generation_logits", "BOOL", (1,), "also return generation_logits", optional=True)
+RETURN_GENERATION_LOGITS = Tensor(
+    "return_generation_logits", "BOOL", (1,), "also return generation_logits", optional=True
+)
 EXCLUDE_INPUT = Tensor("exclude_input_in_output", "BOOL", (1,), "output_ids without the prompt", optional=True)
 STREAMING = Tensor("streaming", "BOOL", (1,), "true: one response per step, false: one at the end", optional=True)
 STOP_REQUEST = Tensor("stop", "BOOL", (1,), "true: end the running request of the same request id", optional=True)
 PROMPT_TABLE = Tensor("prompt_embedding_table", "FP32", (-1, -1), "[N,D] media tokens", optional=True)
 PROMPT_VOCAB_SIZE = Tensor("prompt_vocab_size", "INT32", (1,), "N", optional=True)
-PROMPT_EXTRA_IDS = Tensor("prompt_table_extra_ids", "UINT64", (-1,), "media hash per position, 0 for text", optional=True)
+PROMPT_EXTRA_IDS = Tensor(
+    "prompt_table_extra_ids", "UINT64", (-1,), "media hash per position, 0 for text", optional=True
+)
 OUTPUT_IDS = Tensor("output_ids", "INT32", (-1, -1), "[beams, n] ids")
 SEQUENCE_LENGTH = Tensor("sequence_length", "INT32", (-1,), "[beams] length of output_ids")
 GENERATION_LOGITS = Tensor("generation_logits", "FP32", (-1, -1, -1), "[beams, n, vocab] before any penalty or filter")
 
-PREPROCESS = Stage(
-    "preprocess", (MEDIA, MEDIA_KIND, START, END), (FRAMES, FRAME_INDEX, FRAME_TIME, PREPROCESS_SPAN)
-)
+PREPROCESS = Stage("preprocess", (MEDIA, MEDIA_KIND, START, END), (FRAMES, FRAME_INDEX, FRAME_TIME, PREPROCESS_SPAN))
 # Batched shapes ([1,N,D], [1,1]) leave the encoder, because the language model's stage has a batch dimension.
 ENCODED_TABLE = Tensor("prompt_embedding_table", "FP32", (1, -1, -1), "[1,N,D] media tokens")
 ENCODED_SIZE = Tensor("prompt_vocab_size", "INT32", (1, 1), "[1,1] N")
 ENCODER = Stage("encoder", (FRAMES,), (ENCODED_TABLE, ENCODED_SIZE, ENCODER_SPAN))
 PERCEPTION = Stage(
-    "perception", PREPROCESS.inputs, (ENCODED_TABLE, ENCODED_SIZE, FRAME_INDEX, FRAME_TIME, PREPROCESS_SPAN, ENCODER_SPAN)
+    "perception",
+    PREPROCESS.inputs,
+    (ENCODED_TABLE, ENCODED_SIZE, FRAME_INDEX, FRAME_TIME, PREPROCESS_SPAN, ENCODER_SPAN),
 )
 
 

@@ -4,6 +4,8 @@ Parameter names are the published ones. B rows, S new positions, P cached positi
 D width, H key-value heads, G query heads per key-value head, d head dim.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -111,6 +113,10 @@ class MixtureOfExperts(nn.Module):
 
 
 class DecoderLayer(nn.Module):
+    input_layernorm: RmsNorm
+    self_attn: Attention
+    post_attention_layernorm: RmsNorm
+
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.input_layernorm = RmsNorm(config.width, config.eps)
@@ -126,6 +132,8 @@ class DecoderLayer(nn.Module):
 
 
 class Body(nn.Module):
+    layers: Iterable[DecoderLayer]  # an nn.ModuleList
+
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
@@ -164,7 +172,9 @@ class Decoder(nn.Module):
         x = inputs_embeds
         new = []
         for number, layer in enumerate(self.model.layers):
-            mixed, key, value = layer.self_attn(layer.input_layernorm(x), cos, sin, bias, past[number, 0], past[number, 1])
+            mixed, key, value = layer.self_attn(
+                layer.input_layernorm(x), cos, sin, bias, past[number, 0], past[number, 1]
+            )
             x = x + mixed
             x = x + layer.feed_forward(layer.post_attention_layernorm(x))
             new.append(torch.stack([key, value]))

@@ -34,7 +34,10 @@ class OnnxEngine:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own errors share no public root
             raise ArtifactMismatch(f"{path} cannot be loaded: {error}") from error
-        found = tuple(item.name for item in self._session.get_inputs()), tuple(o.name for o in self._session.get_outputs())
+        found = (
+            tuple(item.name for item in self._session.get_inputs()),
+            tuple(o.name for o in self._session.get_outputs()),
+        )
         if found != (inputs, outputs):
             raise ArtifactMismatch(f"{path} has the tensors {found}; wanted {(inputs, outputs)}: convert again")
         self._outputs = list(outputs)

@@ -73,7 +73,9 @@ class Stages(Protocol):
     ) -> Generation: ...
 
 
-def build_prompt(bundle: Bundle, tokenizer: Any, conversation: Conversation, kind: str | None, num_media_tokens: int) -> Prompt:
+def build_prompt(
+    bundle: Bundle, tokenizer: Any, conversation: Conversation, kind: str | None, num_media_tokens: int
+) -> Prompt:
     """Prompt ids of a conversation about media of a kind. Raises: InvalidRequest, PromptTooLong."""
     language = bundle.config.language
     modality = "text" if kind is None else MODALITIES[kind]
@@ -91,7 +93,9 @@ class Entry:
         self._tokenizer = bundle.tokenizer()
         self._defaults = bundle.generation_defaults(self._tokenizer)
 
-    def answer(self, question: Question, emit: Callable[[dict[str, Any]], None], is_cancelled: Callable[[], bool]) -> None:
+    def answer(
+        self, question: Question, emit: Callable[[dict[str, Any]], None], is_cancelled: Callable[[], bool]
+    ) -> None:
         """Emit the outputs of contract.ENTRY, piece by piece; the last one carries `summary`.
 
         Raises: Cancelled when the client has left; whatever a stage reports.
@@ -108,7 +112,9 @@ class Entry:
             table = seen.table
         num_media = 0 if table is None else table.shape[1]
         prompt = build_prompt(self._bundle, self._tokenizer, question.conversation, question.kind, num_media)
-        sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, self._bundle.max_seq_len - len(prompt.input_ids)))
+        sampling = replace(
+            sampling, max_new_tokens=min(sampling.max_new_tokens, self._bundle.max_seq_len - len(prompt.input_ids))
+        )
         clock.lap("prompt")
         if is_cancelled():
             raise Cancelled("the client left")
@@ -141,11 +147,10 @@ class Entry:
             "usage": asdict(Usage(prompt.text_tokens, prompt.media_tokens, len(ids))),
             "seconds": clock.report(),
         }
-        sent = {"text": [piece.encode()], "summary": [json.dumps(summary).encode()]}
+        sent: dict[str, Any] = {"text": [piece.encode()], "summary": [json.dumps(summary).encode()]}
         if pieces.stopped:
             sent["output_ids"] = new or []
         emit(sent)
-
 
     def _perceive(self, question: Question, is_cancelled: Callable[[], bool]) -> Perception:
         """Once more if a stage was just being started again; not more often, for the file itself may be what kills it."""
@@ -207,4 +212,7 @@ class _Clock:
             self._seconds[stage] = ended - began if began >= self._began else 0.0
 
     def report(self) -> dict[str, float]:
-        return {**{stage: round(value, 6) for stage, value in self._seconds.items()}, "total": round(time.monotonic() - self._start, 6)}
+        return {
+            **{stage: round(value, 6) for stage, value in self._seconds.items()},
+            "total": round(time.monotonic() - self._start, 6),
+        }

@@ -115,7 +115,10 @@ _TRITON_SAYS: list[tuple[re.Pattern[str], type[VideoLlamaError]]] = [
     (re.compile(r"Stub process '\w+' is not healthy|has no available versions|is not ready"), StageRestarting),
     (re.compile(r"[Ee]xceeds maximum queue size"), Overloaded),
     (re.compile(r"unknown model|shutting down|Server not ready"), ServerUnreachable),
-    (re.compile(r"unexpected (shape|datatype|inference input)|inference input|expected \d+ inputs|input '"), InvalidRequest),
+    (
+        re.compile(r"unexpected (shape|datatype|inference input)|inference input|expected \d+ inputs|input '"),
+        InvalidRequest,
+    ),
     (re.compile(r"cancelled", re.IGNORECASE), Cancelled),
 ]
 

@@ -46,9 +46,7 @@ def render_prompt(tokenizer: Tokenizer, family: str, conversation: Conversation,
     return tokenizer.render([*system, first, *conversation[1:]])
 
 
-def tokenize_prompt(
-    tokenizer: Tokenizer, prompt: str, modality: str, num_media_tokens: int, vocab_size: int
-) -> Prompt:
+def tokenize_prompt(tokenizer: Tokenizer, prompt: str, modality: str, num_media_tokens: int, vocab_size: int) -> Prompt:
     """Tokenise the text around the placeholder piece by piece and put the media positions between.
 
     Args:

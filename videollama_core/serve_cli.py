@@ -17,14 +17,28 @@ _DEFAULTS = ServerOptions()
 
 @click.command(epilog="Example: vl2 serve build/tiny --grpc-port 0")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--host", default=_DEFAULTS.host, show_default=True, help="Address to listen on; 0.0.0.0 for every network.")
+@click.option(
+    "--host", default=_DEFAULTS.host, show_default=True, help="Address to listen on; 0.0.0.0 for every network."
+)
 @click.option("--grpc-port", default=_DEFAULTS.grpc_port, show_default=True, help="0 picks a free one.")
 @click.option("--http-port", default=_DEFAULTS.http_port, show_default=True, help="0 picks a free one.")
 @click.option("--metrics-port", default=_DEFAULTS.metrics_port, show_default=True, help="0 picks a free one.")
 @click.option("--log", type=click.Path(path_type=Path, dir_okay=False), help="File for the server's log.")
-@click.option("--cache-megabytes", default=_DEFAULTS.cache_megabytes, show_default=True, help="Memory for media tokens that were seen.")
-@click.option("--start-seconds", default=_DEFAULTS.start_seconds, show_default=True, help="How long the models may load.")
-@click.option("--drain-seconds", default=_DEFAULTS.drain_seconds, show_default=True, help="How long running answers may take at the end.")
+@click.option(
+    "--cache-megabytes",
+    default=_DEFAULTS.cache_megabytes,
+    show_default=True,
+    help="Memory for media tokens that were seen.",
+)
+@click.option(
+    "--start-seconds", default=_DEFAULTS.start_seconds, show_default=True, help="How long the models may load."
+)
+@click.option(
+    "--drain-seconds",
+    default=_DEFAULTS.drain_seconds,
+    show_default=True,
+    help="How long running answers may take at the end.",
+)
 def serve(bundle: Path, **options: Any) -> None:
     """Start a Triton server on BUNDLE, a folder that `vl2 convert` made, and print its addresses.
 
@@ -55,7 +69,9 @@ def serve(bundle: Path, **options: Any) -> None:
         click.echo("stopped", err=True)
         return
     server.kill()
-    raise ServerFailed(f"Triton ended by itself with code {code}; its log is {server.options.log or 'gone: name one with --log'}")
+    raise ServerFailed(
+        f"Triton ended by itself with code {code}; its log is {server.options.log or 'gone: name one with --log'}"
+    )
 
 
 class _Stop(BaseException):

@@ -21,7 +21,16 @@ from videollama_core.contract import RUNNING_METRIC, Stage, Tensor
 from videollama_core.errors import InvalidRequest, Overloaded, StageFailed, VideoLlamaError
 
 logger = logging.getLogger(__name__)
-_NUMPY = {"UINT8": np.uint8, "INT32": np.int32, "INT64": np.int64, "UINT64": np.uint64, "FP32": np.float32, "FP64": np.float64, "BOOL": np.bool_, "STRING": np.object_}
+_NUMPY = {
+    "UINT8": np.uint8,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "UINT64": np.uint64,
+    "FP32": np.float32,
+    "FP64": np.float64,
+    "BOOL": np.bool_,
+    "STRING": np.object_,
+}
 
 
 def bundle_of(args: dict[str, str]) -> Bundle:
@@ -67,7 +76,9 @@ def to_tensor(tensor: Tensor, value: Any) -> Any:
 
 
 def respond(stage: Stage, values: dict[str, Any]) -> Any:
-    return pb.InferenceResponse([to_tensor(tensor, values[tensor.name]) for tensor in stage.outputs if tensor.name in values])
+    return pb.InferenceResponse(
+        [to_tensor(tensor, values[tensor.name]) for tensor in stage.outputs if tensor.name in values]
+    )
 
 
 def refuse(stage: Stage, error: Exception) -> Any:
@@ -98,7 +109,7 @@ class PythonStage:
         except VideoLlamaError as error:
             raise pb.TritonModelException(error.to_wire()) from error
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def execute(self, requests: list[Any]) -> list[Any] | None:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
@@ -156,7 +167,9 @@ class DecoupledStage(PythonStage):
         self._threads = ThreadPoolExecutor(self.max_requests, thread_name_prefix=self.contract.name)
         self._running = 0
         self._lock = threading.Lock()
-        self._family = pb.MetricFamily(name=RUNNING_METRIC, description="Requests being answered", kind=pb.MetricFamily.GAUGE)
+        self._family = pb.MetricFamily(
+            name=RUNNING_METRIC, description="Requests being answered", kind=pb.MetricFamily.GAUGE
+        )
         self._gauge = self._family.Metric(labels={"model": self.contract.name})
         self._gauge.set(0)
         super().initialize(args)
@@ -201,5 +214,7 @@ class DecoupledStage(PythonStage):
 def log_to_stderr(stage: str) -> None:
     """The server's log is the stub's stderr."""
     logging.basicConfig(
-        level=os.environ.get("VL2_LOG_LEVEL", "INFO"), stream=sys.stderr, format=f"%(asctime)s {stage} %(levelname)s %(message)s"
+        level=os.environ.get("VL2_LOG_LEVEL", "INFO"),
+        stream=sys.stderr,
+        format=f"%(asctime)s {stage} %(levelname)s %(message)s",
     )

@@ -19,7 +19,9 @@ from videollama_core.stage import to_tensor
 from videollama_core.video import Segment
 
 
-def language_model_inputs(prompt: Prompt, sampling: ResolvedSampling, end_ids: Sequence[int], pad_id: int | None) -> dict[str, Any]:
+def language_model_inputs(
+    prompt: Prompt, sampling: ResolvedSampling, end_ids: Sequence[int], pad_id: int | None
+) -> dict[str, Any]:
     """Values of the TensorRT-LLM tensors for a prompt, with the leading batch dimension of 1.
 
     The first end id is `end_id`; every end id is also a stop word of one token.
@@ -47,14 +49,18 @@ class TritonStages:
 
     def perceive(self, kind: str, files: Sequence[bytes], segment: Segment) -> Perception:
         inputs: dict[str, Any] = {"media": np.array([*files, None], np.object_)[:-1], "media_kind": [kind.encode()]}
-        inputs |= {name: [value] for name, value in (("start", segment.start), ("end", segment.end)) if value is not None}
+        inputs |= {
+            name: [value] for name, value in (("start", segment.start), ("end", segment.end)) if value is not None
+        }
         wanted = ["prompt_embedding_table", "preprocess_span", "encoder_span"]
         response = _request(contract.PERCEPTION, inputs, wanted).exec()
         if response.has_error():
             raise from_wire(response.error().message())
         found = {name: pb.get_output_tensor_by_name(response, name).as_numpy() for name in wanted}
         spans = {"preprocess": found["preprocess_span"], "encoder": found["encoder_span"]}
-        return Perception(found["prompt_embedding_table"], {stage: (float(a), float(b)) for stage, (a, b) in spans.items()})
+        return Perception(
+            found["prompt_embedding_table"], {stage: (float(a), float(b)) for stage, (a, b) in spans.items()}
+        )
 
     def generate(
         self, request_id: str, prompt: Prompt, table: np.ndarray | None, sampling: ResolvedSampling
@@ -107,7 +113,9 @@ class _TritonGeneration:
         """The `stop` request of the TensorRT-LLM contract: a child started by BLS is not cancelled by itself."""
         inputs = {"input_ids": [[0]], "input_lengths": [[1]], "request_output_len": [[1]], "stop": [[True]]}
         if self._process is None or process_alive(self._process):
-            for _ in _request(contract.LANGUAGE_MODEL, inputs, ["output_ids", "sequence_length"], self._request_id).exec(decoupled=True):
+            for _ in _request(
+                contract.LANGUAGE_MODEL, inputs, ["output_ids", "sequence_length"], self._request_id
+            ).exec(decoupled=True):
                 pass
 
 

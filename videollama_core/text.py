@@ -48,11 +48,10 @@ class Tokenizer:
         self._rust = RustTokenizer.from_file(str(path))
         self.config = read_json(folder / "tokenizer_config.json")
         template = folder / "chat_template.jinja"
-        self._template_text = (
-            template.read_text("utf-8") if template.is_file() else _one_template(self.config.get("chat_template"))
-        )
-        if not self._template_text:
+        stored = template.read_text("utf-8") if template.is_file() else _one_template(self.config.get("chat_template"))
+        if not stored:
             raise ArtifactMismatch(f"{folder} has no chat template; the checkpoint's tokenizer must bring one")
+        self._template_text: str = stored
         decoder = read_json(path).get("decoder") or {}
         kinds = {step.get("type") for step in decoder.get("decoders", [decoder])}
         self._byte_level = "ByteLevel" in kinds

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from videollama_core import contract
-from videollama_core.contract import RUNNING_METRIC
 from videollama_core.bundle import REPOSITORY, Bundle
+from videollama_core.contract import RUNNING_METRIC
 from videollama_core.errors import ServerFailed
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,9 @@ def find_installation(runtime: Path) -> Installation:
         return Installation(container / "bin/tritonserver", container / "backends", container / "caches")
     spec = find_spec("pytriton")
     if spec is None or spec.origin is None:
-        raise ServerFailed("no Triton server here: neither /opt/tritonserver nor the wheel; pip install 'videollama2-service[serve]' on Linux x86-64")
+        raise ServerFailed(
+            "no Triton server here: neither /opt/tritonserver nor the wheel; pip install 'videollama2-service[serve]' on Linux x86-64"
+        )
     wheel = Path(spec.origin).parent / "tritonserver"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
@@ -68,17 +70,28 @@ def find_installation(runtime: Path) -> Installation:
     # A copy: the stub must not be found through a link, or it looks for its libraries in the link's folder.
     shutil.copy2(stub, backend / stub.name)
     return Installation(
-        wheel / "bin/tritonserver", backend.parent, wheel / "caches", (wheel.parents[1] / "nvidia_pytriton.libs", _python_library())
+        wheel / "bin/tritonserver",
+        backend.parent,
+        wheel / "caches",
+        (wheel.parents[1] / "nvidia_pytriton.libs", _python_library()),
     )
 
 
 def _python_library() -> Path:
     """Folder of libpython, which the stub needs. Raises: ServerFailed for a Python built without it."""
     name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
-    for folder in (sysconfig.get_config_var("LIBDIR"), str(Path(sys.base_prefix) / "lib"), "/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/lib"):
+    for folder in (
+        sysconfig.get_config_var("LIBDIR"),
+        str(Path(sys.base_prefix) / "lib"),
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib64",
+        "/usr/local/lib",
+    ):
         if folder and (Path(folder) / name).is_file():
             return Path(folder)
-    raise ServerFailed(f"{name} is not on this machine, and Triton's Python backend needs it; install it (Debian: apt install {name.split('.so')[0]}) or use a Python built with --enable-shared")
+    raise ServerFailed(
+        f"{name} is not on this machine, and Triton's Python backend needs it; install it (Debian: apt install {name.split('.so')[0]}) or use a Python built with --enable-shared"
+    )
 
 
 @dataclass
@@ -114,7 +127,12 @@ class TritonServer:
     def _start(self) -> None:
         options = self.options
         self.grpc_port, self.http_port, self.metrics_port = choose_ports(
-            options.host, {"--grpc-port": options.grpc_port, "--http-port": options.http_port, "--metrics-port": options.metrics_port}
+            options.host,
+            {
+                "--grpc-port": options.grpc_port,
+                "--http-port": options.http_port,
+                "--metrics-port": options.metrics_port,
+            },
         )
         self._secret = secrets.token_urlsafe(24)
         self.log = options.log or self._runtime / "server.log"
@@ -122,11 +140,17 @@ class TritonServer:
         try:
             log: IO[bytes] = self.log.open("ab")
         except OSError as error:
-            raise ServerFailed(f"the log {self.log} cannot be written: {error.strerror}; choose another with --log") from error
+            raise ServerFailed(
+                f"the log {self.log} cannot be written: {error.strerror}; choose another with --log"
+            ) from error
         with log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
-                self._command(installation), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_environment(installation),
+                self._command(installation),
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=_environment(installation),
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then drains
             )
         self._wait_until_ready()
@@ -163,13 +187,17 @@ class TritonServer:
         deadline = time.monotonic() + self.options.start_seconds
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
-                raise ServerFailed(f"Triton ended with code {self._process.returncode} while it started. {self._reason()}")
+                raise ServerFailed(
+                    f"Triton ended with code {self._process.returncode} while it started. {self._reason()}"
+                )
             try:
                 self._http("GET", "/v2/health/ready", timeout=2)
                 return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
-        raise ServerFailed(f"Triton was not ready after {self.options.start_seconds:g} s; its log is {self._keep_log()}")
+        raise ServerFailed(
+            f"Triton was not ready after {self.options.start_seconds:g} s; its log is {self._keep_log()}"
+        )
 
     def _reason(self) -> str:
         """The failing stage's own words, from the log."""
@@ -332,7 +360,9 @@ def _environment(installation: Installation) -> dict[str, str]:
     environment = dict(os.environ)
     libraries = [str(folder) for folder in installation.libraries]
     if libraries:
-        environment["LD_LIBRARY_PATH"] = os.pathsep.join([*libraries, *filter(None, [environment.get("LD_LIBRARY_PATH")])])
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join(
+            [*libraries, *filter(None, [environment.get("LD_LIBRARY_PATH")])]
+        )
     environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in sys.path if path))
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     environment["PYTHONUNBUFFERED"] = "1"

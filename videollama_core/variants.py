@@ -103,7 +103,9 @@ VARIANTS = {
         Variant("VideoLLaMA2-8x7B", "mixtral", _CLIP, "stc_connector", 8, _MIXTRAL),
         Variant("VideoLLaMA2-72B-Base", "qwen2", _CLIP, "stc_connector", 8, "Qwen/Qwen2-72B-Instruct", base=True),
         Variant("VideoLLaMA2-72B", "qwen2", _CLIP, "stc_connector", 8, "Qwen/Qwen2-72B-Instruct"),
-        Variant("VideoLLaMA2.1-7B-16F-Base", "qwen2", _SIGLIP, "stc_connector_v35", 16, "Qwen/Qwen2-7B-Instruct", base=True),
+        Variant(
+            "VideoLLaMA2.1-7B-16F-Base", "qwen2", _SIGLIP, "stc_connector_v35", 16, "Qwen/Qwen2-7B-Instruct", base=True
+        ),
         Variant("VideoLLaMA2.1-7B-16F", "qwen2", _SIGLIP, "stc_connector_v35", 16, "Qwen/Qwen2-7B-Instruct"),
         Variant("VideoLLaMA2.1-7B-AV", "qwen2", _SIGLIP, "stc_connector_v35", 16, "Qwen/Qwen2-7B-Instruct", audio=True),
     )

@@ -110,9 +110,7 @@ def choose_in_segment(available: int, rate: float, segment: Segment, num_frames:
     return chosen + first
 
 
-def load_media(
-    kind: str, files: Sequence[bytes], segment: Segment = Segment(), num_frames: int | None = 8
-) -> Frames:
+def load_media(kind: str, files: Sequence[bytes], segment: Segment = Segment(), num_frames: int | None = 8) -> Frames:
     """Media as it comes over the wire (contract.MEDIA) -> its frames.
 
     Args:
@@ -192,7 +190,9 @@ def _open_container(data: bytes) -> "av.container.InputContainer":
 
 
 def _video_stream(container: "av.container.InputContainer") -> VideoStream:
-    pictures = [stream for stream in container.streams.video if not stream.disposition & stream.disposition.attached_pic]
+    pictures = [
+        stream for stream in container.streams.video if not stream.disposition & stream.disposition.attached_pic
+    ]
     if not pictures:
         sound = " (it has a sound track)" if container.streams.audio else ""
         raise UnreadableMedia(f"the file has no video stream{sound}; send one that shows pictures")
@@ -230,7 +230,9 @@ def _check_bounds(packets: int, deadline: float) -> None:
     if packets > MAX_PACKETS:
         raise UnreadableMedia(f"the video has more than {MAX_PACKETS} frames; send a shorter one")
     if time.monotonic() > deadline:
-        raise UnreadableMedia(f"the video takes more than {DECODE_SECONDS:g} s to decode; send a shorter or smaller one")
+        raise UnreadableMedia(
+            f"the video takes more than {DECODE_SECONDS:g} s to decode; send a shorter or smaller one"
+        )
 
 
 def _decode_wanted(
@@ -361,4 +363,3 @@ def _pad(frames: Frames, num_frames: int | None) -> Frames:
             np.append(frames.time, np.full(missing, math.nan)),
         )
     return Frames(frames.rgb[:MAX_FRAMES], frames.index[:MAX_FRAMES], frames.time[:MAX_FRAMES])
-

@@ -96,6 +96,8 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, config: VisionConfig, pixels: PixelConfig) -> None:
         super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
         self.config = config
         self.embeddings = Embeddings(config)
         if config.kind == "clip":

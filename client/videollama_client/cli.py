@@ -74,7 +74,9 @@ def main_group() -> None:
 @click.option("--timeout", type=float, help="Seconds until the request is given up.")
 @click.option("--url", default="localhost:8001", show_default=True, help="host:port of the server's gRPC port.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming text.")
-def ask(words: tuple[str, ...], video: Path | None, image: Path | None, url: str, as_json: bool, **options: Any) -> None:
+def ask(
+    words: tuple[str, ...], video: Path | None, image: Path | None, url: str, as_json: bool, **options: Any
+) -> None:
     """Ask QUESTION about MEDIA (video, gif, folder of frames or picture), or about nothing."""
     if len(words) > 2:
         raise click.UsageError(f"found {len(words)} words; put the question in quotes")

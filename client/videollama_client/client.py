@@ -24,12 +24,12 @@ RESTART_SECONDS = 15.0  # how long a request that was not accepted is sent again
 class AnswerStream:
     """Pieces of an answer as they come. After the last one, `answer` is the whole."""
 
-    def __init__(self, client: "Client", request_id: str, call: Callable[[], Any]) -> None:
+    def __init__(self, client: "Client", request_id: str, call: Callable[[], Any], timeout: float | None) -> None:
         self.request_id = request_id
         self._client, self._new_call = client, call
         self._reader = AnswerReader()
         self._cancelled = False
-        self._deadline = time.monotonic() + RESTART_SECONDS
+        self._deadline = time.monotonic() + min(RESTART_SECONDS, timeout or RESTART_SECONDS)
         self._send()
 
     def _send(self) -> None:
@@ -131,9 +131,9 @@ class Client:
         """
         request_id = request_id or uuid.uuid4().hex
         request = build_question(question, request_id, {"video": video, "image": image, **options})
-        stream = AnswerStream(
-            self, request_id, lambda: self._stub.ModelStreamInfer(iter([request]), timeout=timeout or self._timeout)
-        )
+        timeout = timeout or self._timeout
+        call = lambda: self._stub.ModelStreamInfer(iter([request]), timeout=timeout)  # noqa: E731
+        stream = AnswerStream(self, request_id, call, timeout)
         self._active[request_id] = stream
         return stream
 
@@ -161,7 +161,9 @@ class Client:
         deadline = time.monotonic() + timeout
         while not self.health():
             if time.monotonic() >= deadline:
-                raise ServerUnreachable(f"no server is ready at {self.address} after {timeout:g} s; start one with vl2 serve")
+                raise ServerUnreachable(
+                    f"no server is ready at {self.address} after {timeout:g} s; start one with vl2 serve"
+                )
             time.sleep(0.1)
 
     def _check_process(self, process: str | None) -> None:

@@ -19,12 +19,12 @@ from videollama_core.messages import Answer
 class AsyncAnswerStream:
     """Pieces of an answer as they come. After the last one, `answer()` is the whole."""
 
-    def __init__(self, client: "AsyncClient", request_id: str, call: Callable[[], Any]) -> None:
+    def __init__(self, client: "AsyncClient", request_id: str, call: Callable[[], Any], timeout: float | None) -> None:
         self.request_id = request_id
         self._client, self._new_call, self._call = client, call, call()
         self._reader = AnswerReader()
         self._cancelled = False
-        self._deadline = time.monotonic() + RESTART_SECONDS
+        self._deadline = time.monotonic() + min(RESTART_SECONDS, timeout or RESTART_SECONDS)
 
     async def __aiter__(self) -> AsyncIterator[str]:
         try:
@@ -98,9 +98,9 @@ class AsyncClient:
         """Ask, and iterate (`async for`) over the pieces of text as they come."""
         request_id = request_id or uuid.uuid4().hex
         request = build_question(question, request_id, {"video": video, "image": image, **options})
-        stream = AsyncAnswerStream(
-            self, request_id, lambda: self._stub.ModelStreamInfer(_once(request), timeout=timeout or self._timeout)
-        )
+        timeout = timeout or self._timeout
+        call = lambda: self._stub.ModelStreamInfer(_once(request), timeout=timeout)  # noqa: E731
+        stream = AsyncAnswerStream(self, request_id, call, timeout)
         self._active[request_id] = stream
         return stream
 
@@ -125,7 +125,9 @@ class AsyncClient:
         deadline = time.monotonic() + timeout
         while not await self.health():
             if time.monotonic() >= deadline:
-                raise ServerUnreachable(f"no server is ready at {self.address} after {timeout:g} s; start one with vl2 serve")
+                raise ServerUnreachable(
+                    f"no server is ready at {self.address} after {timeout:g} s; start one with vl2 serve"
+                )
             await asyncio.sleep(0.1)
 
     async def _check_process(self, process: str | None) -> None:

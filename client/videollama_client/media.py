@@ -51,7 +51,9 @@ def _read_one(source: Source, dimensions: int) -> bytes:
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != dimensions or source.shape[-1] != 3 or source.size == 0:
             shape = "[T, H, W, 3]" if dimensions == 4 else "[H, W, 3]"
-            raise UnreadableMedia(f"the array is {source.dtype} {list(source.shape)}; wanted uint8 {shape} with nothing empty")
+            raise UnreadableMedia(
+                f"the array is {source.dtype} {list(source.shape)}; wanted uint8 {shape} with nothing empty"
+            )
         buffer = io.BytesIO()
         np.save(buffer, source)
         return buffer.getvalue()

@@ -6,7 +6,14 @@ from contextlib import contextmanager
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from videollama_core.errors import Cancelled, DeadlineExceeded, InvalidRequest, ServerUnreachable, VideoLlamaError, from_wire
+from videollama_core.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidRequest,
+    ServerUnreachable,
+    VideoLlamaError,
+    from_wire,
+)
 
 # Media is larger than gRPC's default limit of 4 MiB; the server allows 2 GiB - 1.
 CHANNEL_OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
@@ -24,7 +31,9 @@ def check_address(address: str) -> str:
     """Raises: InvalidRequest unless it is host:port."""
     host, _, port = address.rpartition(":")
     if "//" in address or not host or not port.isdigit():
-        raise InvalidRequest(f"the address is {address!r}; wanted host:port of the server's gRPC port, such as localhost:8001")
+        raise InvalidRequest(
+            f"the address is {address!r}; wanted host:port of the server's gRPC port, such as localhost:8001"
+        )
     return address
 
 
@@ -36,7 +45,9 @@ def translate(error: grpc.RpcError, address: str) -> VideoLlamaError:
     """A gRPC failure as one of ours."""
     code, details = error.code(), error.details() or ""  # type: ignore[attr-defined]
     if code == grpc.StatusCode.UNAVAILABLE:
-        return ServerUnreachable(f"no server answers at {address} ({details}); start one with vl2 serve, or name another with --url")
+        return ServerUnreachable(
+            f"no server answers at {address} ({details}); start one with vl2 serve, or name another with --url"
+        )
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded("the timeout passed before the answer was whole; allow more seconds or fewer tokens")
     if code == grpc.StatusCode.CANCELLED:

@@ -22,16 +22,23 @@ _OPTION_NAMES = {option.name for option in OPTIONS} | {"stop"}
 _MEDIA_NAMES = {"video", "image", "start", "end"}
 
 
-def build_question(question: str | Sequence[dict[str, str]], request_id: str | None, arguments: dict[str, Any]) -> "service_pb2.ModelInferRequest":
+def build_question(
+    question: str | Sequence[dict[str, str]], request_id: str | None, arguments: dict[str, Any]
+) -> "service_pb2.ModelInferRequest":
     """The request for `ask(question, **arguments)`. Raises: InvalidRequest and its kinds, before anything is sent."""
     unknown = sorted(set(arguments) - _OPTION_NAMES - _MEDIA_NAMES)
     if unknown:
-        raise InvalidRequest(f"unknown option {unknown[0]!r}; options are {', '.join(sorted(_OPTION_NAMES | _MEDIA_NAMES))}")
+        raise InvalidRequest(
+            f"unknown option {unknown[0]!r}; options are {', '.join(sorted(_OPTION_NAMES | _MEDIA_NAMES))}"
+        )
     media = read_media(arguments.get("video"), arguments.get("image"))
     start, end = arguments.get("start"), arguments.get("end")
     _check_segment(start, end, media)
     stop = arguments.get("stop") or ()
-    options = SamplingOptions(**{option.name: arguments.get(option.name) for option in OPTIONS}, stop=(stop,) if isinstance(stop, str) else tuple(stop))
+    options = SamplingOptions(
+        **{option.name: arguments.get(option.name) for option in OPTIONS},
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+    )
     values: dict[str, Sequence[Any]] = {"messages": [json.dumps(as_conversation(question)).encode()]}
     if media is not None:
         values |= {"media": media.files, "media_kind": [media.kind.encode()]}
@@ -103,7 +110,11 @@ class AnswerReader:
         if "summary" in outputs:
             summary = json.loads(outputs["summary"])
             self.answer = Answer(
-                "".join(self._pieces), self._ids, summary["finish_reason"], Usage(**summary["usage"]), summary["seconds"]
+                "".join(self._pieces),
+                self._ids,
+                summary["finish_reason"],
+                Usage(**summary["usage"]),
+                summary["seconds"],
             )
         return piece
 

@@ -10,10 +10,15 @@ from videollama_core.errors import ArtifactMismatch
 
 def tracked_repository() -> Path:
     """model_repository/ of this source tree, or the copy inside the installed package."""
-    for folder in (Path(__file__).parents[2] / "model_repository", Path(str(resources.files("videollama_core") / "model_repository"))):
+    for folder in (
+        Path(__file__).parents[2] / "model_repository",
+        Path(str(resources.files("videollama_core") / "model_repository")),
+    ):
         if (folder / "videollama2" / "config.pbtxt").is_file():
             return folder
-    raise ArtifactMismatch("the stages (model_repository/) are missing from this installation; install the package again")
+    raise ArtifactMismatch(
+        "the stages (model_repository/) are missing from this installation; install the package again"
+    )
 
 
 def assemble(target: Path) -> None:

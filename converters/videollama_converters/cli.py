@@ -36,20 +36,30 @@ class ProgressBar:
     def _draw(self, note: str) -> None:
         if self._moving:
             filled = 30 * self._count // self._total
-            click.echo(f"\r{self._task:24} [{'#' * filled}{'.' * (30 - filled)}] {self._count}/{self._total} {note}", nl=False, err=True)
+            click.echo(
+                f"\r{self._task:24} [{'#' * filled}{'.' * (30 - filled)}] {self._count}/{self._total} {note}",
+                nl=False,
+                err=True,
+            )
 
 
 @click.command(epilog="Example: vl2 convert VideoLLaMA2.1-7B-16F --out build/2.1-7b --tower siglip-so400m-patch14-384")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write, such as build/NAME.")
-@click.option("--tower", type=click.Path(path_type=Path), help="Folder of the vision tower, where it is not near the checkpoint.")
-@click.option("--base", type=click.Path(path_type=Path), help="Folder of the base language model, for Base folders and adapters.")
+@click.option(
+    "--tower", type=click.Path(path_type=Path), help="Folder of the vision tower, where it is not near the checkpoint."
+)
+@click.option(
+    "--base", type=click.Path(path_type=Path), help="Folder of the base language model, for Base folders and adapters."
+)
 def convert(checkpoint: Path, out: Path, tower: Path | None, base: Path | None) -> None:
     """Convert CHECKPOINT, a published VideoLLaMA 2 folder, into a folder that `vl2 serve` takes.
 
     A second run makes only what is missing or no longer valid.
     """
-    from videollama_converters.convert import convert as run  # torch takes seconds to import; --help does not wait for it
+    from videollama_converters.convert import (
+        convert as run,
+    )  # torch takes seconds to import; --help does not wait for it
 
     try:
         run(checkpoint, out, tower, base, ProgressBar())

@@ -14,7 +14,7 @@ from videollama_converters.split_language_model import TOKENIZER_FILES, split_la
 from videollama_converters.steps import Step, Workshop, files_below, sha256, write_json
 from videollama_core.bundle import FORMAT, LANGUAGE_FOLDER, REPOSITORY, graph_path
 from videollama_core.checkpoint import CheckpointParts, Sources
-from videollama_core.config import ModelConfig, find_tower, read_json, read_model_config
+from videollama_core.config import find_tower, read_json, read_model_config
 from videollama_core.errors import CheckpointMismatch
 from videollama_core.graphs import CONNECTOR, DECODER, EMBEDDING, GRAPHS, VISION_ENCODER, Graph
 
@@ -38,7 +38,13 @@ class SilentProgress:
         pass
 
 
-def convert(checkpoint: Path, out: Path, tower: Path | None = None, base: Path | None = None, progress: Progress = SilentProgress()) -> Path:
+def convert(
+    checkpoint: Path,
+    out: Path,
+    tower: Path | None = None,
+    base: Path | None = None,
+    progress: Progress = SilentProgress(),
+) -> Path:
     """Convert a published checkpoint folder into a bundle (videollama_core/bundle.py).
 
     Args:
@@ -105,9 +111,24 @@ def plan_steps(parts: CheckpointParts, source: dict[str, str], out: Path, progre
     inputs = {"source": source, "code": code, "format": FORMAT}
     return [
         *exports,
-        Step("language model", inputs, (LANGUAGE_FOLDER,), lambda to: split_language_model(parts, to / LANGUAGE_FOLDER, progress.advance)),
-        Step("parity", inputs, ("parity.json",), lambda to: _compare_all(parts, out, to / "parity.json", progress.advance)),
-        Step("model repository", {"code": code, "stages": _tree_hash(assembling.tracked_repository())}, (REPOSITORY,), lambda to: assembling.assemble(to / REPOSITORY)),
+        Step(
+            "language model",
+            inputs,
+            (LANGUAGE_FOLDER,),
+            lambda to: split_language_model(parts, to / LANGUAGE_FOLDER, progress.advance),
+        ),
+        Step(
+            "parity",
+            inputs,
+            ("parity.json",),
+            lambda to: _compare_all(parts, out, to / "parity.json", progress.advance),
+        ),
+        Step(
+            "model repository",
+            {"code": code, "stages": _tree_hash(assembling.tracked_repository())},
+            (REPOSITORY,),
+            lambda to: assembling.assemble(to / REPOSITORY),
+        ),
     ]
 
 
@@ -118,13 +139,15 @@ def _work(step: Step, parts: CheckpointParts) -> int:
 
 
 def _export(graph: Graph, parts: CheckpointParts, tick: Callable[[], None], folder: Path) -> None:
-    sources = graph_sources(graph, parts) | {name: partial(_same, value) for name, value in buffers(parts.config).items()}
+    sources = graph_sources(graph, parts) | {
+        name: partial(_same, value) for name, value in buffers(parts.config).items()
+    }
     if parts.config.language.tied and graph is DECODER:
         sources["lm_head.weight"] = sources["model.embed_tokens.weight"]
     export_graph(graph, parts.config, sources, folder / graph_path(graph.name), tick)
 
 
-def _same(value):  # noqa: ANN001, ANN202
+def _same(value):  # noqa: ANN001
     return value
 
 
@@ -163,7 +186,17 @@ def _code_hash() -> str:
     import videollama_core
 
     folders = (Path(videollama_core.__file__).parent, Path(__file__).parent)
-    names = ("vision.py", "connector.py", "decoder.py", "config.py", "checkpoint.py", "graphs.py", "export_onnx.py", "split_language_model.py", "compare.py")
+    names = (
+        "vision.py",
+        "connector.py",
+        "decoder.py",
+        "config.py",
+        "checkpoint.py",
+        "graphs.py",
+        "export_onnx.py",
+        "split_language_model.py",
+        "compare.py",
+    )
     digest = hashlib.sha256()
     for folder in folders:
         for name in names:

@@ -30,11 +30,11 @@ class Embedding(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.model = nn.Module()
-        self.model.embed_tokens = nn.Embedding(config.language.vocab_size, config.language.width)
+        table = nn.Embedding(config.language.vocab_size, config.language.width)
+        self.model = nn.ModuleDict({"embed_tokens": table})  # the published name
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        return self.model.embed_tokens(input_ids)
+        return self.model["embed_tokens"](input_ids)
 
 
 def build_module(graph: Graph, config: ModelConfig) -> nn.Module:
@@ -54,7 +54,11 @@ def example_inputs(graph: Graph, config: ModelConfig, rows: int = 2) -> tuple[Te
     generator = torch.Generator().manual_seed(0)
     language, vision = config.language, config.vision
     if graph is VISION_ENCODER:
-        return (torch.randint(0, 256, (rows, config.pixels.size, config.pixels.size, 3), generator=generator, dtype=torch.uint8),)
+        return (
+            torch.randint(
+                0, 256, (rows, config.pixels.size, config.pixels.size, 3), generator=generator, dtype=torch.uint8
+            ),
+        )
     if graph is CONNECTOR:
         features = torch.randn(rows, vision.tokens, vision.width, generator=generator)
         return features, torch.arange(4) % rows
@@ -116,6 +120,8 @@ def export_graph(graph: Graph, config: ModelConfig, sources: Sources, path: Path
 
 
 def _lazy(name: str, value: ir.Value, read: Callable[[], Tensor], tick: Callable[[], None]) -> ir.LazyTensor:
+    assert value.shape is not None
+
     def load() -> ir.TensorProtocol:
         tick()
         array = read().to(torch.float32).numpy()

@@ -112,7 +112,9 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     if not (folder / "tokenizer_config.json").is_file():
-        raise CheckpointMismatch(f"{source} has no tokenizer_config.json; copy the checkpoint's tokenizer files into it")
+        raise CheckpointMismatch(
+            f"{source} has no tokenizer_config.json; copy the checkpoint's tokenizer files into it"
+        )
     if not (folder / "tokenizer.json").is_file():
         make_fast_tokenizer(source, folder / "tokenizer.json")
 
@@ -128,4 +130,3 @@ def make_fast_tokenizer(source: Path, path: Path) -> None:
         raise CheckpointMismatch(
             f"{source} has no tokenizer.json, and none can be made from tokenizer.model or vocab.json and merges.txt: {error}"
         ) from error
-

@@ -66,7 +66,9 @@ class Workshop:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ArtifactMismatch(f"another conversion is writing {self.root}; wait for it or choose another --out") from None
+                raise ArtifactMismatch(
+                    f"another conversion is writing {self.root}; wait for it or choose another --out"
+                ) from None
             shutil.rmtree(self.root / PARTIAL, ignore_errors=True)
             yield self
             shutil.rmtree(self.root / PARTIAL, ignore_errors=True)

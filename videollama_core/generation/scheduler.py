@@ -140,7 +140,9 @@ class Scheduler:
                 f"{self.runner.vocab_size - 1}, and {rows} media rows follow them"
             )
         if length >= self.runner.max_length:
-            raise PromptTooLong(f"the prompt has {length} tokens; the context holds {self.runner.max_length} with the answer")
+            raise PromptTooLong(
+                f"the prompt has {length} tokens; the context holds {self.runner.max_length} with the answer"
+            )
 
     # --- the scheduler's own thread ---
 

@@ -35,7 +35,9 @@ class LanguageModelStage(DecoupledStage):
             runner, int(parameter(args, "max_queue_size")), int(parameter(args, "prefill_chunk_len"))
         )
         # The families are kept: a metric dies with its family.
-        self._families = [pb.MetricFamily(name=name, description=text, kind=pb.MetricFamily.GAUGE) for name, text, _ in _METRICS]
+        self._families = [
+            pb.MetricFamily(name=name, description=text, kind=pb.MetricFamily.GAUGE) for name, text, _ in _METRICS
+        ]
         self._gauges = [
             (family.Metric(labels={"model": self.contract.name}), field)
             for family, (_, _, field) in zip(self._families, _METRICS, strict=True)
@@ -69,7 +71,9 @@ class LanguageModelStage(DecoupledStage):
         length = one("input_lengths")
         if not 0 < length <= len(input_ids):
             raise InvalidRequest(f"input_lengths is {length}; input_ids has {len(input_ids)} ids")
-        answer = _Response(reply, one("streaming", False), () if one("exclude_input_in_output", True) else input_ids[:length])
+        answer = _Response(
+            reply, one("streaming", False), () if one("exclude_input_in_output", True) else input_ids[:length]
+        )
         return GenerationRequest(
             request_id=request_id or uuid.uuid4().hex,
             input_ids=input_ids[:length],

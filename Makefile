@@ -1,0 +1,24 @@
+# `make demo` and `make test` are the two commands; both make .venv first.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## make .venv with everything (client, converter, Triton server, tests)
+	@sh scripts/setup.sh
+
+demo: setup ## convert a tiny checkpoint, start a real Triton server, ask about a real video
+	@.venv/bin/vl2 demo
+
+test: setup ## all tests, the real server included
+	@.venv/bin/python -m pytest
+
+check: setup ## format, lint, types and all tests
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/python -m pytest
+
+clean: ## remove converted checkpoints (build/*/) and caches
+	@rm -rf build/*/ .pytest_cache .ruff_cache .mypy_cache
