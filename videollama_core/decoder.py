@@ -4,8 +4,6 @@ Parameter names are the published ones. B rows, S new positions, P cached positi
 D width, H key-value heads, G query heads per key-value head, d head dim.
 """
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -132,8 +130,6 @@ class DecoderLayer(nn.Module):
 
 
 class Body(nn.Module):
-    layers: Iterable[DecoderLayer]  # an nn.ModuleList
-
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
@@ -172,6 +168,7 @@ class Decoder(nn.Module):
         x = inputs_embeds
         new = []
         for number, layer in enumerate(self.model.layers):
+            assert isinstance(layer, DecoderLayer)
             mixed, key, value = layer.self_attn(
                 layer.input_layernorm(x), cos, sin, bias, past[number, 0], past[number, 1]
             )

@@ -139,16 +139,10 @@ def _work(step: Step, parts: CheckpointParts) -> int:
 
 
 def _export(graph: Graph, parts: CheckpointParts, tick: Callable[[], None], folder: Path) -> None:
-    sources = graph_sources(graph, parts) | {
-        name: partial(_same, value) for name, value in buffers(parts.config).items()
-    }
+    sources = graph_sources(graph, parts) | {name: value.clone for name, value in buffers(parts.config).items()}
     if parts.config.language.tied and graph is DECODER:
         sources["lm_head.weight"] = sources["model.embed_tokens.weight"]
     export_graph(graph, parts.config, sources, folder / graph_path(graph.name), tick)
-
-
-def _same(value):  # noqa: ANN001
-    return value
 
 
 def _compare_all(parts: CheckpointParts, out: Path, path: Path, tick: Callable[[], None]) -> None:
