@@ -1,0 +1,233 @@
+"""Iteration by iteration, with a runner whose every score is a known function of its slot's content."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from videollama_core.errors import Cancelled, InvalidRequest, Overloaded, PromptTooLong, StageFailed
+from videollama_core.generation.scheduler import GenerationRequest, Scheduler
+from videollama_core.messages import ResolvedSampling
+
+VOCAB = 50
+END = 49
+
+
+class CountingRunner:
+    """The next token is (sum of the slot's ids + its length) modulo 48; so an answer tells the whole history."""
+
+    def __init__(self, num_slots: int = 4, max_length: int = 64) -> None:
+        self.num_slots, self.max_length, self.vocab_size = num_slots, max_length, VOCAB
+        self.content: list[list[int]] = [[] for _ in range(num_slots)]
+        self.batches: list[int] = []
+        self.chunks: list[int] = []
+        self.poison: int | None = None  # a decode step that meets this token fails
+
+    def _scores(self, slot: int) -> np.ndarray:
+        scores = np.zeros(VOCAB, np.float32)
+        scores[(sum(self.content[slot]) + len(self.content[slot])) % 48] = 1
+        return scores
+
+    def prefill(self, slot, ids, media, visible):
+        self.chunks.append(len(ids))
+        self.content[slot] += ids.tolist()
+        return self._scores(slot)
+
+    def decode(self, slots, tokens):
+        self.batches.append(len(slots))
+        if self.poison in tokens:
+            raise RuntimeError("poisoned")
+        for slot, token in zip(slots, tokens, strict=True):
+            self.content[slot].append(token)
+        return np.stack([self._scores(slot) for slot in slots])
+
+    def free(self, slot):
+        self.content[slot] = []
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.error = None
+        self.last = False
+        self.ended = threading.Event()
+
+    def step(self, step) -> None:
+        self.ids.append(step.token)
+        self.last = step.last
+        if step.last:
+            self.ended.set()
+
+    def fail(self, error) -> None:
+        self.error = error
+        self.ended.set()
+
+
+def request(name: str, ids: list[int], tokens: int = 8, **more):
+    listener = Listener()
+    sampling = ResolvedSampling(tokens, True, 1.0, 0, 1.0, 1.0, 0)
+    made = GenerationRequest(name, np.array(ids, np.int64), sampling, ((END,),), listener.step, listener.fail, **more)
+    return made, listener
+
+
+def expected(ids: list[int], tokens: int) -> list[int]:
+    content, answer = list(ids), []
+    for _ in range(tokens):
+        answer.append((sum(content) + len(content)) % 48)
+        content.append(answer[-1])
+    return answer
+
+
+def run(scheduler: Scheduler, iterations: int = 200) -> None:
+    for _ in range(iterations):
+        if not (scheduler.num_running or scheduler.num_waiting):
+            return
+        scheduler.iterate()
+    raise AssertionError("requests are left")
+
+
+def test_requests_share_steps_and_answer_as_alone():
+    scheduler = Scheduler(CountingRunner(), prefill_chunk=4)
+    listeners = {}
+    for number in range(8):
+        prompt = list(range(number + 1, number + 1 + 3 * number + 1))
+        made, listeners[number] = request(str(number), prompt, tokens=12)
+        scheduler.submit(made)
+    run(scheduler)
+    for number, listener in listeners.items():
+        assert listener.ids == expected(list(range(number + 1, number + 1 + 3 * number + 1)), 12)
+        assert listener.last and listener.error is None
+    assert scheduler.counters.most_in_one_step == 4
+    assert max(scheduler.runner.chunks) == 4  # a long prompt goes in by chunks
+    assert scheduler.counters.decode_steps < 8 * 12 / 2
+
+
+def test_a_long_prompt_does_not_stall_the_others():
+    scheduler = Scheduler(CountingRunner(), prefill_chunk=4)
+    first, listener = request("short", [1], tokens=20)
+    scheduler.submit(first)
+    scheduler.iterate()
+    scheduler.submit(request("long", [1] * 40)[0])
+    before = len(listener.ids)
+    for _ in range(5):
+        scheduler.iterate()
+    assert len(listener.ids) == before + 5  # a token every iteration, prefill chunks between
+
+
+def test_a_stop_frees_the_slot_before_the_next_step():
+    """At most the iteration under way is still counted: one step, where two are allowed."""
+    scheduler = Scheduler(CountingRunner(num_slots=1))
+    made, listener = request("gone", [1], tokens=50)
+    waiting, next_listener = request("next", [2], tokens=3)
+    scheduler.submit(made)
+    scheduler.submit(waiting)
+    for _ in range(5):
+        scheduler.iterate()
+    steps = len(listener.ids)
+    scheduler.stop("gone")
+    scheduler.iterate()
+    assert len(listener.ids) == steps and isinstance(listener.error, Cancelled)
+    run(scheduler)
+    assert next_listener.ids == expected([2], 3)
+    assert scheduler.counters.cancelled == 1
+
+
+def test_a_caller_that_left_frees_the_slot_running_or_waiting():
+    scheduler = Scheduler(CountingRunner(num_slots=1))
+    left = threading.Event()
+    running, first = request("a", [1], tokens=50, is_cancelled=left.is_set)
+    waiting, second = request("b", [1], tokens=50, is_cancelled=left.is_set)
+    scheduler.submit(running)
+    scheduler.submit(waiting)
+    scheduler.iterate()
+    left.set()
+    scheduler.iterate()
+    assert isinstance(first.error, Cancelled) and isinstance(second.error, Cancelled)
+    assert scheduler.num_running == scheduler.num_waiting == 0 and scheduler.runner.content == [[]]
+
+
+def test_generation_ends_at_an_end_word_the_limit_or_a_full_context():
+    scheduler = Scheduler(CountingRunner(max_length=10))
+    word = tuple(expected([3], 5)[2:4])
+    made, by_word = request("word", [3], tokens=30)
+    scheduler.submit(GenerationRequest(**{**made.__dict__, "end_words": (word,)}))
+    limited, by_limit = request("limit", [3], tokens=5)
+    scheduler.submit(limited)
+    endless, by_context = request("context", [3], tokens=30)
+    scheduler.submit(endless)
+    run(scheduler)
+    assert by_word.ids == expected([3], 4)
+    assert by_limit.ids == expected([3], 5)
+    assert len(by_context.ids) == 9  # 1 + 9 positions fill the context of 10
+
+
+def test_one_failing_request_does_not_fail_its_neighbours():
+    runner = CountingRunner()
+    scheduler = Scheduler(runner)
+    bad, bad_listener = request("bad", [5], tokens=10)
+    good, good_listener = request("good", [8], tokens=10)
+    runner.poison = expected([5], 3)[2]
+    assert runner.poison not in expected([8], 10)
+    scheduler.submit(bad)
+    scheduler.submit(good)
+    run(scheduler)
+    assert isinstance(bad_listener.error, StageFailed) and "poisoned" in str(bad_listener.error)
+    assert good_listener.ids == expected([8], 10)
+
+
+def test_a_listener_that_fails_loses_only_its_own_request():
+    scheduler = Scheduler(CountingRunner())
+
+    def burst(_) -> None:
+        raise ConnectionError("gone")
+
+    made, _ = request("broken", [1])
+    scheduler.submit(GenerationRequest(**{**made.__dict__, "on_step": burst}))
+    good, listener = request("good", [2])
+    scheduler.submit(good)
+    run(scheduler)
+    assert listener.ids == expected([2], 8)
+
+
+def test_bad_requests_are_refused_at_once():
+    scheduler = Scheduler(CountingRunner(num_slots=1, max_length=16), max_waiting=2)
+    for ids, error in (
+        ([], InvalidRequest),
+        ([-1], InvalidRequest),
+        ([VOCAB], InvalidRequest),
+        ([1] * 16, PromptTooLong),
+    ):
+        with pytest.raises(error):
+            scheduler.submit(request("bad", ids)[0])
+    scheduler.submit(request("one", [1])[0])
+    with pytest.raises(InvalidRequest, match="already running"):
+        scheduler.submit(request("one", [1])[0])
+    scheduler.submit(request("two", [1])[0])
+    with pytest.raises(Overloaded, match="2 requests wait"):
+        scheduler.submit(request("three", [1])[0])
+
+
+def test_media_rows_widen_the_allowed_ids():
+    scheduler = Scheduler(CountingRunner())
+    scheduler.submit(request("media", [VOCAB + 1], media=np.zeros((2, 4), np.float32))[0])
+    with pytest.raises(InvalidRequest, match="2 media rows"):
+        scheduler.submit(request("beyond", [VOCAB + 2], media=np.zeros((2, 4), np.float32))[0])
+
+
+def test_the_thread_sleeps_when_idle_and_close_ends_what_runs():
+    scheduler = Scheduler(CountingRunner(max_length=10**6))
+    scheduler.start()
+    made, listener = request("done", [1])
+    scheduler.submit(made)
+    assert listener.ended.wait(5)
+    time.sleep(0.05)
+    idle = scheduler.counters.iterations
+    time.sleep(0.1)
+    assert scheduler.counters.iterations == idle
+    endless, left = request("endless", [1], tokens=10**6)
+    scheduler.submit(endless)
+    scheduler.close()
+    assert left.ended.wait(5) and isinstance(left.error, StageFailed)
+    with pytest.raises(StageFailed):
+        scheduler.submit(request("late", [1])[0])
