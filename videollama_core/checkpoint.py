@@ -218,4 +218,6 @@ def fill(module: nn.Module, sources: Sources, part: str) -> Any:
         tensor = read()
         _check_tensor(name, tensor, parameters[name], part)
         parameters[name].copy_(tensor)
+    if isinstance(module, Decoder) and module.config.tied:
+        module.lm_head.weight = module.model.embed_tokens.weight
     return module.eval().requires_grad_(False)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers
+from tokenizers.models import BPE
 from torch import Tensor
 
 from videollama_core.checkpoint import CheckpointParts
@@ -120,13 +122,47 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def make_fast_tokenizer(source: Path, path: Path) -> None:
-    """tokenizer.json from tokenizer.model, or from vocab.json and merges.txt, by transformers."""
-    from transformers import AutoTokenizer  # seconds to import, and rarely needed
-
+    """tokenizer.json from tokenizer.model, or from vocab.json and merges.txt."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-        tokenizer.backend_tokenizer.save(str(path))
-    except (OSError, ValueError, AttributeError, ImportError, KeyError) as error:
+        if (source / "tokenizer.model").is_file():
+            tokenizer = _from_sentencepiece(source)
+        else:
+            from transformers import AutoTokenizer  # seconds to import, and rarely needed
+
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True).backend_tokenizer
+        tokenizer.save(str(path))
+    except (OSError, ValueError, AttributeError, ImportError, KeyError, RuntimeError) as error:
         raise CheckpointMismatch(
-            f"{source} has no tokenizer.json, and none can be made from tokenizer.model or vocab.json and merges.txt: {error}"
+            f"{source} has no tokenizer.json, and none can be made of tokenizer.model, or vocab.json and merges.txt: {error}"
         ) from error
+
+
+def _from_sentencepiece(source: Path) -> Tokenizer:
+    """Llama's BPE vocabulary with byte fallback; transformers' own converter needs another protobuf than tritonclient.
+
+    SentencePiece stores no merges, but scores: a pair of pieces merges as early as the score of what it makes is high.
+    """
+    from sentencepiece import SentencePieceProcessor
+
+    config = read_json(source / "tokenizer_config.json")
+    model = SentencePieceProcessor(model_file=str(source / "tokenizer.model"))
+    ids = {model.id_to_piece(index): index for index in range(model.get_piece_size())}
+    merges = []
+    for piece, index in ids.items():
+        pairs = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
+        known = [pair for pair in pairs if pair[0] in ids and pair[1] in ids]
+        known.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
+        merges += [(model.get_score(index), pair) for pair in known]
+    merges.sort(key=lambda entry: -entry[0])
+    unknown = model.id_to_piece(model.unk_id())
+    tokenizer = Tokenizer(
+        BPE(ids, [pair for _, pair in merges], unk_token=unknown, fuse_unk=True, byte_fallback=True)  # type: ignore[arg-type]
+    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    for _, token in sorted((int(index), token) for index, token in config.get("added_tokens_decoder", {}).items()):
+        made = AddedToken(token.pop("content"), **token)
+        (tokenizer.add_special_tokens if made.special else tokenizer.add_tokens)([made])
+    return tokenizer

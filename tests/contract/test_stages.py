@@ -1,0 +1,112 @@
+"""Every config.pbtxt, graph and adapter against videollama_core/contract.py."""
+
+import ast
+
+import pytest
+from conftest import ROOT
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from videollama_core.contract import ENSEMBLE, ENTRY, LANGUAGE_MODEL, PERCEPTION, STAGES
+
+REPOSITORY = ROOT / "model_repository"
+
+
+def config(stage: str) -> model_config_pb2.ModelConfig:
+    return text_format.Parse((REPOSITORY / stage / "config.pbtxt").read_text("utf-8"), model_config_pb2.ModelConfig())
+
+
+def described(tensors) -> list[tuple]:
+    return [(t.name, model_config_pb2.DataType.Name(t.data_type), tuple(t.dims)) for t in tensors]
+
+
+def test_the_repository_holds_the_stages_and_nothing_else():
+    assert {path.name for path in REPOSITORY.iterdir()} == set(STAGES)
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=lambda stage: stage.name)
+def test_config_equals_the_contract(stage):
+    found = config(stage.name)
+    assert found.name == stage.name and found.max_batch_size == stage.max_batch_size
+    assert described(found.input) == [(t.name, f"TYPE_{t.dtype}", t.dims) for t in stage.inputs]
+    assert described(found.output) == [(t.name, f"TYPE_{t.dtype}", t.dims) for t in stage.outputs]
+    assert [t.optional for t in found.input] == [t.optional for t in stage.inputs]
+    if not found.ensemble_scheduling.step:  # an ensemble is decoupled through its steps
+        assert found.model_transaction_policy.decoupled == stage.decoupled
+        assert all(group.kind == model_config_pb2.ModelInstanceGroup.KIND_CPU for group in found.instance_group)
+
+
+@pytest.mark.parametrize("name", [PERCEPTION.name, ENSEMBLE.name])
+def test_an_ensemble_uses_only_what_exists(name):
+    """Each step's tensors are its stage's, and each input comes from the caller or from an earlier step."""
+    found = config(name)
+    known = {tensor.name for tensor in found.input}
+    for step in found.ensemble_scheduling.step:
+        stage = STAGES[step.model_name]
+        assert set(step.input_map) <= {t.name for t in stage.inputs}
+        assert {t.name for t in stage.inputs if not t.optional} <= set(step.input_map)
+        assert set(step.input_map.values()) <= known
+        assert set(step.output_map) <= {t.name for t in stage.outputs}
+        known |= set(step.output_map.values())
+    assert {tensor.name for tensor in found.output} <= known
+
+
+def test_only_perception_is_cached():
+    assert [name for name in STAGES if config(name).response_cache.enable] == [PERCEPTION.name]
+
+
+# TensorRT-LLM 1.2.1, triton_backend/all_models/inflight_batcher_llm/tensorrt_llm/config.pbtxt: name -> type, dims.
+TENSORRT_LLM = {
+    "input_ids": ("INT32", (-1,)),
+    "input_lengths": ("INT32", (1,)),
+    "request_output_len": ("INT32", (1,)),
+    "end_id": ("INT32", (1,)),
+    "pad_id": ("INT32", (1,)),
+    "stop_words_list": ("INT32", (2, -1)),
+    "temperature": ("FP32", (1,)),
+    "runtime_top_k": ("INT32", (1,)),
+    "runtime_top_p": ("FP32", (1,)),
+    "repetition_penalty": ("FP32", (1,)),
+    "seed": ("UINT64", (1,)),
+    "return_generation_logits": ("BOOL", (1,)),
+    "exclude_input_in_output": ("BOOL", (1,)),
+    "streaming": ("BOOL", (1,)),
+    "stop": ("BOOL", (1,)),
+    "prompt_embedding_table": ("FP32", (-1, -1)),
+    "prompt_vocab_size": ("INT32", (1,)),
+    "prompt_table_extra_ids": ("UINT64", (-1,)),
+}
+
+
+def test_the_language_model_speaks_tensorrt_llm():
+    assert {t.name: (t.dtype, t.dims) for t in LANGUAGE_MODEL.inputs} == TENSORRT_LLM
+    required = {t.name for t in LANGUAGE_MODEL.inputs if not t.optional}
+    assert required == {"input_ids", "input_lengths", "request_output_len"}
+    assert {t.name: (t.dtype, t.dims) for t in LANGUAGE_MODEL.outputs} == {
+        "output_ids": ("INT32", (-1, -1)),
+        "sequence_length": ("INT32", (-1,)),
+        "generation_logits": ("FP32", (-1, -1, -1)),
+    }
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("*/1/model.py")), ids=lambda path: path.parts[-3])
+def test_an_adapter_is_thin(path):
+    text = path.read_text("utf-8")
+    assert len(text.splitlines()) < 40
+    imported = {node.module for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)}
+    assert all(module.startswith("videollama_core") for module in imported)
+
+
+def test_every_python_stage_has_an_adapter():
+    python = {name for name in STAGES if config(name).backend == "python"}
+    assert {path.parts[-3] for path in REPOSITORY.glob("*/1/model.py")} == python
+
+
+def test_names_of_one_thing_are_one_type():
+    """The same tensor name never means two types."""
+    seen: dict[str, str] = {}
+    for stage in STAGES.values():
+        for tensor in (*stage.inputs, *stage.outputs):
+            if (stage, tensor.name) == (ENTRY, "stop") or (stage == LANGUAGE_MODEL and tensor.name == "stop"):
+                continue  # stop strings of the entry; TensorRT-LLM's stop request
+            assert seen.setdefault(tensor.name, tensor.dtype) == tensor.dtype, tensor.name

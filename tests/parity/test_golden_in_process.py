@@ -1,0 +1,139 @@
+"""Every recorded case of the five vision variants, in one process: plain PyTorch, and the converted graphs."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from conftest import FEATURE_TOLERANCE, LOGIT_TOLERANCE, VARIANTS, Case, cases, checkpoint
+
+from videollama_core.bundle import Bundle
+from videollama_core.encode import MediaEncoder
+from videollama_core.engine import OnnxEngine
+from videollama_core.generation.runner import OnnxRunner
+from videollama_core.graphs import VISION_ENCODER
+from videollama_core.messages import SamplingOptions
+from videollama_core.pipeline import Pipeline
+from videollama_core.video import Segment, load_media
+
+ALL = [case for variant in VARIANTS for case in cases(variant)]
+WITH_MEDIA = [case for case in ALL if case.modality != "text"]
+
+
+def name(case: Case) -> str:
+    return f"{case.variant}-{case.name}"
+
+
+@cache
+def pipeline(variant: str) -> Pipeline:
+    return Pipeline(checkpoint(variant))
+
+
+def frames_of(case: Case) -> np.ndarray:
+    if case.starts_from_pixels():
+        return case.tensor("pixels_u8")
+    kind, files = case.files()
+    return pipeline(case.variant).frames(kind, files, Segment(**case.segment))
+
+
+@cache
+def media_tokens(case_name: str) -> torch.Tensor | None:
+    case = next(one for one in ALL if name(one) == case_name)
+    return None if case.modality == "text" else pipeline(case.variant).media_tokens(frames_of(case))
+
+
+def close(found: np.ndarray, wanted: np.ndarray, tolerance: float) -> bool:
+    return found.shape == wanted.shape and float(np.abs(found - wanted).max()) <= tolerance
+
+
+@pytest.mark.parametrize("case", [one for one in WITH_MEDIA if not one.starts_from_pixels()], ids=name)
+def test_frames_and_pixels_are_exact(case):
+    kind, files = case.files()
+    frames = load_media(kind, files, Segment(**case.segment), pipeline(case.variant).config.num_frames)
+    kept = case.facts.get("distinct_gif_frames_kept", case.facts.get("sampled_indices"))
+    if kept is not None:
+        assert frames.index[frames.index >= 0].tolist() == kept
+    assert np.array_equal(frames_of(case), case.tensor("pixels_u8"))
+
+
+@pytest.mark.parametrize("case", WITH_MEDIA, ids=name)
+@torch.inference_mode()
+def test_features_in_pytorch(case):
+    ours = pipeline(case.variant)
+    stored = case.tensor("vision_features")
+    if stored is not None:
+        frames = torch.from_numpy(np.ascontiguousarray(frames_of(case)))
+        assert close(ours.vision(frames).numpy(), stored[: len(frames)], FEATURE_TOLERANCE)
+    assert close(media_tokens(name(case)).numpy(), case.tensor("connector_output"), FEATURE_TOLERANCE)
+
+
+@pytest.mark.parametrize("case", [one for one in ALL if one.tensor("pixel_values_first4") is not None], ids=name)
+def test_normalised_pixels(case):
+    ours = pipeline(case.variant).vision.normalise(torch.from_numpy(case.tensor("pixels_u8")[:4])).numpy()
+    # The reference multiplies in float64 before it rounds: one unit in the last place of values up to 3.
+    assert close(ours, case.tensor("pixel_values_first4"), 5e-7)
+
+
+@pytest.mark.parametrize("case", ALL, ids=name)
+@torch.inference_mode()
+def test_logits_in_pytorch(case):
+    ours = pipeline(case.variant)
+    media = media_tokens(name(case))
+    prompt = ours.prompt(case.conversation, case.modality, 0 if media is None else len(media))
+    embeds = ours.inputs_embeds(prompt, media)
+    stored = case.tensor("inputs_embeds")
+    if stored is not None:
+        assert close(embeds[0].numpy(), stored, FEATURE_TOLERANCE)
+    assert close(next(ours.logits(prompt, media)), case.tensor("prefill_logits"), LOGIT_TOLERANCE)
+
+
+@pytest.mark.parametrize("case", [one for one in ALL if not one.starts_from_pixels()], ids=name)
+def test_answers_in_pytorch(case):
+    kind, files = case.files()
+    answer = pipeline(case.variant).answer(
+        case.conversation, kind, files, Segment(**case.segment), SamplingOptions(max_new_tokens=case.max_new_tokens)
+    )
+    assert answer.output_ids == case.facts["output_ids"] and answer.text == case.facts["text"]
+    assert answer.finish_reason == ("stop" if case.facts["ended_by"] == "eos" else "length")
+
+
+@cache
+def encoder(root) -> MediaEncoder:
+    return MediaEncoder(Bundle.open(root))
+
+
+@pytest.mark.parametrize("case", WITH_MEDIA, ids=name)
+def test_media_tokens_of_the_graphs(case, bundle_of):
+    tokens = encoder(bundle_of(case.variant)).encode(frames_of(case))
+    assert close(tokens, case.tensor("connector_output"), FEATURE_TOLERANCE)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_vision_features_of_the_graph(variant, bundle_of):
+    case = next(one for one in cases(variant) if one.tensor("vision_features") is not None and one.modality == "video")
+    engine = OnnxEngine(
+        Bundle.open(bundle_of(variant)).graph(VISION_ENCODER.name), VISION_ENCODER.inputs, VISION_ENCODER.outputs
+    )
+    found = engine.run({"frames": case.tensor("pixels_u8")})["vision_features"]
+    assert close(found, case.tensor("vision_features"), FEATURE_TOLERANCE)
+
+
+@cache
+def runner(root) -> OnnxRunner:
+    return OnnxRunner(Bundle.open(root), num_slots=1, max_length=4096)
+
+
+@pytest.mark.parametrize("chunk", [10_000, 37])
+@pytest.mark.parametrize("case", ALL, ids=name)
+def test_logits_of_the_graphs_whole_and_by_chunks(case, chunk, bundle_of):
+    ours = pipeline(case.variant)
+    media = media_tokens(name(case))
+    prompt = ours.prompt(case.conversation, case.modality, 0 if media is None else len(media))
+    ids = prompt.input_ids.astype(np.int64)
+    visible = ids != ours.tokenizer.pad_id
+    decoder = runner(bundle_of(case.variant))
+    decoder.free(0)
+    for begin in range(0, len(ids), chunk):
+        part = slice(begin, begin + chunk)
+        logits = decoder.prefill(0, ids[part], None if media is None else media.numpy(), visible[part])
+    assert close(logits, case.tensor("prefill_logits"), LOGIT_TOLERANCE)

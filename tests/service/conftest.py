@@ -1,0 +1,19 @@
+import pytest
+
+from service.servers import start, stop
+
+
+@pytest.fixture(scope="session")
+def server_of(bundle_of, tmp_path_factory):
+    """Name of a golden variant -> a running server; every server runs until the session ends."""
+    running = {}
+
+    def serve(variant: str):
+        if variant not in running:
+            log = tmp_path_factory.mktemp(variant) / "server.log"
+            running[variant] = start(bundle_of(variant), log)
+        return running[variant]
+
+    yield serve
+    for server in running.values():
+        stop(server)

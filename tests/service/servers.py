@@ -1,0 +1,113 @@
+"""Real servers for the tests: `vl2 serve` as a user starts it."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tritonclient.grpc as triton
+from tritonclient.utils import np_to_triton_dtype
+from videollama_client import Client
+
+
+def vl2(*words: object) -> list[str]:
+    return [sys.executable, "-m", "videollama_client", *map(str, words)]
+
+
+@dataclass
+class Server:
+    """A running `vl2 serve`."""
+
+    process: subprocess.Popen
+    grpc: str
+    http: str
+    metrics: str
+    log: Path
+    bundle_name: str
+
+    def client(self, **options) -> Client:
+        return Client(self.grpc, **options)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of a metric over everything that has these labels."""
+        with urllib.request.urlopen(self.metrics, timeout=10) as response:
+            text = response.read().decode()
+        total = 0.0
+        for found, value in re.findall(rf"^{name}{{(.*)}} (\S+)$", text, re.MULTILINE):
+            if all(f'{key}="{wanted}"' in found for key, wanted in labels.items()):
+                total += float(value)
+        return total
+
+    def settled(self, name: str) -> float:
+        """A metric once it has stopped moving."""
+        before = None
+        while (now := self.metric(name)) != before:
+            before = now
+            time.sleep(0.5)
+        return now
+
+    def pids(self, stage: str) -> list[int]:
+        pattern = f"{self.bundle_name}/model_repository/{stage}/1/model.py"
+        found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True)
+        return [int(line) for line in found.stdout.split()]
+
+    def call(self, model: str, outputs: list[str], **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """One request to one stage with plain tritonclient; over a stream, so that every stage can be asked."""
+        tensors = []
+        for name, value in inputs.items():
+            tensor = triton.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype))
+            tensor.set_data_from_numpy(value)
+            tensors.append(tensor)
+        results: list = []
+        with triton.InferenceServerClient(self.grpc) as client:
+            client.start_stream(lambda result, error: results.append((result, error)))
+            client.async_stream_infer(model, tensors, outputs=[triton.InferRequestedOutput(name) for name in outputs])
+            deadline = time.monotonic() + 60
+            while not results and time.monotonic() < deadline:
+                time.sleep(0.001)
+            client.stop_stream()
+        result, error = results[0]
+        if error is not None:
+            raise error
+        return {name: result.as_numpy(name) for name in outputs}
+
+
+def start(bundle: Path, log: Path, *options: object) -> Server:
+    ports = ("--grpc-port", 0, "--http-port", 0, "--metrics-port", 0)
+    process = subprocess.Popen(
+        vl2("serve", bundle, *ports, "--log", log, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    found: dict[str, str] = {}
+    for line in process.stdout:
+        key, _, value = line.partition(" ")
+        found[key] = value.strip()
+        if line.startswith("ready"):
+            break
+    else:
+        raise AssertionError(f"the server did not start: {process.stderr.read()}")
+    return Server(process, found["gRPC"], found["HTTP"], found["metrics"], log, bundle.name)
+
+
+def stop(server: Server) -> int:
+    server.process.send_signal(signal.SIGTERM)
+    try:
+        server.process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        server.process.kill()
+        raise
+    return server.process.returncode
+
+
+@contextmanager
+def serving(bundle: Path, log: Path, *options: object):
+    server = start(bundle, log, *options)
+    try:
+        yield server
+    finally:
+        stop(server)

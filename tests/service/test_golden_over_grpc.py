@@ -1,0 +1,127 @@
+"""Every recorded case of the five vision variants, through the running server."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import FEATURE_TOLERANCE, LOGIT_TOLERANCE, VARIANTS, cases, golden
+from videollama_client import BadSegment
+
+ALL = [case for variant in VARIANTS for case in cases(variant)]
+# The public entry refuses a reversed segment; the reference silently swaps it (in process, and in `perception`, so do we).
+REVERSED = "segment_swapped"
+
+
+def name(case) -> str:
+    return f"{case.variant}-{case.name}"
+
+
+def strings(*items: bytes | str) -> np.ndarray:
+    return np.array([item.encode() if isinstance(item, str) else item for item in items], np.object_)
+
+
+@pytest.mark.parametrize(
+    "case", [one for one in ALL if not one.starts_from_pixels() and one.name != REVERSED], ids=name
+)
+def test_the_public_entry_answers_as_the_reference(case, server_of):
+    media = {} if case.modality == "text" else {case.modality: case.source()}
+    with server_of(case.variant).client() as client:
+        answer = client.ask(case.facts["instruct"], **media, **case.segment, max_new_tokens=case.max_new_tokens)
+    assert answer.output_ids == case.facts["output_ids"]
+    assert answer.text == case.facts["text"]
+    assert answer.finish_reason == ("stop" if case.facts["ended_by"] == "eos" else "length")
+    usage = answer.usage
+    assert usage.prompt_tokens + usage.media_tokens == case.facts["num_prompt_embeddings"]
+    assert usage.completion_tokens == len(case.facts["output_ids"])
+    assert {"prompt", "prefill", "decode", "total"} <= set(answer.seconds)
+
+
+@pytest.mark.parametrize("case", ALL, ids=name)
+def test_every_stage_equals_the_reference(case, server_of):
+    """preprocess -> encoder -> prompt -> tensorrt_llm, each asked by itself with plain tritonclient."""
+    server = server_of(case.variant)
+    kind, files = case.files()
+    table = {}
+    if kind is not None:
+        pixels = case.tensor("pixels_u8")
+        if not case.starts_from_pixels():
+            bounds = {key: np.array([value], np.float64) for key, value in case.segment.items()}
+            seen = server.call(
+                "preprocess", ["frames", "frame_index"], media=strings(*files), media_kind=strings(kind), **bounds
+            )
+            kept = case.facts.get("distinct_gif_frames_kept", case.facts.get("sampled_indices"))
+            if kept is not None:
+                assert [index for index in seen["frame_index"].tolist() if index >= 0] == kept
+            assert np.array_equal(seen["frames"], pixels)
+        table = server.call("encoder", ["prompt_embedding_table", "prompt_vocab_size"], frames=pixels)
+        wanted = case.tensor("connector_output")
+        assert table["prompt_embedding_table"].shape == (1, *wanted.shape) and table["prompt_vocab_size"] == len(wanted)
+        assert np.abs(table["prompt_embedding_table"][0] - wanted).max() <= FEATURE_TOLERANCE
+    asked = {
+        "messages": strings(json.dumps(case.conversation)),
+        "max_new_tokens": np.array([case.max_new_tokens], np.int32),
+    }
+    if kind is not None:
+        asked |= {"media_kind": strings(kind), "prompt_vocab_size": table["prompt_vocab_size"]}
+    names = [
+        "input_ids",
+        "input_lengths",
+        "request_output_len",
+        "end_id",
+        "pad_id",
+        "stop_words_list",
+        "runtime_top_k",
+        "repetition_penalty",
+    ]
+    prompt = server.call("prompt", names, **asked)
+    assert prompt["input_ids"].shape == (1, case.facts["num_prompt_embeddings"])
+    found = server.call(
+        "tensorrt_llm",
+        ["output_ids", "sequence_length", "generation_logits"],
+        **prompt,
+        **table,
+        return_generation_logits=np.array([[True]]),
+    )
+    assert found["output_ids"].reshape(-1).tolist() == case.facts["output_ids"]
+    assert found["sequence_length"] == len(case.facts["output_ids"])
+    assert np.abs(found["generation_logits"][0, 0, 0] - case.tensor("prefill_logits")).max() <= LOGIT_TOLERANCE
+
+
+def test_a_reversed_segment_is_refused_at_the_door_and_mended_behind_it(server_of):
+    case = next(one for one in ALL if one.name == REVERSED)
+    server = server_of(case.variant)
+    with server.client() as client, pytest.raises(BadSegment, match="swap"):
+        client.ask("x", video=case.source(), **case.segment)
+    kind, files = case.files()
+    bounds = {key: np.array([value], np.float64) for key, value in case.segment.items()}
+    seen = server.call(
+        "perception", ["prompt_embedding_table"], media=strings(*files), media_kind=strings(kind), **bounds
+    )
+    assert np.abs(seen["prompt_embedding_table"][0] - case.tensor("connector_output")).max() <= FEATURE_TOLERANCE
+
+
+@pytest.mark.parametrize("case", [one for one in ALL if one.name in ("video_basic", "image", "multi_turn")], ids=name)
+def test_the_static_ensemble_gives_the_same_text(case, server_of):
+    """The joined stream equals the one response of `ensemble`."""
+    server = server_of(case.variant)
+    kind, files = case.files()
+    found = server.call(
+        "ensemble",
+        ["text", "output_ids"],
+        messages=strings(json.dumps(case.conversation)),
+        media=strings(*files),
+        media_kind=strings(kind),
+        max_new_tokens=np.array([case.max_new_tokens], np.int32),
+    )
+    assert found["text"][0].decode() == case.facts["text"]
+    assert found["output_ids"].reshape(-1).tolist() == case.facts["output_ids"]
+    with server.client() as client:
+        pieces = list(
+            client.stream(case.facts["instruct"], **{case.modality: case.source()}, max_new_tokens=case.max_new_tokens)
+        )
+    assert len(pieces) > 3 and "".join(pieces) == case.facts["text"]
+
+
+def test_the_recorded_variants_are_all_there():
+    assert [golden(variant)["variant"] for variant in VARIANTS] == list(VARIANTS)
+    assert len(ALL) == 23 + 9 + 9 + 10 + 9

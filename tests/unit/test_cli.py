@@ -1,0 +1,48 @@
+"""The command line without a server: help, exit codes and one-line errors."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import MEDIA, checkpoint
+
+
+def vl2(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "videollama_client", *words], capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize("command", ["ask", "convert", "serve", "demo", "health"])
+def test_help_ends_with_a_real_example(command):
+    found = vl2(command, "--help")
+    assert found.returncode == 0 and (command == "health" or "Example: vl2" in found.stdout)
+
+
+def test_help_lists_every_command_without_importing_torch():
+    script = "import sys; from videollama_client.cli import main_group, run; run(lambda **k: main_group(['--help'], **k)); assert 'torch' not in sys.modules and 'onnxruntime' not in sys.modules"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    for command in ("ask", "convert", "serve", "demo", "health"):
+        assert f"  {command}" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (("ask", "hi", "--url", "127.0.0.1:9"), 3, "ServerUnreachable"),
+        (("ask", "missing.mp4", "hi"), 2, "UnreadableMedia: missing.mp4 cannot be read: No such file"),
+        (("ask", "a", "b", "c"), 2, "quotes"),
+        (("ask", "hi", "--temperature", "nan"), 2, "BadSampling: temperature"),
+        (("ask", "hi", "--max-new-tokens", "0"), 2, "BadSampling: max_new_tokens"),
+        (("ask", "hi", "--colour", "red"), 2, "No such option"),
+        (("ask", str(MEDIA / "plain_96x64.mp4"), "hi", "--start", "3", "--end", "1"), 2, "BadSegment"),
+        (("serve", "nowhere"), 1, "ArtifactMismatch: nowhere is not a folder"),
+        (("convert", "nowhere", "--out", "/tmp/x"), 1, "CheckpointMismatch: nowhere is not a folder"),
+        (("convert", str(checkpoint("qwen2-clip-8f")), "--out", "/proc/nowhere"), 1, "/proc/nowhere"),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(words, code, text):
+    found = vl2(*words)
+    assert found.returncode == code, found.stderr
+    assert text in found.stderr and "Traceback" not in found.stderr

@@ -1,0 +1,134 @@
+"""What the client does before anything is sent, and how it reads messages."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+import videollama_client
+from conftest import MEDIA
+from tritonclient.grpc import service_pb2
+from videollama_client import Client, ServerUnreachable
+from videollama_client.media import read_media
+from videollama_client.wire import AnswerReader, build_question
+
+from videollama_core.errors import BadSegment, InvalidRequest, StageFailed, UnreadableMedia
+
+
+def test_the_public_face_is_exact():
+    assert set(videollama_client.__all__) == {
+        "Answer", "AnswerStream", "AsyncAnswerStream", "AsyncClient", "BadSampling", "BadSegment", "Cancelled", "Client",
+        "DeadlineExceeded", "InvalidRequest", "Overloaded", "PromptTooLong", "ServerUnreachable", "StageFailed",
+        "UnreadableMedia", "Usage", "VideoLlamaError",
+    }  # fmt: skip
+
+
+def test_media_from_everything_a_caller_has(tmp_path):
+    frame = np.zeros((4, 6, 3), np.uint8)
+    png = (MEDIA / "image_90x50.png").read_bytes()
+    assert read_media(None, None) is None
+    assert read_media(MEDIA / "plain_96x64.mp4", None).kind == "video"
+    assert read_media(str(MEDIA / "anim_60x44.gif"), None).kind == "video"
+    assert read_media(b"bytes", None).files == (b"bytes",)
+    assert read_media(None, png) == read_media(None, MEDIA / "image_90x50.png")
+    assert read_media(np.stack([frame] * 3), None).kind == "frames"
+    assert len(read_media([frame, MEDIA / "image_90x50.png", png], None).files) == 3
+    folder = read_media(MEDIA / "frames_dir", None)
+    assert folder.kind == "folder"
+    assert (
+        folder.files[1] == (MEDIA / "frames_dir" / "frame_10.jpg").read_bytes()
+    )  # before frame_2, as in the reference
+
+
+@pytest.mark.parametrize(
+    ("video", "image", "kind"),
+    [
+        ("missing.mp4", None, UnreadableMedia),
+        ([], None, InvalidRequest),
+        (np.zeros((4, 6, 3), np.uint8), None, UnreadableMedia),
+        (np.zeros((2, 4, 6, 3), np.float32), None, UnreadableMedia),
+        (7, None, InvalidRequest),
+        (b"a", b"b", InvalidRequest),
+    ],
+)
+def test_media_that_cannot_be_sent(video, image, kind):
+    with pytest.raises(kind):
+        read_media(video, image)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(UnreadableMedia, match="no files"):
+        read_media(tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("question", "arguments", "kind"),
+    [
+        ("hi", {"colour": "red"}, InvalidRequest),
+        ("hi", {"start": 1.0}, BadSegment),
+        ("hi", {"video": b"x", "start": 2.0, "end": 1.0}, BadSegment),
+        ("hi", {"video": b"x", "start": -1.0}, BadSegment),
+        ("hi", {"image": b"x", "end": 1.0}, BadSegment),
+        ([], {}, InvalidRequest),
+        ([{"role": "assistant", "content": "x"}], {}, InvalidRequest),
+        ([{"role": "robot", "content": "x"}], {}, InvalidRequest),
+        ([{"role": "user"}], {}, InvalidRequest),
+        ([{"role": "user", "content": 5}], {}, InvalidRequest),
+        (5, {}, InvalidRequest),
+    ],
+)
+def test_a_bad_question_is_refused_before_it_is_sent(question, arguments, kind):
+    with pytest.raises(kind):
+        build_question(question, None, arguments)
+
+
+def message(**outputs) -> service_pb2.ModelStreamInferResponse:
+    response = service_pb2.ModelStreamInferResponse()
+    for name, value in outputs.items():
+        if name == "output_ids":
+            response.infer_response.outputs.add(name=name, datatype="INT32", shape=[len(value)])
+            response.infer_response.raw_output_contents.append(np.array(value, np.int32).tobytes())
+        else:
+            data = value.encode()
+            response.infer_response.outputs.add(name=name, datatype="BYTES", shape=[1])
+            response.infer_response.raw_output_contents.append(struct.pack("<I", len(data)) + data)
+    return response
+
+
+def test_messages_become_pieces_and_an_answer():
+    reader = AnswerReader()
+    usage = {"prompt_tokens": 3, "media_tokens": 0, "completion_tokens": 2}
+    summary = json.dumps({"finish_reason": "stop", "usage": usage, "seconds": {"total": 0.1}})
+    assert reader.read(message(process="7-a")) == "" and reader.process == "7-a"
+    assert reader.read(message(text="Grüße ", output_ids=[5])) == "Grüße "
+    assert reader.answer is None
+    assert reader.read(message(text="🎉", output_ids=[6], summary=summary)) == "🎉"
+    answer = reader.finish()
+    assert (answer.text, answer.output_ids, answer.finish_reason) == ("Grüße 🎉", [5, 6], "stop")
+    assert answer.usage.completion_tokens == 2
+
+
+def test_a_stream_without_an_end_is_an_error():
+    reader = AnswerReader()
+    reader.read(message(text="half"))
+    with pytest.raises(StageFailed, match="whole"):
+        reader.finish()
+    with pytest.raises(UnreadableMedia, match="0 frames"):
+        reader.read(
+            service_pb2.ModelStreamInferResponse(error_message="in ensemble 'perception', UnreadableMedia: 0 frames")
+        )
+
+
+@pytest.mark.parametrize("address", ["localhost", "http://localhost:8001", "localhost:grpc", ":1"])
+def test_an_address_is_host_and_port(address):
+    with pytest.raises(InvalidRequest, match="host:port"):
+        Client(address)
+
+
+def test_nobody_at_the_address():
+    with Client("127.0.0.1:9") as client:
+        assert not client.health()
+        with pytest.raises(ServerUnreachable, match="vl2 serve"):
+            client.ask("hi")
+        with pytest.raises(ServerUnreachable, match="not|no server"):
+            client.wait_until_ready(0.3)

@@ -1,0 +1,43 @@
+import pytest
+
+from videollama_core import errors
+from videollama_core.errors import (
+    KINDS,
+    Overloaded,
+    ServerUnreachable,
+    StageFailed,
+    StageRestarting,
+    VideoLlamaError,
+    from_wire,
+)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_every_kind_crosses_the_wire(kind):
+    """An ensemble puts its own words in front, and so does a second one around it."""
+    error = kind("found 0 frames: wanted 1; do this")
+    for message in (error.to_wire(), f"in ensemble 'ensemble', in ensemble 'perception', {error.to_wire()}"):
+        found = from_wire(message)
+        assert type(found) is kind and str(found) == str(error)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_every_kind_has_codes(kind):
+    assert kind.triton_code in {"INTERNAL", "INVALID_ARG", "UNAVAILABLE", "CANCELLED"}
+    assert kind.exit_code in {1, 2, 3, 130}
+    assert issubclass(kind, VideoLlamaError) and kind.__name__ in errors.__doc__
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("Stub process 'tensorrt_llm_0_0' is not healthy.", StageRestarting),
+        ("Request for unknown model: 'videollama2' has no available versions", StageRestarting),
+        ("Failed for execute the inference request. Model 'tensorrt_llm' is not ready.", StageRestarting),
+        ("Request for unknown model: 'x' is not found", ServerUnreachable),
+        ("Exceeds maximum queue size", Overloaded),
+        ("something nobody has seen", StageFailed),
+    ],
+)
+def test_what_triton_says_is_understood(message, kind):
+    assert type(from_wire(message)) is kind
