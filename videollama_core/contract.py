@@ -78,7 +78,7 @@ FRAMES = Tensor("frames", "UINT8", (-1, -1, -1, 3), "[T,S,S,3] RGB at tower size
 FRAME_INDEX = Tensor("frame_index", "INT64", (-1,), "[T] position of each frame in the video, -1 for black padding")
 FRAME_TIME = Tensor("frame_time", "FP64", (-1,), "[T] seconds into the video, NaN where unknown")
 PREPROCESS_SPAN = Tensor("preprocess_span", "FP64", (2,), "Unix seconds when the work began and ended")
-ENCODER_SPAN = Tensor("encoder_span", "FP64", (2,), "Unix seconds when the work began and ended")
+PERCEPTION_SPANS = Tensor("perception_spans", "FP64", (4,), "preprocess_span, then the same of the encoder")
 TEXT = Tensor("text", "STRING", (1,), "UTF-8")
 
 # TensorRT-LLM's.
@@ -114,12 +114,10 @@ PREPROCESS = Stage("preprocess", (MEDIA, MEDIA_KIND, START, END), (FRAMES, FRAME
 # Batched shapes ([1,N,D], [1,1]) leave the encoder, because the language model's stage has a batch dimension.
 ENCODED_TABLE = Tensor("prompt_embedding_table", "FP32", (1, -1, -1), "[1,N,D] media tokens")
 ENCODED_SIZE = Tensor("prompt_vocab_size", "INT32", (1, 1), "[1,1] N")
-ENCODER = Stage("encoder", (FRAMES,), (ENCODED_TABLE, ENCODED_SIZE, ENCODER_SPAN))
-PERCEPTION = Stage(
-    "perception",
-    PREPROCESS.inputs,
-    (ENCODED_TABLE, ENCODED_SIZE, FRAME_INDEX, FRAME_TIME, PREPROCESS_SPAN, ENCODER_SPAN),
-)
+ENCODER = Stage("encoder", (FRAMES, PREPROCESS_SPAN.as_optional()), (ENCODED_TABLE, ENCODED_SIZE, PERCEPTION_SPANS))
+# Whoever calls `perception` asks for all its outputs: Triton 2.51 caches the response of an ensemble with the outputs
+# that were asked for, and answers a request for others with an error or not at all.
+PERCEPTION = Stage("perception", PREPROCESS.inputs, ENCODER.outputs)
 
 
 def _batched(tensor: Tensor) -> Tensor:
@@ -128,7 +126,15 @@ def _batched(tensor: Tensor) -> Tensor:
 
 PROMPT = Stage(
     "prompt",
-    (QUESTION, MESSAGES, MEDIA_KIND.as_optional(), ENCODED_SIZE.as_optional(), *OPTIONS),
+    # The spans are not looked at: an ensemble must use every output of a step, and of `perception` all are asked for.
+    (
+        QUESTION,
+        MESSAGES,
+        MEDIA_KIND.as_optional(),
+        ENCODED_SIZE.as_optional(),
+        PERCEPTION_SPANS.as_optional(),
+        *OPTIONS,
+    ),
     tuple(
         _batched(tensor)
         for tensor in (
@@ -172,12 +178,15 @@ LANGUAGE_MODEL = Stage(
     decoupled=True,
     max_batch_size=1,
 )
-DETOKENIZE = Stage("detokenize", (_batched(OUTPUT_IDS), _batched(SEQUENCE_LENGTH)), (TEXT,))
+# The ids leave detokenize again: an ensemble of Triton 2.51 never answers a request for some of its outputs when one of
+# the others is also an input of a step.
+_GENERATED = (_batched(OUTPUT_IDS), _batched(SEQUENCE_LENGTH))
+DETOKENIZE = Stage("detokenize", _GENERATED, (TEXT, *_GENERATED))
 ENSEMBLE = Stage(
     "ensemble",
     (QUESTION, MESSAGES, MEDIA, MEDIA_KIND, START, END, *OPTIONS),
     # Nothing of perception: outputs of an ensemble may not mix steps before and after a decoupled one.
-    (TEXT, _batched(OUTPUT_IDS), _batched(SEQUENCE_LENGTH)),
+    DETOKENIZE.outputs,
     decoupled=True,
 )
 ENTRY = Stage(

@@ -20,7 +20,7 @@ from videollama_core.prompt import MODALITIES, Prompt, check_length, render_prom
 from videollama_core.text import AnswerText
 from videollama_core.video import Segment
 
-POLL_SECONDS = 0.02  # how often a waiting request looks whether its client has left
+POLL_SECONDS = 0.005  # how often a waiting request looks whether its client has left
 RESTART_SECONDS = 15.0  # how long a request waits for a stage that is being started again
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import np_to_triton_dtype
 from videollama_client import Client
+from videollama_core.contract import STAGES
 
 
 def vl2(*words: object) -> list[str]:
@@ -58,16 +59,21 @@ class Server:
         return [int(line) for line in found.stdout.split()]
 
     def call(self, model: str, outputs: list[str], **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """One request to one stage with plain tritonclient; over a stream, so that every stage can be asked."""
+        """One request to one stage with plain tritonclient; the first response, all of whose outputs were asked for."""
         tensors = []
         for name, value in inputs.items():
             tensor = triton.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype))
             tensor.set_data_from_numpy(value)
             tensors.append(tensor)
+        asked = [triton.InferRequestedOutput(name) for name in outputs]
+        if not STAGES[model].decoupled:
+            with triton.InferenceServerClient(self.grpc) as client:
+                result = client.infer(model, tensors, outputs=asked)
+            return {name: result.as_numpy(name) for name in outputs}
         results: list = []
         with triton.InferenceServerClient(self.grpc) as client:
             client.start_stream(lambda result, error: results.append((result, error)))
-            client.async_stream_infer(model, tensors, outputs=[triton.InferRequestedOutput(name) for name in outputs])
+            client.async_stream_infer(model, tensors, outputs=asked)
             deadline = time.monotonic() + 60
             while not results and time.monotonic() < deadline:
                 time.sleep(0.001)

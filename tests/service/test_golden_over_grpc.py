@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from conftest import FEATURE_TOLERANCE, LOGIT_TOLERANCE, VARIANTS, cases, golden
 from videollama_client import BadSegment
+from videollama_core.contract import PERCEPTION
 
 ALL = [case for variant in VARIANTS for case in cases(variant)]
 # The public entry refuses a reversed segment; the reference silently swaps it (in process, and in `perception`, so do we).
 REVERSED = "segment_swapped"
+PERCEPTION_OUTPUTS = [tensor.name for tensor in PERCEPTION.outputs]
 
 
 def name(case) -> str:
@@ -94,9 +96,7 @@ def test_a_reversed_segment_is_refused_at_the_door_and_mended_behind_it(server_o
         client.ask("x", video=case.source(), **case.segment)
     kind, files = case.files()
     bounds = {key: np.array([value], np.float64) for key, value in case.segment.items()}
-    seen = server.call(
-        "perception", ["prompt_embedding_table"], media=strings(*files), media_kind=strings(kind), **bounds
-    )
+    seen = server.call("perception", PERCEPTION_OUTPUTS, media=strings(*files), media_kind=strings(kind), **bounds)
     assert np.abs(seen["prompt_embedding_table"][0] - case.tensor("connector_output")).max() <= FEATURE_TOLERANCE
 
 

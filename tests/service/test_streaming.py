@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -170,3 +171,33 @@ def test_raw_frames_and_their_pictures_are_one_thing(server_of):
         answers = [client.ask("What?", video=video, max_new_tokens=12).output_ids for video in (frames, list(frames))]
         assert answers[0] == answers[1]
         assert client.ask("What?", image=frames[0], max_new_tokens=3).usage.media_tokens > 0
+
+
+def test_the_cache_serves_entry_and_ensemble_in_any_order(server_of):
+    """Triton 2.51 caches an ensemble's response with the outputs that were asked for.
+
+    A request for other outputs of the same media once failed, or was never answered. Both callers now ask for all; and
+    the entry goes around an answer that somebody else cached with fewer.
+    """
+    server = server_of("mistral-clip-8f")
+
+    def asked(video: bytes) -> dict[str, np.ndarray]:
+        return {"media": np.array([video], np.object_), "media_kind": np.array([b"video"], np.object_)}
+
+    def ensemble(video: bytes) -> str:
+        inputs = asked(video) | {"question": np.array([b"x"], np.object_), "max_new_tokens": np.array([6], np.int32)}
+        return server.call("ensemble", ["text"], **inputs)["text"][0].decode()
+
+    with server.client() as client:
+        for name, first in (
+            ("vfr_80x60.mp4", "entry"),
+            ("three_frames_80x44.mp4", "ensemble"),
+            ("one_frame_50x90.mp4", "part"),
+        ):
+            video = (MEDIA / name).read_bytes()
+            if first == "part":
+                with suppress(triton.InferenceServerException):
+                    server.call("perception", ["prompt_vocab_size"], **asked(video))
+            texts = {ensemble(video)} if first == "ensemble" else set()
+            texts |= {client.ask("x", video=video, max_new_tokens=6).text for _ in range(2)}
+            assert len(texts) == 1

@@ -14,4 +14,5 @@ class TritonPythonModel(PythonStage):
     def run(self, output_ids, sequence_length):
         answer = AnswerText(self.tokenizer)
         ids = output_ids.reshape(-1)[: int(sequence_length.reshape(-1)[0])].tolist()
-        return {"text": [(answer.push(ids) + answer.finish()).encode()]}
+        text = answer.push(ids) + answer.finish()
+        return {"text": [text.encode()], "output_ids": output_ids, "sequence_length": sequence_length}

@@ -13,11 +13,11 @@ class TritonPythonModel(PythonStage):
     def load(self, args):
         self.encoder = MediaEncoder(bundle_of(args))
 
-    def run(self, frames):
+    def run(self, frames, preprocess_span):
         began = time.time()
         table = self.encoder.encode(frames)
         return {
             "prompt_embedding_table": table[None],
             "prompt_vocab_size": [[len(table)]],
-            "encoder_span": [began, time.time()],
+            "perception_spans": [*(preprocess_span if preprocess_span is not None else (0, 0)), began, time.time()],
         }

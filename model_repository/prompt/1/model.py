@@ -1,6 +1,6 @@
 """Question or messages -> input ids and sampling tensors of the language model, for the static ensemble."""
 
-from videollama_core.contract import OPTIONS, PROMPT
+from videollama_core.contract import PROMPT
 from videollama_core.entry import build_prompt
 from videollama_core.entry_stage import read_conversation, read_options
 from videollama_core.stage import PythonStage, bundle_of, scalar
@@ -15,8 +15,7 @@ class TritonPythonModel(PythonStage):
         self.tokenizer = self.bundle.tokenizer()
         self.defaults = self.bundle.generation_defaults(self.tokenizer)
 
-    def run(self, question, messages, media_kind, prompt_vocab_size, **options):
-        assert set(options) == {option.name for option in OPTIONS}
+    def run(self, question, messages, media_kind, prompt_vocab_size, perception_spans, **options):
         kind, rows = scalar(media_kind, "media_kind"), scalar(prompt_vocab_size, "prompt_vocab_size")
         prompt = build_prompt(self.bundle, self.tokenizer, read_conversation(question, messages), kind, rows or 0)
         sampling = self.defaults.resolve(read_options(options))

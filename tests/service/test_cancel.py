@@ -1,0 +1,119 @@
+"""A caller that leaves frees its place in the language model within two decoding steps: counted, not timed.
+
+The decoder here is wide enough that a step takes longer than a cancellation travels; the server's own counter of generated
+tokens then tells how many steps ran after the caller had left.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from checkpoints import random_checkpoint
+from service.servers import serving
+
+from videollama_client import Cancelled, DeadlineExceeded
+from videollama_converters.convert import convert
+
+STEPS_ALLOWED = 2
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    """70 million weights in the decoder: a step reads 280 MB."""
+    folder = tmp_path_factory.mktemp("slow")
+    sizes = {"hidden_size": 512, "intermediate_size": 2816, "num_hidden_layers": 14, "num_attention_heads": 8}
+    source = random_checkpoint("qwen2-clip-8f", folder / "source", num_key_value_heads=8, **sizes)
+    with serving(convert(source, folder / "bundle"), folder / "log") as server:
+        with server.client() as client:
+            client.ask("warm up", max_new_tokens=4)
+        yield server
+
+
+def generated(server) -> float:
+    return server.settled("vl2_llm_generated_tokens")
+
+
+def wait_until_free(server) -> None:
+    deadline = time.monotonic() + 10
+    while server.metric("vl2_llm_running") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert server.metric("vl2_llm_running") == 0
+
+
+@pytest.mark.parametrize("tokens", [5, 20])
+def test_cancel_frees_the_slot_within_two_steps(slow, tokens):
+    with slow.client() as client:
+        before = generated(slow)
+        stream = client.stream("Tell a long story", max_new_tokens=2000)
+        messages = 0
+        with pytest.raises(Cancelled):
+            for _ in stream:
+                messages += 1
+                if messages == tokens:
+                    received = len(stream._reader._ids) + stream._messages.qsize()
+                    stream.cancel()
+        wait_until_free(slow)
+        assert generated(slow) - before - received <= STEPS_ALLOWED
+        assert client.ask("Are you free?", max_new_tokens=2).usage.completion_tokens == 2
+
+
+def test_cancel_by_request_id_from_another_thread(slow):
+    with slow.client() as client:
+        stream = client.stream("Tell a long story", max_new_tokens=2000, request_id="mine")
+        iterator = iter(stream)
+        next(iterator)
+        assert client.cancel("mine") and not client.cancel("nobody's")
+        with pytest.raises(Cancelled):
+            list(iterator)
+        assert not client.cancel("mine")
+    wait_until_free(slow)
+
+
+def test_a_dead_connection_frees_the_slot_within_two_steps(slow):
+    """The caller's process is killed while it reads; it counts what it got in a pipe that survives it."""
+    script = (
+        "import sys\nfrom videollama_client import Client\n"
+        f"stream = Client({slow.grpc!r}).stream('Tell a long story', max_new_tokens=2000)\n"
+        "for _ in stream: print(len(stream._reader._ids) + stream._messages.qsize(), flush=True)\n"
+    )
+    before = generated(slow)
+    caller = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    for _ in range(10):
+        caller.stdout.readline()
+    os.kill(caller.pid, signal.SIGKILL)
+    received = 10
+    for line in caller.stdout:
+        received = int(line)
+    caller.wait()
+    wait_until_free(slow)
+    # One more than for a cancel: a token may arrive that the dying process no longer counts.
+    assert generated(slow) - before - received <= STEPS_ALLOWED + 1
+
+
+def test_a_timeout_frees_the_slot(slow):
+    with slow.client() as client, pytest.raises(DeadlineExceeded):
+        client.ask("Tell a long story", max_new_tokens=2000, timeout=0.5)
+    wait_until_free(slow)
+
+
+def test_leaving_a_loop_frees_the_slot(slow):
+    with slow.client() as client:
+        for _ in client.stream("Tell a long story", max_new_tokens=2000):
+            break
+    wait_until_free(slow)
+
+
+def test_neighbours_of_a_cancelled_request_go_on(slow):
+    with slow.client() as client:
+        alone = client.ask("Count", max_new_tokens=40).output_ids
+        leaver = iter(client.stream("Tell a long story", max_new_tokens=2000, request_id="leaver"))
+        next(leaver)
+        stream = client.stream("Count", max_new_tokens=40)
+        pieces = iter(stream)
+        next(pieces)
+        client.cancel("leaver")
+        list(pieces)
+        assert stream.answer.output_ids == alone

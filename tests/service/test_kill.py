@@ -1,0 +1,112 @@
+"""kill -9 of any stage's process: the running request fails with a clear error, and the next one succeeds."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from checkpoints import random_checkpoint
+from conftest import MEDIA
+from service.servers import serving
+
+from videollama_client import StageFailed
+from videollama_converters.convert import convert
+
+STAGES = ("videollama2", "tensorrt_llm", "preprocess", "encoder", "prompt", "detokenize")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A decoder slow enough that a long answer is still running when its stage is killed."""
+    folder = tmp_path_factory.mktemp("kill")
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 8}
+    source = random_checkpoint("qwen2-clip-8f", folder / "source", num_key_value_heads=2, **sizes)
+    with serving(convert(source, folder / "bundle"), folder / "log") as running:
+        yield running
+
+
+def kill(server, stage: str) -> None:
+    pids = server.pids(stage)
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def ask(client, number: int):
+    """A question whose media was not seen before, so that every stage works for it."""
+    return client.ask(f"Number {number}?", video=MEDIA / "sample_demo_3.mp4", start=0.01 * number, max_new_tokens=3)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_next_request_succeeds(stage, server):
+    """Sent at once, without waiting: it may take as long as the stage needs to start."""
+    number = STAGES.index(stage)
+    with server.client() as client:
+        kill(server, stage)
+        assert ask(client, number).usage.completion_tokens == 3
+        deadline = time.monotonic() + 20
+        while not server.pids(stage):
+            assert time.monotonic() < deadline, f"{stage} was not started again"
+            time.sleep(0.2)
+        assert ask(client, 100 + number).usage.completion_tokens == 3
+
+
+@pytest.mark.parametrize("stage", ["videollama2", "tensorrt_llm"])
+def test_a_running_answer_fails_with_a_clear_error(stage, server):
+    with server.client() as client:
+        pieces = iter(client.stream("Tell a long story", max_new_tokens=20000))
+        next(pieces)
+        killed = time.monotonic()
+        kill(server, stage)
+        with pytest.raises(StageFailed, match=f"{stage}.*send the request again"):
+            for _ in pieces:
+                pass
+        assert time.monotonic() - killed < 15
+        assert ask(client, 200 + STAGES.index(stage)).usage.completion_tokens == 3
+
+
+@pytest.mark.parametrize("stage", ["preprocess", "encoder"])
+def test_a_stage_killed_at_work_fails_its_request_or_is_asked_again(stage, server):
+    """The media is large enough that the kill meets it; the entry asks once more, so that either way nothing hangs."""
+    results: list = []
+    with server.client() as client:
+
+        def work(number: int) -> None:
+            try:
+                results.append(ask(client, number).usage.completion_tokens)
+            except StageFailed as error:
+                results.append(error)
+
+        threads = [threading.Thread(target=work, args=(300 + 10 * STAGES.index(stage) + n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.1)
+        kill(server, stage)
+        for thread in threads:
+            thread.join(60)
+        assert len(results) == 4
+        assert all(result == 3 or isinstance(result, StageFailed) for result in results)
+        assert ask(client, 400 + STAGES.index(stage)).usage.completion_tokens == 3
+
+
+def test_a_neighbour_in_another_stage_is_not_disturbed(server):
+    """preprocess dies; an answer that is past it goes on to its end."""
+    with server.client() as client:
+        alone = client.ask("Count", max_new_tokens=150).output_ids
+        stream = client.stream("Count", max_new_tokens=150)
+        pieces = iter(stream)
+        next(pieces)
+        kill(server, "preprocess")
+        list(pieces)
+        assert stream.answer.output_ids == alone
+
+
+def test_a_question_by_another_process_survives_too(server):
+    """The command line, sent right after the kill."""
+    kill(server, "tensorrt_llm")
+    command = [sys.executable, "-m", "videollama_client", "ask", "Who?", "--max-new-tokens", "2", "--url", server.grpc]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0, found.stderr

@@ -1,0 +1,236 @@
+"""`vl2 serve` and `vl2 ask` as a user has them."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+import tritonclient.grpc as triton
+from conftest import MEDIA, ROOT, case, checkpoint
+from service.servers import serving, start, vl2
+
+from videollama_client import ServerUnreachable, VideoLlamaError
+from videollama_converters.steps import sha256
+
+VARIANT = "qwen2-clip-8f"
+
+
+def run(*words: object, timeout: float = 90) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(vl2(*words), capture_output=True, text=True, timeout=timeout)
+
+
+def test_ask_streams_text_and_prints_json(server_of):
+    server, known = server_of(VARIANT), case(VARIANT, "video_basic")
+    words = ("ask", known.path, known.facts["instruct"], "--max-new-tokens", known.max_new_tokens, "--url", server.grpc)
+    assert run(*words).stdout == known.facts["text"] + "\n"
+    answer = json.loads(run(*words, "--json").stdout)
+    assert answer["text"] == known.facts["text"] and answer["output_ids"] == known.facts["output_ids"]
+    assert answer["finish_reason"] == "length"
+    assert answer["usage"] == {"prompt_tokens": 53, "media_tokens": 45, "completion_tokens": 24}
+    assert {"preprocess", "encoder", "prompt", "prefill", "decode", "total"} <= set(answer["seconds"])
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ((MEDIA / "image_90x50.png",), "image"),
+        (("--image", MEDIA / "image_90x50.png"), "image"),
+        ((), "text_only"),
+        ((MEDIA / "plain_96x64.mp4", "--start", "1.2", "--end", "2.9"), "segment"),
+    ],
+)
+def test_ask_about_pictures_text_and_segments(words, name, server_of):
+    known = case(VARIANT, name)
+    media = (
+        [word for word in words if not str(word).startswith("--")][:1]
+        if words and not str(words[0]).startswith("--")
+        else []
+    )
+    options = words[len(media) :]
+    found = run(
+        "ask",
+        *media,
+        known.facts["instruct"],
+        *options,
+        "--max-new-tokens",
+        known.max_new_tokens,
+        "--url",
+        server_of(VARIANT).grpc,
+    )
+    assert found.stdout == known.facts["text"] + "\n", found.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "reason"),
+    [
+        (("ask", MEDIA / "tone_16k_mono_4s.wav", "What?"), 2, "UnreadableMedia: the file has no video stream"),
+        (("ask", MEDIA / "plain_96x64.mp4", "What?", "--start", "99"), 2, "BadSegment"),
+    ],
+)
+def test_an_error_of_the_server_is_one_line(words, code, reason, server_of):
+    found = run(*words, "--url", server_of(VARIANT).grpc)
+    assert found.returncode == code and reason in found.stderr and "Traceback" not in found.stderr
+
+
+def test_health(server_of):
+    assert run("health", "--url", server_of(VARIANT).grpc).returncode == 0
+    assert run("health", "--url", "127.0.0.1:9").returncode == 3
+
+
+def test_the_readme_script_of_a_plain_client_gets_the_same_answer(server_of, tmp_path):
+    """The code block of README.md that uses tritonclient alone, run as it stands but for the address."""
+    server, known = server_of(VARIANT), case(VARIANT, "video_basic")
+    block = next(
+        code
+        for code in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+        if "tritonclient" in code
+    )
+    assert "videollama" not in block.replace('"videollama2"', "")
+    for old, new in (
+        ("localhost:8001", server.grpc),
+        ("clip.mp4", str(known.path)),
+        ("What happens?", known.facts["instruct"]),
+    ):
+        assert old in block
+        block = block.replace(old, new)
+    (tmp_path / "plain.py").write_text(block.replace("[64]", f"[{known.max_new_tokens}]"))
+    found = subprocess.run([vl2()[0], tmp_path / "plain.py"], capture_output=True, text=True, timeout=60)
+    assert found.stdout.strip() == known.facts["text"], found.stderr
+
+
+def test_the_model_repository_cannot_be_changed_from_outside(server_of):
+    """Loading a model runs code; only `vl2 serve` itself may."""
+    with triton.InferenceServerClient(server_of(VARIANT).grpc) as client:
+        with pytest.raises(triton.InferenceServerException, match="protocol is restricted"):
+            client.unload_model("videollama2")
+
+
+def test_a_taken_port_is_named(bundle_of):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        found = run("serve", bundle_of(VARIANT), "--grpc-port", port, "--http-port", 0, "--metrics-port", 0)
+    assert found.returncode == 1
+    assert f"port {port}" in found.stderr and "--grpc-port" in found.stderr and "Traceback" not in found.stderr
+
+
+def test_a_log_that_cannot_be_written_is_named(bundle_of):
+    found = run(
+        "serve",
+        bundle_of(VARIANT),
+        "--grpc-port",
+        0,
+        "--http-port",
+        0,
+        "--metrics-port",
+        0,
+        "--log",
+        "/proc/nowhere/log",
+    )
+    assert found.returncode == 1 and "/proc/nowhere/log" in found.stderr and "--log" in found.stderr
+
+
+def test_a_folder_that_is_no_bundle_is_refused(tmp_path):
+    found = run("serve", tmp_path)
+    assert found.returncode == 1 and "vl2 convert" in found.stderr
+
+
+def test_a_stage_that_fails_to_load_gives_its_own_reason(bundle_of, tmp_path):
+    """A graph that is damaged behind the manifest's back: the server ends, and the reason is the stage's."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(bundle_of(VARIANT), bundle)
+    graph = bundle / "onnx" / "connector.onnx"
+    data = bytearray(graph.read_bytes())
+    data[:200] = bytes(200)
+    graph.write_bytes(data)
+    found = run("serve", bundle, "--grpc-port", 0, "--http-port", 0, "--metrics-port", 0)
+    assert found.returncode == 1
+    assert "stage encoder" in found.stderr and "connector.onnx cannot be loaded" in found.stderr
+    assert sha256(graph) != sha256(bundle_of(VARIANT) / "onnx" / "connector.onnx")
+
+
+def test_a_bundle_may_be_moved_and_read_only(bundle_of, tmp_path):
+    bundle = tmp_path / "elsewhere" / "renamed"
+    shutil.copytree(bundle_of(VARIANT), bundle)
+    for folder, _, _ in os.walk(bundle):
+        os.chmod(folder, 0o555)
+    known = case(VARIANT, "text_only")
+    with serving(bundle, tmp_path / "log") as server, server.client() as client:
+        assert (
+            client.ask(known.facts["instruct"], max_new_tokens=known.max_new_tokens).output_ids
+            == known.facts["output_ids"]
+        )
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopping_server_lets_running_answers_end(signal_number, bundle_of, tmp_path):
+    """The running answer is whole, a new question is refused, the exit code is 0, and no process is left."""
+    server = start(bundle_of(VARIANT), tmp_path / "log")
+    try:
+        options = {
+            "max_new_tokens": 1500,
+            "temperature": 3.0,
+            "top_k": 0,
+            "top_p": 1.0,
+            "seed": 11,
+            "repetition_penalty": 1.0,
+        }
+        with server.client() as client:
+            stream = client.stream("Tell a long story", **options)
+            pieces = iter(stream)
+            next(pieces)
+            server.process.send_signal(signal_number)
+            refused: list = []
+
+            def late():
+                time.sleep(0.3)
+                try:
+                    refused.append(client.ask("Too late?", max_new_tokens=1, timeout=3))
+                except VideoLlamaError as error:
+                    refused.append(error)
+
+            thread = threading.Thread(target=late)
+            thread.start()
+            list(pieces)
+            assert stream.answer.usage.completion_tokens > 1
+            thread.join(30)
+            assert isinstance(refused[0], VideoLlamaError)
+        server.process.communicate(timeout=60)
+        assert server.process.returncode == 0
+        assert not server.pids("tensorrt_llm")
+        with server.client() as client, pytest.raises(ServerUnreachable):
+            client.ask("Anybody?")
+    finally:
+        if server.process.poll() is None:
+            server.process.kill()
+
+
+def test_a_killed_triton_ends_serve_with_an_error(bundle_of, tmp_path):
+    server = start(bundle_of(VARIANT), tmp_path / "log")
+    found = subprocess.run(
+        ["pgrep", "-P", str(server.process.pid), "-f", "tritonserver"], capture_output=True, text=True
+    )
+    for pid in found.stdout.split():
+        os.kill(int(pid), signal.SIGKILL)
+    stderr = server.process.communicate(timeout=60)[1]
+    assert server.process.returncode == 1 and "ended by itself" in stderr
+    assert not server.pids("tensorrt_llm")
+
+
+def test_two_servers_side_by_side(bundle_of, tmp_path, server_of):
+    with serving(bundle_of("mixtral-clip-8f"), tmp_path / "log") as second:
+        assert second.grpc != server_of(VARIANT).grpc
+        known = case("mixtral-clip-8f", "text_only")
+        with second.client() as client:
+            assert client.ask(known.facts["instruct"], max_new_tokens=known.max_new_tokens).text == known.facts["text"]
+
+
+def test_the_checkpoint_of_the_demo_is_shipped():
+    assert (checkpoint("qwen2-siglip-16f") / "config.json").is_file() and (MEDIA / "sample_demo_1.mp4").is_file()
