@@ -21,6 +21,7 @@ from videollama_core.text import AnswerText
 from videollama_core.video import Segment
 
 POLL_SECONDS = 0.005  # how often a waiting request looks whether its client has left
+DEATHS_ALLOWED = 3  # of the stages before it, until a request is given up
 RESTART_SECONDS = 15.0  # how long a request waits for a stage that is being started again
 
 
@@ -153,7 +154,10 @@ class Entry:
         emit(sent)
 
     def _perceive(self, question: Question, is_cancelled: Callable[[], bool]) -> Perception:
-        """Once more if a stage was just being started again; not more often, for the file itself may be what kills it."""
+        """Again while a stage is being started again; not for ever, for the file itself may be what kills it.
+
+        Each process of a stage that died fails one request before Triton starts it anew, and preprocess has two.
+        """
         assert question.kind is not None
         deadline = time.monotonic() + RESTART_SECONDS
         deaths = 0
@@ -162,7 +166,7 @@ class Entry:
                 return self._stages.perceive(question.kind, question.files, question.segment)
             except StageRestarting as error:
                 deaths += "not healthy" in str(error)
-                if deaths > 1 or time.monotonic() > deadline or is_cancelled():
+                if deaths > DEATHS_ALLOWED or time.monotonic() > deadline or is_cancelled():
                     raise
             time.sleep(POLL_SECONDS * 5)
 

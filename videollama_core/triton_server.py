@@ -16,6 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -247,33 +248,33 @@ class TritonServer:
     def _supervise(self) -> None:
         """Start stages again whose process died.
 
-        Triton 2.51 restarts the stub of an ordinary model at its next request, which it fails, and never that of a
-        decoupled one. So a decoupled stage is loaded anew, and an ordinary one is sent a request that it refuses.
+        Triton 2.51 does so by itself only for an ordinary (not decoupled) model that dies while it works. Every other
+        stage is loaded anew; requests that the other processes of an ordinary stage work on end first.
         """
         while not self._closing.wait(_SUPERVISE_SECONDS):
             alive = self._find_stage_pids()
-            for stage in {name for pid, name in self._stage_pids.items() if pid not in alive}:
-                logger.warning("stage %s: its process died; starting it again", stage)
-                try:
-                    self._revive(stage)
-                except (urllib.error.URLError, OSError) as error:
-                    logger.error("stage %s cannot be started again: %s", stage, error)
-            self._stage_pids = self._find_stage_pids()
-
-    def _revive(self, stage: str) -> None:
-        if contract.STAGES[stage].decoupled:
-            self._http("POST", f"/v2/repository/models/{stage}/unload", {"parameters": {"unload_dependents": False}})
-            self._http("POST", f"/v2/repository/models/{stage}/load", {}, timeout=120)
-            return
-        for _ in range(20):
+            missing = set(Counter(self._stage_pids.values()) - Counter(alive.values()))
+            if not missing:
+                self._stage_pids = alive
+                continue
+            logger.warning("the process of %s died; starting it again", ", ".join(sorted(missing)))
             try:
-                self._http("POST", f"/v2/models/{stage}/infer", _refused_request(contract.STAGES[stage]), timeout=60)
-            except urllib.error.HTTPError:
-                pass
-            expected = sum(name == stage for name in self._stage_pids.values())
-            if sum(name == stage for name in self._find_stage_pids().values()) >= expected:
-                return
-            time.sleep(0.2)
+                if contract.ENTRY.name in missing and self._running_requests():
+                    # Nobody reads what the language model still says to the dead process, and an unread response blocks
+                    # it for everybody: it goes with its caller.
+                    missing.add(contract.LANGUAGE_MODEL.name)
+                    for pid, stage in alive.items():
+                        if stage == contract.LANGUAGE_MODEL.name:
+                            os.kill(pid, signal.SIGKILL)
+                for stage in sorted(missing):
+                    self._reload(stage)
+            except (urllib.error.URLError, OSError) as error:
+                logger.error("%s cannot be started again: %s", ", ".join(sorted(missing)), error)
+
+    def _reload(self, stage: str) -> None:
+        models = f"/v2/repository/models/{stage}"
+        self._http("POST", f"{models}/unload", {"parameters": {"unload_dependents": False}})
+        self._http("POST", f"{models}/load", {}, timeout=self.options.start_seconds)
 
     def _http(self, method: str, path: str, body: dict[str, Any] | None = None, timeout: float = 10) -> bytes:
         request = urllib.request.Request(
@@ -306,10 +307,13 @@ class TritonServer:
             time.sleep(0.05)
 
     def _running_requests(self) -> int:
-        """Of the entry, by its own count: Triton's would include those that died with a killed process."""
+        """Of the entry, by its own count (its last one if it died): Triton's would go on counting what died with it."""
         with urllib.request.urlopen(f"http://{self.options.host}:{self.metrics_port}/metrics", timeout=10) as response:
             text = response.read().decode()
-        return sum(int(float(value)) for value in re.findall(rf"^{RUNNING_METRIC}{{.*}} (\S+)$", text, re.MULTILINE))
+        return sum(
+            int(float(value))
+            for value in re.findall(rf'^{RUNNING_METRIC}{{.*"{contract.ENTRY.name}".*}} (\S+)$', text, re.MULTILINE)
+        )
 
     def kill(self) -> None:
         """End the server's processes now, and remove what it wrote."""
@@ -368,20 +372,6 @@ def _environment(installation: Installation) -> dict[str, str]:
     environment["PYTHONUNBUFFERED"] = "1"
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     return environment
-
-
-def _refused_request(stage: contract.Stage) -> dict[str, Any]:
-    """A small request that the stage refuses or answers at once."""
-    inputs = []
-    for tensor in stage.inputs:
-        if not tensor.optional:
-            shape = [max(size, 1) for size in tensor.dims]
-            count = 1
-            for size in shape:
-                count *= size
-            data = [""] * count if tensor.dtype == "STRING" else [0] * count
-            inputs.append({"name": tensor.name, "shape": shape, "datatype": tensor.wire_dtype, "data": data})
-    return {"inputs": inputs}
 
 
 def _clean(reason: str) -> str:

@@ -49,15 +49,16 @@ class AnswerStream:
     def __iter__(self) -> Iterator[str]:
         try:
             while self._reader.answer is None:
-                message = self._next_message()
-                if message is None:
-                    break
                 try:
+                    message = self._next_message()
+                    if message is None:
+                        break
                     piece = self._reader.read(message)
                 except StageRestarting:
                     if self._reader.process is not None or self._cancelled or time.monotonic() > self._deadline:
                         raise
                     time.sleep(RESEND_SECONDS)
+                    self._call.cancel()
                     self._send()
                     continue
                 if piece:
@@ -167,16 +168,17 @@ class Client:
             time.sleep(0.1)
 
     def _check_process(self, process: str | None) -> None:
-        """Raises: StageFailed unless the process that has a request still answers."""
+        """Raises: StageFailed unless the process that has a request still answers; StageRestarting if none has it yet."""
+        kind = StageRestarting if process is None else StageFailed
         reader = AnswerReader()
         try:
             with transport.translated(self.address):
                 for message in self._stub.ModelStreamInfer(iter([build_ping()]), timeout=PING_SECONDS):
                     reader.read(message)
         except VideoLlamaError as error:
-            raise StageFailed(f"stage {ENTRY.name} does not answer ({error}); send the request again") from error
+            raise kind(f"stage {ENTRY.name} does not answer ({error}); send the request again") from error
         if reader.process != process:
-            raise StageFailed(f"stage {ENTRY.name}: its process died while it answered; send the request again")
+            raise kind(f"stage {ENTRY.name}: its process died while it answered; send the request again")
 
     def _forget(self, request_id: str) -> None:
         self._active.pop(request_id, None)

@@ -29,15 +29,16 @@ class AsyncAnswerStream:
     async def __aiter__(self) -> AsyncIterator[str]:
         try:
             while self._reader.answer is None:
-                message = await self._next_message()
-                if message is grpc.aio.EOF:
-                    break
                 try:
+                    message = await self._next_message()
+                    if message is grpc.aio.EOF:
+                        break
                     piece = self._reader.read(message)
                 except StageRestarting:
                     if self._reader.process is not None or self._cancelled or time.monotonic() > self._deadline:
                         raise
                     await asyncio.sleep(RESEND_SECONDS)
+                    self._call.cancel()
                     self._call = self._new_call()
                     continue
                 if piece:
@@ -131,15 +132,16 @@ class AsyncClient:
             await asyncio.sleep(0.1)
 
     async def _check_process(self, process: str | None) -> None:
+        kind = StageRestarting if process is None else StageFailed
         reader = AnswerReader()
         try:
             with transport.translated(self.address):
                 async for message in self._stub.ModelStreamInfer(_once(build_ping()), timeout=PING_SECONDS):
                     reader.read(message)
         except VideoLlamaError as error:
-            raise StageFailed(f"stage {ENTRY.name} does not answer ({error}); send the request again") from error
+            raise kind(f"stage {ENTRY.name} does not answer ({error}); send the request again") from error
         if reader.process != process:
-            raise StageFailed(f"stage {ENTRY.name}: its process died while it answered; send the request again")
+            raise kind(f"stage {ENTRY.name}: its process died while it answered; send the request again")
 
     def _forget(self, request_id: str) -> None:
         self._active.pop(request_id, None)

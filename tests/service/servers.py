@@ -30,7 +30,7 @@ class Server:
     http: str
     metrics: str
     log: Path
-    bundle_name: str
+    triton: int  # process id of the server itself
 
     def client(self, **options) -> Client:
         return Client(self.grpc, **options)
@@ -54,9 +54,8 @@ class Server:
         return now
 
     def pids(self, stage: str) -> list[int]:
-        pattern = f"{self.bundle_name}/model_repository/{stage}/1/model.py"
-        found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True)
-        return [int(line) for line in found.stdout.split()]
+        """Processes of a stage of this server."""
+        return children(self.triton, f"/{stage}/1/model.py")
 
     def call(self, model: str, outputs: list[str], **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """One request to one stage with plain tritonclient; the first response, all of whose outputs were asked for."""
@@ -84,6 +83,11 @@ class Server:
         return {name: result.as_numpy(name) for name in outputs}
 
 
+def children(parent: int, pattern: str) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(parent), "-f", pattern], capture_output=True, text=True)
+    return [int(line) for line in found.stdout.split()]
+
+
 def start(bundle: Path, log: Path, *options: object) -> Server:
     ports = ("--grpc-port", 0, "--http-port", 0, "--metrics-port", 0)
     process = subprocess.Popen(
@@ -97,7 +101,9 @@ def start(bundle: Path, log: Path, *options: object) -> Server:
             break
     else:
         raise AssertionError(f"the server did not start: {process.stderr.read()}")
-    return Server(process, found["gRPC"], found["HTTP"], found["metrics"], log, bundle.name)
+    return Server(
+        process, found["gRPC"], found["HTTP"], found["metrics"], log, children(process.pid, "tritonserver")[0]
+    )
 
 
 def stop(server: Server) -> int:

@@ -80,14 +80,11 @@ def test_a_dead_connection_frees_the_slot_within_two_steps(slow):
         "for _ in stream: print(len(stream._reader._ids) + stream._messages.qsize(), flush=True)\n"
     )
     before = generated(slow)
-    caller = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    for _ in range(10):
-        caller.stdout.readline()
-    os.kill(caller.pid, signal.SIGKILL)
-    received = 10
-    for line in caller.stdout:
-        received = int(line)
-    caller.wait()
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as caller:
+        for _ in range(10):
+            caller.stdout.readline()
+        os.kill(caller.pid, signal.SIGKILL)
+        received = [10, *map(int, caller.stdout)][-1]
     wait_until_free(slow)
     # One more than for a cancel: a token may arrive that the dying process no longer counts.
     assert generated(slow) - before - received <= STEPS_ALLOWED + 1
