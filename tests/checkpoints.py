@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import GOLDEN
 from safetensors.torch import load_file, save_file
 
+from conftest import GOLDEN
 from videollama_core import connector, vision
 from videollama_core.config import read_model_config
 from videollama_core.connector import Connector

@@ -3,10 +3,10 @@
 import ast
 
 import pytest
-from conftest import ROOT
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from conftest import ROOT
 from videollama_core.contract import ENSEMBLE, ENTRY, LANGUAGE_MODEL, PERCEPTION, STAGES
 
 REPOSITORY = ROOT / "model_repository"

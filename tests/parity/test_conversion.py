@@ -11,11 +11,11 @@ import time
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from checkpoints import copy, edit_json, edit_tensors, random_checkpoint
 from conftest import checkpoint, golden
-from safetensors.torch import load_file
 from videollama_converters.convert import convert
-
 from videollama_core.bundle import Bundle
 from videollama_core.encode import MediaEncoder
 from videollama_core.errors import ArtifactMismatch, CheckpointMismatch, ParityFailed

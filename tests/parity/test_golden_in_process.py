@@ -5,8 +5,8 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from conftest import FEATURE_TOLERANCE, LOGIT_TOLERANCE, VARIANTS, Case, cases, checkpoint
 
+from conftest import FEATURE_TOLERANCE, LOGIT_TOLERANCE, VARIANTS, Case, cases, checkpoint
 from videollama_core.bundle import Bundle
 from videollama_core.encode import MediaEncoder
 from videollama_core.engine import OnnxEngine

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import np_to_triton_dtype
+
 from videollama_client import Client
 from videollama_core.contract import STAGES
 

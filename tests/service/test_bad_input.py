@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from conftest import MEDIA
 from tritonclient.utils import np_to_triton_dtype
 
+from conftest import MEDIA
 from videollama_client import BadSampling, BadSegment, InvalidRequest, PromptTooLong, UnreadableMedia
 from videollama_core.errors import from_wire
 

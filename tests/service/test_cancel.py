@@ -11,9 +11,9 @@ import sys
 import time
 
 import pytest
+
 from checkpoints import random_checkpoint
 from service.servers import serving
-
 from videollama_client import Cancelled, DeadlineExceeded
 from videollama_converters.convert import convert
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+
 from conftest import FEATURE_TOLERANCE, LOGIT_TOLERANCE, VARIANTS, cases, golden
 from videollama_client import BadSegment
 from videollama_core.contract import PERCEPTION

@@ -8,10 +8,10 @@ import threading
 import time
 
 import pytest
+
 from checkpoints import random_checkpoint
 from conftest import MEDIA
 from service.servers import serving
-
 from videollama_client import StageFailed
 from videollama_converters.convert import convert
 

@@ -12,9 +12,9 @@ import time
 
 import pytest
 import tritonclient.grpc as triton
+
 from conftest import MEDIA, ROOT, case, checkpoint
 from service.servers import serving, start, vl2
-
 from videollama_client import ServerUnreachable, VideoLlamaError
 from videollama_converters.steps import sha256
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 import tritonclient.grpc as triton
+from safetensors.torch import load_file, save_file
+
 from checkpoints import random_checkpoint
 from conftest import MEDIA, case, checkpoint
-from safetensors.torch import load_file, save_file
+from service.servers import serving
 from videollama_client import AsyncClient
 from videollama_converters.convert import convert
-
-from service.servers import serving
 from videollama_core.text import Tokenizer
 
 # A letter of 2 bytes, a CJK character of 3, an emoji of 4; no byte comes twice, so that each token has one successor.

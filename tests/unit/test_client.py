@@ -5,13 +5,13 @@ import struct
 
 import numpy as np
 import pytest
+from tritonclient.grpc import service_pb2
+
 import videollama_client
 from conftest import MEDIA
-from tritonclient.grpc import service_pb2
 from videollama_client import Client, ServerUnreachable
 from videollama_client.media import read_media
 from videollama_client.wire import AnswerReader, build_question
-
 from videollama_core.errors import BadSegment, InvalidRequest, StageFailed, UnreadableMedia
 
 

@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import checkpoint
 
+from conftest import checkpoint
 from videollama_core.config import read_model_config
 from videollama_core.connector import Connector
 from videollama_core.frame_plan import plan_encoding, plan_time_steps

@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 import pytest
-from conftest import DECODER_DEPENDENT, GOLDEN, MEDIA, decode_all
 
+from conftest import DECODER_DEPENDENT, GOLDEN, MEDIA, decode_all
 from videollama_core.config import PixelConfig
 from videollama_core.pixels import pad_to_square, to_tower_size
 from videollama_core.variants import CLIP_MEAN, CLIP_STD

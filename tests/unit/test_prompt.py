@@ -2,8 +2,8 @@ import hashlib
 
 import numpy as np
 import pytest
-from conftest import VARIANTS, cases, checkpoint
 
+from conftest import VARIANTS, cases, checkpoint
 from videollama_core.config import read_model_config
 from videollama_core.errors import InvalidRequest, PromptTooLong
 from videollama_core.prompt import SYSTEM_TEXT, Prompt, check_length, render_prompt, tokenize_prompt

@@ -2,8 +2,8 @@ import math
 
 import numpy as np
 import pytest
-from conftest import VARIANTS, cases
 
+from conftest import VARIANTS, cases
 from videollama_core.contract import MAX_NEW_TOKENS
 from videollama_core.errors import BadSampling
 from videollama_core.messages import GenerationDefaults, SamplingOptions

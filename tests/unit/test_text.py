@@ -1,8 +1,8 @@
 import random
 
 import pytest
-from conftest import VARIANTS, checkpoint, golden
 
+from conftest import VARIANTS, checkpoint, golden
 from videollama_core.errors import ArtifactMismatch, InvalidRequest
 from videollama_core.text import AnswerText, Tokenizer
 

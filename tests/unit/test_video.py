@@ -7,9 +7,9 @@ import sys
 import av
 import numpy as np
 import pytest
-from conftest import GOLDEN, MEDIA, decode_all
 from PIL import Image
 
+from conftest import GOLDEN, MEDIA, decode_all
 from videollama_core import video
 from videollama_core.errors import BadSegment, InvalidRequest, UnreadableMedia
 from videollama_core.video import (
