@@ -10,7 +10,7 @@ from videollama_core import contract
 from videollama_core.entry import Entry, Question
 from videollama_core.errors import InvalidRequest
 from videollama_core.messages import Conversation, SamplingOptions, as_conversation, conversation_from_json
-from videollama_core.stage import DecoupledStage, Reply, bundle_of, read_inputs, scalar, text
+from videollama_core.stage import DecoupledStage, Reply, bundle_of, scalar, text
 from videollama_core.stage_calls import TritonStages
 from videollama_core.video import Segment
 
@@ -41,15 +41,14 @@ class EntryStage(DecoupledStage):
         self._entry = Entry(bundle, stages)
         self._process = f"{os.getpid()}-{secrets.token_hex(4)}".encode()
 
-    def handle_at_once(self, request: Any, reply: Reply) -> bool:
+    def handle_at_once(self, inputs: dict[str, Any], request_id: str, reply: Reply) -> bool:
         """A ping is answered at once; for a question, the first message tells which process has it."""
-        ping = read_inputs(self.contract, request)["ping"]
-        is_ping = bool(scalar(ping, "ping"))
+        is_ping = bool(scalar(inputs["ping"], "ping"))
         reply.send({"process": [self._process]}, last=is_ping)
         return is_ping
 
-    def handle(self, request: Any, reply: Reply) -> None:
-        self._entry.answer(_read_question(read_inputs(self.contract, request)), reply.send, reply.is_cancelled)
+    def handle(self, inputs: dict[str, Any], reply: Reply) -> None:
+        self._entry.answer(_read_question(inputs), reply.send, reply.is_cancelled)
 
 
 def _read_question(inputs: dict[str, Any]) -> Question:

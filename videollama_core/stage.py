@@ -43,14 +43,19 @@ def parameter(args: dict[str, str], name: str) -> str:
     return json.loads(args["model_config"])["parameters"][name]["string_value"]
 
 
-def read_inputs(stage: Stage, request: Any) -> dict[str, Any]:
-    """Arrays by name, None for an absent optional one. Raises: InvalidRequest on a wrong rank or a missing tensor."""
+def read_inputs(stage: Stage, request: Any, keep: bool = False) -> dict[str, Any]:
+    """Arrays by name, None for an absent optional one. Raises: InvalidRequest if a tensor is missing.
+
+    Args:
+        keep: copy them; otherwise they lie in shared memory that goes back when `execute` returns.
+    """
     found = {}
     for tensor in stage.inputs:
         value = pb.get_input_tensor_by_name(request, tensor.name)
         if value is None and not tensor.optional:
             raise InvalidRequest(f"tensor {tensor.name} is missing; it holds: {tensor.meaning}")
-        found[tensor.name] = None if value is None else value.as_numpy()
+        array = None if value is None else value.as_numpy()
+        found[tensor.name] = array.copy() if keep and array is not None else array
     return found
 
 
@@ -156,10 +161,10 @@ class DecoupledStage(PythonStage):
 
     max_requests = 64  # at a time; more are refused at once
 
-    def handle(self, request: Any, reply: Reply) -> None:
+    def handle(self, inputs: dict[str, Any], reply: Reply) -> None:
         """Answer one request, in a thread of its own. What it raises ends the reply."""
 
-    def handle_at_once(self, request: Any, reply: Reply) -> bool:
+    def handle_at_once(self, inputs: dict[str, Any], request_id: str, reply: Reply) -> bool:
         """Answer a request that needs no thread; True if it did."""
         return False
 
@@ -178,13 +183,14 @@ class DecoupledStage(PythonStage):
         for request in requests:
             reply = Reply(self.contract, request)
             try:
-                if self.handle_at_once(request, reply):
+                inputs = read_inputs(self.contract, request, keep=True)
+                if self.handle_at_once(inputs, request.request_id(), reply):
                     continue
                 self._enter()
             except Exception as error:
                 reply.fail(error)
             else:
-                self._threads.submit(self._run, request, reply)
+                self._threads.submit(self._run, inputs, reply)
 
     def _enter(self) -> None:
         with self._lock:
@@ -198,9 +204,9 @@ class DecoupledStage(PythonStage):
             self._running -= 1
             self._gauge.set(self._running)
 
-    def _run(self, request: Any, reply: Reply) -> None:
+    def _run(self, inputs: dict[str, Any], reply: Reply) -> None:
         try:
-            self.handle(request, reply)
+            self.handle(inputs, reply)
         except Exception as error:
             reply.fail(error)
         finally:

@@ -1,5 +1,6 @@
 """Find a Triton server, start it on a bundle, keep its stages alive, and stop it without losing an answer."""
 
+import ctypes
 import json
 import logging
 import os
@@ -30,6 +31,7 @@ from videollama_core.errors import ServerFailed
 logger = logging.getLogger(__name__)
 _ADMIN = "vl2-admin"  # header that opens the model repository's API, which can run code, to this process alone
 _SUPERVISE_SECONDS = 0.5
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ class TritonServer:
                 stdin=subprocess.DEVNULL,
                 env=_environment(installation),
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then drains
+                preexec_fn=_die_with_parent,
             )
         self._wait_until_ready()
         self._closing = threading.Event()
@@ -337,6 +340,11 @@ class TritonServer:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def _die_with_parent() -> None:
+    """Linux: the server gets SIGTERM when this process is gone, however it went."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def choose_ports(host: str, wanted: dict[str, int]) -> list[int]:

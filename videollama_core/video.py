@@ -19,7 +19,7 @@ from videollama_core.errors import BadSegment, InvalidRequest, UnreadableMedia
 from videollama_core.messages import Frames
 
 MAX_FRAMES = 32  # the reference keeps at most this many
-MAX_PIXELS = 8192 * 8192  # of one picture, checked before it is decoded
+MAX_PIXELS = 8192 * 4320  # of one picture, checked before it is decoded: 8K; 32 of them are 3.4 GB as RGB
 MAX_PACKETS = 2_000_000  # 18 hours at 30 frames per second
 DECODE_SECONDS = 120.0  # a file that takes longer is refused
 GIF_RATE = 25.0  # frames per second, assumed by the reference

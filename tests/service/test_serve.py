@@ -9,6 +9,7 @@ import socket
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import tritonclient.grpc as triton
@@ -218,6 +219,16 @@ def test_a_killed_triton_ends_serve_with_an_error(bundle_of, tmp_path):
     stderr = server.process.communicate(timeout=60)[1]
     assert server.process.returncode == 1 and "ended by itself" in stderr
     assert not server.pids("tensorrt_llm")
+
+
+def test_a_killed_serve_leaves_no_server_behind(bundle_of, tmp_path):
+    server = start(bundle_of(VARIANT), tmp_path / "log")
+    server.process.kill()
+    server.process.communicate(timeout=10)
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{server.triton}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{server.triton}").exists()
 
 
 def test_two_servers_side_by_side(bundle_of, tmp_path, server_of):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from checkpoints import random_checkpoint
 from conftest import MEDIA, case, checkpoint
 from service.servers import serving
-from videollama_client import AsyncClient
+from videollama_client import AsyncClient, Overloaded
 from videollama_converters.convert import convert
 from videollama_core.text import Tokenizer
 
@@ -201,3 +201,21 @@ def test_the_cache_serves_entry_and_ensemble_in_any_order(server_of):
             texts = {ensemble(video)} if first == "ensemble" else set()
             texts |= {client.ask("x", video=video, max_new_tokens=6).text for _ in range(2)}
             assert len(texts) == 1
+
+
+def test_a_full_entry_refuses_at_once_and_serves_again(server_of):
+    """64 questions run; the next ones are told so at once, and nobody is harmed."""
+    server = server_of("mixtral-clip-8f")
+    options = {"max_new_tokens": 20000, "temperature": 4.0, "top_k": 0, "top_p": 1.0, "stop": ["never said"]}
+    with server.client() as client:
+        streams = [client.stream(f"Tell story {number}", seed=number, **options) for number in range(64)]
+        while server.metric("vl2_running_requests", model="videollama2") < 64:
+            assert all(stream._reader.answer is None for stream in streams)
+        with pytest.raises(Overloaded, match="64 requests"):
+            client.ask("One more?", max_new_tokens=1)
+        assert server.metric("vl2_llm_running") <= 8
+        for stream in streams:
+            stream.cancel()
+        while server.metric("vl2_running_requests", model="videollama2"):
+            pass
+        assert client.ask("And now?", max_new_tokens=1).usage.completion_tokens == 1

@@ -12,7 +12,7 @@ from videollama_core.errors import InvalidRequest, VideoLlamaError
 from videollama_core.generation.runner import OnnxRunner
 from videollama_core.generation.scheduler import GenerationRequest, Scheduler, Step
 from videollama_core.messages import ResolvedSampling, SamplingOptions
-from videollama_core.stage import DecoupledStage, Reply, bundle_of, parameter, read_inputs, scalar
+from videollama_core.stage import DecoupledStage, Reply, bundle_of, parameter, scalar
 
 _METRICS = (
     ("vl2_llm_iterations", "Iterations of the language model's scheduler", "iterations"),
@@ -52,14 +52,13 @@ class LanguageModelStage(DecoupledStage):
                 source = self._scheduler if field.startswith("num_") else self._scheduler.counters
                 gauge.set(getattr(source, field))
 
-    def handle_at_once(self, request: Any, reply: Reply) -> bool:
+    def handle_at_once(self, inputs: dict[str, Any], request_id: str, reply: Reply) -> bool:
         """Requests only wait in the scheduler's queue, so none needs a thread."""
-        inputs = read_inputs(self.contract, request)
         if scalar(inputs["stop"], "stop"):
-            self._scheduler.stop(request.request_id())
+            self._scheduler.stop(request_id)
             reply.end()
         else:
-            self._scheduler.submit(self._generation(request.request_id(), inputs, reply))
+            self._scheduler.submit(self._generation(request_id, inputs, reply))
         return True
 
     def _generation(self, request_id: str, inputs: dict[str, Any], reply: Reply) -> GenerationRequest:
