@@ -57,7 +57,7 @@ def find_installation(runtime: Path) -> Installation:
     spec = find_spec("pytriton")
     if spec is None or spec.origin is None:
         raise ServerFailed(
-            "no Triton server here: neither /opt/tritonserver nor the wheel; pip install 'videollama2-service[serve]' on Linux x86-64"
+            "no Triton server here: neither /opt/tritonserver nor the wheel; pip install 'videollama2-service[serve]' (or '.[serve]' in the source tree) on Linux x86-64"
         )
     wheel = Path(spec.origin).parent / "tritonserver"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -20,7 +20,6 @@ _OTHER_COMMANDS = {
     "serve": ("videollama_core.serve_cli", "serve", "Start a Triton server on a converted checkpoint."),
     "demo": ("videollama_client.demo", "demo", "Convert, serve and ask: the whole product in one command."),
 }
-_NEEDS = {"convert": "convert", "serve": "serve", "demo": "convert"}
 
 
 class _Commands(click.Group):
@@ -31,12 +30,7 @@ class _Commands(click.Group):
         if name not in _OTHER_COMMANDS:
             return super().get_command(context, name)
         module, attribute, _ = _OTHER_COMMANDS[name]
-        try:
-            return getattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError as error:
-            raise click.ClickException(
-                f"vl2 {name} needs the package {error.name}; pip install 'videollama2-service[{_NEEDS[name]}]'"
-            ) from error
+        return getattr(importlib.import_module(module), attribute)
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Help without importing the other parts."""
@@ -58,7 +52,10 @@ def main_group() -> None:
     """
 
 
-@main_group.command(epilog='Example: vl2 ask clip.mp4 "What happens?" --start 1.5 --end 4')
+@main_group.command(
+    short_help="Ask a question about a video, a picture or nothing.",
+    epilog='Example: vl2 ask clip.mp4 "What happens?" --start 1.5 --end 4',
+)
 @click.argument("words", nargs=-1, required=True, metavar="[MEDIA] QUESTION")
 @click.option("--video", type=click.Path(path_type=Path), help="Video file, gif, or folder of frames.")
 @click.option("--image", type=click.Path(path_type=Path), help="Picture.")
@@ -117,6 +114,13 @@ def run(command: Callable[..., Any]) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
+    except ModuleNotFoundError as error:
+        click.echo(
+            f"vl2: this command needs the package {error.name}, which the bare install (the client) does not bring; "
+            "pip install 'videollama2-service[convert]', or '.[convert]' in the source tree",
+            err=True,
+        )
+        return 1
     except BrokenPipeError:
         return 1
     except OSError as error:

@@ -28,6 +28,18 @@ def test_help_lists_every_command_without_importing_torch():
         assert f"  {command}" in found.stdout
 
 
+@pytest.mark.parametrize("command", ["convert", "serve"])
+def test_a_command_whose_packages_are_missing_says_which(command):
+    """As in the bare install: torch and jinja2 cannot be imported."""
+    script = (
+        "import sys; sys.modules['torch'] = sys.modules['jinja2'] = None\n"
+        "from videollama_client.cli import main_group, run\n"
+        f"sys.exit(run(lambda **k: main_group([{command!r}, 'x', *['--out', 'y'][: 2 * ({command!r} == 'convert')]], **k)))"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert found.returncode == 1 and "needs the package" in found.stderr and "Traceback" not in found.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
