@@ -6,7 +6,7 @@ Knows no Triton: the other stages are the interface `Stages`.
 import json
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -102,45 +102,26 @@ class Entry:
         Raises: Cancelled when the client has left; whatever a stage reports.
         """
         clock = _Clock()
-        sampling = self._defaults.resolve(question.options)
-        # Everything that can be refused is refused before the media is looked at.
-        expected = 0 if question.kind is None else self._bundle.config.media_tokens
-        build_prompt(self._bundle, self._tokenizer, question.conversation, question.kind, expected)
-        table = None
-        if question.kind is not None:
-            seen = self._perceive(question, is_cancelled)
-            clock.add_perception(seen.spans)
-            table = seen.table
-        num_media = 0 if table is None else table.shape[1]
-        prompt = build_prompt(self._bundle, self._tokenizer, question.conversation, question.kind, num_media)
-        sampling = replace(
-            sampling, max_new_tokens=min(sampling.max_new_tokens, self._bundle.max_seq_len - len(prompt.input_ids))
-        )
-        clock.lap("prompt")
-        if is_cancelled():
-            raise Cancelled("the client left")
+        prompt, table, sampling = self._prepare(question, clock, is_cancelled)
         generation = _Patient(lambda: self._stages.generate(str(secrets.randbits(63)), prompt, table, sampling))
         pieces = AnswerText(self._tokenizer, question.options.stop)
         ids: list[int] = []
         try:
-            while (new := generation.next(POLL_SECONDS)) is not None:
-                if is_cancelled():
-                    raise Cancelled("the client left")
-                if new and not ids:
+            for new in _tokens(generation, is_cancelled):
+                if not ids:
                     clock.lap("prefill")
                 ids.extend(new)
                 piece = pieces.push(new)
                 if pieces.stopped:
+                    generation.stop()
+                    last: dict[str, Any] = {"text": [piece.encode()], "output_ids": new}
                     break
-                if new:
-                    emit({"text": [piece.encode()], "output_ids": new})
+                emit({"text": [piece.encode()], "output_ids": new})
+            else:
+                last = {"text": [pieces.finish().encode()]}
         except BaseException:
             generation.stop()
             raise
-        if pieces.stopped:
-            generation.stop()
-        else:
-            piece = pieces.finish()
         clock.lap("decode")
         ended = pieces.stopped or len(ids) < sampling.max_new_tokens or ids[-1] in self._defaults.end_ids
         summary = {
@@ -148,16 +129,32 @@ class Entry:
             "usage": asdict(Usage(prompt.text_tokens, prompt.media_tokens, len(ids))),
             "seconds": clock.report(),
         }
-        sent: dict[str, Any] = {"text": [piece.encode()], "summary": [json.dumps(summary).encode()]}
-        if pieces.stopped:
-            sent["output_ids"] = new or []
-        emit(sent)
+        emit({**last, "summary": [json.dumps(summary).encode()]})
+
+    def _prepare(
+        self, question: Question, clock: "_Clock", is_cancelled: Callable[[], bool]
+    ) -> tuple[Prompt, np.ndarray | None, ResolvedSampling]:
+        """Prompt, media tokens and sampling; what can be refused is refused before the media is looked at."""
+        sampling = self._defaults.resolve(question.options)
+        media = None if question.kind is None else self._bundle.config.media_tokens
+        prompt = build_prompt(self._bundle, self._tokenizer, question.conversation, question.kind, media or 0)
+        clock.lap("prompt")
+        table = None
+        if question.kind is not None:
+            seen = self._perceive(question, is_cancelled)
+            table = seen.table
+            if table.shape[1] != media:  # more frames than the checkpoint's number were sent
+                prompt = build_prompt(
+                    self._bundle, self._tokenizer, question.conversation, question.kind, table.shape[1]
+                )
+            clock.add_perception(seen.spans)
+        if is_cancelled():
+            raise Cancelled("the client left")
+        room = self._bundle.max_seq_len - len(prompt.input_ids)
+        return prompt, table, replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
 
     def _perceive(self, question: Question, is_cancelled: Callable[[], bool]) -> Perception:
-        """Again while a stage is being started again; not for ever, for the file itself may be what kills it.
-
-        Each process of a stage that died fails one request before Triton starts it anew, and preprocess has two.
-        """
+        """Again while a stage is being started again; not for ever, for the file itself may be what kills it."""
         assert question.kind is not None
         deadline = time.monotonic() + RESTART_SECONDS
         deaths = 0
@@ -169,6 +166,15 @@ class Entry:
                 if deaths > DEATHS_ALLOWED or time.monotonic() > deadline or is_cancelled():
                     raise
             time.sleep(POLL_SECONDS * 5)
+
+
+def _tokens(generation: Generation, is_cancelled: Callable[[], bool]) -> Iterator[list[int]]:
+    """New ids as they come, never none. Raises: Cancelled as soon as the client has left."""
+    while (new := generation.next(POLL_SECONDS)) is not None:
+        if is_cancelled():
+            raise Cancelled("the client left")
+        if new:
+            yield new
 
 
 class _Patient:
