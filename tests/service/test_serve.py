@@ -84,25 +84,40 @@ def test_health(server_of):
     assert run("health", "--url", "127.0.0.1:9").returncode == 3
 
 
-def test_the_readme_script_of_a_plain_client_gets_the_same_answer(server_of, tmp_path):
-    """The code block of README.md that uses tritonclient alone, run as it stands but for the address."""
-    server, known = server_of(VARIANT), case(VARIANT, "video_basic")
-    block = next(
-        code
-        for code in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-        if "tritonclient" in code
-    )
-    assert "videollama" not in block.replace('"videollama2"', "")
-    for old, new in (
-        ("localhost:8001", server.grpc),
-        ("clip.mp4", str(known.path)),
-        ("What happens?", known.facts["instruct"]),
-    ):
+def readme_block(word: str, **replaced: str) -> str:
+    """The code block of README.md that holds a word, with an address and a file of this machine."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    block = next(code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if word in code)
+    for old, new in replaced.items():
         assert old in block
         block = block.replace(old, new)
-    (tmp_path / "plain.py").write_text(block.replace("[64]", f"[{known.max_new_tokens}]"))
-    found = subprocess.run([vl2()[0], tmp_path / "plain.py"], capture_output=True, text=True, timeout=60)
-    assert found.stdout.strip() == known.facts["text"], found.stderr
+    return block
+
+
+def run_script(block: str, folder: Path) -> str:
+    (folder / "script.py").write_text(block)
+    found = subprocess.run([vl2()[0], folder / "script.py"], capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def test_the_readme_script_of_a_plain_client_gets_the_same_answer(server_of, tmp_path):
+    """tritonclient alone, run as it stands but for address, file, question and number of tokens."""
+    known = case(VARIANT, "video_basic")
+    replaced = {
+        "localhost:8001": server_of(VARIANT).grpc,
+        "clip.mp4": str(known.path),
+        "What happens?": known.facts["instruct"],
+        "[64]": f"[{known.max_new_tokens}]",
+    }
+    block = readme_block("tritonclient", **replaced)
+    assert "import videollama" not in block and "from videollama" not in block
+    assert run_script(block, tmp_path).strip() == known.facts["text"]
+
+
+def test_the_readme_script_of_our_client_runs(server_of, tmp_path):
+    replaced = {"localhost:8001": server_of(VARIANT).grpc, "clip.mp4": str(case(VARIANT, "video_basic").path)}
+    assert "Usage(" in run_script(readme_block("videollama_client", **replaced), tmp_path)
 
 
 def test_the_model_repository_cannot_be_changed_from_outside(server_of):
