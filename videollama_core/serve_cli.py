@@ -4,6 +4,7 @@ import logging
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from videollama_core.errors import ServerFailed
 from videollama_core.triton_server import ServerOptions, TritonServer
 
 _DEFAULTS = ServerOptions()
+DEATHS_ALLOWED, DEATHS_SECONDS = 3, 300.0  # a server that dies more often is given up
 
 
 @click.command(epilog="Example: vl2 serve build/tiny --grpc-port 0")
@@ -62,16 +64,34 @@ def serve(bundle: Path, **options: Any) -> None:
     click.echo(f'ready: vl2 ask VIDEO "question" --url {host}:{server.grpc_port}')
     sys.stdout.flush()
     try:
-        code = server.wait()
+        _keep_running(server)
     except _Stop:
         click.echo("stopping: running answers may end ...", err=True)
         server.stop()
         click.echo("stopped", err=True)
-        return
-    server.kill()
-    raise ServerFailed(
-        f"Triton ended by itself with code {code}; its log is {server.options.log or 'gone: name one with --log'}"
-    )
+
+
+def _keep_running(server: TritonServer) -> None:
+    """Start the server again when it ends by itself: killing a stage at the wrong moment aborts Triton 2.51 as a whole.
+
+    Raises: ServerFailed when it ends too often.
+    """
+    deaths: list[float] = []
+    try:
+        while True:
+            code = server.wait()
+            now = time.monotonic()
+            deaths = [*(then for then in deaths if now - then < DEATHS_SECONDS), now]
+            if len(deaths) > DEATHS_ALLOWED:
+                log = server.options.log or "gone: name one with --log"
+                raise ServerFailed(
+                    f"Triton ended by itself {len(deaths)} times, now with code {code}; its log is {log}"
+                )
+            click.echo(f"Triton ended by itself with code {code}; starting it again", err=True)
+            server.restart()
+    except ServerFailed:
+        server.kill()
+        raise
 
 
 class _Stop(BaseException):

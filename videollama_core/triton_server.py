@@ -139,7 +139,10 @@ class TritonServer:
         )
         self._secret = secrets.token_urlsafe(24)
         self.log = options.log or self._runtime / "server.log"
-        installation = find_installation(self._runtime)
+        self._installation = find_installation(self._runtime)
+        self._launch()
+
+    def _launch(self) -> None:
         try:
             log: IO[bytes] = self.log.open("ab")
         except OSError as error:
@@ -149,18 +152,18 @@ class TritonServer:
         with log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
-                self._command(installation),
+                self._command(self._installation),
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                env=_environment(installation),
+                env=_environment(self._installation),
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then drains
                 preexec_fn=_die_with_parent,
             )
         self._wait_until_ready()
         self._closing = threading.Event()
         self._stage_pids = self._find_stage_pids()
-        threading.Thread(target=self._supervise, name="supervisor", daemon=True).start()
+        threading.Thread(target=self._supervise, args=(self._closing,), name="supervisor", daemon=True).start()
 
     def _command(self, installation: Installation) -> list[str]:
         options = self.options
@@ -248,13 +251,13 @@ class TritonServer:
                 found[int(stat.parent.name)] = script.parts[-3]
         return found
 
-    def _supervise(self) -> None:
+    def _supervise(self, closing: threading.Event) -> None:
         """Start stages again whose process died.
 
         Triton 2.51 does so by itself only for an ordinary (not decoupled) model that dies while it works. Every other
         stage is loaded anew; requests that the other processes of an ordinary stage work on end first.
         """
-        while not self._closing.wait(_SUPERVISE_SECONDS):
+        while not closing.wait(_SUPERVISE_SECONDS) and self.is_running():
             alive = self._find_stage_pids()
             missing = set(Counter(self._stage_pids.values()) - Counter(alive.values()))
             if not missing:
@@ -318,8 +321,18 @@ class TritonServer:
             for value in re.findall(rf'^{RUNNING_METRIC}{{.*"{contract.ENTRY.name}".*}} (\S+)$', text, re.MULTILINE)
         )
 
+    def restart(self) -> None:
+        """Start a server that ended by itself again, on the same ports. Raises: ServerFailed."""
+        self._closing.set()
+        self._end_processes()
+        self._launch()
+
     def kill(self) -> None:
         """End the server's processes now, and remove what it wrote."""
+        self._end_processes()
+        shutil.rmtree(self._runtime, ignore_errors=True)
+
+    def _end_processes(self) -> None:
         process = getattr(self, "_process", None)
         if process is not None and process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -333,7 +346,6 @@ class TritonServer:
                 os.killpg(process.pid, signal.SIGKILL)  # stubs that outlived their server
             except ProcessLookupError:
                 pass
-        shutil.rmtree(self._runtime, ignore_errors=True)
 
     def __enter__(self) -> "TritonServer":
         return self.start()

@@ -78,7 +78,11 @@ class AnswerStream:
             if isinstance(message, grpc.RpcError):
                 if self._cancelled:
                     raise Cancelled("the request was cancelled")
-                raise transport.translate(message, self._client.address) from message
+                error = transport.translate(message, self._client.address)
+                if isinstance(error, ServerUnreachable) and self._client._met and self._reader.process is None:
+                    raise StageRestarting(str(error)) from message  # it was there a moment ago
+                raise error from message
+            self._client._met = True
             return message
 
     def cancel(self) -> None:
@@ -108,6 +112,7 @@ class Client:
         self._channel = transport.open_channel(address)
         self._stub = transport.Stub(self._channel)
         self._active: dict[str, AnswerStream] = {}
+        self._met = False  # the server has answered before
 
     def stream(
         self,
@@ -153,7 +158,8 @@ class Client:
         """True if the server answers questions."""
         try:
             with transport.translated(self.address):
-                return self._stub.ModelReady(transport.READY(name=ENTRY.name), timeout=5).ready
+                self._met = self._stub.ModelReady(transport.READY(name=ENTRY.name), timeout=5).ready
+                return self._met
         except VideoLlamaError:
             return False
 

@@ -53,11 +53,16 @@ class AsyncAnswerStream:
         try:
             while not (await asyncio.wait({read}, timeout=SILENCE_SECONDS))[0]:
                 await self._client._check_process(self._reader.process)
-            return await read
+            message = await read
+            self._client._met = True
+            return message
         except grpc.RpcError as error:
             if self._cancelled:
                 raise Cancelled("the request was cancelled") from error
-            raise transport.translate(error, self._client.address) from error
+            ours = transport.translate(error, self._client.address)
+            if isinstance(ours, ServerUnreachable) and self._client._met and self._reader.process is None:
+                raise StageRestarting(str(ours)) from error  # it was there a moment ago
+            raise ours from error
         except asyncio.CancelledError:
             if self._cancelled:  # by `cancel`, not by the task's owner
                 raise Cancelled("the request was cancelled") from None
@@ -85,6 +90,7 @@ class AsyncClient:
         self._channel = transport.open_async_channel(address)
         self._stub = transport.Stub(self._channel)
         self._active: dict[str, AsyncAnswerStream] = {}
+        self._met = False  # the server has answered before
 
     def stream(
         self,
@@ -118,7 +124,8 @@ class AsyncClient:
     async def health(self) -> bool:
         try:
             with transport.translated(self.address):
-                return (await self._stub.ModelReady(transport.READY(name=ENTRY.name), timeout=5)).ready
+                self._met = (await self._stub.ModelReady(transport.READY(name=ENTRY.name), timeout=5)).ready
+                return self._met
         except VideoLlamaError:
             return False
 

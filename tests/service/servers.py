@@ -55,8 +55,12 @@ class Server:
         return now
 
     def pids(self, stage: str) -> list[int]:
-        """Processes of a stage of this server."""
-        return children(self.triton, f"/{stage}/1/model.py")
+        """Processes of a stage of this server, whose own process may be a new one."""
+        return [
+            pid
+            for triton in children(self.process.pid, "tritonserver")
+            for pid in children(triton, f"/{stage}/1/model.py")
+        ]
 
     def call(self, model: str, outputs: list[str], **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """One request to one stage with plain tritonclient; the first response, all of whose outputs were asked for."""

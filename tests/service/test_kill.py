@@ -1,4 +1,8 @@
-"""kill -9 of any stage's process: the running request fails with a clear error, and the next one succeeds."""
+"""kill -9 of any stage's process: the running request fails with a clear error, and the next one succeeds.
+
+A kill at the wrong moment aborts Triton 2.51 as a whole (about one in fifty here; docs/log.md). `vl2 serve` then starts it
+again: a running answer fails with ServerUnreachable instead, and everything else is as before.
+"""
 
 import os
 import signal
@@ -6,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
 from checkpoints import random_checkpoint
 from conftest import MEDIA
 from service.servers import serving
-from videollama_client import StageFailed
+from videollama_client import ServerUnreachable, StageFailed, VideoLlamaError
 from videollama_converters.convert import convert
 
 STAGES = ("videollama2", "tensorrt_llm", "preprocess", "encoder", "prompt", "detokenize")
@@ -29,8 +34,10 @@ def server(tmp_path_factory):
 
 
 def kill(server, stage: str) -> None:
-    pids = server.pids(stage)
-    assert pids
+    deadline = time.monotonic() + 20
+    while not (pids := server.pids(stage)):
+        assert time.monotonic() < deadline, f"{stage} was not started again"
+        time.sleep(0.1)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
 
@@ -45,23 +52,21 @@ def test_the_next_request_succeeds(stage, server):
     """Sent at once, without waiting: it may take as long as the stage needs to start."""
     number = STAGES.index(stage)
     with server.client() as client:
+        client.wait_until_ready(30)
         kill(server, stage)
         assert ask(client, number).usage.completion_tokens == 3
-        deadline = time.monotonic() + 20
-        while not server.pids(stage):
-            assert time.monotonic() < deadline, f"{stage} was not started again"
-            time.sleep(0.2)
         assert ask(client, 100 + number).usage.completion_tokens == 3
 
 
 @pytest.mark.parametrize("stage", ["videollama2", "tensorrt_llm"])
 def test_a_running_answer_fails_with_a_clear_error(stage, server):
     with server.client() as client:
+        client.wait_until_ready(30)
         pieces = iter(client.stream("Tell a long story", max_new_tokens=20000))
         next(pieces)
         killed = time.monotonic()
         kill(server, stage)
-        with pytest.raises(StageFailed, match=f"{stage}.*send the request again"):
+        with pytest.raises(VideoLlamaError, match=f"{stage}.*send the request again|no server answers"):
             for _ in pieces:
                 pass
         assert time.monotonic() - killed < 15
@@ -73,11 +78,12 @@ def test_a_stage_killed_at_work_fails_its_request_or_is_asked_again(stage, serve
     """The media is large enough that the kill meets it; the entry asks once more, so that either way nothing hangs."""
     results: list = []
     with server.client() as client:
+        client.wait_until_ready(30)
 
         def work(number: int) -> None:
             try:
                 results.append(ask(client, number).usage.completion_tokens)
-            except StageFailed as error:
+            except (StageFailed, ServerUnreachable) as error:
                 results.append(error)
 
         threads = [threading.Thread(target=work, args=(300 + 10 * STAGES.index(stage) + n,)) for n in range(4)]
@@ -88,19 +94,23 @@ def test_a_stage_killed_at_work_fails_its_request_or_is_asked_again(stage, serve
         for thread in threads:
             thread.join(60)
         assert len(results) == 4
-        assert all(result == 3 or isinstance(result, StageFailed) for result in results)
+        assert all(result == 3 or isinstance(result, VideoLlamaError) for result in results)
         assert ask(client, 400 + STAGES.index(stage)).usage.completion_tokens == 3
 
 
 def test_a_neighbour_in_another_stage_is_not_disturbed(server):
     """preprocess dies; an answer that is past it goes on to its end."""
     with server.client() as client:
-        alone = client.ask("Count", max_new_tokens=150).output_ids
-        stream = client.stream("Count", max_new_tokens=150)
-        pieces = iter(stream)
-        next(pieces)
-        kill(server, "preprocess")
-        list(pieces)
+        for _ in range(3):  # again if Triton as a whole aborted
+            client.wait_until_ready(30)
+            alone = client.ask("Count", max_new_tokens=150).output_ids
+            stream = client.stream("Count", max_new_tokens=150)
+            pieces = iter(stream)
+            next(pieces)
+            kill(server, "preprocess")
+            with suppress(ServerUnreachable):
+                list(pieces)
+                break
         assert stream.answer.output_ids == alone
 
 
@@ -109,4 +119,8 @@ def test_a_question_by_another_process_survives_too(server):
     kill(server, "tensorrt_llm")
     command = [sys.executable, "-m", "videollama_client", "ask", "Who?", "--max-new-tokens", "2", "--url", server.grpc]
     found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if "ServerUnreachable" in found.stderr:  # Triton as a whole aborted
+        with server.client() as client:
+            client.wait_until_ready(30)
+        found = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert found.returncode == 0, found.stderr

@@ -15,7 +15,7 @@ import pytest
 import tritonclient.grpc as triton
 
 from conftest import MEDIA, ROOT, case, checkpoint
-from service.servers import serving, start, vl2
+from service.servers import children, serving, start, vl2
 from videollama_client import ServerUnreachable, VideoLlamaError
 from videollama_converters.steps import sha256
 
@@ -202,6 +202,8 @@ def test_a_stopping_server_lets_running_answers_end(signal_number, bundle_of, tm
             stream = client.stream("Tell a long story", **options)
             pieces = iter(stream)
             next(pieces)
+            stubs = server.pids("tensorrt_llm")
+            assert stubs
             server.process.send_signal(signal_number)
             refused: list = []
 
@@ -220,7 +222,7 @@ def test_a_stopping_server_lets_running_answers_end(signal_number, bundle_of, tm
             assert isinstance(refused[0], VideoLlamaError)
         server.process.communicate(timeout=60)
         assert server.process.returncode == 0
-        assert not server.pids("tensorrt_llm")
+        assert not any(Path(f"/proc/{pid}").exists() for pid in stubs)
         with server.client() as client, pytest.raises(ServerUnreachable):
             client.ask("Anybody?")
     finally:
@@ -228,12 +230,21 @@ def test_a_stopping_server_lets_running_answers_end(signal_number, bundle_of, tm
             server.process.kill()
 
 
-def test_a_killed_triton_ends_serve_with_an_error(bundle_of, tmp_path):
+def test_a_triton_that_ends_by_itself_is_started_again_and_at_last_given_up(bundle_of, tmp_path):
+    """Killing a stage at the wrong moment aborts Triton 2.51 as a whole; the same addresses answer again."""
     server = start(bundle_of(VARIANT), tmp_path / "log")
-    os.kill(server.triton, signal.SIGKILL)
+    with server.client() as client:
+        assert client.ask("Who?", max_new_tokens=2).usage.completion_tokens == 2
+        for _ in range(3):
+            os.kill(server.triton, signal.SIGKILL)
+            assert client.ask("Who?", max_new_tokens=2).usage.completion_tokens == 2
+            server.triton = children(server.process.pid, "tritonserver")[0]
+        stubs = server.pids("tensorrt_llm")
+        assert stubs
+        os.kill(server.triton, signal.SIGKILL)
     stderr = server.process.communicate(timeout=60)[1]
-    assert server.process.returncode == 1 and "ended by itself" in stderr
-    assert not server.pids("tensorrt_llm")
+    assert server.process.returncode == 1 and "ended by itself 4 times" in stderr
+    assert not any(Path(f"/proc/{pid}").exists() for pid in stubs)
 
 
 def test_a_killed_serve_leaves_no_server_behind(bundle_of, tmp_path):
