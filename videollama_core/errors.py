@@ -130,5 +130,6 @@ def from_wire(message: str) -> VideoLlamaError:
         return KINDS[found[1]](found[2])
     for pattern, kind in _TRITON_SAYS:
         if pattern.search(message):
-            return kind(message)
+            advice = "; the stage is being started again, or the server is stopping: send the request again"
+            return kind(message + (advice if kind is StageRestarting else ""))
     return StageFailed(message)
