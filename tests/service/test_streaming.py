@@ -59,6 +59,15 @@ def test_characters_split_over_tokens_arrive_whole(scripted):
     assert "".join(pieces) == SCRIPT
     assert "\U0001f389" in "".join(pieces) and not any("\ufffd" in piece for piece in pieces)
     assert len(pieces) < tokens  # bytes of one character wait for each other
+    # The static ensemble wants media; this model does not look at it.
+    image = np.array([(MEDIA / "image_90x50.png").read_bytes()], np.object_)
+    asked = {
+        "question": np.array([b"say it"], np.object_),
+        "media": image,
+        "media_kind": np.array([b"image"], np.object_),
+    }
+    whole = server.call("ensemble", ["text"], repetition_penalty=np.array([1.0], np.float32), **asked)
+    assert whole["text"][0].decode() == SCRIPT
 
 
 @pytest.mark.parametrize("stop", ["\U0001f389", " \u56f3", "!"])
