@@ -29,6 +29,7 @@ from videollama_core.triton_installation import Installation, find_installation,
 logger = logging.getLogger(__name__)
 _ADMIN = "vl2-admin"  # header that opens the model repository's API, which can run code, to this process alone
 _SUPERVISE_SECONDS = 0.5
+_CALL_THREADS = 160  # of a Python stage for its calls to others; each running answer of the entry holds one or two
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -118,6 +119,7 @@ class TritonServer:
             "--load-model=*",
             f"--grpc-restricted-protocol=model-repository,shared-memory:{_ADMIN}={self._secret}",
             f"--http-restricted-api=model-repository,shared-memory:{_ADMIN}={self._secret}",
+            f"--backend-config=python,thread-pool-size={_CALL_THREADS}",
             "--exit-timeout-secs=5",
         ]
 
