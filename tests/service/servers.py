@@ -88,6 +88,14 @@ class Server:
         return {name: result.as_numpy(name) for name in outputs}
 
 
+def alive(pid: int) -> bool:
+    """False too for a process that ended and that nobody has waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
 def children(parent: int, pattern: str) -> list[int]:
     found = subprocess.run(["pgrep", "-P", str(parent), "-f", pattern], capture_output=True, text=True)
     return [int(line) for line in found.stdout.split()]

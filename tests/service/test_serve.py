@@ -15,7 +15,7 @@ import pytest
 import tritonclient.grpc as triton
 
 from conftest import MEDIA, ROOT, case, checkpoint
-from service.servers import children, serving, start, vl2
+from service.servers import alive, children, serving, start, vl2
 from videollama_client import ServerUnreachable, VideoLlamaError
 from videollama_converters.steps import sha256
 
@@ -222,7 +222,7 @@ def test_a_stopping_server_lets_running_answers_end(signal_number, bundle_of, tm
             assert isinstance(refused[0], VideoLlamaError)
         server.process.communicate(timeout=60)
         assert server.process.returncode == 0
-        assert not any(Path(f"/proc/{pid}").exists() for pid in stubs)
+        assert not any(alive(pid) for pid in stubs)
         with server.client() as client, pytest.raises(ServerUnreachable):
             client.ask("Anybody?")
     finally:
@@ -244,7 +244,7 @@ def test_a_triton_that_ends_by_itself_is_started_again_and_at_last_given_up(bund
         os.kill(server.triton, signal.SIGKILL)
     stderr = server.process.communicate(timeout=60)[1]
     assert server.process.returncode == 1 and "ended by itself 4 times" in stderr
-    assert not any(Path(f"/proc/{pid}").exists() for pid in stubs)
+    assert not any(alive(pid) for pid in stubs)
 
 
 def test_a_killed_serve_leaves_no_server_behind(bundle_of, tmp_path):
@@ -252,9 +252,9 @@ def test_a_killed_serve_leaves_no_server_behind(bundle_of, tmp_path):
     server.process.kill()
     server.process.communicate(timeout=10)
     deadline = time.monotonic() + 20
-    while Path(f"/proc/{server.triton}").exists() and time.monotonic() < deadline:
+    while alive(server.triton) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not Path(f"/proc/{server.triton}").exists()
+    assert not alive(server.triton)
 
 
 def test_two_servers_side_by_side(bundle_of, tmp_path, server_of):
