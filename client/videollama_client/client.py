@@ -58,14 +58,17 @@ class AnswerStream:
                     if self._reader.process is not None or self._cancelled or time.monotonic() > self._deadline:
                         raise
                     time.sleep(RESEND_SECONDS)
-                    self._call.cancel()
+                    if not self._reader.ended:
+                        self._call.cancel()
+                    self._reader.ended = False
                     self._send()
                     continue
                 if piece:
                     yield piece
             self._reader.finish()
         finally:
-            self._call.cancel()
+            if not self._reader.ended:
+                self._call.cancel()
             self._client._forget(self.request_id)
 
     def _next_message(self) -> Any:
@@ -88,7 +91,8 @@ class AnswerStream:
     def cancel(self) -> None:
         """Stop the answer; the server frees its place at once. Iterating on raises Cancelled."""
         self._cancelled = True
-        self._call.cancel()
+        if not self._reader.ended:
+            self._call.cancel()
 
     @property
     def answer(self) -> Answer:

@@ -38,14 +38,19 @@ class AsyncAnswerStream:
                     if self._reader.process is not None or self._cancelled or time.monotonic() > self._deadline:
                         raise
                     await asyncio.sleep(RESEND_SECONDS)
-                    self._call.cancel()
+                    if not self._reader.ended:
+                        self._call.cancel()
+                    self._reader.ended = False
                     self._call = self._new_call()
                     continue
                 if piece:
                     yield piece
             self._reader.finish()
         finally:
-            self._call.cancel()
+            if self._reader.ended:
+                await self._wait_for_end()
+            else:
+                self._call.cancel()
             self._client._forget(self.request_id)
 
     async def _next_message(self) -> Any:
@@ -70,9 +75,19 @@ class AsyncAnswerStream:
         finally:
             read.cancel()
 
+    async def _wait_for_end(self) -> None:
+        """Until the server has closed the stream: a call that is dropped before is cancelled by grpc."""
+        read = asyncio.ensure_future(self._call.read())
+        await asyncio.wait({read}, timeout=SILENCE_SECONDS)
+        if read.done() and not read.cancelled():
+            read.exception()  # whatever it is, the answer is whole or its error raised
+        else:
+            read.cancel()
+
     def cancel(self) -> None:
         self._cancelled = True
-        self._call.cancel()
+        if not self._reader.ended:
+            self._call.cancel()
 
     async def answer(self) -> Answer:
         """The whole answer; reads what is left of it."""

@@ -95,12 +95,16 @@ class AnswerReader:
     def __init__(self) -> None:
         self.process: str | None = None  # of the server, which has the request
         self.answer: Answer | None = None
+        # The server said its last message and closes the stream by itself. Cancelling a stream that is just ending can
+        # crash Triton 2.51 (its issue 7840), so nobody does.
+        self.ended = False
         self._pieces: list[str] = []
         self._ids: list[int] = []
 
     def read(self, message: "service_pb2.ModelStreamInferResponse") -> str:
         """The text that a message adds, "" for none. Raises: the error that it reports."""
         if message.error_message:
+            self.ended = True
             raise from_wire(message.error_message)
         outputs = _decode(message.infer_response)
         self.process = outputs.get("process", self.process)
@@ -108,6 +112,7 @@ class AnswerReader:
         self._pieces.append(piece)
         self._ids.extend(outputs.get("output_ids", []))
         if "summary" in outputs:
+            self.ended = True
             summary = json.loads(outputs["summary"])
             self.answer = Answer(
                 "".join(self._pieces),
