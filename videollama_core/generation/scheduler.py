@@ -265,5 +265,5 @@ class Scheduler:
     def _report(request: GenerationRequest, error: VideoLlamaError) -> None:
         try:
             request.on_error(error)
-        except Exception:
+        except Exception:  # whoever listened is gone; the others go on
             logger.exception("request %s: its listener failed", request.request_id)
