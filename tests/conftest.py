@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 MEDIA = GOLDEN / "media"
-VARIANTS = ("mistral-clip-8f", "mistral-clip-16f", "mixtral-clip-8f", "qwen2-siglip-16f", "qwen2-clip-8f")
+CHAT_VARIANTS = ("mistral-clip-8f", "mistral-clip-16f", "mixtral-clip-8f", "qwen2-siglip-16f", "qwen2-clip-8f")
+VARIANTS = (*CHAT_VARIANTS, "mistral-clip-8f-base", "mistral-clip-8f-lora")
 # Suggested by the golden data's own error analysis: independent float32 implementations stay below 3e-5 and 8e-5.
 FEATURE_TOLERANCE = 1e-4
 LOGIT_TOLERANCE = 5e-4
@@ -110,7 +111,7 @@ def case(variant: str, name: str) -> Case:
 
 
 def checkpoint(variant: str) -> Path:
-    return GOLDEN / variant / "checkpoint"
+    return GOLDEN / variant / golden(variant)["checkpoint"]
 
 
 @cache

@@ -3,17 +3,20 @@
 safetensors files are read lazily; `.bin` pickles only with weights_only. Whole models are never held in memory.
 """
 
+import json
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from videollama_core import connector, vision
-from videollama_core.config import ModelConfig, read_json
+from videollama_core.config import ModelConfig, find_named_folder, read_json, read_model_config
 from videollama_core.connector import Connector
 from videollama_core.decoder import Decoder
 from videollama_core.errors import CheckpointMismatch
@@ -23,6 +26,10 @@ from videollama_core.vision import VisionEncoder
 _UNUSED_VISION = ("post_layernorm.", "head.", "embeddings.position_ids")
 _UNUSED_LANGUAGE = (".rotary_emb.inv_freq",)
 _TOWER_FILE_PREFIX = "vision_model."  # in the tower's own files; everything else there is its text half
+CONNECTOR_FILE = "mm_projector.bin"  # all that a Base folder adds to its language model and tower
+NON_LORA_FILE = "non_lora_trainables.bin"  # what was trained beside the adapters: the connector
+SHARD_BYTES = 2 * 2**30
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 class Shards:
@@ -56,6 +63,10 @@ class Shards:
             if (folder / stem).is_file():
                 return cls({name: folder / stem for name in _names_in(folder / stem)}, folder)
         raise CheckpointMismatch(f"{folder} holds no model.safetensors, no pytorch_model.bin and no index of either")
+
+    @classmethod
+    def of_file(cls, path: Path) -> "Shards":
+        return cls(dict.fromkeys(_names_in(path), path), path.parent)
 
     def _check_index(self, index: str) -> None:
         stored = {name: path for path in sorted(set(self._files.values())) for name in _names_in(path)}
@@ -101,51 +112,152 @@ def _names_in(path: Path) -> list[str]:
     return list(file) if isinstance(file, dict) else list(file.keys())  # type: ignore[attr-defined]
 
 
-class CheckpointParts:
-    """A chat checkpoint's tensors, split into vision tower, connector and language model."""
+Sources = dict[str, Callable[[], Tensor]]  # name -> reader
 
-    def __init__(self, config: ModelConfig, folder: Path, tower: Path | None = None) -> None:
-        self.config = config
-        self.shards = Shards.open(folder)
-        names = self.shards.names()
-        self._vision = {
-            name.removeprefix(vision.PREFIX): (self.shards, name) for name in names if name.startswith(vision.PREFIX)
-        }
-        if not self._vision:
-            self._vision = self._read_tower_folder(tower, folder)
-        self._connector = {
-            name.removeprefix(connector.PREFIX): (self.shards, name)
-            for name in names
-            if name.startswith(connector.PREFIX)
-        }
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the parts of a checkpoint lie."""
+
+    layout: str  # chat | base | lora
+    checkpoint: Path
+    tower: Path | None
+    language: Path  # of the language model and its tokenizer: the checkpoint itself, or the base model
+
+
+def open_checkpoint(folder: Path, tower: Path | None = None, base: Path | None = None) -> "CheckpointParts":
+    """A checkpoint of any published layout, told by its files: chat, Base (`mm_projector.bin` alone), or adapters.
+
+    Args:
+        tower: folder of the vision tower; needed where neither the checkpoint nor a folder near it holds its weights.
+        base: folder of the base language model; needed for Base folders and adapters whose `_name_or_path` is not near.
+    Raises: CheckpointMismatch.
+    """
+    if not folder.is_dir():
+        raise CheckpointMismatch(f"{folder} is not a folder; name the folder of a VideoLLaMA 2 checkpoint")
+    content = read_json(folder / "config.json")
+    tower = tower or find_named_folder(folder, content.get("mm_vision_tower") or "")
+    config = read_model_config(folder, tower)
+    layout = find_layout(folder)
+    if layout == "chat":
+        if base is not None:
+            raise CheckpointMismatch(
+                f"{folder} is a whole (chat) checkpoint, which has no base model: leave out --base"
+            )
+        return CheckpointParts(config, Folders(layout, folder, tower, folder))
+    name = content.get("_name_or_path") or ""
+    base = base or find_named_folder(folder, name)
+    if base is None:
+        what = "a Base folder (the connector alone)" if layout == "base" else "a folder of adapters"
+        raise CheckpointMismatch(
+            f"{folder} is {what}; its language model {name!r} is not a folder near it: name it with --base"
+        )
+    _check_base(content, read_json(base / "config.json"), folder, base)
+    return CheckpointParts(config, Folders(layout, folder, tower, base))
+
+
+def find_layout(folder: Path) -> str:
+    """chat, base or lora, by the files that are there."""
+    if (folder / "adapter_config.json").is_file():
+        return "lora"
+    whole = any(list(folder.glob(pattern)) for pattern in ("model*.safetensors*", "pytorch_model*.bin*"))
+    return "base" if (folder / CONNECTOR_FILE).is_file() and not whole else "chat"
+
+
+def _check_base(content: dict[str, Any], base: dict[str, Any], folder: Path, path: Path) -> None:
+    for key in ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size"):
+        if content.get(key) != base.get(key):
+            raise CheckpointMismatch(
+                f"{folder} was made on a model with {key} {content.get(key)}, but {path} has {base.get(key)}: "
+                "name the right one with --base"
+            )
+
+
+class CheckpointParts:
+    """A checkpoint's tensors under their published names, split into vision tower, connector and language model."""
+
+    def __init__(self, config: ModelConfig, folders: Folders) -> None:
+        self.config, self.folders = config, folders
+        shards = Shards.open(folders.language)
+        self._files = shards.paths()
+        self._tensors: Sources = _readers(shards)
+        if not any(name.startswith(vision.PREFIX) for name in self._tensors):
+            self._tensors |= self._read_tower(folders.tower, folders.language)
+        if folders.layout == "base":
+            self._tensors |= _readers(self._side_file(CONNECTOR_FILE))
+        elif folders.layout == "lora":
+            if (folders.checkpoint / NON_LORA_FILE).is_file():
+                self._tensors |= _renamed(_readers(self._side_file(NON_LORA_FILE)))
+            self._merge_adapters()
         self.language_names = [
             name
-            for name in names
+            for name in self._tensors
             if not name.startswith((vision.PREFIX, connector.PREFIX)) and not name.endswith(_UNUSED_LANGUAGE)
         ]
 
-    def _read_tower_folder(self, tower: Path | None, folder: Path) -> dict[str, tuple[Shards, str]]:
+    def _side_file(self, name: str) -> Shards:
+        path = self.folders.checkpoint / name
+        self._files.append(path)
+        return Shards.of_file(path)
+
+    def _read_tower(self, tower: Path | None, folder: Path) -> Sources:
         if tower is None:
             raise CheckpointMismatch(
                 f"{folder} holds no weights of the vision tower ({vision.PREFIX}*); name the tower's folder with --tower"
             )
         shards = Shards.open(tower)
+        self._files += shards.paths()
         return {
-            name.removeprefix(_TOWER_FILE_PREFIX): (shards, name)
-            for name in shards.names()
+            vision.PREFIX + name.removeprefix(_TOWER_FILE_PREFIX): read
+            for name, read in _readers(shards).items()
             if name.startswith(_TOWER_FILE_PREFIX)
         }
 
-    def vision_sources(self) -> "Sources":
+    def _merge_adapters(self) -> None:
+        """W + scale * B A in float32, for each weight that an adapter names, read when it is asked for."""
+        folder = self.folders.checkpoint
+        scale = _adapter_scale(read_json(folder / "adapter_config.json"), folder)
+        name = next((name for name in ADAPTER_FILES if (folder / name).is_file()), None)
+        if name is None:
+            raise CheckpointMismatch(f"{folder} holds adapter_config.json, but neither {' nor '.join(ADAPTER_FILES)}")
+        adapters = _readers(self._side_file(name))
+        for stored, read_b in adapters.items():
+            if ".lora_B." not in stored:
+                continue
+            read_a = adapters.get(stored.replace(".lora_B.", ".lora_A."))
+            target = stored.removeprefix("base_model.model.").split(".lora_B.")[0] + ".weight"
+            if read_a is None or target not in self._tensors:
+                raise CheckpointMismatch(
+                    f"{folder / name} changes {target}, "
+                    + ("but has no lora_A for it" if read_a is None else "which the base model does not have")
+                )
+            self._tensors[target] = partial(_merged, self._tensors[target], read_a, read_b, scale, target)
+
+    def paths(self) -> list[Path]:
+        """Every file that weights are read from."""
+        return sorted(set(self._files))
+
+    def names(self) -> list[str]:
+        """Published names of all tensors, those that the answer never needs included."""
+        return list(self._tensors)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor by its published name, adapters merged."""
+        return self._tensors[name]()
+
+    def _below(self, prefix: str) -> Sources:
+        return {name.removeprefix(prefix): read for name, read in self._tensors.items() if name.startswith(prefix)}
+
+    def vision_sources(self) -> Sources:
         later = tuple(f"encoder.layers.{n}." for n in range(self.config.vision.used_layers, self.config.vision.layers))
         unused = (*_UNUSED_VISION, *later)
-        return _readers({name: source for name, source in self._vision.items() if not name.startswith(unused)})
+        return {name: read for name, read in self._below(vision.PREFIX).items() if not name.startswith(unused)}
 
-    def connector_sources(self) -> "Sources":
-        return _readers(self._connector)
+    def connector_sources(self) -> Sources:
+        return self._below(connector.PREFIX)
 
-    def language_sources(self) -> "Sources":
-        return _readers({name: (self.shards, name) for name in self.language_names})
+    def language_sources(self) -> Sources:
+        return {name: self._tensors[name] for name in self.language_names}
 
     def vision_encoder(self) -> VisionEncoder:
         return fill(VisionEncoder(self.config.vision, self.config.pixels), self.vision_sources(), "vision tower")
@@ -173,11 +285,40 @@ class CheckpointParts:
                 _check_tensor(name, read(), expected[name], part)
 
 
-Sources = dict[str, Callable[[], Tensor]]
+def _renamed(tensors: Sources) -> Sources:
+    """Names of `non_lora_trainables.bin` as published: without the wrappers that training put around the model."""
+    names = {name.removeprefix("base_model."): read for name, read in tensors.items()}
+    if any(name.startswith("model.model.") for name in names):
+        names = {name.removeprefix("model."): read for name, read in names.items()}
+    return names
 
 
-def _readers(sources: dict[str, tuple[Shards, str]]) -> Sources:
-    return {name: partial(shards.read, stored) for name, (shards, stored) in sources.items()}
+def _adapter_scale(config: dict[str, Any], folder: Path) -> float:
+    """Raises: CheckpointMismatch for a kind of adapter that is not plain LoRA."""
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if config.get("peft_type", "LORA") != "LORA" or not rank or alpha is None:
+        raise CheckpointMismatch(f"{folder}/adapter_config.json: {config.get('peft_type')} with r {rank}; wanted LoRA")
+    for key in ("use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern"):
+        if config.get(key):
+            raise CheckpointMismatch(f"{folder}/adapter_config.json: {key} is {config[key]}; only plain LoRA is merged")
+    if config.get("bias", "none") != "none":
+        raise CheckpointMismatch(f"{folder}/adapter_config.json: bias is {config['bias']!r}; wanted 'none'")
+    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+
+
+def _merged(
+    read: Callable[[], Tensor], read_a: Callable[[], Tensor], read_b: Callable[[], Tensor], scale: float, name: str
+) -> Tensor:
+    weight, a, b = read().float(), read_a().float(), read_b().float()
+    if (b.shape[0], a.shape[1]) != tuple(weight.shape) or a.shape[0] != b.shape[1]:
+        raise CheckpointMismatch(
+            f"the adapter of {name} is {list(b.shape)} x {list(a.shape)}, but the weight is {list(weight.shape)}"
+        )
+    return weight + scale * (b @ a)
+
+
+def _readers(shards: Shards) -> Sources:
+    return {name: partial(shards.read, name) for name in shards.names()}
 
 
 def _is_tied(module: nn.Module) -> bool:
@@ -221,3 +362,39 @@ def fill(module: nn.Module, sources: Sources, part: str) -> Any:
     if isinstance(module, Decoder) and module.config.tied:
         module.lm_head.weight = module.model.embed_tokens.weight
     return module.eval().requires_grad_(False)
+
+
+def write_shards(sources: Sources, folder: Path, tick: Callable[[], None] = lambda: None) -> None:
+    """Write tensors as model.safetensors, or as shards of at most 2 GiB with their index; one shard is held at a time."""
+    written: list[tuple[Path, list[str]]] = []
+    total = size = 0
+    batch: dict[str, Tensor] = {}
+
+    def flush() -> None:
+        path = folder / f"shard-{len(written)}"
+        save_file(batch, path, metadata={"format": "pt"})
+        written.append((path, list(batch)))
+        batch.clear()
+
+    for name, read in sources.items():
+        tensor = read().contiguous()
+        size_of = tensor.numel() * tensor.element_size()
+        if batch and size + size_of > SHARD_BYTES:
+            flush()
+            size = 0
+        # A copy: safetensors refuses tensors that share memory with the file they are read from.
+        batch[name] = tensor.clone()
+        size += size_of
+        total += size_of
+        tick()
+    flush()
+    if len(written) == 1:
+        written[0][0].rename(folder / "model.safetensors")
+        return
+    weight_map = {}
+    for number, (path, names) in enumerate(written, start=1):
+        final = f"model-{number:05d}-of-{len(written):05d}.safetensors"
+        path.rename(folder / final)
+        weight_map.update(dict.fromkeys(names, final))
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), "utf-8")

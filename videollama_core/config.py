@@ -140,7 +140,7 @@ def read_model_config(checkpoint: Path, tower: Path | None = None) -> ModelConfi
     """Config of a chat checkpoint folder and of its vision tower.
 
     Args:
-        tower: folder with the tower's config.json and preprocessor_config.json; found by `find_tower` when None.
+        tower: folder with the tower's config.json and preprocessor_config.json; found by `find_named_folder` when None.
     Raises: CheckpointMismatch.
     """
     content = read_json(checkpoint / "config.json")
@@ -171,9 +171,9 @@ def read_model_config(checkpoint: Path, tower: Path | None = None) -> ModelConfi
     return ModelConfig(connector, num_frames, pixels, vision, _language_config(content, family))
 
 
-def find_tower(checkpoint: Path, name: str) -> Path | None:
-    """The tower's folder: the name as a path, from here, from the checkpoint, or from the folder around it."""
-    for root in (Path(), checkpoint, checkpoint.parent):
+def find_named_folder(checkpoint: Path, name: str) -> Path | None:
+    """Folder of a tower or base model: its name as a path, from here, from the checkpoint, or from the folder around it."""
+    for root in (Path(), checkpoint, checkpoint.parent) if name else ():
         if (root / name / "config.json").is_file():
             return root / name
     return None
@@ -181,7 +181,7 @@ def find_tower(checkpoint: Path, name: str) -> Path | None:
 
 def read_tower(checkpoint: Path, name: str, tower: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Vision config and image processor of the tower, from its folder, else from the table of published towers."""
-    tower = tower or find_tower(checkpoint, name)
+    tower = tower or find_named_folder(checkpoint, name)
     if tower is not None:
         content = read_json(tower / "config.json")
         vision = dict(content.get("vision_config", content))

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from videollama_core.checkpoint import CheckpointParts
-from videollama_core.config import find_tower, read_json, read_model_config
+from videollama_core.checkpoint import open_checkpoint
 from videollama_core.frame_plan import plan_encoding
 from videollama_core.messages import Answer, Conversation, SamplingOptions, Usage
 from videollama_core.pixels import to_tower_size
@@ -20,18 +19,18 @@ from videollama_core.video import Segment, load_media
 
 @dataclass
 class Pipeline:
-    """A chat checkpoint, loaded as float32."""
+    """A checkpoint of any published layout, loaded as float32."""
 
     folder: Path
     tower: Path | None = None
+    base: Path | None = None
 
     def __post_init__(self) -> None:
-        self.config = read_model_config(self.folder, self.tower)
-        name = read_json(self.folder / "config.json")["mm_vision_tower"]
-        parts = CheckpointParts(self.config, self.folder, self.tower or find_tower(self.folder, name))
+        parts = open_checkpoint(self.folder, self.tower, self.base)
+        self.config = parts.config
         self.vision, self.connector, self.decoder = parts.vision_encoder(), parts.connector(), parts.decoder()
-        self.tokenizer = Tokenizer(self.folder)
-        self.defaults = read_generation_defaults(self.folder, self.tokenizer)
+        self.tokenizer = Tokenizer(parts.folders.language)
+        self.defaults = read_generation_defaults(parts.folders.language, self.tokenizer)
 
     def frames(self, kind: str, files: Sequence[bytes], segment: Segment = Segment(), pad: bool = False) -> np.ndarray:
         """Media -> uint8 [T, S, S, 3]."""

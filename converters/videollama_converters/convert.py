@@ -10,13 +10,12 @@ from typing import Protocol
 from videollama_converters import assemble as assembling
 from videollama_converters.compare import buffers, compare
 from videollama_converters.export_onnx import export_graph
-from videollama_converters.split_language_model import TOKENIZER_FILES, split_language_model
+from videollama_converters.split_language_model import split_language_model
 from videollama_converters.steps import Step, Workshop, files_below, sha256, write_json
 from videollama_core.bundle import FORMAT, LANGUAGE_FOLDER, REPOSITORY, graph_path
-from videollama_core.checkpoint import CheckpointParts, Sources
-from videollama_core.config import find_tower, read_json, read_model_config
-from videollama_core.errors import CheckpointMismatch
+from videollama_core.checkpoint import CheckpointParts, Sources, open_checkpoint
 from videollama_core.graphs import CONNECTOR, DECODER, EMBEDDING, GRAPHS, VISION_ENCODER, Graph
+from videollama_core.tokenizer_files import TOKENIZER_FILES
 
 
 class Progress(Protocol):
@@ -53,15 +52,10 @@ def convert(
     Returns: the bundle's folder.
     Raises: CheckpointMismatch, ParityFailed, ArtifactMismatch, OSError when the folder cannot be written.
     """
-    if not checkpoint.is_dir():
-        raise CheckpointMismatch(f"{checkpoint} is not a folder; name the folder of a VideoLLaMA 2 checkpoint")
-    config = read_model_config(checkpoint, tower)
-    if base is not None or read_json(checkpoint / "config.json").get("tune_mm_mlp_adapter"):
-        raise CheckpointMismatch(f"{checkpoint} is a Base folder; only chat checkpoints are converted so far")
-    name = read_json(checkpoint / "config.json")["mm_vision_tower"]
-    parts = CheckpointParts(config, checkpoint, tower or find_tower(checkpoint, name))
+    parts = open_checkpoint(checkpoint, tower, base)
+    config = parts.config
     with Workshop(out).locked() as workshop:
-        source = _read_source(parts, checkpoint, tower or find_tower(checkpoint, name), progress)
+        source = _read_source(parts, progress)
         for step in plan_steps(parts, source, out, progress):
             progress.start(step.name, _work(step, parts))
             reused = workshop.is_valid(step)
@@ -153,10 +147,13 @@ def _compare_all(parts: CheckpointParts, out: Path, path: Path, tick: Callable[[
     write_json(path, report)
 
 
-def _read_source(parts: CheckpointParts, checkpoint: Path, tower: Path | None, progress: Progress) -> dict[str, str]:
+def _read_source(parts: CheckpointParts, progress: Progress) -> dict[str, str]:
     """Check that the checkpoint is complete, and hash every file that the result depends on."""
-    small = [checkpoint / name for name in ("config.json", *TOKENIZER_FILES)]
-    files = [path for path in (*small, *parts.shards.paths(), *(files_below(tower) if tower else ())) if path.is_file()]
+    folders = parts.folders
+    small = [folders.checkpoint / name for name in ("config.json", "adapter_config.json")]
+    small += [folders.language / name for name in ("config.json", *TOKENIZER_FILES)]
+    tower = files_below(folders.tower) if folders.tower else []
+    files = [path for path in dict.fromkeys((*small, *parts.paths(), *tower)) if path.is_file()]
     progress.start("reading the checkpoint", len(files))
     parts.check()
     hashes = {}
@@ -189,6 +186,7 @@ def _code_hash() -> str:
         "graphs.py",
         "export_onnx.py",
         "split_language_model.py",
+        "tokenizer_files.py",
         "compare.py",
     )
     digest = hashlib.sha256()

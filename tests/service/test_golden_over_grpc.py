@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from conftest import FEATURE_TOLERANCE, LOGIT_TOLERANCE, VARIANTS, cases, golden
+from conftest import CHAT_VARIANTS, FEATURE_TOLERANCE, LOGIT_TOLERANCE, cases, golden
 from videollama_client import BadSegment
 from videollama_core.contract import PERCEPTION
 
-ALL = [case for variant in VARIANTS for case in cases(variant)]
+ALL = [case for variant in CHAT_VARIANTS for case in cases(variant)]
 # The public entry refuses a reversed segment; the reference silently swaps it (in process, and in `perception`, so do we).
 REVERSED = "segment_swapped"
 PERCEPTION_OUTPUTS = [tensor.name for tensor in PERCEPTION.outputs]
@@ -124,5 +124,5 @@ def test_the_static_ensemble_gives_the_same_text(case, server_of):
 
 
 def test_the_recorded_variants_are_all_there():
-    assert [golden(variant)["variant"] for variant in VARIANTS] == list(VARIANTS)
+    assert [golden(variant)["variant"] for variant in CHAT_VARIANTS] == list(CHAT_VARIANTS)
     assert len(ALL) == 23 + 9 + 9 + 10 + 9
