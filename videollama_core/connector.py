@@ -89,10 +89,12 @@ class Connector(nn.Module):
         maps = features.transpose(1, 2).unflatten(2, (self.grid, self.grid))  # [U, g*g, C] -> [U, C, g, g]
         return self.s1(maps)  # [U, D, g, g]
 
-    def temporal(self, maps: Tensor) -> Tensor:
-        volume = maps.transpose(0, 1).unsqueeze(0)  # [T', D, g, g] -> [1, D, T', g, g]
-        steps = self.sampler(volume).squeeze(0).transpose(0, 1)  # [steps, D, g', g']
-        return self.readout(self.s2(steps).flatten(2).transpose(1, 2))  # [steps, g'*g', D]
+    def temporal(self, volume: Tensor) -> Tensor:
+        steps = self.sampler(volume)  # [M, D, T', g, g] -> [M, D, steps, g', g']
+        rows = steps.transpose(1, 2).flatten(0, 1)  # [M * steps, D, g', g']
+        tokens = self.readout(self.s2(rows).flatten(2).transpose(1, 2))  # [M * steps, g'*g', D]
+        return tokens.unflatten(0, (volume.shape[0], -1))
 
     def forward(self, features: Tensor, frame_index: Tensor) -> Tensor:
-        return self.temporal(self.spatial(features).index_select(0, frame_index))
+        maps = self.spatial(features).index_select(0, frame_index)  # [T', D, g, g]
+        return self.temporal(maps.transpose(0, 1).unsqueeze(0)).squeeze(0)

@@ -151,6 +151,26 @@ class Decoder(nn.Module):
     def embed(self, input_ids: Tensor) -> Tensor:
         return self.model.embed_tokens(input_ids)
 
+    def hidden_states(
+        self, inputs_embeds: Tensor, positions: Tensor, bias: Tensor, past: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """[B, S, D] -> the last layer's output [B, S, D] before the norm, and each layer's new keys and values.
+
+        The other arguments are those of `forward`.
+        """
+        cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
+        x = inputs_embeds
+        new = []
+        for number, layer in enumerate(self.model.layers):
+            assert isinstance(layer, DecoderLayer)
+            mixed, key, value = layer.self_attn(
+                layer.input_layernorm(x), cos, sin, bias, past[number, 0], past[number, 1]
+            )
+            x = x + mixed
+            x = x + layer.feed_forward(layer.post_attention_layernorm(x))
+            new.append(torch.stack([key, value]))
+        return x, new
+
     def forward(
         self, inputs_embeds: Tensor, positions: Tensor, bias: Tensor, last: Tensor, past: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -164,16 +184,6 @@ class Decoder(nn.Module):
         Returns:
             logits float32 [B, vocab] and the new keys and values [layers, 2, B, H, S, d].
         """
-        cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
-        x = inputs_embeds
-        new = []
-        for number, layer in enumerate(self.model.layers):
-            assert isinstance(layer, DecoderLayer)
-            mixed, key, value = layer.self_attn(
-                layer.input_layernorm(x), cos, sin, bias, past[number, 0], past[number, 1]
-            )
-            x = x + mixed
-            x = x + layer.feed_forward(layer.post_attention_layernorm(x))
-            new.append(torch.stack([key, value]))
+        x, new = self.hidden_states(inputs_embeds, positions, bias, past)
         rows = torch.arange(x.shape[0], device=x.device)
         return self.lm_head(self.model.norm(x[rows, last])).float(), torch.stack(new)
