@@ -16,6 +16,7 @@
     +-- CheckpointMismatch        a checkpoint is incomplete, or not of this family
     +-- ParityFailed              a converted graph disagrees with the PyTorch module
     +-- ServerFailed              the server did not start
+    +-- BadSample                 a sample of a data set cannot be used (training and evaluation)
 
 An error crosses a process as the text `Kind: message`: Triton 2.51 drops the status code of an error that passes an
 ensemble inside a BLS call, and a gRPC stream carries only the text.
@@ -101,6 +102,10 @@ class ParityFailed(VideoLlamaError):
 
 
 class ServerFailed(VideoLlamaError):
+    pass
+
+
+class BadSample(VideoLlamaError):
     pass
 
 

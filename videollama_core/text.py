@@ -125,11 +125,11 @@ class Tokenizer:
         environment.globals["raise_exception"] = raise_exception
         return environment.from_string(self._template_text)
 
-    def render(self, messages: list[dict[str, str]]) -> str:
-        """The prompt string of a conversation, up to where the answer begins."""
+    def render(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The prompt string of a conversation, up to where the answer begins (or ended, without generation prompt)."""
         tokens = {name: self.token(name) or "" for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
         try:
-            return self._template.render(messages=messages, add_generation_prompt=True, **tokens)
+            return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **tokens)
         except jinja2.TemplateError as error:
             raise InvalidRequest(f"the checkpoint's chat template refuses the conversation: {error}") from error
 

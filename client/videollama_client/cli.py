@@ -18,6 +18,9 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _OTHER_COMMANDS = {
     "convert": ("videollama_converters.cli", "convert", "Convert a checkpoint into a folder that `vl2 serve` takes."),
     "serve": ("videollama_core.serve_cli", "serve", "Start a Triton server on a converted checkpoint."),
+    "train": ("videollama_training.cli", "train", "Train a checkpoint on your own data."),
+    "shapes": ("videollama_training.shapes.cli", "shapes", "Write a data set of moving shapes."),
+    "eval": ("videollama_benchmarks.cli", "evaluate", "Measure answers on a benchmark."),
     "demo": ("videollama_client.demo", "demo", "Convert, serve and ask: the whole product in one command."),
 }
 

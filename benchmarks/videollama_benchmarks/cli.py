@@ -1,0 +1,97 @@
+"""`vl2 eval`."""
+
+import os
+from pathlib import Path
+
+import click
+
+from videollama_benchmarks import choices, judged, shapes, sound
+from videollama_benchmarks.items import Task
+
+TASKS: dict[str, Task] = {task.name: task for module in (shapes, choices, judged, sound) for task in module.TASKS}
+_LIST = "\n".join(f"  {task.name:20}{task.title}{'; needs a judge' if task.judge else ''}" for task in TASKS.values())
+_EPILOG = f"\b\nBenchmarks:\n{_LIST}\n\nExample: vl2 eval mvbench /data/MVBench --out build/eval/mvbench"
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("task", type=click.Choice(list(TASKS)), metavar="BENCHMARK")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder for answers, result.json, result.png."
+)
+@click.option("--url", default="localhost:8001", show_default=True, help="host:port of the server's gRPC port.")
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help="Answer in this process instead of asking a server."
+)
+@click.option("--tower", type=click.Path(path_type=Path), help="Vision tower of --checkpoint, where it is not near.")
+@click.option("--concurrency", default=8, show_default=True, help="Questions at a time.")
+@click.option("--limit", type=int, help="Only the first so many items.")
+@click.option("--max-new-tokens", type=int, help="Default: what the benchmark needs.")
+@click.option("--timeout", default=600.0, show_default=True, help="Seconds for one answer.")
+@click.option(
+    "--order",
+    type=click.Choice(("true", "shuffled", "reversed")),
+    default="true",
+    show_default=True,
+    help="Order in which the model sees the frames: what do answers owe to time?",
+)
+@click.option("--num-frames", default=16, show_default=True, help="Frames that the checkpoint looks at (for --order).")
+@click.option("--judge-url", help="OpenAI-compatible endpoint of the judge; its key is read from JUDGE_API_KEY.")
+@click.option("--judge-model", help="Name of the judge's model.")
+@click.option("--judge-concurrency", default=4, show_default=True)
+def evaluate(
+    task: str,
+    folder: Path,
+    out: Path,
+    url: str,
+    checkpoint: Path | None,
+    tower: Path | None,
+    concurrency: int,
+    limit: int | None,
+    max_new_tokens: int | None,
+    timeout: float,
+    order: str,
+    num_frames: int,
+    judge_url: str | None,
+    judge_model: str | None,
+    judge_concurrency: int,
+) -> None:
+    """Ask a server everything of BENCHMARK, whose published files lie in FOLDER, and add up how often it is right.
+
+    A run that was stopped goes on where it was; answers that failed are asked again.
+    """
+    from videollama_benchmarks import report, run, sources
+    from videollama_benchmarks.judge import Judge
+    from videollama_client import Client
+
+    chosen = TASKS[task]
+    if chosen.judge and not (judge_url and judge_model):
+        raise click.UsageError(f"{task} is read by a judge: name --judge-url and --judge-model")
+    items = chosen.load(folder)[:limit]
+    run.check_names(items)
+    frames = sources.FrameOrder(order, num_frames) if order != "true" else None
+    tokens = max_new_tokens or chosen.max_new_tokens
+    about = {"task": task, "order": order, "max_new_tokens": tokens, "from": str(checkpoint or url)}
+    key = {name: about[name] for name in ("task", "order", "max_new_tokens")}
+    answers = run.Journal(out / "answers.jsonl", key)
+    with Client(url) as client:
+        if checkpoint:
+            answerer, concurrency = sources.in_process(checkpoint, tower, tokens, frames), 1
+        else:
+            client.wait_until_ready(10.0)
+            answerer = sources.service(client, tokens, timeout, frames)
+        outcome = run.ask_all(chosen, items, answerer, answers, concurrency)
+    if chosen.judge:
+        judge = Judge(str(judge_url), str(judge_model), os.environ.get("JUDGE_API_KEY", ""))
+        journal = run.Journal(out / "judged.jsonl", {**key, "judge": judge_model})
+        outcome = run.judge_all(chosen, outcome, answers, judge, journal, judge_concurrency)
+    summary = report.write_report(out, about, outcome)
+    click.echo(report.table(summary))
+    if chosen.export:
+        click.echo(f"for scoring elsewhere: {chosen.export(outcome.results, out)}")
+    for name, reason in list(outcome.failed.items())[:5]:
+        click.echo(f"no answer to {name}: {reason}", err=True)
+    if outcome.failed:
+        click.echo(f"{len(outcome.failed)} of {len(items)} items failed; run again to try them again", err=True)
+        raise SystemExit(1)
+    click.echo(f"{out}/result.json, {out}/result.png")

@@ -1,0 +1,107 @@
+"""The whole model as one trainable module: media and token ids in, loss out.
+
+Questions about the same media share its tokens: they lie behind one another in a row, each blind to the others, at the
+positions that it would have alone. That is exact, and the tower runs once for all of them. R rows, L positions of a row,
+M media, T frames of each, U frames in all, K predicted tokens.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.nn import functional
+
+from videollama_core import connector as connector_module
+from videollama_core import decoder as decoder_module
+from videollama_core import vision as vision_module
+from videollama_core.checkpoint import CheckpointParts
+from videollama_core.config import ModelConfig
+from videollama_core.decoder import Decoder
+
+SHARED, PADDING = 0, -1  # values of `Batch.question`
+
+
+@dataclass
+class Batch:
+    """What `Collator` makes of some samples."""
+
+    frames: Tensor  # uint8 [U, S, S, 3]
+    frame_index: Tensor  # int64 [M, T], rows of `frames`; an image names its one frame T times
+    input_ids: Tensor  # int64 [R, L]; media token k of the row's media holds vocab_size + k
+    positions: Tensor  # int64 [R, L]
+    question: Tensor  # int64 [R, L]: SHARED by the row's questions, the number of one from 1, or PADDING
+    media: Tensor  # int64 [R], which media the row is about; -1 for text alone
+    source: Tensor  # int64 [K, 2], row and position from which a token is predicted
+    target: Tensor  # int64 [K], the token
+
+    def to_dict(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+class TrainableModel(nn.Module):
+    """Vision tower, connector and language model of a checkpoint, loaded as float32."""
+
+    def __init__(self, parts: CheckpointParts, pad_id: int | None) -> None:
+        super().__init__()
+        self.model_config: ModelConfig = parts.config
+        self.vision, self.connector = parts.vision_encoder(), parts.connector()
+        self.decoder: nn.Module = parts.decoder()  # or peft's wrapper around it
+        self.pad_id = -1 if pad_id is None else pad_id  # literal pad tokens are masked, as in the reference
+
+    @property
+    def language_model(self) -> Decoder:
+        decoder: Any = self.decoder
+        decoder = decoder.get_base_model() if hasattr(decoder, "get_base_model") else decoder
+        assert isinstance(decoder, Decoder)
+        return decoder
+
+    def activation_checkpointing_enable(self, *_: Any, **__: Any) -> None:
+        """Compute layers again in the backward pass instead of keeping what they made (the Trainer asks for it)."""
+        kinds = (vision_module.Layer, connector_module.RegStage, decoder_module.Attention, decoder_module.Mlp)
+        apply_activation_checkpointing(self, check_fn=lambda module: isinstance(module, kinds))
+
+    def media_tokens(self, frames: Tensor, frame_index: Tensor) -> Tensor:
+        """uint8 [U, S, S, 3], int64 [M, T] -> [M, N, D]."""
+        maps = self.connector.spatial(self.vision(frames))  # [U, D, g, g]
+        volume = maps[frame_index].transpose(1, 2)  # [M, T, D, g, g] -> [M, D, T, g, g]
+        return self.connector.temporal(volume).flatten(1, 2)
+
+    def forward(
+        self,
+        frames: Tensor,
+        frame_index: Tensor,
+        input_ids: Tensor,
+        positions: Tensor,
+        question: Tensor,
+        media: Tensor,
+        source: Tensor,
+        target: Tensor,
+    ) -> dict[str, Tensor]:
+        """Cross-entropy, the mean over the predicted tokens; shapes as in `Batch`."""
+        language = self.model_config.language
+        is_media = input_ids >= language.vocab_size
+        embeds = self.language_model.embed(input_ids.clamp(max=language.vocab_size - 1))
+        if len(frame_index):
+            tokens = self.media_tokens(frames, frame_index)
+            row = media[:, None].expand_as(input_ids)[is_media]
+            embeds = embeds.masked_scatter(
+                is_media[..., None], tokens[row, input_ids[is_media] - language.vocab_size].to(embeds.dtype)
+            )
+        elif self.training:  # every process touches every parameter, whatever its batch holds
+            unused = sum(parameter.sum() for parameter in self.parameters() if parameter.requires_grad)
+            embeds = embeds + 0.0 * unused
+        past = embeds.new_zeros(language.layers, 2, len(input_ids), language.kv_heads, 0, language.head_dim)
+        hidden, _ = self.language_model.hidden_states(embeds, positions, self._bias(input_ids, question, embeds), past)
+        wanted = self.language_model.model.norm(hidden[source[:, 0], source[:, 1]])
+        loss = functional.cross_entropy(self.language_model.lm_head(wanted).float(), target)
+        return {"loss": loss}
+
+    def _bias(self, input_ids: Tensor, question: Tensor, embeds: Tensor) -> Tensor:
+        """[R, 1, L, L]: 0 where a position may look, a huge negative number elsewhere."""
+        key, query = question[:, None, :], question[:, :, None]
+        allowed = (key == SHARED) | (key == query)
+        allowed &= torch.ones_like(allowed[0]).tril() & (input_ids != self.pad_id)[:, None, :]
+        bias = torch.zeros(allowed.shape, dtype=embeds.dtype, device=embeds.device)
+        return bias.masked_fill(~allowed, torch.finfo(embeds.dtype).min)[:, None]

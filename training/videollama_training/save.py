@@ -1,0 +1,129 @@
+"""What was trained -> a checkpoint folder in a published layout.
+
+Layouts: `full` writes a whole (chat) checkpoint; `connector` a Base folder with `mm_projector.bin`; `lora` and `qlora`
+adapters with `non_lora_trainables.bin`. The last two name the folders of their base model and tower.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+from torch import Tensor
+
+from videollama_core import connector, vision
+from videollama_core.checkpoint import ADAPTER_FILES, CONNECTOR_FILE, NON_LORA_FILE, CheckpointParts, write_shards
+from videollama_core.config import read_json
+from videollama_core.tokenizer_files import copy_tokenizer
+
+ARCHITECTURES = {
+    "mistral": "Videollama2MistralForCausalLM",
+    "mixtral": "Videollama2MixtralForCausalLM",
+    "qwen2": "Videollama2Qwen2ForCausalLM",
+}
+_WRAPPED = "base_model.model."  # what peft puts before a parameter's name
+_DTYPE = torch.bfloat16  # of every published checkpoint
+
+
+def save_checkpoint(
+    state: dict[str, Tensor],
+    parts: CheckpointParts,
+    folder: Path,
+    tune: str,
+    tune_tower: bool,
+    adapters: LoraConfig | None = None,
+) -> None:
+    """Write the layout that belongs to `tune`, beside and then in one move: a killed run leaves nothing that looks whole.
+
+    Args:
+        state: `TrainableModel.state_dict()`, gathered from all devices.
+        adapters: peft's description of the adapters, for lora and qlora.
+    """
+    partial_folder = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    partial_folder.mkdir(parents=True)
+    trained = published_names(state)
+    config = read_json(parts.folders.checkpoint / "config.json")
+    if tune == "full":
+        _write_chat(trained, parts, config, partial_folder)
+    else:
+        _write_beside_base(trained, parts, config, partial_folder, tune_tower, adapters)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial_folder.rename(folder)
+
+
+def published_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state's tensors under the names of the published checkpoints; adapters keep peft's wrapper."""
+    prefixes = {"vision.": vision.PREFIX, "connector.": connector.PREFIX, "decoder.": ""}
+    named = {}
+    for name, tensor in state.items():
+        prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
+        named[prefixes[prefix] + name.removeprefix(prefix)] = tensor
+    return named
+
+
+def _write_chat(trained: dict[str, Tensor], parts: CheckpointParts, config: dict[str, Any], folder: Path) -> None:
+    """Every tensor of the source, in the source's order: the trained one, or (what the answer never needs) its own."""
+    sources: dict[str, Callable[[], Tensor]] = {}
+    for name in parts.names():
+        if parts.config.language.tied and name == "lm_head.weight":
+            continue
+        sources[name] = partial(_stored, trained[name]) if name in trained else partial(_read, parts, name)
+    write_shards(sources, folder)
+    copy_tokenizer(parts.folders.language, folder)
+    tower = parts.folders.tower
+    if tower is not None:  # the tower's settings travel with the checkpoint
+        inside = Path("towers") / tower.name
+        (folder / inside).mkdir(parents=True)
+        for name in ("config.json", "preprocessor_config.json"):
+            shutil.copyfile(tower / name, folder / inside / name)
+        config["mm_vision_tower"] = str(inside)
+    config.update(architectures=[ARCHITECTURES[parts.config.language.family]], tune_mm_mlp_adapter=False)
+    _write_json(folder / "config.json", config)
+
+
+def _write_beside_base(
+    trained: dict[str, Tensor],
+    parts: CheckpointParts,
+    config: dict[str, Any],
+    folder: Path,
+    tune_tower: bool,
+    adapters: LoraConfig | None,
+) -> None:
+    config["_name_or_path"] = str(parts.folders.language.resolve())
+    if parts.folders.tower is not None:
+        config["mm_vision_tower"] = str(parts.folders.tower.resolve())
+    prefixes = (connector.PREFIX, vision.PREFIX) if tune_tower else (connector.PREFIX,)
+    others = {name: _stored(tensor) for name, tensor in trained.items() if name.startswith(prefixes)}
+    if adapters is None:
+        torch.save(others, folder / CONNECTOR_FILE)
+        config["tune_mm_mlp_adapter"] = True
+    else:
+        torch.save({_WRAPPED + name: tensor for name, tensor in others.items()}, folder / NON_LORA_FILE)
+        matrices = {
+            name.replace(".default.", "."): _stored(tensor).contiguous()
+            for name, tensor in trained.items()
+            if ".lora_A." in name or ".lora_B." in name
+        }
+        save_file(matrices, folder / ADAPTER_FILES[0], metadata={"format": "pt"})
+        adapters.base_model_name_or_path = config["_name_or_path"]
+        adapters.save_pretrained(str(folder))
+        config["tune_mm_mlp_adapter"] = False
+    _write_json(folder / "config.json", config)
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", _DTYPE)
+
+
+def _read(parts: CheckpointParts, name: str) -> Tensor:
+    return parts.read(name).to(_DTYPE)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,38 @@
+"""`vl2 shapes`."""
+
+from functools import partial
+from pathlib import Path
+
+import click
+from tqdm import tqdm
+
+
+@click.command(epilog="Example: vl2 shapes --out build/shapes --pictures 12000 --clips 8000")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--pictures", default=12000, show_default=True, help="Pictures with captions, for pretraining.")
+@click.option("--clips", default=8000, show_default=True, help="Clips (and some pictures) with questions.")
+@click.option("--held-out", default=120, show_default=True, help="The same, of combinations that are never trained.")
+@click.option("--seed", default=1, show_default=True)
+@click.option("--start/--no-start", default=True, show_default=True, help="Also write the untrained tiny checkpoint.")
+def shapes(out: Path, pictures: int, clips: int, held_out: int, seed: int, start: bool) -> None:
+    """Write a data set of moving shapes, in the reference's training format.
+
+    OUT holds pictures.json, train.json and held_out.json with their media beside them, and OUT/start, an untrained
+    checkpoint in the published layout with a tokenizer of its own.
+    """
+    from videollama_training.shapes.make import HELD_OUT, PICTURES, TRAIN, make_media, make_picture, make_split
+    from videollama_training.shapes.start import make_start
+
+    makers = (
+        (PICTURES, partial(make_picture, seed=seed), pictures),
+        (TRAIN, partial(make_media, seed=seed, held_out=False), clips),
+        (HELD_OUT, partial(make_media, seed=seed, held_out=True), held_out),
+    )
+    entries = []
+    for name, make, number in makers:
+        with tqdm(total=number, desc=f"{name:9}", unit=" media") as bar:
+            entries += make_split(out, name, make, number, bar.update)
+    if start:
+        texts = (message["value"] for entry in entries for message in entry["conversations"])
+        make_start(out / "start", texts, seed)
+    click.echo(f"{out} holds {len(entries)} samples")

@@ -1,0 +1,103 @@
+"""Write a data set of the synthetic world: clips, pictures, and the JSON files of training and of the held-out test."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import av
+import numpy as np
+
+from videollama_training.shapes.questions import Item, ask, ask_image
+from videollama_training.shapes.world import (
+    FRAMES_PER_SECOND,
+    SCENES,
+    draw_picture,
+    draw_scene,
+    place_name,
+    render_clip,
+    render_frame,
+)
+
+QUESTIONS = 8  # about each clip
+IMAGE_SHARE = 0.1  # of the training media
+PICTURES, TRAIN, HELD_OUT = "pictures", "train", "held_out"  # folders of media, each with a JSON file beside it
+
+
+def write_clip(path: Path, frames: np.ndarray, rate: int = FRAMES_PER_SECOND) -> None:
+    """uint8 [T, H, W, 3] -> H.264 in mp4."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "veryfast", "threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def make_media(folder: Path, number: int, seed: int, held_out: bool) -> list[dict]:
+    """One clip or picture and the samples about it. Depends on its arguments alone."""
+    split = HELD_OUT if held_out else TRAIN
+    random = Random(f"{seed}/{split}/{number}")
+    is_image = random.random() < IMAGE_SHARE
+    scene = draw_scene(random, "count" if is_image else SCENES[number % len(SCENES)], held_out)
+    name = f"{number:05d}.{'png' if is_image else 'mp4'}"
+    if is_image:
+        render_frame(scene, 0.0).save(folder / name)
+    else:
+        write_clip(folder / name, render_clip(scene))
+    items = (ask_image if is_image else ask)(scene, random, QUESTIONS)
+    return [_entry(f"{number:05d}-{place}", f"{split}/{name}", item) for place, item in enumerate(items)]
+
+
+def _entry(name: str, file: str, item: Item) -> dict:
+    kind = "image" if file.endswith("png") else "video"
+    about = {key: value for key, value in asdict(item).items() if key not in ("question", "answer")}
+    return {
+        "id": name,
+        kind: file,
+        "conversations": [
+            {"from": "human", "value": f"<{kind}>\n{item.question}"},
+            {"from": "gpt", "value": _sentence(item.answer)},
+        ],
+        **about,
+    }
+
+
+def _sentence(answer: str) -> str:
+    return answer if answer.startswith("(") else answer[0].upper() + answer[1:] + "."
+
+
+def make_picture(folder: Path, number: int, seed: int) -> list[dict]:
+    """One picture with a caption that says where each thing is."""
+    random = Random(f"{seed}/picture/{number}")
+    scene = draw_picture(random)
+    name = f"{number:05d}.png"
+    render_frame(scene, 0.0).save(folder / name, compress_level=1)
+    things = [f"a {actor.size} {actor.colour} {actor.shape} {place_name(actor)}" for actor in scene.actors]
+    turns = [
+        {"from": "human", "value": "<image>\nDescribe the picture."},
+        {"from": "gpt", "value": _sentence(" and ".join(things))},
+    ]
+    return [{"id": f"{number:05d}", "image": f"pictures/{name}", "conversations": turns}]
+
+
+def make_split(
+    folder: Path,
+    name: str,
+    make: Callable[[Path, int], list[dict]],
+    number: int,
+    tick: Callable[[], None],
+    workers: int = 2,
+) -> list[dict]:
+    """`number` media in the folder `name`, and their samples in `name`.json beside it."""
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    entries: list[dict] = []
+    with ProcessPoolExecutor(workers) as pool:
+        for found in pool.map(partial(make, folder / name), range(number), chunksize=32):
+            entries += found
+            tick()
+    (folder / f"{name}.json").write_text(json.dumps(entries, indent=0, ensure_ascii=False), "utf-8")
+    return entries

@@ -1,0 +1,333 @@
+"""Questions about a scene, and their true answers.
+
+A question has a topic (what must be understood) and a form (how it is put). The wording of the question decides the wording
+of the answer, so that an answer is right exactly when it is the expected one, case and full stop aside.
+"""
+
+from dataclasses import dataclass
+from random import Random
+
+from videollama_training.shapes.world import COLOURS, MOTIONS, REVERSED, SHAPES, SIZES, Actor, Scene
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five")
+LETTERS = "ABCD"
+# What an action looks like, as a sentence's end and as an option.
+_DOES = {
+    "left": "moves to the left",
+    "right": "moves to the right",
+    "up": "moves up",
+    "down": "moves down",
+    "growing": "grows",
+    "shrinking": "shrinks",
+    "still": "stays still",
+    "appearing": "appears",
+    "disappearing": "disappears",
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question with its answer."""
+
+    topic: str  # colour, shape, size, count, motion, stillness, appearance, order, change, description
+    form: str  # open, yes/no, choice, description
+    question: str
+    answer: str
+    temporal: bool = False  # only the order of the frames tells; an unordered set of frames leaves two answers
+
+
+def ask(scene: Scene, random: Random, number: int) -> list[Item]:
+    """`number` different questions, no topic far more often than another."""
+    makers = _MAKERS[scene.kind]
+    items: dict[str, Item] = {}
+    while len(items) < number:
+        for maker in random.sample(makers, len(makers)):
+            item = maker(scene, random)
+            if len(items) < number:
+                items.setdefault(item.question, item)
+    return list(items.values())
+
+
+def ask_image(scene: Scene, random: Random, number: int) -> list[Item]:
+    """Questions about a picture of still things."""
+    items: dict[str, Item] = {}
+    while len(items) < number:
+        item = random.choice(_MAKERS["count"])(scene, random)
+        items.setdefault(item.question.replace("video", "picture"), item)
+    return [Item(item.topic, item.form, question, item.answer) for question, item in items.items()]
+
+
+def _pick(random: Random, *pairs: tuple[str, str]) -> tuple[str, str]:
+    return random.choice(pairs)
+
+
+def _choice(random: Random, question: str, right: str, wrong: list[str]) -> tuple[str, str]:
+    """Question with options (A)-(D), and the answer with letter and text."""
+    options = random.sample([right, *wrong], len(wrong) + 1)
+    lines = [f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    instruction = "Answer with the option's letter."
+    return "\n".join([question, *lines, instruction]), f"({LETTERS[options.index(right)]}) {right}"
+
+
+def _others(random: Random, values: "tuple[str, ...] | list[str]", right: str, number: int = 3) -> list[str]:
+    return random.sample([value for value in values if value != right], number)
+
+
+def _unique(scene: Scene, random: Random) -> Actor | None:
+    """An actor whose shape and whose colour no other has."""
+    found = [
+        actor
+        for actor in scene.actors
+        if sum(other.shape == actor.shape for other in scene.actors) == 1
+        and sum(other.colour == actor.colour for other in scene.actors) == 1
+    ]
+    return random.choice(found) if found else None
+
+
+def _colour(scene: Scene, random: Random) -> Item:
+    actor = _unique(scene, random)
+    if actor is None:
+        return _count(scene, random)
+    form = random.random()
+    if form < 0.5:
+        question, answer = _pick(
+            random,
+            (f"What colour is the {actor.shape}?", actor.colour),
+            (f"Tell me the colour of the {actor.shape}.", f"the {actor.shape} is {actor.colour}"),
+            (f"Which colour does the {actor.shape} have?", actor.colour),
+        )
+        return Item("colour", "open", question, answer)
+    if form < 0.75:
+        asked = actor.colour if random.random() < 0.5 else random.choice(_others(random, list(COLOURS), actor.colour))
+        question = random.choice((f"Is the {actor.shape} {asked}?", f"Is the {actor.shape} of {asked} colour?"))
+        return Item("colour", "yes/no", question, "yes" if asked == actor.colour else "no")
+    wrong = _others(random, list(COLOURS), actor.colour)
+    return Item("colour", "choice", *_choice(random, f"What colour is the {actor.shape}?", actor.colour, wrong))
+
+
+def _shape(scene: Scene, random: Random) -> Item:
+    actor = _unique(scene, random)
+    if actor is None:
+        return _count(scene, random)
+    form = random.random()
+    if form < 0.5:
+        question, answer = _pick(
+            random,
+            (f"What shape is {actor.colour}?", actor.shape),
+            (f"What is the {actor.colour} thing?", f"a {actor.shape}"),
+            (f"Which shape does the {actor.colour} thing have?", actor.shape),
+        )
+        return Item("shape", "open", question, answer)
+    if form < 0.75:
+        asked = actor.shape if random.random() < 0.5 else random.choice(_others(random, SHAPES, actor.shape))
+        return Item("shape", "yes/no", f"Is the {actor.colour} thing a {asked}?", _yes(asked == actor.shape))
+    wrong = _others(random, SHAPES, actor.shape)
+    return Item("shape", "choice", *_choice(random, f"What shape is {actor.colour}?", actor.shape, wrong))
+
+
+def _size(scene: Scene, random: Random) -> Item:
+    actor = _unique(scene, random)
+    if actor is None or actor.action in ("growing", "shrinking"):
+        return _colour(scene, random)
+    name = random.choice((f"{actor.colour} {actor.shape}", actor.shape))
+    if random.random() < 0.6:
+        question, answer = _pick(
+            random,
+            (f"Is the {name} small or large?", actor.size),
+            (f"How big is the {name}?", f"it is {actor.size}"),
+        )
+        return Item("size", "open", question, answer)
+    asked = random.choice(list(SIZES))
+    return Item("size", "yes/no", f"Is the {name} {asked}?", _yes(asked == actor.size))
+
+
+def _count(scene: Scene, random: Random) -> Item:
+    total = len(scene.actors)
+    form = random.random()
+    if form < 0.45:
+        question, answer = _pick(
+            random,
+            ("How many things are there?", NUMBERS[total]),
+            ("Count the things in the video.", _there_are(total, "thing")),
+            ("How many shapes does the video show?", NUMBERS[total]),
+        )
+        return Item("count", "open", question, answer)
+    if form < 0.75:
+        by_shape = random.random() < 0.5
+        word = random.choice(SHAPES if by_shape else list(COLOURS))
+        if random.random() < 0.75:  # mostly about something that is there
+            word = random.choice([actor.shape if by_shape else actor.colour for actor in scene.actors])
+        number = sum(word in (actor.shape, actor.colour) for actor in scene.actors)
+        plural = {"cross": "crosses"}.get(word, f"{word}s") if by_shape else f"{word} things"
+        return Item("count", "open", f"How many {plural} are there?", NUMBERS[number])
+    if form < 0.9:
+        wrong = _others(random, [NUMBERS[n] for n in range(1, 6)], NUMBERS[total])
+        return Item("count", "choice", *_choice(random, "How many things are there?", NUMBERS[total], wrong))
+    asked = total if random.random() < 0.5 else random.choice([n for n in range(1, 6) if n != total])
+    plural = "thing" if asked == 1 else "things"
+    return Item("count", "yes/no", f"Does the video show {NUMBERS[asked]} {plural}?", _yes(asked == total))
+
+
+def _yes(truth: bool) -> str:
+    return "yes" if truth else "no"
+
+
+def _there_are(number: int, noun: str) -> str:
+    return f"there is one {noun}" if number == 1 else f"there are {NUMBERS[number]} {noun}s"
+
+
+def _name(actor: Actor, random: Random) -> str:
+    return random.choice((f"the {actor.colour} {actor.shape}", f"the {actor.shape}", f"the {actor.colour} thing"))
+
+
+def _motion(scene: Scene, random: Random) -> Item:
+    actor = scene.actors[0]
+    name, motion = _name(actor, random), actor.action
+    if motion == "still" or random.random() < 0.15:
+        return _stillness(scene, random)
+    form = random.random()
+    if form < 0.5:
+        question, answer = _pick(
+            random,
+            (f"What does {name} do?", f"it {_DOES[motion]}"),
+            ("What happens in the video?", f"the {actor.colour} {actor.shape} {_DOES[motion]}"),
+            (f"How does {name} change?", f"it {_DOES[motion]}"),
+        )
+        return Item("motion", "open", question, answer, temporal=True)
+    if form < 0.75:  # asked about itself or its reverse: an unordered set of frames does not tell which
+        asked = motion if random.random() < 0.5 else REVERSED[motion]
+        verb = {"grows": "grow", "shrinks": "shrink"}.get(_DOES[asked], _DOES[asked].replace("moves", "move"))
+        return Item("motion", "yes/no", f"Does {name} {verb}?", _yes(asked == motion), temporal=True)
+    wrong = [REVERSED[motion], *_others(random, [m for m in MOTIONS if m != REVERSED[motion]], motion, 2)]
+    question, answer = _choice(random, f"What does {name} do?", _DOES[motion], [_DOES[other] for other in wrong])
+    return Item("motion", "choice", question, answer, temporal=True)
+
+
+def _stillness(scene: Scene, random: Random) -> Item:
+    """Whether something happens at all: the unordered frames tell."""
+    actor = random.choice(scene.actors)
+    name, still = _name(actor, random), actor.action == "still"
+    if still and random.random() < 0.4:
+        return Item("stillness", "open", f"What does {name} do?", "it stays still")
+    return Item("stillness", "yes/no", f"Does {name} stay still?", _yes(still))
+
+
+def _appearance(scene: Scene, random: Random) -> Item:
+    actor = scene.actors[0]
+    name, does = _name(actor, random), _DOES[actor.action]
+    form = random.random()
+    if form < 0.5:
+        question, answer = _pick(
+            random,
+            (f"Does {name} appear or disappear?", f"it {does}"),
+            ("What happens in the video?", f"the {actor.colour} {actor.shape} {does}"),
+            (f"What does {name} do?", f"it {does}"),
+        )
+        return Item("appearance", "open", question, answer, temporal=True)
+    if form < 0.75:
+        asked = random.choice(("appearing", "disappearing"))
+        verb = _DOES[asked].removesuffix("s")
+        return Item("appearance", "yes/no", f"Does {name} {verb}?", _yes(asked == actor.action), temporal=True)
+    wrong = [REVERSED[actor.action], *random.sample([m for m in MOTIONS], 2)]
+    question, answer = _choice(random, f"What does {name} do?", does, [_DOES[other] for other in wrong])
+    return Item("appearance", "choice", question, answer, temporal=True)
+
+
+def _order(scene: Scene, random: Random) -> Item:
+    first, second = (f"the {actor.colour} {actor.shape}" for actor in scene.actors)
+    form = random.random()
+    if form < 0.5:
+        question, answer = _pick(
+            random,
+            ("What is shown first?", first),
+            ("What comes last?", second),
+            ("Which thing comes first?", first),
+            ("What happens in the video?", f"{first} comes first, then {second}"),
+        )
+        return Item("order", "open", question, answer, temporal=True)
+    if form < 0.8:
+        flip = random.random() < 0.5
+        asked = (second, first) if flip else (first, second)
+        word = random.choice(("before", "after"))
+        question = f"Does {asked[0]} come {word} {asked[1]}?"
+        return Item("order", "yes/no", question, _yes((word == "before") != flip), temporal=True)
+    absent = [
+        f"the {random.choice(_others(random, list(COLOURS), actor.colour))} {actor.shape}" for actor in scene.actors
+    ]
+    last = random.random() < 0.5
+    right, other = (second, first) if last else (first, second)
+    question, answer = _choice(random, f"What comes {'last' if last else 'first'}?", right, [other, *absent])
+    return Item("order", "choice", question, answer, temporal=True)
+
+
+def _change(scene: Scene, random: Random) -> Item:
+    actor = scene.actors[0]
+    before, after = actor.colour, actor.colour_after
+    name = f"the {actor.shape}"
+    form = random.random()
+    if form < 0.55:
+        question, answer = _pick(
+            random,
+            (f"Which colour does {name} have at first?", before),
+            (f"Which colour does {name} have at the end?", after),
+            (f"What does {name} do?", f"it turns from {before} to {after}"),
+            ("What happens in the video?", f"{name} turns from {before} to {after}"),
+        )
+        return Item("change", "open", question, answer, temporal=True)
+    flip = random.random() < 0.5
+    old, new = (after, before) if flip else (before, after)
+    if form < 0.8:
+        return Item("change", "yes/no", f"Does {name} turn from {old} to {new}?", _yes(not flip), temporal=True)
+    last = random.random() < 0.5
+    right, other = (after, before) if last else (before, after)
+    wrong = [other, *random.sample([colour for colour in COLOURS if colour not in (before, after)], 2)]
+    question = f"Which colour does {name} have {'at the end' if last else 'at first'}?"
+    return Item("change", "choice", *_choice(random, question, right, wrong), temporal=True)
+
+
+def _turning_shape(scene: Scene, random: Random) -> Item:
+    shape = scene.actors[0].shape
+    if random.random() < 0.5:
+        return Item("shape", "open", "Which shape changes its colour?", shape)
+    asked = shape if random.random() < 0.5 else random.choice(_others(random, SHAPES, shape))
+    return Item("shape", "yes/no", f"Does a {asked} change its colour?", _yes(asked == shape))
+
+
+def _description(scene: Scene, random: Random) -> Item:
+    question = random.choice(("Describe the video.", "Describe what you see in one sentence."))
+    return Item("description", "description", question, describe(scene), temporal=_is_temporal(scene))
+
+
+def _is_temporal(scene: Scene) -> bool:
+    return scene.kind != "count" and scene.actors[0].action != "still"
+
+
+def describe(scene: Scene) -> str:
+    """One sentence that says everything about the scene."""
+    actors = scene.actors
+    if scene.kind == "order":
+        first, second = (f"a {actor.size} {actor.colour} {actor.shape}" for actor in actors)
+        return f"{first} comes first, then {second}"
+    if scene.kind == "count":
+        if len(actors) == 1:
+            return f"there is a {actors[0].size} {actors[0].colour} {actors[0].shape}"
+        return f"there are {NUMBERS[len(actors)]} things"
+    actor = actors[0]
+    does = f"turns from {actor.colour} to {actor.colour_after}" if actor.action == "turning" else _DOES[actor.action]
+    size = "" if actor.action in ("growing", "shrinking") else f"{actor.size} "
+    colour = "" if actor.action == "turning" else f"{actor.colour} "
+    sentence = f"a {size}{colour}{actor.shape} {does}"
+    if len(actors) == 2:
+        other = actors[1]
+        sentence += f" beside a {other.size} {other.colour} {other.shape}"
+    return sentence
+
+
+_COMMON = [_colour, _shape, _size]
+_MAKERS = {
+    "motion": [*_COMMON, _motion, _motion, _motion, _description],
+    "appearance": [*_COMMON, _appearance, _appearance, _appearance, _description],
+    "order": [*_COMMON, _order, _order, _order, _description],
+    "change": [_turning_shape, _change, _change, _change, _description],
+    "count": [*_COMMON, _count, _count, _count, _description],
+}
