@@ -21,7 +21,7 @@ _OTHER_COMMANDS = {
     "train": ("videollama_training.cli", "train", "Train a checkpoint on your own data."),
     "shapes": ("videollama_training.shapes.cli", "shapes", "Write a data set of moving shapes."),
     "eval": ("videollama_benchmarks.cli", "evaluate", "Measure answers on a benchmark."),
-    "demo": ("videollama_client.demo", "demo", "Convert, serve and ask: the whole product in one command."),
+    "demo": ("videollama_benchmarks.demo", "demo", "Convert, serve and ask: the whole product in one command."),
 }
 
 

@@ -7,10 +7,10 @@ import click
 from tqdm import tqdm
 
 
-@click.command(epilog="Example: vl2 shapes --out build/shapes --pictures 12000 --clips 8000")
+@click.command(epilog="Example: vl2 shapes --out build/shapes --pictures 2000 --clips 1000")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
-@click.option("--pictures", default=12000, show_default=True, help="Pictures with captions, for pretraining.")
-@click.option("--clips", default=8000, show_default=True, help="Clips (and some pictures) with questions.")
+@click.option("--pictures", default=16000, show_default=True, help="Pictures with captions, for pretraining.")
+@click.option("--clips", default=12000, show_default=True, help="Clips (and some pictures) with questions.")
 @click.option("--held-out", default=120, show_default=True, help="The same, of combinations that are never trained.")
 @click.option("--seed", default=1, show_default=True)
 @click.option("--start/--no-start", default=True, show_default=True, help="Also write the untrained tiny checkpoint.")

@@ -67,7 +67,7 @@ def _entry(name: str, file: str, item: Item) -> dict:
 
 
 def _sentence(answer: str) -> str:
-    return answer if answer.startswith("(") else answer[0].upper() + answer[1:] + "."
+    return answer if answer.endswith(")") else answer[0].upper() + answer[1:] + "."
 
 
 def make_picture(folder: Path, number: int, seed: int) -> list[dict]:

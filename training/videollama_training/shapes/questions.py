@@ -1,7 +1,9 @@
 """Questions about a scene, and their true answers.
 
 A question has a topic (what must be understood) and a form (how it is put). The wording of the question decides the wording
-of the answer, so that an answer is right exactly when it is the expected one, case and full stop aside.
+of the answer, so that an answer is right exactly when it is the expected one, case and full stop aside. Where there is a
+verdict (yes, no, a letter), the answer says first what it saw and then what follows: a small model learns to read its own
+words sooner than to compare what it never said.
 """
 
 from dataclasses import dataclass
@@ -62,11 +64,11 @@ def _pick(random: Random, *pairs: tuple[str, str]) -> tuple[str, str]:
 
 
 def _choice(random: Random, question: str, right: str, wrong: list[str]) -> tuple[str, str]:
-    """Question with options (A)-(D), and the answer with letter and text."""
+    """Question with options (A)-(D), and the answer: the option's text and its letter."""
     options = random.sample([right, *wrong], len(wrong) + 1)
     lines = [f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False)]
     instruction = "Answer with the option's letter."
-    return "\n".join([question, *lines, instruction]), f"({LETTERS[options.index(right)]}) {right}"
+    return "\n".join([question, *lines, instruction]), f"{right}: ({LETTERS[options.index(right)]})"
 
 
 def _others(random: Random, values: "tuple[str, ...] | list[str]", right: str, number: int = 3) -> list[str]:
@@ -100,7 +102,7 @@ def _colour(scene: Scene, random: Random) -> Item:
     if form < 0.75:
         asked = actor.colour if random.random() < 0.5 else random.choice(_others(random, list(COLOURS), actor.colour))
         question = random.choice((f"Is the {actor.shape} {asked}?", f"Is the {actor.shape} of {asked} colour?"))
-        return Item("colour", "yes/no", question, "yes" if asked == actor.colour else "no")
+        return Item("colour", "yes/no", question, _so(f"it is {actor.colour}", asked == actor.colour))
     wrong = _others(random, list(COLOURS), actor.colour)
     return Item("colour", "choice", *_choice(random, f"What colour is the {actor.shape}?", actor.colour, wrong))
 
@@ -120,7 +122,8 @@ def _shape(scene: Scene, random: Random) -> Item:
         return Item("shape", "open", question, answer)
     if form < 0.75:
         asked = actor.shape if random.random() < 0.5 else random.choice(_others(random, SHAPES, actor.shape))
-        return Item("shape", "yes/no", f"Is the {actor.colour} thing a {asked}?", _yes(asked == actor.shape))
+        answer = _so(f"it is a {actor.shape}", asked == actor.shape)
+        return Item("shape", "yes/no", f"Is the {actor.colour} thing a {asked}?", answer)
     wrong = _others(random, SHAPES, actor.shape)
     return Item("shape", "choice", *_choice(random, f"What shape is {actor.colour}?", actor.shape, wrong))
 
@@ -138,7 +141,7 @@ def _size(scene: Scene, random: Random) -> Item:
         )
         return Item("size", "open", question, answer)
     asked = random.choice(list(SIZES))
-    return Item("size", "yes/no", f"Is the {name} {asked}?", _yes(asked == actor.size))
+    return Item("size", "yes/no", f"Is the {name} {asked}?", _so(f"it is {actor.size}", asked == actor.size))
 
 
 def _count(scene: Scene, random: Random) -> Item:
@@ -165,11 +168,12 @@ def _count(scene: Scene, random: Random) -> Item:
         return Item("count", "choice", *_choice(random, "How many things are there?", NUMBERS[total], wrong))
     asked = total if random.random() < 0.5 else random.choice([n for n in range(1, 6) if n != total])
     plural = "thing" if asked == 1 else "things"
-    return Item("count", "yes/no", f"Does the video show {NUMBERS[asked]} {plural}?", _yes(asked == total))
+    answer = _so(_there_are(total, "thing"), asked == total)
+    return Item("count", "yes/no", f"Does the video show {NUMBERS[asked]} {plural}?", answer)
 
 
-def _yes(truth: bool) -> str:
-    return "yes" if truth else "no"
+def _so(fact: str, truth: bool) -> str:
+    return f"{fact}, so {'yes' if truth else 'no'}"
 
 
 def _there_are(number: int, noun: str) -> str:
@@ -197,7 +201,9 @@ def _motion(scene: Scene, random: Random) -> Item:
     if form < 0.75:  # asked about itself or its reverse: an unordered set of frames does not tell which
         asked = motion if random.random() < 0.5 else REVERSED[motion]
         verb = {"grows": "grow", "shrinks": "shrink"}.get(_DOES[asked], _DOES[asked].replace("moves", "move"))
-        return Item("motion", "yes/no", f"Does {name} {verb}?", _yes(asked == motion), temporal=True)
+        return Item(
+            "motion", "yes/no", f"Does {name} {verb}?", _so(f"it {_DOES[motion]}", asked == motion), temporal=True
+        )
     wrong = [REVERSED[motion], *_others(random, [m for m in MOTIONS if m != REVERSED[motion]], motion, 2)]
     question, answer = _choice(random, f"What does {name} do?", _DOES[motion], [_DOES[other] for other in wrong])
     return Item("motion", "choice", question, answer, temporal=True)
@@ -209,7 +215,8 @@ def _stillness(scene: Scene, random: Random) -> Item:
     name, still = _name(actor, random), actor.action == "still"
     if still and random.random() < 0.4:
         return Item("stillness", "open", f"What does {name} do?", "it stays still")
-    return Item("stillness", "yes/no", f"Does {name} stay still?", _yes(still))
+    answer = _so("it stays still" if still else "it changes", still)
+    return Item("stillness", "yes/no", f"Does {name} stay still?", answer)
 
 
 def _appearance(scene: Scene, random: Random) -> Item:
@@ -227,7 +234,9 @@ def _appearance(scene: Scene, random: Random) -> Item:
     if form < 0.75:
         asked = random.choice(("appearing", "disappearing"))
         verb = _DOES[asked].removesuffix("s")
-        return Item("appearance", "yes/no", f"Does {name} {verb}?", _yes(asked == actor.action), temporal=True)
+        return Item(
+            "appearance", "yes/no", f"Does {name} {verb}?", _so(f"it {does}", asked == actor.action), temporal=True
+        )
     wrong = [REVERSED[actor.action], *random.sample([m for m in MOTIONS], 2)]
     question, answer = _choice(random, f"What does {name} do?", does, [_DOES[other] for other in wrong])
     return Item("appearance", "choice", question, answer, temporal=True)
@@ -250,7 +259,7 @@ def _order(scene: Scene, random: Random) -> Item:
         asked = (second, first) if flip else (first, second)
         word = random.choice(("before", "after"))
         question = f"Does {asked[0]} come {word} {asked[1]}?"
-        return Item("order", "yes/no", question, _yes((word == "before") != flip), temporal=True)
+        return Item("order", "yes/no", question, _so(f"{first} comes first", (word == "before") != flip), temporal=True)
     absent = [
         f"the {random.choice(_others(random, list(COLOURS), actor.colour))} {actor.shape}" for actor in scene.actors
     ]
@@ -277,7 +286,13 @@ def _change(scene: Scene, random: Random) -> Item:
     flip = random.random() < 0.5
     old, new = (after, before) if flip else (before, after)
     if form < 0.8:
-        return Item("change", "yes/no", f"Does {name} turn from {old} to {new}?", _yes(not flip), temporal=True)
+        return Item(
+            "change",
+            "yes/no",
+            f"Does {name} turn from {old} to {new}?",
+            _so(f"it turns from {before} to {after}", not flip),
+            temporal=True,
+        )
     last = random.random() < 0.5
     right, other = (after, before) if last else (before, after)
     wrong = [other, *random.sample([colour for colour in COLOURS if colour not in (before, after)], 2)]
@@ -290,7 +305,7 @@ def _turning_shape(scene: Scene, random: Random) -> Item:
     if random.random() < 0.5:
         return Item("shape", "open", "Which shape changes its colour?", shape)
     asked = shape if random.random() < 0.5 else random.choice(_others(random, SHAPES, shape))
-    return Item("shape", "yes/no", f"Does a {asked} change its colour?", _yes(asked == shape))
+    return Item("shape", "yes/no", f"Does a {asked} change its colour?", _so(f"the {shape} does", asked == shape))
 
 
 def _description(scene: Scene, random: Random) -> Item:

@@ -25,7 +25,7 @@ COLOURS = {
     "white": (240, 240, 240),
 }
 SHAPES = ("circle", "square", "triangle", "cross", "star")
-SIZES = {"small": 11.0, "large": 19.0}  # radius in pixels
+SIZES = {"small": 15.0, "large": 24.0}  # radius in pixels
 GROUNDS = ((16, 16, 20), (52, 52, 58), (40, 30, 24), (22, 36, 44))
 MOTIONS = ("left", "right", "up", "down", "growing", "shrinking", "still")
 ACTIONS = (*MOTIONS, "appearing", "disappearing", "first", "second", "turning")
@@ -61,9 +61,9 @@ class Actor:
 
     def radius(self, time: float) -> float:
         if self.action == "growing":
-            return 7.0 + 17.0 * time
+            return 10.0 + 18.0 * time
         if self.action == "shrinking":
-            return 24.0 - 17.0 * time
+            return 28.0 - 18.0 * time
         return SIZES[self.size]
 
     def centre(self, time: float) -> tuple[float, float]:
@@ -183,13 +183,13 @@ def _still(random: Random) -> Actor:
 def _mover(random: Random, motion: str) -> Actor:
     actor = replace(_still(random), action=motion)
     if motion in ("growing", "shrinking"):
-        place = _place(random, 24.0)
+        place = _place(random, 28.0)
         return replace(actor, start=place, end=place)
     if motion == "still":
         return actor
     # The unordered path is drawn first: where it lies says nothing about the way it is gone.
     margin = SIZES[actor.size] + 2
-    length = random.uniform(45.0, SIDE - 2 * margin)
+    length = random.uniform(50.0, SIDE - 2 * margin)
     low = random.uniform(margin, SIDE - margin - length)
     across = random.uniform(margin, SIDE - margin)
     ends = (low, low + length) if motion in ("right", "down") else (low + length, low)

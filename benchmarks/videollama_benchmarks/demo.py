@@ -1,0 +1,170 @@
+"""`vl2 demo`: what a user does, command by command, on what this source tree ships."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from videollama_benchmarks.contact_sheet import draw_contact_sheet, read_strip
+from videollama_benchmarks.items import Item
+from videollama_benchmarks.shapes import load_shapes, read_shapes
+from videollama_client import Answer, Client
+from videollama_core.errors import ServerFailed
+
+_TREE = Path(__file__).parents[2]
+CHECKPOINT = _TREE / "training/checkpoints/tiny-shapes"
+HELD_OUT = _TREE / "benchmarks/shapes"
+_OUT = _TREE / "build/demo"
+TOPICS = ("motion", "order", "change", "appearance", "count", "colour", "description")
+
+
+@dataclass(frozen=True)
+class Asked:
+    item: Item
+    answer: Answer
+
+    @property
+    def right(self) -> bool | None:
+        return None if self.item.truth is None else read_shapes(self.item, [self.answer.text]).right
+
+
+@click.command(
+    epilog="Example: vl2 demo --checkpoint VideoLLaMA2.1-7B-16F --video cat.mp4 --question 'What does it do?'"
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    default=CHECKPOINT,
+    help="Checkpoint to convert; default: tiny-shapes, which knows moving shapes and nothing else.",
+)
+@click.option("--video", type=click.Path(path_type=Path), help="Ask about this video instead of the held-out clips.")
+@click.option("--question", "questions", multiple=True, default=("What happens in the video?",), help="About --video.")
+@click.option("--out", type=click.Path(path_type=Path), default=_OUT, help="Where the converted checkpoint goes.")
+@click.option("--max-new-tokens", default=48, show_default=True)
+def demo(checkpoint: Path, video: Path | None, questions: tuple[str, ...], out: Path, max_new_tokens: int) -> None:
+    """Convert a small checkpoint, start a real Triton server on it, and ask it about clips that it never saw."""
+    for path in (checkpoint, video or HELD_OUT):
+        if not path.exists():
+            raise click.UsageError(
+                f"{path} is missing; run the demo in the source tree, or name --checkpoint and --video"
+            )
+    items = choose_items() if video is None else [Item(text, "video", video, (text,), None) for text in questions]
+    _say(f"vl2 convert {_short(checkpoint)} --out {_short(out)}")
+    subprocess.run([*_vl2(), "convert", str(checkpoint), "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
+    _say(f"vl2 serve {_short(out)} --grpc-port 0 --http-port 0 --metrics-port 0")
+    ports = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
+    server = subprocess.Popen([*_vl2(), "serve", str(out), *ports], stdout=subprocess.PIPE, text=True)
+    try:
+        address = _wait_for_address(server)
+        with Client(address) as client:
+            asked = [_ask(client, address, item, max_new_tokens) for item in items]
+            _say(f"vl2 ask {_short(items[0].media)} {items[0].questions[0].splitlines()[0]!r}   (the same clip again)")
+            _print_times(client.ask(items[0].questions[0], max_new_tokens=max_new_tokens, **_media(items[0])))
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(60)
+    _sum_up(asked, out)
+
+
+def choose_items(folder: Path = HELD_OUT) -> list[Item]:
+    """The first open question of each topic in the held-out set, each about another clip."""
+    chosen: dict[str, Item] = {}
+    taken: set[Path] = set()
+    for item in load_shapes(folder):
+        topic = item.groups["topic"]
+        fits = item.kind == "video" and item.groups["form"] in ("open", "description")
+        if fits and topic in TOPICS and topic not in chosen and item.media not in taken:
+            chosen[topic] = item
+            taken.add(item.media)
+    return [chosen[topic] for topic in TOPICS if topic in chosen]
+
+
+def _media(item: Item) -> dict[str, Path]:
+    return {item.kind: item.media}
+
+
+def _ask(client: Client, address: str, item: Item, max_new_tokens: int) -> Asked:
+    question = item.questions[0]
+    _say(f'vl2 ask {_short(item.media)} "{question}" --url {address}')
+    began = time.monotonic()
+    first = None
+    if item.truth is not None:
+        click.echo(f"  true answer  {item.truth}")
+    click.echo("  answer       ", nl=False)
+    stream = client.stream(question, max_new_tokens=max_new_tokens, **_media(item))  # type: ignore[arg-type]
+    for piece in stream:
+        first = first or time.monotonic() - began
+        click.echo(piece, nl=False)
+        sys.stdout.flush()
+    asked = Asked(item, stream.answer)
+    mark = {True: "   right", False: "   WRONG", None: ""}[asked.right]
+    click.secho(mark, fg="green" if asked.right else "red")
+    usage = asked.answer.usage
+    click.echo(
+        f"  {usage.media_tokens} media + {usage.prompt_tokens} text tokens in, {usage.completion_tokens} out, "
+        f"first text after {1000 * (first or 0.0):.0f} ms, all after {1000 * asked.answer.seconds['total']:.0f} ms"
+    )
+    return asked
+
+
+def _print_times(answer: Answer) -> None:
+    """A bar per stage; bars share one scale."""
+    stages = {name: seconds for name, seconds in answer.seconds.items() if name not in ("perception", "total")}
+    longest = max(stages.values()) or 1
+    for name, seconds in stages.items():
+        note = "  (cached: not run again)" if seconds == 0 and name in ("preprocess", "encoder") else ""
+        click.echo(f"  {name:12}{1000 * seconds:9.1f} ms  {'#' * round(40 * seconds / longest)}{note}")
+    click.echo(f"  {'total':12}{1000 * answer.seconds['total']:9.1f} ms")
+
+
+def _sum_up(asked: Sequence[Asked], out: Path) -> None:
+    """How many were right, and the contact sheet."""
+    num_frames = json.loads((out / "manifest.json").read_text("utf-8"))["model"]["num_frames"]
+    strips = []
+    for one in asked:
+        lines = [(one.item.questions[0], "black")]
+        if one.item.truth is not None:
+            lines.append((f"true answer: {one.item.truth}", "dimgray"))
+        lines.append((f"answer: {one.answer.text}", "darkred" if one.right is False else "darkgreen"))
+        strips.append(read_strip(one.item.media, num_frames, lines))
+    sheet = out / "contact_sheet.png"
+    draw_contact_sheet(strips, sheet)
+    known = [one for one in asked if one.right is not None]
+    click.echo("")
+    if known:
+        click.echo(
+            f"{sum(bool(one.right) for one in known)} of {len(known)} right, about clips whose combination of shape, "
+            "colour and action was never trained."
+        )
+    click.echo(f"What it looked at: {_short(sheet)}. Next: README.md.")
+
+
+def _wait_for_address(server: "subprocess.Popen[str]") -> str:
+    address = ""
+    assert server.stdout is not None
+    for line in server.stdout:
+        click.echo(f"  {line}", nl=False)
+        if line.startswith("gRPC"):
+            address = line.split()[1]
+        if line.startswith("ready"):
+            return address
+    raise ServerFailed("the server did not start; its reason stands above")
+
+
+def _vl2() -> list[str]:
+    return [sys.executable, "-m", "videollama_client"]
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _say(command: str) -> None:
+    click.secho(f"\n$ {command}", bold=True)
+    sys.stdout.flush()

@@ -1,0 +1,294 @@
+"""Training: the loss is that of the model that will be served, runs repeat and resume, and what is written is read back."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import MEDIA
+from videollama_core.checkpoint import open_checkpoint
+from videollama_core.errors import BadSample, CheckpointMismatch, InvalidRequest
+from videollama_core.pipeline import Pipeline
+from videollama_core.text import Tokenizer
+from videollama_training.cli import train as command
+from videollama_training.data import Collator, RowDataset
+from videollama_training.model import TrainableModel
+from videollama_training.samples import read_samples
+from videollama_training.save import published_names
+from videollama_training.shapes.make import HELD_OUT, PICTURES, TRAIN, make_media, make_picture, make_split
+from videollama_training.shapes.start import make_start
+from videollama_training.train import TrainingOptions, train
+
+# bfloat16 keeps 8 bits: weights move by up to 0.4 %, and the logits of these tiny models by less than this.
+STORED_TOLERANCE = 0.15
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A small data set of the synthetic world and an untrained checkpoint."""
+    from functools import partial
+
+    folder = tmp_path_factory.mktemp("world")
+    entries = []
+    for name, make, number in (
+        (PICTURES, partial(make_picture, seed=1), 8),
+        (TRAIN, partial(make_media, seed=1, held_out=False), 6),
+        (HELD_OUT, partial(make_media, seed=1, held_out=True), 1),
+    ):
+        entries += make_split(folder, name, make, number, lambda: None, workers=1)
+    make_start(folder / "start", (m["value"] for entry in entries for m in entry["conversations"]), seed=1)
+    return folder
+
+
+def options(world, out, **changes):
+    settings = {
+        "checkpoint": world / "start",
+        "data": (world / "train.json",),
+        "out": out,
+        "max_steps": 2,
+        "batch_size": 2,
+        "questions_per_media": 3,
+        "log_steps": 1,
+        "learning_rate": 1e-3,
+        "lora_rank": 4,
+        "lora_alpha": 8,
+        "warmup": 0.0,
+    }
+    return TrainingOptions(**{**settings, **changes})
+
+
+def losses(result):
+    return [entry["loss"] for entry in result.losses]
+
+
+def model_of(folder):
+    parts = open_checkpoint(folder)
+    return TrainableModel(parts, Tokenizer(parts.folders.language).pad_id), parts
+
+
+def rows_of(world, parts, questions, plain=False):
+    samples = list(read_samples(world / "train.json", world))
+    return RowDataset(samples, Tokenizer(parts.folders.language), parts.config, plain=plain, questions=questions)
+
+
+@torch.inference_mode()
+def test_questions_that_share_a_row_do_not_see_one_another(world):
+    """The packed loss is the mean over all tokens of the losses alone."""
+    model, parts = model_of(world / "start")
+    collate = Collator(parts.config)
+    packed = collate([rows_of(world, parts, 4)[0]])
+    alone = [collate([row]) for row in (rows_of(world, parts, 1)[place] for place in range(4))]
+    total = sum(float(model(**batch)["loss"]) * len(batch["target"]) for batch in alone)
+    tokens = sum(len(batch["target"]) for batch in alone)
+    assert tokens == len(packed["target"])
+    assert abs(float(model(**packed)["loss"]) - total / tokens) < 1e-5
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["video", "image", "text"])
+def test_what_is_trained_is_what_is_served(world, kind):
+    """The probability of the answer's first token is that of the in-process pipeline, template and media included."""
+    model, parts = model_of(world / "start")
+    pipeline = Pipeline(world / "start")
+    media = {"video": "plain_96x64.mp4", "image": "desert.jpg", "text": None}[kind]
+    entry = {"conversations": [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "Red."}]}
+    (world / "one.json").write_text(json.dumps([entry | ({kind: media} if media else {})]))
+    (sample,) = read_samples(world / "one.json", MEDIA)
+    row = RowDataset([sample], pipeline.tokenizer, parts.config)[0]
+    batch = Collator(parts.config)([row])
+    first = {name: batch[name][:1] if name in ("source", "target") else batch[name] for name in batch}
+    tokens = None
+    if media:
+        tokens = pipeline.media_tokens(pipeline.frames(kind, [(MEDIA / media).read_bytes()]))
+    prompt = pipeline.prompt([{"role": "user", "content": "What is it?"}], kind, 0 if tokens is None else len(tokens))
+    scores = torch.from_numpy(next(pipeline.logits(prompt, tokens)))
+    expected = -torch.log_softmax(scores, 0)[batch["target"][0]]
+    assert abs(float(model(**first)["loss"]) - float(expected)) < 1e-4
+
+
+def test_the_same_seed_gives_the_same_losses_and_the_loss_falls(world, tmp_path):
+    runs = [losses(train(options(world, tmp_path / name, max_steps=6, tune_tower=True))) for name in ("a", "b")]
+    assert np.allclose(runs[0], runs[1], atol=1e-5)
+    assert runs[0][-1] < runs[0][0]
+    assert (tmp_path / "a/loss.png").read_bytes().startswith(b"\x89PNG")
+    assert [entry["loss"] for entry in json.loads((tmp_path / "a/loss.json").read_text())] == runs[0]
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(world, tmp_path):
+    whole = train(options(world, tmp_path / "run", max_steps=4, save_steps=2))
+    before = load_file(whole.checkpoint / "model.safetensors")
+    shutil.rmtree(tmp_path / "run/state/checkpoint-4")
+    shutil.rmtree(whole.checkpoint)
+    with pytest.raises(InvalidRequest, match="checkpoint-2; go on with --resume"):
+        train(options(world, tmp_path / "run", max_steps=4, save_steps=2))
+    resumed = train(options(world, tmp_path / "run", max_steps=4, save_steps=2, resume=True))
+    assert np.allclose(losses(resumed), losses(whole), atol=1e-5)
+    after = load_file(resumed.checkpoint / "model.safetensors")
+    assert all(torch.allclose(after[name].float(), before[name].float(), atol=1e-2) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("tune", "trained", "frozen"),
+    [
+        ("connector", "connector.", ("vision.", "decoder.")),
+        ("full", ("connector.", "decoder."), "vision."),
+        ("lora", ("connector.", "decoder.base_model"), "vision."),
+    ],
+)
+def test_only_what_is_named_is_trained(world, tmp_path, tune, trained, frozen):
+    from videollama_training.train import prepare_model
+
+    parts = open_checkpoint(world / "start")
+    model = prepare_model(parts, Tokenizer(world / "start"), options(world, tmp_path, tune=tune))
+    found = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert found and all(name.startswith(trained) for name in found)
+    assert not any(name.startswith(frozen) for name in found)
+    if tune == "lora":  # every Linear but lm_head, as the reference does; the connector besides
+        adapted = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in found if "lora_" in name}
+        assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+@pytest.mark.parametrize(("tune", "layout"), [("full", "chat"), ("connector", "base"), ("lora", "lora")])
+def test_what_is_written_is_read_back_and_converted(world, tmp_path, tune, layout):
+    """Each published layout, from the trainer to the converter's own parity check."""
+    from videollama_converters.convert import convert
+
+    run = options(world, tmp_path / "run", tune=tune, plain=False, max_steps=3, learning_rate=5e-3, lora_dropout=0.0)
+    written = train(run).checkpoint
+    parts = open_checkpoint(written)
+    assert parts.folders.layout == layout
+    parts.check()
+    start = open_checkpoint(world / "start")
+    moved = [name for name in parts.names() if not torch.equal(parts.read(name).float(), start.read(name).float())]
+    assert any(name.startswith("model.mm_projector.") for name in moved)
+    assert any(name.startswith("model.layers.") for name in moved) == (tune != "connector")
+    assert not any(name.startswith("model.vision_tower.") for name in moved)
+    convert(written, tmp_path / "bundle")
+    report = json.loads((tmp_path / "bundle/parity.json").read_text())
+    assert len(report) == 4
+    config = json.loads((tmp_path / "bundle/llm/config.json").read_text())
+    assert config["architectures"] == ["Qwen2ForCausalLM"]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_the_written_checkpoint_is_the_trained_model(world, tmp_path, tune, monkeypatch):
+    """Its loss, adapters merged and weights rounded to bfloat16, is the trained model's."""
+    import videollama_training.train as module
+
+    kept = {}
+    original = module.save_checkpoint
+
+    def keep(state, *rest):
+        kept["state"] = {name: tensor.clone() for name, tensor in state.items()}
+        original(state, *rest)
+
+    monkeypatch.setattr(module, "save_checkpoint", keep)
+    with torch.inference_mode(False):
+        written = train(options(world, tmp_path / "run", tune=tune, max_steps=3, lora_dropout=0.0)).checkpoint
+    model, parts = model_of(written)
+    batch = Collator(parts.config)([rows_of(world, parts, 4)[0]])
+    found = float(model(**batch)["loss"])
+    if tune == "full":
+        trained, _ = model_of(world / "start")
+        trained.load_state_dict(kept["state"])
+        assert abs(found - float(trained(**batch)["loss"])) < STORED_TOLERANCE
+    named = published_names(kept["state"])
+    name = "model.layers.0.self_attn.q_proj.weight"
+    if tune == "lora":
+        prefix = "base_model.model." + name.removesuffix(".weight")
+        a, b = named[f"{prefix}.lora_A.default.weight"], named[f"{prefix}.lora_B.default.weight"]
+        expected = named[f"{prefix}.base_layer.weight"] + 2.0 * (b @ a)  # alpha 8 over rank 4
+        assert float(b.abs().max()) > 0
+    else:
+        expected = named[name]
+    assert torch.allclose(parts.read(name).float(), expected, rtol=1e-2, atol=1e-3)
+
+
+def test_qlora_trains_adapters_around_four_bit_weights(world, tmp_path):
+    from bitsandbytes.nn import Linear4bit
+
+    from videollama_training.train import prepare_model
+
+    parts = open_checkpoint(world / "start")
+    model = prepare_model(parts, Tokenizer(world / "start"), options(world, tmp_path, tune="qlora"))
+    kinds = [module for module in model.decoder.modules() if isinstance(module, Linear4bit)]
+    assert len(kinds) == 7 * parts.config.language.layers
+    result = train(options(world, tmp_path / "run", tune="qlora", max_steps=2))
+    assert all(np.isfinite(losses(result)))
+    assert open_checkpoint(result.checkpoint).folders.layout == "lora"
+
+
+def test_layers_computed_twice_give_the_same_gradients(world):
+    from videollama_training.train import prepare_model
+
+    parts = open_checkpoint(world / "start")
+    batch = Collator(parts.config)([rows_of(world, parts, 2)[0]])
+    found = []
+    for again in (False, True):
+        model = prepare_model(parts, Tokenizer(world / "start"), options(world, world / "unused", tune_tower=True))
+        if again:
+            model.activation_checkpointing_enable()
+        model.train()
+        model(**batch)["loss"].backward()
+        found.append({name.replace("_checkpoint_wrapped_module.", ""): p.grad for name, p in model.named_parameters()})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        if gradient is not None:
+            assert torch.allclose(gradient, found[1][name], atol=1e-6), name
+
+
+BAD = {
+    "missing": ({"id": "m", "video": "gone.mp4"}, "sample m: .*gone.mp4 is missing"),
+    "broken": ({"id": "b", "video": "broken.mp4"}, "sample b: .*broken.mp4: "),
+    "empty": ({"id": "e", "video": "train/00000.mp4", "conversations": []}, "sample e: its conversation is empty"),
+    "two": ({"id": "t", "video": "x.mp4", "image": "x.png"}, "sample t: found video and image"),
+    "long": ({"id": "l", "conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y " * 3000}]}, "sample l: .*tokens; the limit is"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_data_ends_a_run_with_the_samples_name_or_is_skipped_with_a_count(world, tmp_path, kind):
+    entry, reason = BAD[kind]
+    (world / "broken.mp4").write_bytes(b"not a video")
+    messages = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]
+    good = json.loads((world / "train.json").read_text())[:4]
+    (world / "mixed.json").write_text(json.dumps([{"conversations": messages} | entry, *good]))
+    mixed = options(world, tmp_path / "run", data=(world / "mixed.json",), max_steps=1, batch_size=8)
+    with pytest.raises(BadSample, match=reason):
+        train(mixed)
+    result = train(dataclasses.replace(mixed, out=tmp_path / "again", skip_bad=True))
+    assert result.skipped == 1 and result.steps == 1
+    (line,) = (tmp_path / "again/bad_samples.jsonl").read_text().splitlines()
+    assert f"sample {entry['id']}: " in json.loads(line)["reason"]
+
+
+def test_nothing_but_bad_data_is_an_error(world, tmp_path):
+    (world / "bad.json").write_text(json.dumps([BAD["missing"][0]]))
+    with pytest.raises(BadSample, match="no sample of"):
+        train(options(world, tmp_path / "run", data=(world / "bad.json",), skip_bad=True))
+
+
+def test_adapters_of_another_base_are_refused(world, tmp_path):
+    written = train(options(world, tmp_path / "run", tune="lora", max_steps=1)).checkpoint
+    config = json.loads((written / "config.json").read_text())
+    (written / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
+    with pytest.raises(CheckpointMismatch, match="made on a model with num_hidden_layers 5, but .* has 4"):
+        open_checkpoint(written)
+    (written / "config.json").write_text(json.dumps(config | {"_name_or_path": "/nowhere"}))
+    with pytest.raises(CheckpointMismatch, match="'/nowhere' is not a folder near it: name it with --base"):
+        open_checkpoint(written)
+    assert open_checkpoint(written, base=world / "start").folders.layout == "lora"
+
+
+def test_every_option_of_a_run_can_be_said_on_the_command_line():
+    said = {parameter.name for parameter in command.params}
+    assert said == {field.name for field in dataclasses.fields(TrainingOptions)}
+    defaults = {p.name: p.default for p in command.params if p.name not in ("data", "checkpoint", "out", "plain")}
+    for field in dataclasses.fields(TrainingOptions):
+        if field.name in defaults and isinstance(defaults[field.name], (int, float, str)):
+            assert defaults[field.name] == field.default, field.name

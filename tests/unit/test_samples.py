@@ -1,0 +1,108 @@
+"""The reference's training data: what is read, and what is refused with the sample's name and the reason."""
+
+import json
+
+import pytest
+
+from conftest import MEDIA, checkpoint
+from videollama_core.errors import BadSample
+from videollama_core.text import Tokenizer
+from videollama_training.samples import Sample, read_sample, read_samples, tokenize
+
+GOOD = {
+    "id": "one",
+    "video": "plain_96x64.mp4",
+    "conversations": [{"from": "human", "value": "What?\n<video>"}, {"from": "gpt", "value": "That."}],
+}
+
+
+def entry(**changes):
+    return {key: value for key, value in (GOOD | changes).items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"video": "gone.mp4"}, "gone.mp4 is missing"),
+        ({"video": 7}, "video is 7; wanted the path"),
+        ({"image": "desert.jpg"}, "found video and image; one sample is about one media"),
+        ({"conversations": []}, "its conversation is empty"),
+        ({"conversations": None}, "its conversation is empty"),
+        ({"conversations": GOOD["conversations"][:1]}, "found 1 messages"),
+        ({"conversations": GOOD["conversations"][::-1]}, "message 0 is from 'gpt'; wanted 'human'"),
+        ({"conversations": [GOOD["conversations"][0], {"from": "gpt", "value": " "}]}, "message 1 is an empty answer"),
+        ({"conversations": [GOOD["conversations"][0], {"from": "gpt", "value": None}]}, "message 1 is from 'gpt'"),
+        ({"conversations": ["What?", "That."]}, "message 0 is from 'str'"),
+        ({"video": None, "audio": "s.wav"}, "only image and video can be trained so far"),
+    ],
+)
+def test_a_bad_sample_is_named_with_its_reason(changes, reason):
+    with pytest.raises(BadSample) as caught:
+        read_sample(entry(**changes), 3, MEDIA)
+    assert "sample one: " in str(caught.value) and reason in str(caught.value)
+
+
+def test_a_sample_without_id_is_named_by_its_place():
+    with pytest.raises(BadSample, match="sample #3: "):
+        read_sample(entry(id=None, video="gone.mp4"), 3, MEDIA)
+    with pytest.raises(BadSample, match="sample #3: found list"):
+        read_sample([], 3, MEDIA)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"{", "cannot be read as JSON"), (b"{}", "holds dict; a list of samples"), (b"[]", "a list of samples")],
+)
+def test_a_file_that_is_no_list_of_samples_is_refused(tmp_path, content, reason):
+    (tmp_path / "data.json").write_bytes(content)
+    with pytest.raises(BadSample, match=reason):
+        list(read_samples(tmp_path / "data.json", tmp_path))
+    with pytest.raises(BadSample, match="cannot be read"):
+        list(read_samples(tmp_path / "gone.json", tmp_path))
+
+
+def test_faults_stand_between_good_samples(tmp_path):
+    (tmp_path / "data.json").write_text(json.dumps([entry(), entry(video="gone.mp4"), entry(id="three")]))
+    found = list(read_samples(tmp_path / "data.json", MEDIA))
+    assert [type(one) for one in found] == [Sample, BadSample, Sample]
+
+
+def test_the_placeholder_moves_to_the_front_of_its_message():
+    """Wherever it stood, the prompt is that of inference: placeholder, newline, question."""
+    tokenizer = Tokenizer(checkpoint("qwen2-siglip-16f"))
+    values = ("<video>\nWhat?", "What?\n<video>", "What?<video>", "What?")
+    found = set()
+    for value in values:
+        messages = [{"from": "human", "value": value}, {"from": "gpt", "value": "That."}]
+        tokens = tokenize(read_sample(entry(conversations=messages), 0, MEDIA), tokenizer, plain=False)
+        found.add((tuple(tokens.before), tuple(tokens.after), tuple(tokens.is_target)))
+    assert len(found) == 1
+    before, after, _ = found.pop()
+    prompt = tokenizer.render([{"role": "user", "content": "<video>\nWhat?"}])
+    left, right = prompt.split("<video>")
+    assert list(before) == tokenizer.encode(left)
+    assert list(after[: len(tokenizer.encode(right))]) == tokenizer.encode(right)
+
+
+@pytest.mark.parametrize("variant", ["qwen2-siglip-16f", "mistral-clip-8f", "mistral-clip-16f"])
+def test_only_the_assistants_tokens_are_predicted(variant):
+    tokenizer = Tokenizer(checkpoint(variant))
+    turns = (("First question?", "First answer."), ("And then?", "Second answer."))
+    tokens = tokenize(Sample("one", "image", MEDIA / "desert.jpg", turns), tokenizer, plain=False)
+    runs: list[list[int]] = []
+    for place, (token, wanted) in enumerate(zip(tokens.after, tokens.is_target, strict=True)):
+        if wanted:
+            if not (place and tokens.is_target[place - 1]):
+                runs.append([])
+            runs[-1].append(token)
+    assert [tokenizer.decode(run).strip() for run in runs] == ["First answer.", "Second answer."]
+    assert all(tokenizer.token_id("eos_token") in run for run in runs)  # ending is learned too
+
+
+def test_pretraining_is_placeholder_and_caption_alone():
+    tokenizer = Tokenizer(checkpoint("mistral-clip-8f"))
+    tokens = tokenize(
+        Sample("one", "image", MEDIA / "desert.jpg", (("Describe.", "A desert."),)), tokenizer, plain=True
+    )
+    assert tokens.before == [] and all(tokens.is_target)
+    assert tokenizer.decode(tokens.after) == "A desert.\n"

@@ -1,0 +1,135 @@
+"""The synthetic world: what makes its questions honest."""
+
+from random import Random
+
+import numpy as np
+import pytest
+
+from videollama_training.shapes.make import make_media
+from videollama_training.shapes.questions import ask, ask_image
+from videollama_training.shapes.world import (
+    ACTIONS,
+    COLOURS,
+    REVERSED,
+    SCENES,
+    SHAPES,
+    Actor,
+    draw_picture,
+    draw_scene,
+    is_held_out,
+    render_clip,
+    render_frame,
+)
+
+
+def scenes(kind, number=60, held_out=False):
+    random = Random(f"{kind} {held_out}")
+    return [draw_scene(random, kind, held_out) for _ in range(number)]
+
+
+@pytest.mark.parametrize("kind", SCENES)
+def test_training_never_shows_a_held_out_combination(kind):
+    assert not any(is_held_out(actor) for scene in scenes(kind) for actor in scene.actors)
+    assert all(is_held_out(scene.actors[0]) for scene in scenes(kind, held_out=True))
+    assert not any(is_held_out(actor) for seed in range(60) for actor in draw_picture(Random(seed)).actors)
+
+
+def test_every_pair_of_a_held_out_combination_is_trained():
+    """Shape with colour, shape with action, colour with action: only the three together are new."""
+    trained = [
+        (shape, colour, action)
+        for shape in SHAPES
+        for colour in COLOURS
+        for action in ACTIONS
+        if not is_held_out(Actor(shape, colour, "small", action, (0, 0), (0, 0)))
+    ]
+    for left, right in ((0, 1), (0, 2), (1, 2)):
+        wanted = [len(values) for values in (SHAPES, COLOURS, ACTIONS)]
+        assert len({(triple[left], triple[right]) for triple in trained}) == wanted[left] * wanted[right]
+
+
+def centre_of_mass(frame, ground):
+    rows, columns = np.nonzero(np.abs(frame.astype(int) - ground).sum(-1) > 60)
+    return columns.mean(), rows.mean(), len(rows)
+
+
+@pytest.mark.parametrize(
+    ("action", "axis", "sign"),
+    [("left", 0, -1), ("right", 0, 1), ("up", 1, -1), ("down", 1, 1), ("growing", 2, 1), ("shrinking", 2, -1)],
+)
+def test_pixels_do_what_the_words_say(action, axis, sign):
+    found = [s for s in scenes("motion", 400) if s.actors[0].action == action and len(s.actors) == 1]
+    assert found
+    for scene in found[:5]:
+        clip = render_clip(scene)
+        first, last = (centre_of_mass(frame, scene.ground)[axis] for frame in (clip[0], clip[-1]))
+        assert sign * (last - first) > 20
+
+
+@pytest.mark.parametrize("kind", ["appearance", "order", "change"])
+def test_events_happen_when_the_words_say(kind):
+    for scene in scenes(kind, 20):
+        actor = scene.actors[0]
+        clip = render_clip(scene)
+        seen = [bool((np.abs(frame.astype(int) - COLOURS[actor.colour]).sum(-1) < 30).any()) for frame in clip]
+        if actor.action in ("appearing", "disappearing"):
+            assert seen[0] == (actor.action == "disappearing") and seen[-1] == (actor.action == "appearing")
+        else:  # the first of two, or the colour before
+            assert any(seen[:16]) and not any(seen[24:])
+
+
+@pytest.mark.parametrize("kind", ["motion", "appearance", "order", "change"])
+def test_temporal_answers_are_a_coin_toss_without_the_order_of_frames(kind):
+    """Over many scenes an action and its reverse are equally frequent, so their unordered frames leave two answers."""
+    actions = [scene.actors[0].action for scene in scenes(kind, 1200)]
+    for action in set(actions) - {"still", "turning", "first"}:
+        share = actions.count(action) / (actions.count(action) + actions.count(REVERSED[action]))
+        assert 0.38 < share < 0.62
+
+
+@pytest.mark.parametrize("kind", SCENES)
+def test_questions_are_different_and_complete(kind):
+    random = Random(5)
+    for scene in scenes(kind, 30):
+        items = ask(scene, random, 8)
+        assert len({item.question for item in items}) == 8
+        for item in items:
+            assert item.question and item.answer
+            if item.form == "choice":
+                letter = item.answer[-2]
+                option = next(line for line in item.question.splitlines() if line.startswith(f"({letter})"))
+                assert item.answer == f"{option[4:]}: ({letter})"
+            if item.form == "yes/no":
+                assert item.answer.endswith((", so yes", ", so no"))
+
+
+def test_temporal_yes_and_no_ask_about_an_action_or_its_reverse():
+    """Any other action could be ruled out by an unordered look."""
+    random = Random(6)
+    for scene in scenes("motion", 100):
+        for item in ask(scene, random, 8):
+            if item.topic == "motion" and item.form == "yes/no":
+                verbs = {"left": "left", "right": "right", "up": "up", "down": "down"}
+                verbs |= {"growing": "grow", "shrinking": "shrink"}
+                action = scene.actors[0].action
+                assert verbs[action] in item.question or verbs[REVERSED[action]] in item.question
+
+
+def test_a_picture_is_asked_about_as_a_picture():
+    scene = scenes("count")[0]
+    assert not any("video" in item.question for item in ask_image(scene, Random(1), 8))
+
+
+def test_the_same_number_and_seed_make_the_same_clip(tmp_path):
+    made = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        made.append(make_media(tmp_path / name, 3, seed=9, held_out=False))
+    assert made[0] == made[1]
+    first, second = (next((tmp_path / name).iterdir()).read_bytes() for name in ("a", "b"))
+    assert first == second
+
+
+def test_a_frame_is_what_the_service_will_see():
+    frame = np.asarray(render_frame(scenes("count")[0], 0.5))
+    assert frame.shape == (128, 128, 3) and frame.dtype == np.uint8
