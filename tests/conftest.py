@@ -17,6 +17,8 @@ GOLDEN = ROOT / "tests" / "golden"
 MEDIA = GOLDEN / "media"
 CHAT_VARIANTS = ("mistral-clip-8f", "mistral-clip-16f", "mixtral-clip-8f", "qwen2-siglip-16f", "qwen2-clip-8f")
 VARIANTS = (*CHAT_VARIANTS, "mistral-clip-8f-base", "mistral-clip-8f-lora")
+TINY_SHAPES = ROOT / "training" / "checkpoints" / "tiny-shapes"
+HELD_OUT = ROOT / "benchmarks" / "shapes"
 # Suggested by the golden data's own error analysis: independent float32 implementations stay below 3e-5 and 8e-5.
 FEATURE_TOLERANCE = 1e-4
 LOGIT_TOLERANCE = 5e-4
@@ -111,7 +113,7 @@ def case(variant: str, name: str) -> Case:
 
 
 def checkpoint(variant: str) -> Path:
-    return GOLDEN / variant / golden(variant)["checkpoint"]
+    return TINY_SHAPES if variant == TINY_SHAPES.name else GOLDEN / variant / golden(variant)["checkpoint"]
 
 
 @cache
@@ -123,5 +125,5 @@ def _convert(source: Path, name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle_of():
-    """Name of a golden variant -> its converted folder; kept in build/tests and made again only when no longer valid."""
+    """Name of a golden variant or tiny-shapes -> its converted folder; kept in build/tests and made again only when no longer valid."""
     return lambda variant: _convert(checkpoint(variant), variant)

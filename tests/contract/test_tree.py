@@ -9,7 +9,14 @@ import sys
 from conftest import ROOT
 
 HUB, CLIENT, CONVERTERS = ROOT / "videollama_core", ROOT / "client", ROOT / "converters"
-OURS = {"videollama_core", "videollama_client", "videollama_converters"}
+TRAINING, BENCHMARKS = ROOT / "training", ROOT / "benchmarks"
+OURS = {
+    "videollama_core",
+    "videollama_client",
+    "videollama_converters",
+    "videollama_training",
+    "videollama_benchmarks",
+}
 # What the bare install may import of the hub: it brings numpy and the standard library only.
 LIGHT = {"videollama_core.contract", "videollama_core.errors", "videollama_core.messages"}
 
@@ -27,17 +34,24 @@ def imports(folder):
 
 
 def test_arrows_point_at_the_hub():
-    for folder, allowed in ((HUB, {"videollama_core"}), (CONVERTERS, {"videollama_core", "videollama_converters"})):
+    arrows = (
+        (HUB, {"videollama_core"}),
+        (CONVERTERS, {"videollama_core", "videollama_converters"}),
+        (TRAINING, {"videollama_core", "videollama_training"}),
+        # Who measures the service is one of its users.
+        (BENCHMARKS, {"videollama_core", "videollama_client", "videollama_benchmarks"}),
+    )
+    for folder, allowed in arrows:
         for path, name in imports(folder):
             assert name.split(".")[0] not in OURS - allowed, f"{path} imports {name}"
     for path, name in imports(CLIENT):
         if name.split(".")[0] == "videollama_core":
             assert any(name == module or name.startswith(module + ".") for module in LIGHT), f"{path} imports {name}"
-        assert not name.startswith("videollama_converters"), f"{path} imports {name}"
+        assert name.split(".")[0] not in OURS - {"videollama_core", "videollama_client"}, f"{path} imports {name}"
 
 
 def test_nobody_imports_the_reference():
-    for folder in (HUB, CLIENT, CONVERTERS):
+    for folder in (HUB, CLIENT, CONVERTERS, TRAINING, BENCHMARKS):
         for path, name in imports(folder):
             assert name.split(".")[0] not in ("videollama2", "decord", "timm"), f"{path} imports {name}"
 

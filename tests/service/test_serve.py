@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tritonclient.grpc as triton
 
-from conftest import MEDIA, ROOT, case, checkpoint
+from conftest import MEDIA, ROOT, case
 from service.servers import alive, children, serving, start, vl2
 from videollama_client import ServerUnreachable, VideoLlamaError
 from videollama_converters.steps import sha256
@@ -263,7 +263,3 @@ def test_two_servers_side_by_side(bundle_of, tmp_path, server_of):
         known = case("mixtral-clip-8f", "text_only")
         with second.client() as client:
             assert client.ask(known.facts["instruct"], max_new_tokens=known.max_new_tokens).text == known.facts["text"]
-
-
-def test_the_checkpoint_of_the_demo_is_shipped():
-    assert (checkpoint("qwen2-siglip-16f") / "config.json").is_file() and (MEDIA / "sample_demo_1.mp4").is_file()

@@ -1,12 +1,29 @@
 """The synthetic world: what makes its questions honest."""
 
+import json
 from random import Random
 
+import av
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from videollama_training.shapes.cli import shapes as shapes_command
 from videollama_training.shapes.make import make_media
 from videollama_training.shapes.questions import ask, ask_image
+from videollama_training.shapes.sounds import (
+    BEEP_SECONDS,
+    CLIP_SECONDS,
+    PITCHES,
+    RATE,
+    ask_sound,
+    ask_sounding,
+    draw_sound,
+    draw_sounding_scene,
+    is_held_out_sound,
+    render_sound,
+    write_sounding_clip,
+)
 from videollama_training.shapes.world import (
     ACTIONS,
     COLOURS,
@@ -133,3 +150,57 @@ def test_the_same_number_and_seed_make_the_same_clip(tmp_path):
 def test_a_frame_is_what_the_service_will_see():
     frame = np.asarray(render_frame(scenes("count")[0], 0.5))
     assert frame.shape == (128, 128, 3) and frame.dtype == np.uint8
+
+
+def peaks(samples):
+    """Number of separate loud stretches, and the loudest frequency in hertz."""
+    loud = np.convolve(np.abs(samples), np.ones(400) / 400, "same") > 0.05
+    number = int(np.sum(np.diff(loud.astype(int)) == 1) + loud[0])
+    return number, float(np.argmax(np.abs(np.fft.rfft(samples))) * RATE / len(samples))
+
+
+def test_sounds_are_what_the_words_say():
+    random = Random(3)
+    for held_out in (False, True):
+        for _ in range(40):
+            sound = draw_sound(random, held_out)
+            number, frequency = peaks(render_sound(sound))
+            assert is_held_out_sound(sound) == held_out
+            if sound.kind == "silence":
+                assert number == 0
+            else:
+                assert number == (len(sound.beeps) or 1)
+            if sound.pitch:
+                assert abs(frequency - PITCHES[sound.pitch]) < 10
+            if sound.glide:
+                halves = [peaks(half)[1] for half in np.array_split(render_sound(sound), 2)]
+                assert (halves[1] > halves[0]) == (sound.glide == "rising")
+            assert all(item.question and item.answer for item in ask_sound(sound, random))
+
+
+def test_beeps_fall_while_their_thing_is_shown(tmp_path):
+    random = Random(4)
+    for _ in range(30):
+        sounding = draw_sounding_scene(random, held_out=False)
+        for actor, beeps in zip(sounding.scene.actors, sounding.beeps, strict=True):
+            low, high = (moment * CLIP_SECONDS for moment in actor.moment)
+            assert all(low <= start and start + BEEP_SECONDS <= high + 1e-9 for start in beeps)
+    while not sum(map(len, sounding.beeps)):
+        sounding = draw_sounding_scene(random, held_out=False)
+    write_sounding_clip(tmp_path / "clip.mp4", sounding)
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        samples = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+    assert peaks(samples)[0] == sum(map(len, sounding.beeps))
+    questions = [item.topic for item in ask_sounding(sounding)]
+    assert questions.count("sound and picture") >= 2
+
+
+def test_the_command_writes_every_kind(tmp_path):
+    words = ["--out", str(tmp_path), "--pictures", "2", "--clips", "3", "--held-out", "2", "--sounds", "40"]
+    found = CliRunner().invoke(shapes_command, words)
+    assert found.exit_code == 0, found.output
+    for name in ("pictures", "train", "held_out", "sounds", "sounds_held_out"):
+        for entry in json.loads((tmp_path / f"{name}.json").read_text()):
+            kind = next(kind for kind in ("video", "image", "audio") if kind in entry)
+            assert (tmp_path / entry[kind]).is_file()
+    assert (tmp_path / "start/model.safetensors").is_file()

@@ -1,5 +1,6 @@
 """`vl2 train`."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def train(data: tuple[Path, ...], **options: Any) -> None:
 
     Writes OUT/checkpoint in a published layout, which `vl2 convert` takes, and OUT/loss.png.
     """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises to install what downloads kernels
     from videollama_training.train import TrainingOptions
     from videollama_training.train import train as run  # torch takes seconds to import; --help does not wait for it
 

@@ -9,10 +9,9 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,6 +19,9 @@ from videollama_core import connector, vision
 from videollama_core.checkpoint import ADAPTER_FILES, CONNECTOR_FILE, NON_LORA_FILE, CheckpointParts, write_shards
 from videollama_core.config import read_json
 from videollama_core.tokenizer_files import copy_tokenizer
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 ARCHITECTURES = {
     "mistral": "Videollama2MistralForCausalLM",
@@ -36,7 +38,7 @@ def save_checkpoint(
     folder: Path,
     tune: str,
     tune_tower: bool,
-    adapters: LoraConfig | None = None,
+    adapters: "LoraConfig | None" = None,
 ) -> None:
     """Write the layout that belongs to `tune`, beside and then in one move: a killed run leaves nothing that looks whole.
 
@@ -93,7 +95,7 @@ def _write_beside_base(
     config: dict[str, Any],
     folder: Path,
     tune_tower: bool,
-    adapters: LoraConfig | None,
+    adapters: "LoraConfig | None",
 ) -> None:
     config["_name_or_path"] = str(parts.folders.language.resolve())
     if parts.folders.tower is not None:

@@ -12,6 +12,15 @@ import av
 import numpy as np
 
 from videollama_training.shapes.questions import Item, ask, ask_image
+from videollama_training.shapes.sounds import (
+    ask_sound,
+    ask_sounding,
+    draw_sound,
+    draw_sounding_scene,
+    render_sound,
+    write_sounding_clip,
+    write_wav,
+)
 from videollama_training.shapes.world import (
     FRAMES_PER_SECOND,
     SCENES,
@@ -24,7 +33,12 @@ from videollama_training.shapes.world import (
 
 QUESTIONS = 8  # about each clip
 IMAGE_SHARE = 0.1  # of the training media
-PICTURES, TRAIN, HELD_OUT = "pictures", "train", "held_out"  # folders of media, each with a JSON file beside it
+PICTURES, TRAIN, HELD_OUT, SOUNDS = (
+    "pictures",
+    "train",
+    "held_out",
+    "sounds",
+)  # folders of media, each with a JSON file beside it
 
 
 def write_clip(path: Path, frames: np.ndarray, rate: int = FRAMES_PER_SECOND) -> None:
@@ -53,7 +67,7 @@ def make_media(folder: Path, number: int, seed: int, held_out: bool) -> list[dic
 
 
 def _entry(name: str, file: str, item: Item) -> dict:
-    kind = "image" if file.endswith("png") else "video"
+    kind = {"png": "image", "wav": "audio"}.get(file.rsplit(".", 1)[1], "video")
     about = {key: value for key, value in asdict(item).items() if key not in ("question", "answer")}
     return {
         "id": name,
@@ -82,6 +96,22 @@ def make_picture(folder: Path, number: int, seed: int) -> list[dict]:
         {"from": "gpt", "value": _sentence(" and ".join(things))},
     ]
     return [{"id": f"{number:05d}", "image": f"pictures/{name}", "conversations": turns}]
+
+
+def make_sound(folder: Path, number: int, seed: int, held_out: bool) -> list[dict]:
+    """One sound, or (every third) one clip with beeps, and the samples about it."""
+    random = Random(f"{seed}/{'held out' if held_out else 'train'}/sound/{number}")
+    if number % 3 == 2:
+        name = f"{number:05d}.mp4"
+        sounding = draw_sounding_scene(random, held_out)
+        write_sounding_clip(folder / name, sounding)
+        items = ask_sounding(sounding)
+    else:
+        name = f"{number:05d}.wav"
+        sound = draw_sound(random, held_out)
+        write_wav(folder / name, render_sound(sound))
+        items = ask_sound(sound, random)
+    return [_entry(f"{number:05d}-{place}", f"{folder.name}/{name}", item) for place, item in enumerate(items)]
 
 
 def make_split(

@@ -1,0 +1,139 @@
+"""tiny-shapes through a real server: right about clips it never saw, lost when their frames are shuffled."""
+
+import json
+import math
+import subprocess
+
+import pytest
+
+from conftest import HELD_OUT, TINY_SHAPES
+from service.servers import vl2
+from videollama_benchmarks.demo import choose_items
+from videollama_benchmarks.report import summarise
+from videollama_benchmarks.run import Journal, ask_all
+from videollama_benchmarks.shapes import TASKS, load_shapes
+from videollama_benchmarks.sources import FrameOrder, in_process, service
+
+(TASK,) = TASKS
+NUM_FRAMES = json.loads((TINY_SHAPES / "config.json").read_text("utf-8"))["num_frames"]
+ORDER = "needs the order of frames"
+
+
+def ask(server, items, tmp_path, order="true"):
+    frames = None if order == "true" else FrameOrder(order, NUM_FRAMES)
+    with server.client() as client:
+        answerer = service(client, TASK.max_new_tokens, 60.0, frames)
+        outcome = ask_all(TASK, items, answerer, Journal(tmp_path / f"{order}.jsonl", {"order": order}), 8)
+    assert not outcome.failed
+    return outcome.results
+
+
+@pytest.fixture(scope="module")
+def items():
+    return load_shapes(HELD_OUT)
+
+
+@pytest.fixture(scope="module")
+def served(server_of, items, tmp_path_factory):
+    return ask(server_of("tiny-shapes"), items, tmp_path_factory.mktemp("eval"))
+
+
+def accuracy(results):
+    return summarise(results)["overall"]["all"]["accuracy"]
+
+
+def of_topics(results, *topics):
+    return [result for result in results if result[0].groups["topic"] in topics]
+
+
+def temporal(items):
+    return [item for item in items if item.groups[ORDER] == "yes" and item.groups["topic"] != "description"]
+
+
+def test_held_out_accuracy(served):
+    assert accuracy(served) >= 90
+    assert accuracy(of_topics(served, "motion")) >= 85
+    assert accuracy(of_topics(served, "order")) >= 85
+
+
+def test_shuffled_frames_leave_a_coin_toss(server_of, items, served, tmp_path):
+    """Each temporal question has two answers that fit an unordered set of frames: a model that watches loses the rest."""
+    asked = temporal(items)[::2]
+    shuffled = ask(server_of("tiny-shapes"), asked, tmp_path, "shuffled")
+    chance = 50 + 3 * 50 / math.sqrt(len(asked))  # three standard deviations of as many coin tosses
+    assert accuracy(shuffled) <= chance
+    assert accuracy([result for result in served if result[0] in asked]) >= 85
+
+
+def test_reversed_frames_reverse_the_answers(server_of, items, tmp_path):
+    asked = [item for item in temporal(items) if item.groups["form"] == "open"][::2]
+    assert accuracy(ask(server_of("tiny-shapes"), asked, tmp_path, "reversed")) <= 20
+
+
+def test_in_process_and_served_answers_are_equal(served, tmp_path):
+    """Item by item; every fifth here, all of them in the model card's measurement."""
+    some = served[::5]
+    answerer = in_process(TINY_SHAPES, None, TASK.max_new_tokens, None)
+    local = ask_all(TASK, [item for item, _ in some], answerer, Journal(tmp_path / "local.jsonl", {}), 1)
+    assert [verdict.prediction for _, verdict in local.results] == [verdict.prediction for _, verdict in some]
+
+
+def test_the_command(server_of, tmp_path):
+    """`vl2 eval`: table, files, and nothing asked twice."""
+    words = (
+        "eval",
+        "shapes",
+        HELD_OUT,
+        "--out",
+        tmp_path / "out",
+        "--url",
+        server_of("tiny-shapes").grpc,
+        "--limit",
+        8,
+    )
+    found = subprocess.run(vl2(*words), capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
+    assert "topic: " in found.stdout and "8/8" in found.stderr
+    assert (tmp_path / "out/result.png").is_file()
+    lines = (tmp_path / "out/answers.jsonl").read_text().splitlines()
+    assert subprocess.run(vl2(*words), capture_output=True, timeout=120).returncode == 0
+    assert (tmp_path / "out/answers.jsonl").read_text().splitlines() == lines
+    broken = subprocess.run(vl2(*words, "--order", "shuffled"), capture_output=True, text=True, timeout=120)
+    assert broken.returncode == 1 and "belongs to another run" in broken.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "reason"),
+    [
+        (("shapes", "/nowhere"), 1, "held_out.json is missing"),
+        (("activitynet-qa", "/nowhere"), 2, "name --judge-url and --judge-model"),
+        (("shapes", HELD_OUT, "--url", "localhost:1"), 3, "ServerUnreachable"),
+    ],
+)
+def test_a_run_that_cannot_begin_says_why(words, code, reason, tmp_path):
+    found = subprocess.run(vl2("eval", *words, "--out", tmp_path), capture_output=True, text=True, timeout=120)
+    assert found.returncode == code and reason in found.stderr and "Traceback" not in found.stderr
+
+
+def test_the_demo_asks_about_different_topics_and_clips():
+    chosen = choose_items()
+    assert len({item.media for item in chosen}) == len({item.groups["topic"] for item in chosen}) == len(chosen) >= 6
+
+
+def test_what_is_shipped_is_small_and_held_out():
+    size = sum(path.stat().st_size for path in TINY_SHAPES.rglob("*") if path.is_file())
+    assert size <= 12 * 2**20
+    for entry in json.loads((HELD_OUT / "held_out.json").read_text("utf-8")):
+        assert (HELD_OUT / entry.get("video", entry.get("image"))).is_file()
+
+
+def test_the_model_card_tells_what_was_measured():
+    import importlib.util
+
+    path = TINY_SHAPES.parents[1] / "measure_tiny_shapes.py"
+    spec = importlib.util.spec_from_file_location("measure_tiny_shapes", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    results = json.loads((TINY_SHAPES / "results.json").read_text("utf-8"))
+    assert module.make_table(results) in (TINY_SHAPES / "README.md").read_text("utf-8")
+    assert results["items"] == results["equal answers in process and served"] == len(load_shapes(HELD_OUT))
