@@ -12,5 +12,5 @@ $vl2 shapes --out "$out" --seed 1
 $vl2 train "$out/pictures.json" --checkpoint "$out/start" --out "$out/pretrained" $common \
     --plain --batch-size 48 --max-steps 2000
 $vl2 train "$out/train.json" --checkpoint "$out/pretrained/checkpoint" --out "$out/tuned" $common \
-    --batch-size 8 --max-steps 9000
+    --batch-size 8 --max-steps 8500
 echo "$out/tuned/checkpoint is ready"

@@ -34,7 +34,8 @@ class Journal:
         self._path, self._lock = path, threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         self.results: dict[str, Any] = {}
-        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        text = path.read_text("utf-8") if path.exists() else ""
+        lines = text.splitlines()
         for line in lines:
             try:
                 entry = json.loads(line)
@@ -49,6 +50,9 @@ class Journal:
                 self.results[entry["name"]] = entry["result"]
         if not lines:
             self._write({"run": key})
+        elif not text.endswith("\n"):
+            with path.open("a", encoding="utf-8") as file:
+                file.write("\n")
 
     def add(self, name: str, result: Any) -> None:
         with self._lock:

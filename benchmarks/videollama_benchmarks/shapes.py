@@ -33,9 +33,9 @@ def load_shapes(folder: Path) -> list[Item]:
 
 def read_shapes(item: Item, answers: Sequence[str]) -> Verdict:
     wanted = item.truth
-    if wanted.endswith(")"):
+    if item.groups["form"] == "choice":
         letter = find_letter(answers[0], "ABCD")
-        return Verdict(letter or answers[0], letter == wanted[-2])
+        return Verdict(letter or answers[0], letter == find_letter(wanted, "ABCD"))
     return Verdict(answers[0], same_word(answers[0], wanted))
 
 

@@ -45,6 +45,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path):
     done = run.Journal(tmp_path / "a.jsonl", KEY).results
     assert "i0" in done and "i3" not in done
     outcome = run.ask_all(TASK, ITEMS, unlucky, run.Journal(tmp_path / "a.jsonl", KEY), 2)
+    assert len(run.Journal(tmp_path / "a.jsonl", KEY).results) == 6
     assert asked.count("i0") == 1 and len(outcome.results) == 6 and not outcome.failed
     assert all(verdict.right for _, verdict in outcome.results)
 

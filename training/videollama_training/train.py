@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -90,7 +91,7 @@ def train(options: TrainingOptions) -> TrainingResult:
     set_seed(options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
     parts = open_checkpoint(options.checkpoint, options.tower, options.base)
-    tokenizer = _tokenizer(parts, options.out)
+    tokenizer = read_tokenizer(parts.folders.language)
     bad = BadSamples(options.out / "bad_samples.jsonl" if options.skip_bad else None)
     samples = read_all(options, bad)
     dataset = RowDataset(
@@ -164,11 +165,11 @@ def prepare_model(parts: CheckpointParts, tokenizer: Tokenizer, options: Trainin
     return model
 
 
-def _tokenizer(parts: CheckpointParts, out: Path) -> Tokenizer:
-    folder = out / "tokenizer"  # complete, even where the checkpoint has only the slow tokenizer's files
-    folder.mkdir(exist_ok=True)
-    copy_tokenizer(parts.folders.language, folder)
-    return Tokenizer(folder)
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The checkpoint's tokenizer, even where it has only the slow tokenizer's files."""
+    with TemporaryDirectory() as complete:  # one per process
+        copy_tokenizer(folder, Path(complete))
+        return Tokenizer(Path(complete))
 
 
 def _arguments(options: TrainingOptions, num_rows: int) -> TrainingArguments:

@@ -81,7 +81,7 @@ def _entry(name: str, file: str, item: Item) -> dict:
 
 
 def _sentence(answer: str) -> str:
-    return answer if answer.endswith(")") else answer[0].upper() + answer[1:] + "."
+    return answer[0].upper() + answer[1:] + "."
 
 
 def make_picture(folder: Path, number: int, seed: int) -> list[dict]:
@@ -90,7 +90,7 @@ def make_picture(folder: Path, number: int, seed: int) -> list[dict]:
     scene = draw_picture(random)
     name = f"{number:05d}.png"
     render_frame(scene, 0.0).save(folder / name, compress_level=1)
-    things = [f"a {actor.size} {actor.colour} {actor.shape} {place_name(actor)}" for actor in scene.actors]
+    things = [f"a {actor.size} {actor.colour} {actor.shape} {place_name(actor.start)}" for actor in scene.actors]
     turns = [
         {"from": "human", "value": "<image>\nDescribe the picture."},
         {"from": "gpt", "value": _sentence(" and ".join(things))},

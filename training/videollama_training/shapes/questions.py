@@ -9,7 +9,7 @@ words sooner than to compare what it never said.
 from dataclasses import dataclass
 from random import Random
 
-from videollama_training.shapes.world import COLOURS, MOTIONS, REVERSED, SHAPES, SIZES, Actor, Scene
+from videollama_training.shapes.world import COLOURS, MOTIONS, REVERSED, SHAPES, SIZES, Actor, Scene, place_name
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 LETTERS = "ABCD"
@@ -31,7 +31,7 @@ _DOES = {
 class Item:
     """One question with its answer."""
 
-    topic: str  # colour, shape, size, count, motion, stillness, appearance, order, change, description
+    topic: str  # colour, shape, size, count, motion, place, stillness, appearance, order, change, description
     form: str  # open, yes/no, choice, description
     question: str
     answer: str
@@ -63,12 +63,12 @@ def _pick(random: Random, *pairs: tuple[str, str]) -> tuple[str, str]:
     return random.choice(pairs)
 
 
-def _choice(random: Random, question: str, right: str, wrong: list[str]) -> tuple[str, str]:
+def _choice(random: Random, question: str, right: str, wrong: list[str], begin: str = "it is") -> tuple[str, str]:
     """Question with options (A)-(D), and the answer: the option's text and its letter."""
     options = random.sample([right, *wrong], len(wrong) + 1)
     lines = [f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False)]
     instruction = "Answer with the option's letter."
-    return "\n".join([question, *lines, instruction]), f"{right}: ({LETTERS[options.index(right)]})"
+    return "\n".join([question, *lines, instruction]), f"{begin} {right}: ({LETTERS[options.index(right)]})"
 
 
 def _others(random: Random, values: "tuple[str, ...] | list[str]", right: str, number: int = 3) -> list[str]:
@@ -94,9 +94,9 @@ def _colour(scene: Scene, random: Random) -> Item:
     if form < 0.5:
         question, answer = _pick(
             random,
-            (f"What colour is the {actor.shape}?", actor.colour),
+            (f"What colour is the {actor.shape}?", f"it is {actor.colour}"),
             (f"Tell me the colour of the {actor.shape}.", f"the {actor.shape} is {actor.colour}"),
-            (f"Which colour does the {actor.shape} have?", actor.colour),
+            (f"Which colour does the {actor.shape} have?", f"it is {actor.colour}"),
         )
         return Item("colour", "open", question, answer)
     if form < 0.75:
@@ -115,17 +115,17 @@ def _shape(scene: Scene, random: Random) -> Item:
     if form < 0.5:
         question, answer = _pick(
             random,
-            (f"What shape is {actor.colour}?", actor.shape),
-            (f"What is the {actor.colour} thing?", f"a {actor.shape}"),
-            (f"Which shape does the {actor.colour} thing have?", actor.shape),
+            (f"What shape is {actor.colour}?", f"it is a {actor.shape}"),
+            (f"What is the {actor.colour} thing?", f"the {actor.colour} thing is a {actor.shape}"),
+            (f"Which shape does the {actor.colour} thing have?", f"it is a {actor.shape}"),
         )
         return Item("shape", "open", question, answer)
     if form < 0.75:
         asked = actor.shape if random.random() < 0.5 else random.choice(_others(random, SHAPES, actor.shape))
         answer = _so(f"it is a {actor.shape}", asked == actor.shape)
         return Item("shape", "yes/no", f"Is the {actor.colour} thing a {asked}?", answer)
-    wrong = _others(random, SHAPES, actor.shape)
-    return Item("shape", "choice", *_choice(random, f"What shape is {actor.colour}?", actor.shape, wrong))
+    wrong = [f"a {shape}" for shape in _others(random, SHAPES, actor.shape)]
+    return Item("shape", "choice", *_choice(random, f"What shape is {actor.colour}?", f"a {actor.shape}", wrong))
 
 
 def _size(scene: Scene, random: Random) -> Item:
@@ -136,7 +136,7 @@ def _size(scene: Scene, random: Random) -> Item:
     if random.random() < 0.6:
         question, answer = _pick(
             random,
-            (f"Is the {name} small or large?", actor.size),
+            (f"Is the {name} small or large?", f"it is {actor.size}"),
             (f"How big is the {name}?", f"it is {actor.size}"),
         )
         return Item("size", "open", question, answer)
@@ -150,9 +150,9 @@ def _count(scene: Scene, random: Random) -> Item:
     if form < 0.45:
         question, answer = _pick(
             random,
-            ("How many things are there?", NUMBERS[total]),
+            ("How many things are there?", _there_are(total, "thing")),
             ("Count the things in the video.", _there_are(total, "thing")),
-            ("How many shapes does the video show?", NUMBERS[total]),
+            ("How many shapes does the video show?", f"it shows {NUMBERS[total]}"),
         )
         return Item("count", "open", question, answer)
     if form < 0.75:
@@ -162,7 +162,9 @@ def _count(scene: Scene, random: Random) -> Item:
             word = random.choice([actor.shape if by_shape else actor.colour for actor in scene.actors])
         number = sum(word in (actor.shape, actor.colour) for actor in scene.actors)
         plural = {"cross": "crosses"}.get(word, f"{word}s") if by_shape else f"{word} things"
-        return Item("count", "open", f"How many {plural} are there?", NUMBERS[number])
+        noun = word if by_shape else f"{word} thing"
+        answer = f"there is one {noun}" if number == 1 else f"there are {NUMBERS[number]} {plural}"
+        return Item("count", "open", f"How many {plural} are there?", answer)
     if form < 0.9:
         wrong = _others(random, [NUMBERS[n] for n in range(1, 6)], NUMBERS[total])
         return Item("count", "choice", *_choice(random, "How many things are there?", NUMBERS[total], wrong))
@@ -205,8 +207,18 @@ def _motion(scene: Scene, random: Random) -> Item:
             "motion", "yes/no", f"Does {name} {verb}?", _so(f"it {_DOES[motion]}", asked == motion), temporal=True
         )
     wrong = [REVERSED[motion], *_others(random, [m for m in MOTIONS if m != REVERSED[motion]], motion, 2)]
-    question, answer = _choice(random, f"What does {name} do?", _DOES[motion], [_DOES[other] for other in wrong])
+    question, answer = _choice(random, f"What does {name} do?", _DOES[motion], [_DOES[other] for other in wrong], "it")
     return Item("motion", "choice", question, answer, temporal=True)
+
+
+def _place(scene: Scene, random: Random) -> Item:
+    """Where a moving thing is at the beginning or at the end: the unordered frames show both places."""
+    actor = scene.actors[0]
+    if actor.action not in ("left", "right", "up", "down"):
+        return _motion(scene, random)
+    last = random.random() < 0.5
+    question = f"Where is {_name(actor, random)} at {'the end' if last else 'first'}?"
+    return Item("place", "open", question, f"it is {place_name(actor.centre(0.94 if last else 0.06))}", temporal=True)
 
 
 def _stillness(scene: Scene, random: Random) -> Item:
@@ -238,7 +250,7 @@ def _appearance(scene: Scene, random: Random) -> Item:
             "appearance", "yes/no", f"Does {name} {verb}?", _so(f"it {does}", asked == actor.action), temporal=True
         )
     wrong = [REVERSED[actor.action], *random.sample([m for m in MOTIONS], 2)]
-    question, answer = _choice(random, f"What does {name} do?", does, [_DOES[other] for other in wrong])
+    question, answer = _choice(random, f"What does {name} do?", does, [_DOES[other] for other in wrong], "it")
     return Item("appearance", "choice", question, answer, temporal=True)
 
 
@@ -248,9 +260,9 @@ def _order(scene: Scene, random: Random) -> Item:
     if form < 0.5:
         question, answer = _pick(
             random,
-            ("What is shown first?", first),
-            ("What comes last?", second),
-            ("Which thing comes first?", first),
+            ("What is shown first?", f"it is {first}"),
+            ("What comes last?", f"it is {second}"),
+            ("Which thing comes first?", f"it is {first}"),
             ("What happens in the video?", f"{first} comes first, then {second}"),
         )
         return Item("order", "open", question, answer, temporal=True)
@@ -277,8 +289,8 @@ def _change(scene: Scene, random: Random) -> Item:
     if form < 0.55:
         question, answer = _pick(
             random,
-            (f"Which colour does {name} have at first?", before),
-            (f"Which colour does {name} have at the end?", after),
+            (f"Which colour does {name} have at first?", f"it is {before}"),
+            (f"Which colour does {name} have at the end?", f"it is {after}"),
             (f"What does {name} do?", f"it turns from {before} to {after}"),
             ("What happens in the video?", f"{name} turns from {before} to {after}"),
         )
@@ -303,7 +315,7 @@ def _change(scene: Scene, random: Random) -> Item:
 def _turning_shape(scene: Scene, random: Random) -> Item:
     shape = scene.actors[0].shape
     if random.random() < 0.5:
-        return Item("shape", "open", "Which shape changes its colour?", shape)
+        return Item("shape", "open", "Which shape changes its colour?", f"it is the {shape}")
     asked = shape if random.random() < 0.5 else random.choice(_others(random, SHAPES, shape))
     return Item("shape", "yes/no", f"Does a {asked} change its colour?", _so(f"the {shape} does", asked == shape))
 
@@ -340,7 +352,7 @@ def describe(scene: Scene) -> str:
 
 _COMMON = [_colour, _shape, _size]
 _MAKERS = {
-    "motion": [*_COMMON, _motion, _motion, _motion, _description],
+    "motion": [*_COMMON, _motion, _motion, _motion, _place, _description],
     "appearance": [*_COMMON, _appearance, _appearance, _appearance, _description],
     "order": [*_COMMON, _order, _order, _order, _description],
     "change": [_turning_shape, _change, _change, _change, _description],

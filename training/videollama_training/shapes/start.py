@@ -20,7 +20,7 @@ from videollama_core.vision import VisionEncoder
 TOWER = "towers/siglip-tiny-patch8-64"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 NUM_LAYERS = 4  # of the language model
-VOCAB_SIZE = 512  # rows of the embedding; the tokenizer may use fewer
+VOCAB_SIZE = 640  # rows of the embedding; the tokenizer may use fewer
 # Qwen2's conversation format without its default system message.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"

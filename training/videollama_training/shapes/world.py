@@ -43,7 +43,7 @@ REVERSED = {
     "turning": "turning",
     "still": "still",
 }
-SCENES = ("motion", "appearance", "order", "change", "count")
+SCENES = ("motion", "appearance", "order", "motion", "change", "count")  # in turn; motion is the hardest
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,9 @@ def draw_picture(random: Random) -> Scene:
             return scene
 
 
-def place_name(actor: Actor) -> str:
-    """Where a still thing is, on a grid of three by three."""
-    x, y = actor.start
+def place_name(centre: tuple[float, float]) -> str:
+    """Where something is, on a grid of three by three."""
+    x, y = centre
     rows = "top" if y < SIDE / 3 else "bottom" if y > 2 * SIDE / 3 else ""
     columns = "left" if x < SIDE / 3 else "right" if x > 2 * SIDE / 3 else ""
     return f"at the {' '.join(filter(None, (rows, columns)))}" if rows or columns else "in the middle"
