@@ -106,7 +106,6 @@ CONFIG_FAULTS = {
     "no size": ({"hidden_size": None}, "lacks 'hidden_size'"),
     "no frames": ({"num_frames": 0}, "num_frames is 0"),
     "uneven heads": ({"num_key_value_heads": 3}, "cannot share"),
-    "Base folder": ({"tune_mm_mlp_adapter": True}, "Base folder"),
 }
 
 
