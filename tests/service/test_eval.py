@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 
 import pytest
@@ -115,9 +116,20 @@ def test_a_run_that_cannot_begin_says_why(words, code, reason, tmp_path):
     assert found.returncode == code and reason in found.stderr and "Traceback" not in found.stderr
 
 
-def test_the_demo_asks_about_different_topics_and_clips():
+def test_the_demo(bundle_of):
+    """The README's first command: questions of different topics about different clips, their truth, and a picture."""
     chosen = choose_items()
     assert len({item.media for item in chosen}) == len({item.groups["topic"] for item in chosen}) == len(chosen) >= 6
+    out = bundle_of("tiny-shapes")
+    (out / "contact_sheet.png").unlink(missing_ok=True)
+    found = subprocess.run(vl2("demo", "--out", out), capture_output=True, text=True, timeout=240)
+    assert found.returncode == 0, found.stderr
+    for item in chosen:
+        assert item.questions[0] in found.stdout and f"true answer  {item.truth}" in found.stdout
+    right = int(re.search(r"(\d+) of \d+ right", found.stdout)[1])
+    assert right == found.stdout.count("   right\n") >= len(chosen) - 1
+    assert "(cached: not run again)" in found.stdout
+    assert (out / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_is_shipped_is_small_and_held_out():

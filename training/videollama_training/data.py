@@ -67,9 +67,8 @@ class RowDataset(Dataset):
 
     def __post_init__(self) -> None:
         groups: dict[object, list[Sample]] = {}
-        for place, sample in enumerate(self.samples):
-            key = (sample.kind, sample.media) if sample.media else place
-            groups.setdefault(key, []).append(sample)
+        for sample in self.samples:
+            groups.setdefault((sample.kind, sample.media), []).append(sample)  # text alone is one group
         self._rows = [
             group[place : place + self.questions]
             for group in groups.values()

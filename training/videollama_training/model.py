@@ -19,6 +19,7 @@ from videollama_core import vision as vision_module
 from videollama_core.checkpoint import CheckpointParts
 from videollama_core.config import ModelConfig
 from videollama_core.decoder import Decoder
+from videollama_core.frame_plan import plan_time_steps
 
 SHARED, PADDING = 0, -1  # values of `Batch.question`
 
@@ -65,6 +66,21 @@ class TrainableModel(nn.Module):
     def media_tokens(self, frames: Tensor, frame_index: Tensor) -> Tensor:
         """uint8 [U, S, S, 3], int64 [M, T] -> [M, N, D]."""
         maps = self.connector.spatial(self.vision(frames))  # [U, D, g, g]
+        is_image = (frame_index == frame_index[:, :1]).all(1)
+        if not is_image.any():
+            return self._temporal(maps, frame_index)
+        # An image is one frame at every time: only the distinct time steps are computed (frame_plan.py).
+        config = self.model_config
+        short, steps = plan_time_steps([0] * config.num_frames, config.connector_padding)
+        image_index = frame_index[is_image][:, :1].expand(-1, len(short))
+        images = self._temporal(maps, image_index).unflatten(1, (-1, config.tokens_per_step))
+        found = images.new_zeros(len(frame_index), config.media_tokens, images.shape[-1])
+        found = found.index_put((is_image.nonzero()[:, 0],), images[:, torch.from_numpy(steps)].flatten(1, 2))
+        if is_image.all():
+            return found
+        return found.index_put(((~is_image).nonzero()[:, 0],), self._temporal(maps, frame_index[~is_image]))
+
+    def _temporal(self, maps: Tensor, frame_index: Tensor) -> Tensor:
         volume = maps[frame_index].transpose(1, 2)  # [M, T, D, g, g] -> [M, D, T, g, g]
         return self.connector.temporal(volume).flatten(1, 2)
 

@@ -9,32 +9,38 @@ from tqdm import tqdm
 
 @click.command(epilog="Example: vl2 shapes --out build/shapes --pictures 2000 --clips 1000")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
-@click.option("--pictures", default=16000, show_default=True, help="Pictures with captions, for pretraining.")
+@click.option("--pictures", default=16000, show_default=True, help="Pictures with simple questions, the first lessons.")
+@click.option("--texts", default=40000, show_default=True, help="Questions that hold their own fact, without media.")
 @click.option("--clips", default=12000, show_default=True, help="Clips (and some pictures) with questions.")
 @click.option("--held-out", default=120, show_default=True, help="The same, of combinations that are never trained.")
 @click.option("--sounds", default=0, show_default=True, help="Sounds and clips with beeps, with questions.")
 @click.option("--seed", default=1, show_default=True)
 @click.option("--start/--no-start", default=True, show_default=True, help="Also write the untrained tiny checkpoint.")
-def shapes(out: Path, pictures: int, clips: int, held_out: int, sounds: int, seed: int, start: bool) -> None:
+def shapes(
+    out: Path, pictures: int, texts: int, clips: int, held_out: int, sounds: int, seed: int, start: bool
+) -> None:
     """Write a data set of moving shapes, in the reference's training format.
 
-    OUT holds pictures.json, train.json and held_out.json with their media beside them, and OUT/start, an untrained
+    OUT holds pictures.json, texts.json, train.json and held_out.json with their media beside them, and OUT/start, an untrained
     checkpoint in the published layout with a tokenizer of its own.
     """
     from videollama_training.shapes.make import (
         HELD_OUT,
         PICTURES,
         SOUNDS,
+        TEXTS,
         TRAIN,
         make_media,
         make_picture,
         make_sound,
         make_split,
+        make_text,
     )
     from videollama_training.shapes.start import make_start
 
     makers = (
         (PICTURES, partial(make_picture, seed=seed), pictures),
+        (TEXTS, partial(make_text, seed=seed), texts),
         (TRAIN, partial(make_media, seed=seed, held_out=False), clips),
         (HELD_OUT, partial(make_media, seed=seed, held_out=True), held_out),
         (SOUNDS, partial(make_sound, seed=seed, held_out=False), sounds),
@@ -45,8 +51,9 @@ def shapes(out: Path, pictures: int, clips: int, held_out: int, sounds: int, see
         if not number:
             continue
         with tqdm(total=number, desc=f"{name:9}", unit=" media") as bar:
-            entries += make_split(out, name, make, number, bar.update)
+            found = make_split(out, name, make, number, bar.update)
+            entries += found if name != TEXTS else []  # the tokenizer learns its words from what is seen
     if start:
         texts = (message["value"] for entry in entries for message in entry["conversations"])
         make_start(out / "start", texts, seed)
-    click.echo(f"{out} holds {len(entries)} samples")
+    click.echo(f"{out} is ready")

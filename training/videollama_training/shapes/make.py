@@ -11,7 +11,7 @@ from random import Random
 import av
 import numpy as np
 
-from videollama_training.shapes.questions import Item, ask, ask_image
+from videollama_training.shapes.questions import Item, ask, ask_image, ask_picture, ask_text
 from videollama_training.shapes.sounds import (
     ask_sound,
     ask_sounding,
@@ -26,19 +26,14 @@ from videollama_training.shapes.world import (
     SCENES,
     draw_picture,
     draw_scene,
-    place_name,
     render_clip,
     render_frame,
 )
 
-QUESTIONS = 8  # about each clip
+QUESTIONS, PICTURE_QUESTIONS = 8, 4  # about each clip, about each picture of the first lessons
 IMAGE_SHARE = 0.1  # of the training media
-PICTURES, TRAIN, HELD_OUT, SOUNDS = (
-    "pictures",
-    "train",
-    "held_out",
-    "sounds",
-)  # folders of media, each with a JSON file beside it
+# Folders of media, each with a JSON file beside it.
+PICTURES, TEXTS, TRAIN, HELD_OUT, SOUNDS = "pictures", "texts", "train", "held_out", "sounds"
 
 
 def write_clip(path: Path, frames: np.ndarray, rate: int = FRAMES_PER_SECOND) -> None:
@@ -67,13 +62,13 @@ def make_media(folder: Path, number: int, seed: int, held_out: bool) -> list[dic
 
 
 def _entry(name: str, file: str, item: Item) -> dict:
-    kind = {"png": "image", "wav": "audio"}.get(file.rsplit(".", 1)[1], "video")
+    kind = {"": "text", "png": "image", "wav": "audio"}.get(file.rpartition(".")[2], "video")
     about = {key: value for key, value in asdict(item).items() if key not in ("question", "answer")}
     return {
         "id": name,
-        kind: file,
+        **({kind: file} if file else {}),
         "conversations": [
-            {"from": "human", "value": f"<{kind}>\n{item.question}"},
+            {"from": "human", "value": f"<{kind}>\n{item.question}" if file else item.question},
             {"from": "gpt", "value": _sentence(item.answer)},
         ],
         **about,
@@ -85,17 +80,19 @@ def _sentence(answer: str) -> str:
 
 
 def make_picture(folder: Path, number: int, seed: int) -> list[dict]:
-    """One picture with a caption that says where each thing is."""
+    """One picture with what is where and a few questions."""
     random = Random(f"{seed}/picture/{number}")
     scene = draw_picture(random)
     name = f"{number:05d}.png"
     render_frame(scene, 0.0).save(folder / name, compress_level=1)
-    things = [f"a {actor.size} {actor.colour} {actor.shape} {place_name(actor.start)}" for actor in scene.actors]
-    turns = [
-        {"from": "human", "value": "<image>\nDescribe the picture."},
-        {"from": "gpt", "value": _sentence(" and ".join(things))},
-    ]
-    return [{"id": f"{number:05d}", "image": f"pictures/{name}", "conversations": turns}]
+    items = ask_picture(scene, random, PICTURE_QUESTIONS)
+    return [_entry(f"{number:05d}-{place}", f"{PICTURES}/{name}", item) for place, item in enumerate(items)]
+
+
+def make_text(folder: Path, number: int, seed: int) -> list[dict]:
+    """One question without media."""
+    item = ask_text(Random(f"{seed}/text/{number}"))
+    return [_entry(f"text-{number:05d}", "", item)]
 
 
 def make_sound(folder: Path, number: int, seed: int, held_out: bool) -> list[dict]:

@@ -59,6 +59,44 @@ def ask_image(scene: Scene, random: Random, number: int) -> list[Item]:
     return [Item(item.topic, item.form, question, item.answer) for question, item in items.items()]
 
 
+def ask_picture(scene: Scene, random: Random, number: int) -> list[Item]:
+    """What is where, from left to right, and questions about single things: the first lessons."""
+    things = sorted(scene.actors, key=lambda actor: actor.start)
+    caption = " and ".join(f"a {a.size} {a.colour} {a.shape} {place_name(a.start)}" for a in things)
+    items = {"caption": Item("description", "description", "What is where in the picture?", caption)}
+    while len(items) < number:
+        item = random.choice((_colour, _shape, _size, _where))(scene, random)
+        items.setdefault(item.question, item)
+    return list(items.values())
+
+
+def _where(scene: Scene, random: Random) -> Item:
+    actor = random.choice(scene.actors)
+    return Item("place", "open", f"Where is {_name(actor, random)}?", f"it is {place_name(actor.start)}")
+
+
+def ask_text(random: Random) -> Item:
+    """A question that holds its own fact: how a verdict follows from what was seen, without a picture."""
+    kind = random.choice(("colour", "shape", "number", "action"))
+    if kind == "colour":
+        values, begin, question = list(COLOURS), "it is", "What colour is it?"
+    elif kind == "shape":
+        values, begin, question = [f"a {shape}" for shape in SHAPES], "it is", "What shape is it?"
+    elif kind == "number":
+        values, begin, question = list(NUMBERS[1:]), "it is", "How many are there?"
+    else:
+        values, begin, question = list(_DOES.values()), "it", "What does it do?"
+    right = random.choice(values)
+    fact = f"{begin} {right}"
+    told = f"{fact[0].upper()}{fact[1:]}."
+    if random.random() < 0.7:
+        asked, answer = _choice(random, f"{told} {question}", right, _others(random, values, right), begin)
+        return Item(kind, "choice", asked, answer)
+    other = right if random.random() < 0.5 else _others(random, values, right, 1)[0]
+    asked = f"Is it {other}?" if begin == "it is" else f"Is it true that it {other}?"
+    return Item(kind, "yes/no", f"{told} {asked}", _so(fact, other == right))
+
+
 def _pick(random: Random, *pairs: tuple[str, str]) -> tuple[str, str]:
     return random.choice(pairs)
 
