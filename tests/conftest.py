@@ -116,6 +116,12 @@ def checkpoint(variant: str) -> Path:
     return TINY_SHAPES if variant == TINY_SHAPES.name else GOLDEN / variant / golden(variant)["checkpoint"]
 
 
+def language_folder(variant: str) -> Path:
+    """Where the variant's language model and tokenizer lie: its base model, if it has one."""
+    base = GOLDEN / variant / "base"
+    return next(base.iterdir()) if base.is_dir() else checkpoint(variant)
+
+
 @cache
 def _convert(source: Path, name: str) -> Path:
     from videollama_converters.convert import convert

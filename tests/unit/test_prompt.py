@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from conftest import VARIANTS, cases, checkpoint
+from conftest import VARIANTS, cases, checkpoint, language_folder
 from videollama_core.config import read_model_config
 from videollama_core.errors import InvalidRequest, PromptTooLong
 from videollama_core.prompt import SYSTEM_TEXT, Prompt, check_length, render_prompt, tokenize_prompt
@@ -22,7 +22,7 @@ def test_the_system_text_is_the_references():
 
 @pytest.mark.parametrize("case", ALL, ids=lambda case: f"{case.variant}-{case.name}")
 def test_prompt_and_ids_equal_the_reference(case):
-    tokenizer, config = Tokenizer(checkpoint(case.variant)), read_model_config(checkpoint(case.variant))
+    tokenizer, config = Tokenizer(language_folder(case.variant)), read_model_config(checkpoint(case.variant))
     prompt = render_prompt(tokenizer, config.language.family, case.conversation, case.modality)
     assert prompt == case.facts["prompt"]
     rows = 0 if case.modality == "text" else config.media_tokens

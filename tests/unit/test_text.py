@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from conftest import VARIANTS, checkpoint, golden
+from conftest import VARIANTS, checkpoint, golden, language_folder
 from videollama_core.errors import ArtifactMismatch, InvalidRequest
 from videollama_core.text import AnswerText, Tokenizer
 
@@ -11,7 +11,7 @@ LLAMA, QWEN = "mistral-clip-8f", "qwen2-siglip-16f"
 
 
 def tokenizer(variant: str) -> Tokenizer:
-    return Tokenizer(checkpoint(variant))
+    return Tokenizer(language_folder(variant))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
