@@ -19,7 +19,16 @@ from videollama_training.data import Collator, RowDataset
 from videollama_training.model import TrainableModel
 from videollama_training.samples import read_samples
 from videollama_training.save import published_names
-from videollama_training.shapes.make import HELD_OUT, PICTURES, TRAIN, make_media, make_picture, make_split
+from videollama_training.shapes.make import (
+    HELD_OUT,
+    PICTURES,
+    TEXTS,
+    TRAIN,
+    make_media,
+    make_picture,
+    make_split,
+    make_text,
+)
 from videollama_training.shapes.start import make_start
 from videollama_training.train import TrainingOptions, train
 
@@ -36,6 +45,7 @@ def world(tmp_path_factory):
     entries = []
     for name, make, number in (
         (PICTURES, partial(make_picture, seed=1), 8),
+        (TEXTS, partial(make_text, seed=1), 6),
         (TRAIN, partial(make_media, seed=1, held_out=False), 6),
         (HELD_OUT, partial(make_media, seed=1, held_out=True), 1),
     ):
@@ -70,18 +80,19 @@ def model_of(folder):
     return TrainableModel(parts, Tokenizer(parts.folders.language).pad_id), parts
 
 
-def rows_of(world, parts, questions, plain=False):
-    samples = list(read_samples(world / "train.json", world))
-    return RowDataset(samples, Tokenizer(parts.folders.language), parts.config, plain=plain, questions=questions)
+def rows_of(world, parts, questions, name=TRAIN):
+    samples = list(read_samples(world / f"{name}.json", world))
+    return RowDataset(samples, Tokenizer(parts.folders.language), parts.config, questions=questions)
 
 
 @torch.inference_mode()
-def test_questions_that_share_a_row_do_not_see_one_another(world):
-    """The packed loss is the mean over all tokens of the losses alone."""
+@pytest.mark.parametrize("name", [TRAIN, PICTURES, TEXTS])
+def test_questions_that_share_a_row_do_not_see_one_another(world, name):
+    """The packed loss is the mean over all tokens of the losses alone; about clips, pictures and nothing."""
     model, parts = model_of(world / "start")
     collate = Collator(parts.config)
-    packed = collate([rows_of(world, parts, 4)[0]])
-    alone = [collate([row]) for row in (rows_of(world, parts, 1)[place] for place in range(4))]
+    packed = collate([rows_of(world, parts, 4, name)[0]])
+    alone = [collate([row]) for row in (rows_of(world, parts, 1, name)[place] for place in range(4))]
     total = sum(float(model(**batch)["loss"]) * len(batch["target"]) for batch in alone)
     tokens = sum(len(batch["target"]) for batch in alone)
     assert tokens == len(packed["target"])
@@ -108,6 +119,19 @@ def test_what_is_trained_is_what_is_served(world, kind):
     scores = torch.from_numpy(next(pipeline.logits(prompt, tokens)))
     expected = -torch.log_softmax(scores, 0)[batch["target"][0]]
     assert abs(float(model(**first)["loss"]) - float(expected)) < 1e-4
+
+
+@torch.inference_mode()
+def test_a_picture_costs_one_time_step_and_gives_all_tokens(world):
+    """Clips and pictures in one batch: the tokens of each are those that it has alone, and those of the pipeline."""
+    model, parts = model_of(world / "start")
+    collate = Collator(parts.config)
+    rows = [rows_of(world, parts, 1, name)[place] for name, place in ((PICTURES, 0), (TRAIN, 0), (PICTURES, 4))]
+    batch = collate(rows)
+    together = model.media_tokens(batch["frames"], batch["frame_index"])
+    pipeline = Pipeline(world / "start")
+    for place, row in enumerate(rows):
+        assert torch.allclose(together[place], pipeline.media_tokens(row.frames), atol=1e-5)
 
 
 def test_the_same_seed_gives_the_same_losses_and_the_loss_falls(world, tmp_path):

@@ -12,7 +12,7 @@ from tqdm import tqdm
 @click.option("--pictures", default=16000, show_default=True, help="Pictures with simple questions, the first lessons.")
 @click.option("--texts", default=40000, show_default=True, help="Questions that hold their own fact, without media.")
 @click.option("--clips", default=12000, show_default=True, help="Clips (and some pictures) with questions.")
-@click.option("--held-out", default=120, show_default=True, help="The same, of combinations that are never trained.")
+@click.option("--held-out", default=60, show_default=True, help="The same, of combinations that are never trained.")
 @click.option("--sounds", default=0, show_default=True, help="Sounds and clips with beeps, with questions.")
 @click.option("--seed", default=1, show_default=True)
 @click.option("--start/--no-start", default=True, show_default=True, help="Also write the untrained tiny checkpoint.")
