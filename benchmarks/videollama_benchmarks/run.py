@@ -19,7 +19,7 @@ from videollama_core.errors import (
     InvalidRequest,
     Overloaded,
     ServerUnreachable,
-    StageRestarting,
+    StageFailed,
     VideoLlamaError,
 )
 
@@ -103,7 +103,7 @@ def _patiently(do: Callable[[str], Any], name: str) -> Any:
     for attempt in range(ATTEMPTS):
         try:
             return do(name)
-        except (Overloaded, StageRestarting):
+        except (Overloaded, StageFailed):  # full, or a stage that died and is started again
             if attempt == ATTEMPTS - 1:
                 raise
             time.sleep(RETRY_SECONDS * 2**attempt)
