@@ -54,6 +54,6 @@ def shapes(
             found = make_split(out, name, make, number, bar.update)
             entries += found if name != TEXTS else []  # the tokenizer learns its words from what is seen
     if start:
-        texts = (message["value"] for entry in entries for message in entry["conversations"])
-        make_start(out / "start", texts, seed)
+        words = (message["value"] for entry in entries for message in entry["conversations"])
+        make_start(out / "start", words, seed)
     click.echo(f"{out} is ready")
