@@ -58,10 +58,13 @@ class Task:
     export: Callable[[list[tuple[Item, Verdict]], Path], Path] | None = None  # a file for scoring elsewhere
     max_new_tokens: int = 32
 
-    @property
-    def hears(self) -> bool:
-        """Whether it needs a checkpoint with ears."""
-        return self.name in ("clothoaqa", "tut2017", "vocalsound", "music-avqa", "avsd", "avssd")
+
+def read_text_file(path: Path) -> str:
+    """Raises: BadSample if it is not there or not text."""
+    try:
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadSample(f"{path} cannot be read: {error}") from error
 
 
 def read_json_file(path: Path) -> Any:

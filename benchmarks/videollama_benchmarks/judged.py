@@ -4,7 +4,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from videollama_benchmarks.items import Item, JudgeQuestion, Task, find_video, need, read_json_file
+from videollama_benchmarks.items import Item, JudgeQuestion, Task, find_video, need, read_json_file, read_text_file
 from videollama_core.errors import BadSample
 
 _QA = (
@@ -136,12 +136,8 @@ def load_avsd(folder: Path) -> list[Item]:
 def load_avssd(folder: Path) -> list[Item]:
     """FOLDER/vggsound.csv (YouTube id, start second, label, split) and videos/<id>_<start with six digits>.mp4."""
     path = folder / "vggsound.csv"
-    try:
-        rows = list(csv.reader(path.read_text("utf-8").splitlines()))
-    except OSError as error:
-        raise BadSample(f"{path} cannot be read: {error}") from error
     items = []
-    for row in rows:
+    for row in csv.reader(read_text_file(path).splitlines()):
         if len(row) != 4:
             raise BadSample(f"{path}: a row holds {len(row)} columns; id, start, label and split were wanted")
         if row[3] == "test":

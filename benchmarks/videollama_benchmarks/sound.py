@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from videollama_benchmarks.answers import find_letter, letter_of, same_word
-from videollama_benchmarks.items import Item, Task, Verdict, find_video, need, read_json_file
+from videollama_benchmarks.items import Item, Task, Verdict, find_video, need, read_json_file, read_text_file
 from videollama_core.errors import BadSample
 
 SCENES = (
@@ -46,12 +46,8 @@ def _classes(question: str, labels: Sequence[str]) -> str:
 def load_clothoaqa(folder: Path) -> list[Item]:
     """FOLDER/clotho_aqa_test.csv (file_name, QuestionText, answer, confidence) and audio_files/."""
     path = folder / "clotho_aqa_test.csv"
-    try:
-        rows = list(csv.DictReader(path.read_text("utf-8-sig").splitlines()))
-    except OSError as error:
-        raise BadSample(f"{path} cannot be read: {error}") from error
     items = []
-    for place, row in enumerate(rows):
+    for place, row in enumerate(csv.DictReader(read_text_file(path).splitlines())):
         question = f"Question: {need(row, 'QuestionText', path)}\nAnswer the question using a single word."
         answer = need(row, "answer", path)
         form = "yes/no" if answer.strip().lower() in ("yes", "no") else "word"
@@ -67,10 +63,7 @@ def read_word(item: Item, answers: Sequence[str]) -> Verdict:
 def load_tut2017(folder: Path) -> list[Item]:
     """FOLDER/meta.txt (file and scene, separated by tabs) and the audio files that it names."""
     path = folder / "meta.txt"
-    try:
-        rows = [line.split("\t") for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise BadSample(f"{path} cannot be read: {error}") from error
+    rows = [line.split("\t") for line in read_text_file(path).splitlines() if line.strip()]
     question = _classes("Which of these scenes does the sound come from?", SCENES)
     items = []
     for row in rows:

@@ -40,7 +40,6 @@ _EPILOG = """Examples:
 @click.option("--epochs", default=1.0, show_default=True)
 @click.option("--max-steps", default=-1, help="Steps instead of epochs.")
 @click.option("--learning-rate", type=float, help="Default: 1e-3 for the connector, else 2e-5.")
-@click.option("--vision-rate", type=float, help="Of tower and connector; default: the learning rate.")
 @click.option("--batch-size", default=8, show_default=True, help="Media per device and step.")
 @click.option("--questions-per-media", default=8, show_default=True, help="Samples about one media that share a row.")
 @click.option("--accumulate", default=1, show_default=True, help="Steps whose gradients are added up.")

@@ -41,7 +41,6 @@ class TrainingOptions:
     epochs: float = 1.0
     max_steps: int = -1  # counts instead of epochs when positive
     learning_rate: float | None = None
-    vision_rate: float | None = None  # of tower and connector; None: the same
     batch_size: int = 8  # media per device and step
     questions_per_media: int = 8  # samples about the same media that share one row
     accumulate: int = 1  # steps whose gradients are added up
@@ -107,7 +106,6 @@ def train(options: TrainingOptions) -> TrainingResult:
     )
     model = prepare_model(parts, tokenizer, options)
     trainer = _Trainer(
-        vision_rate=options.vision_rate,
         model=model,
         args=_arguments(options, len(dataset)),
         train_dataset=dataset,
@@ -212,29 +210,7 @@ def _arguments(options: TrainingOptions, num_rows: int) -> TrainingArguments:
 
 
 class _Trainer(Trainer):
-    """The library's Trainer; its state holds what is trained and not the frozen rest.
-
-    Args:
-        vision_rate: learning rate of tower and connector where it is another one.
-    """
-
-    def __init__(self, vision_rate: float | None, **settings: Any) -> None:
-        self.vision_rate = vision_rate
-        super().__init__(**settings)
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        optimizer = super().create_optimizer(model)
-        if self.vision_rate is None:
-            return optimizer
-        assert self.model is not None
-        vision = {id(p) for name, p in self.model.named_parameters() if name.startswith(("vision.", "connector."))}
-        groups = []
-        for group in optimizer.param_groups:
-            for rate, inside in ((self.args.learning_rate, False), (self.vision_rate, True)):
-                chosen = [parameter for parameter in group["params"] if (id(parameter) in vision) == inside]
-                groups.append({**group, "params": chosen, "lr": rate})
-        optimizer.param_groups = [group for group in groups if group["params"]]
-        return optimizer
+    """The library's Trainer; its state holds what is trained and not the frozen rest."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         assert self.model is not None
