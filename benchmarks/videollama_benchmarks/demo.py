@@ -138,10 +138,7 @@ def _sum_up(asked: Sequence[Asked], out: Path) -> None:
     known = [one for one in asked if one.right is not None]
     click.echo("")
     if known:
-        click.echo(
-            f"{sum(bool(one.right) for one in known)} of {len(known)} right, about clips whose combination of shape, "
-            "colour and action was never trained."
-        )
+        click.echo(f"{sum(bool(one.right) for one in known)} of {len(known)} right, about clips that it never saw.")
     click.echo(f"What it looked at: {_short(sheet)}. Next: README.md.")
 
 
