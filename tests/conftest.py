@@ -10,18 +10,23 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 MEDIA = GOLDEN / "media"
 CHAT_VARIANTS = ("mistral-clip-8f", "mistral-clip-16f", "mixtral-clip-8f", "qwen2-siglip-16f", "qwen2-clip-8f")
-VARIANTS = (*CHAT_VARIANTS, "mistral-clip-8f-base", "mistral-clip-8f-lora")
+AUDIO_VARIANT = "av-qwen2-siglip"
+VARIANTS = (*CHAT_VARIANTS, "mistral-clip-8f-base", "mistral-clip-8f-lora", AUDIO_VARIANT)
 TINY_SHAPES = ROOT / "training" / "checkpoints" / "tiny-shapes"
 HELD_OUT = ROOT / "benchmarks" / "shapes"
 # Suggested by the golden data's own error analysis: independent float32 implementations stay below 3e-5 and 8e-5.
 FEATURE_TOLERANCE = 1e-4
 LOGIT_TOLERANCE = 5e-4
+# From sound files: a filterbank's value between two bfloat16 may fall to either side.
+SOUND_LOGIT_TOLERANCE = 0.05
+SOUND_TOKEN_TOLERANCE = 0.02
 # Odd frame dimensions: chroma at the edge depends on the scaler's build, so this file starts from the stored pixels.
 DECODER_DEPENDENT = "odd_101x67.webm"
 
@@ -62,6 +67,30 @@ class Case:
     def tensor(self, name: str) -> np.ndarray | None:
         return golden_tensors(self.variant).get(f"{self.name}.{name}")
 
+    @property
+    def is_heard(self) -> bool:
+        return self.modality == "audio" or bool(self.facts.get("preprocess", {}).get("va"))
+
+    @property
+    def logit_tolerance(self) -> float:
+        return SOUND_LOGIT_TOLERANCE if self.is_heard else LOGIT_TOLERANCE
+
+    def close_to_tokens(self, found: np.ndarray) -> bool:
+        """Whether media tokens [N, D] are those recorded: all that is seen, and every so many-th that is heard."""
+        seen, heard = self.tensor("connector_output"), self.tensor("audio_tokens")
+        count = 0 if seen is None else len(seen)
+        if seen is not None and not np.abs(found[:count] - seen).max() <= FEATURE_TOLERANCE:
+            return False
+        if not self.is_heard:
+            return len(found) == count
+        stride = self.facts["audio_stride"]
+        if len(found) != count + self.facts["num_audio_tokens"]:
+            return False
+        if heard is None:  # this case stores them all, inside the spliced sequence
+            place = self.facts["input_ids"].index(-202)
+            heard = self.tensor("inputs_embeds")[place : place + self.facts["num_audio_tokens"]]
+        return float(np.abs(found[count:][::stride] - heard).max()) <= SOUND_TOKEN_TOLERANCE
+
     def starts_from_pixels(self) -> bool:
         return self.facts.get("media", "").endswith(DECODER_DEPENDENT)
 
@@ -85,7 +114,8 @@ class Case:
             return "frames", [path.read_bytes() for path in self.source()]
         if self.path.is_dir():
             return "folder", [path.read_bytes() for path in sorted(self.path.iterdir())]
-        return self.modality, [self.path.read_bytes()]
+        kind = "video_with_sound" if self.is_heard and self.modality == "video" else self.modality
+        return kind, [self.path.read_bytes()]
 
 
 @cache
@@ -101,7 +131,12 @@ def golden(variant: str) -> dict[str, Any]:
 
 @cache
 def golden_tensors(variant: str) -> dict[str, np.ndarray]:
-    return load_file(GOLDEN / variant / "golden.safetensors")
+    """bfloat16 as float32."""
+    stored = load_file(GOLDEN / variant / "golden.safetensors")
+    return {
+        name: tensor.float().numpy() if tensor.dtype is torch.bfloat16 else tensor.numpy()
+        for name, tensor in stored.items()
+    }
 
 
 def cases(variant: str) -> list[Case]:

@@ -5,7 +5,7 @@ safetensors files are read lazily; `.bin` pickles only with weights_only. Whole 
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from videollama_core import connector, vision
-from videollama_core.config import ModelConfig, find_named_folder, read_json, read_model_config
+from videollama_core import audio, connector, vision
+from videollama_core.audio import AudioEncoder
+from videollama_core.config import AudioConfig, ModelConfig, find_named_folder, read_json, read_model_config
 from videollama_core.connector import Connector
 from videollama_core.decoder import Decoder
 from videollama_core.errors import CheckpointMismatch
@@ -25,6 +26,8 @@ from videollama_core.vision import VisionEncoder
 # Tensors that a checkpoint may hold and the answer never needs, by part.
 _UNUSED_VISION = ("post_layernorm.", "head.", "embeddings.position_ids")
 _UNUSED_LANGUAGE = (".rotary_emb.inv_freq",)
+_UNUSED_AUDIO = ("predictor.",)
+_BIAS_TABLE = "self_attn.relative_attention_bias.weight"  # of every layer or of the first: one and the same
 _TOWER_FILE_PREFIX = "vision_model."  # in the tower's own files; everything else there is its text half
 CONNECTOR_FILE = "mm_projector.bin"  # all that a Base folder adds to its language model and tower
 NON_LORA_FILE = "non_lora_trainables.bin"  # what was trained beside the adapters: the connector
@@ -189,10 +192,11 @@ class CheckpointParts:
             if (folders.checkpoint / NON_LORA_FILE).is_file():
                 self._tensors |= _renamed(_readers(self._side_file(NON_LORA_FILE)))
             self._merge_adapters()
+        if any(name.startswith(audio.PREFIX) for name in self._tensors):
+            self.config = replace(config, audio=self._audio_config())
+        others = (vision.PREFIX, connector.PREFIX, audio.PREFIX, audio.PROJECTOR_PREFIX)
         self.language_names = [
-            name
-            for name in self._tensors
-            if not name.startswith((vision.PREFIX, connector.PREFIX)) and not name.endswith(_UNUSED_LANGUAGE)
+            name for name in self._tensors if not name.startswith(others) and not name.endswith(_UNUSED_LANGUAGE)
         ]
 
     def _side_file(self, name: str) -> Shards:
@@ -256,6 +260,43 @@ class CheckpointParts:
     def connector_sources(self) -> Sources:
         return self._below(connector.PREFIX)
 
+    def _audio_config(self) -> AudioConfig:
+        """Sizes of the audio tower, from its tensors. Raises: CheckpointMismatch."""
+
+        def shape(name: str) -> tuple[int, ...]:
+            if audio.PREFIX + name not in self._tensors:
+                raise CheckpointMismatch(f"the audio tower lacks {name}")
+            return tuple(self._tensors[audio.PREFIX + name]().shape)
+
+        numbers = [name.split("layers.")[1].split(".")[0] for name in self._below(audio.PREFIX) if "layers." in name]
+        return AudioConfig(
+            width=shape("post_extract_proj.weight")[0],
+            mlp_width=shape("encoder.layers.0.fc1.weight")[0],
+            layers=len(set(numbers)),
+            heads=shape("encoder.layers.0.self_attn.grep_a")[1],
+            patch_width=shape("patch_embedding.weight")[0],
+        )
+
+    def audio_sources(self) -> Sources:
+        """Of tower and projector; the position convolution's weight made from its direction and length."""
+        tower = {name: read for name, read in self._below(audio.PREFIX).items() if not name.startswith(_UNUSED_AUDIO)}
+        tables = [tower.pop(name) for name in list(tower) if name.endswith(_BIAS_TABLE)]
+        if tables:
+            tower["encoder.relative_attention_bias.weight"] = partial(_shared, tables)
+        conv = "encoder.pos_conv.0.weight"
+        if f"{conv}_g" in tower and f"{conv}_v" in tower:
+            tower[conv] = partial(_normed_weight, tower.pop(f"{conv}_g"), tower.pop(f"{conv}_v"))
+        projector = self._below(audio.PROJECTOR_PREFIX)
+        return {f"tower.{name}": read for name, read in tower.items()} | {
+            f"projector.{name}": read for name, read in projector.items()
+        }
+
+    def audio_encoder(self) -> AudioEncoder | None:
+        if self.config.audio is None:
+            return None
+        module = AudioEncoder(self.config.audio, self.config.language.width)
+        return fill(module, self.audio_sources(), "audio tower")
+
     def language_sources(self) -> Sources:
         return {name: self._tensors[name] for name in self.language_names}
 
@@ -271,14 +312,15 @@ class CheckpointParts:
     def check(self) -> None:
         """Raises: CheckpointMismatch unless every part is complete, nothing is left over, and all shapes fit."""
         with torch.device("meta"):
-            modules = (
-                VisionEncoder(self.config.vision, self.config.pixels),
-                Connector(self.config),
-                Decoder(self.config.language),
-            )
-        parts = ("vision tower", "connector", "language model")
-        sources = (self.vision_sources(), self.connector_sources(), self.language_sources())
-        for module, part, readers in zip(modules, parts, sources, strict=True):
+            modules: list[tuple[nn.Module, str, Sources]] = [
+                (VisionEncoder(self.config.vision, self.config.pixels), "vision tower", self.vision_sources()),
+                (Connector(self.config), "connector", self.connector_sources()),
+                (Decoder(self.config.language), "language model", self.language_sources()),
+            ]
+            if self.config.audio is not None:
+                tower = AudioEncoder(self.config.audio, self.config.language.width)
+                modules.append((tower, "audio tower", self.audio_sources()))
+        for module, part, readers in modules:
             expected = module.state_dict()
             _check_names(expected, readers, _is_tied(module), part)
             for name, read in readers.items():
@@ -315,6 +357,21 @@ def _merged(
             f"the adapter of {name} is {list(b.shape)} x {list(a.shape)}, but the weight is {list(weight.shape)}"
         )
     return weight + scale * (b @ a)
+
+
+def _shared(tables: list[Callable[[], Tensor]]) -> Tensor:
+    """Raises: CheckpointMismatch unless all layers hold the same table."""
+    first = tables[0]()
+    if any(not torch.equal(first, read()) for read in tables[1:]):
+        raise CheckpointMismatch("the audio tower's layers hold different tables of relative positions; one is shared")
+    return first
+
+
+def _normed_weight(read_length: Callable[[], Tensor], read_direction: Callable[[], Tensor]) -> Tensor:
+    """Weight norm with one length per kernel tap, in float32."""
+    direction = read_direction().float()
+    norm = (direction.square().sum((0, 1), keepdim=True) + 1e-6).sqrt()
+    return read_length().float() * direction / norm
 
 
 def _readers(shards: Shards) -> Sources:

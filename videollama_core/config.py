@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from videollama_core.errors import CheckpointMismatch
+from videollama_core.errors import CheckpointMismatch, InvalidRequest
 from videollama_core.variants import TOWERS, downsampled, media_token_count
 
 # model_type -> family. Early checkpoints say plain "videollama2": they are Mistral's.
@@ -16,6 +16,7 @@ FAMILIES = {
     "videollama2_qwen2": "qwen2",
 }
 CONNECTORS = ("stc_connector", "stc_connector_v35")
+SOUNDING_KINDS = ("audio", "video_with_sound")  # media kinds that are heard
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -77,6 +78,24 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
+class AudioConfig:
+    """BEATs. Sizes come from the stored tensors: the published folders do not say them."""
+
+    width: int
+    mlp_width: int
+    layers: int
+    heads: int
+    patch_width: int
+    rows: int = 2998  # of a filterbank: 30 s
+    bins: int = 128
+
+    @property
+    def tokens(self) -> int:
+        """Of 30 s, which silence fills up: patches of 16 rows and 16 bands."""
+        return (self.rows // 16) * (self.bins // 16)
+
+
+@dataclass(frozen=True)
 class LanguageConfig:
     """The decoder: Mistral, Mixtral or Qwen2."""
 
@@ -106,10 +125,22 @@ class ModelConfig:
     pixels: PixelConfig
     vision: VisionConfig
     language: LanguageConfig
+    audio: AudioConfig | None = None
 
     @property
     def media_tokens(self) -> int:
+        """Of a video or an image."""
         return media_token_count(self.connector, self.num_frames, self.vision.grid)
+
+    def tokens_of(self, kind: str) -> int:
+        """Media tokens of media of a kind (contract.MEDIA_KINDS). Raises: InvalidRequest where the model cannot hear."""
+        if kind not in SOUNDING_KINDS:
+            return self.media_tokens
+        if self.audio is None:
+            raise InvalidRequest(
+                f"this checkpoint has no audio tower, so it cannot hear media of kind {kind}; ask an audio-visual checkpoint"
+            )
+        return self.audio.tokens + (0 if kind == "audio" else self.media_tokens)
 
     @property
     def tokens_per_step(self) -> int:
@@ -133,6 +164,7 @@ class ModelConfig:
             pixels=PixelConfig(**pixels),
             vision=VisionConfig(**content["vision"]),
             language=LanguageConfig(**content["language"]),
+            audio=AudioConfig(**content["audio"]) if content.get("audio") else None,
         )
 
 

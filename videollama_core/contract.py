@@ -11,7 +11,7 @@ from dataclasses import dataclass
 MAX_MEDIA_BYTES = 512 * 2**20  # of one request; the server's message limit is 2 GiB - 1
 MAX_NEW_TOKENS = 32768  # no published checkpoint has more positions
 RUNNING_METRIC = "vl2_running_requests"  # gauge on the metrics port, by stage: requests being answered
-MEDIA_KINDS = ("video", "image", "frames", "folder")
+MEDIA_KINDS = ("video", "image", "frames", "folder", "audio", "video_with_sound")
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,11 @@ MEDIA_KIND = Tensor(
     "media_kind",
     "STRING",
     (1,),
-    "video (one file) | image | frames (every one is used) | folder (frames sampled at 3 per second)",
+    "video (one file) | image | frames (every one is used) | folder (frames sampled at 3 per second) | audio | "
+    "video_with_sound (its track is heard too)",
 )
-START = Tensor("start", "FP64", (1,), "seconds; first moment of the video to look at", optional=True)
-END = Tensor("end", "FP64", (1,), "seconds; last moment of the video to look at", optional=True)
+START = Tensor("start", "FP64", (1,), "seconds; first moment to look at, or of a sound to hear", optional=True)
+END = Tensor("end", "FP64", (1,), "seconds; last moment to look at, or of a sound to hear", optional=True)
 
 # The question and how to answer it. An absent option means the checkpoint's own default.
 QUESTION = Tensor("question", "STRING", (1,), "one user turn", optional=True)
@@ -74,7 +75,8 @@ STOP = Tensor("stop", "STRING", (-1,), "the text ends before the first of these 
 PING = Tensor("ping", "BOOL", (1,), "true: answer at once with `process` alone", optional=True)
 
 # Between the stages.
-FRAMES = Tensor("frames", "UINT8", (-1, -1, -1, 3), "[T,S,S,3] RGB at tower size; T = 1 is an image")
+FRAMES = Tensor("frames", "UINT8", (-1, -1, -1, 3), "[T,S,S,3] RGB at tower size; T = 1 is an image, 0 is sound alone")
+FILTERBANK = Tensor("filterbank", "FP32", (-1, -1), "[R,F] log mel energies rounded to bfloat16; R = 0 without sound")
 FRAME_INDEX = Tensor("frame_index", "INT64", (-1,), "[T] position of each frame in the video, -1 for black padding")
 FRAME_TIME = Tensor("frame_time", "FP64", (-1,), "[T] seconds into the video, NaN where unknown")
 PREPROCESS_SPAN = Tensor("preprocess_span", "FP64", (2,), "Unix seconds when the work began and ended")
@@ -110,11 +112,17 @@ OUTPUT_IDS = Tensor("output_ids", "INT32", (-1, -1), "[beams, n] ids")
 SEQUENCE_LENGTH = Tensor("sequence_length", "INT32", (-1,), "[beams] length of output_ids")
 GENERATION_LOGITS = Tensor("generation_logits", "FP32", (-1, -1, -1), "[beams, n, vocab] before any penalty or filter")
 
-PREPROCESS = Stage("preprocess", (MEDIA, MEDIA_KIND, START, END), (FRAMES, FRAME_INDEX, FRAME_TIME, PREPROCESS_SPAN))
+PREPROCESS = Stage(
+    "preprocess",
+    (MEDIA, MEDIA_KIND, START, END),
+    (FRAMES, FILTERBANK, FRAME_INDEX, FRAME_TIME, PREPROCESS_SPAN),
+)
 # Batched shapes ([1,N,D], [1,1]) leave the encoder, because the language model's stage has a batch dimension.
 ENCODED_TABLE = Tensor("prompt_embedding_table", "FP32", (1, -1, -1), "[1,N,D] media tokens")
 ENCODED_SIZE = Tensor("prompt_vocab_size", "INT32", (1, 1), "[1,1] N")
-ENCODER = Stage("encoder", (FRAMES, PREPROCESS_SPAN.as_optional()), (ENCODED_TABLE, ENCODED_SIZE, PERCEPTION_SPANS))
+ENCODER = Stage(
+    "encoder", (FRAMES, FILTERBANK, PREPROCESS_SPAN.as_optional()), (ENCODED_TABLE, ENCODED_SIZE, PERCEPTION_SPANS)
+)
 # Whoever calls `perception` asks for all its outputs: Triton 2.51 caches the response of an ensemble with the outputs
 # that were asked for, and answers a request for others with an error or not at all.
 PERCEPTION = Stage("perception", PREPROCESS.inputs, ENCODER.outputs)

@@ -136,7 +136,7 @@ class Entry:
     ) -> tuple[Prompt, np.ndarray | None, ResolvedSampling]:
         """Prompt, media tokens and sampling; what can be refused is refused before the media is looked at."""
         sampling = self._defaults.resolve(question.options)
-        media = None if question.kind is None else self._bundle.config.media_tokens
+        media = None if question.kind is None else self._bundle.config.tokens_of(question.kind)
         prompt = build_prompt(self._bundle, self._tokenizer, question.conversation, question.kind, media or 0)
         clock.lap("prompt")
         table = None

@@ -10,11 +10,11 @@ import torch
 from videollama_core.checkpoint import open_checkpoint
 from videollama_core.frame_plan import plan_encoding
 from videollama_core.messages import Answer, Conversation, SamplingOptions, Usage
-from videollama_core.pixels import to_tower_size
+from videollama_core.preprocess import Prepared, prepare
 from videollama_core.prompt import MODALITIES, Prompt, check_length, render_prompt, tokenize_prompt
 from videollama_core.sampling import Sampler
 from videollama_core.text import Tokenizer, read_generation_defaults
-from videollama_core.video import Segment, load_media
+from videollama_core.video import Segment
 
 
 @dataclass
@@ -29,20 +29,31 @@ class Pipeline:
         parts = open_checkpoint(self.folder, self.tower, self.base)
         self.config = parts.config
         self.vision, self.connector, self.decoder = parts.vision_encoder(), parts.connector(), parts.decoder()
+        self.audio = parts.audio_encoder()
         self.tokenizer = Tokenizer(parts.folders.language)
         self.defaults = read_generation_defaults(parts.folders.language, self.tokenizer)
 
-    def frames(self, kind: str, files: Sequence[bytes], segment: Segment = Segment(), pad: bool = False) -> np.ndarray:
-        """Media -> uint8 [T, S, S, 3]."""
-        chosen = load_media(kind, files, segment, self.config.num_frames)
-        return to_tower_size(chosen.rgb, self.config.pixels, pad)
+    def prepare(self, kind: str, files: Sequence[bytes], segment: Segment = Segment(), pad: bool = False) -> Prepared:
+        """Media -> pixels and filterbank."""
+        return prepare(kind, files, segment, self.config, pad)
 
-    def media_tokens(self, frames: np.ndarray) -> torch.Tensor:
+    def media_tokens(self, media: Prepared) -> torch.Tensor:
+        """float32 [N, D]: what is seen, then what is heard."""
+        parts = [self.see(media.frames)] if len(media.frames) else []
+        parts += [self.hear(media.filterbank)] if len(media.filterbank) else []
+        return torch.cat(parts)
+
+    def see(self, frames: np.ndarray) -> torch.Tensor:
         """uint8 [T, S, S, 3] -> float32 [N, D]."""
         plan = plan_encoding(frames, self.config)
         features = self.vision(torch.from_numpy(plan.distinct))
         steps = self.connector(features, torch.from_numpy(plan.frame_index))
         return steps[torch.from_numpy(plan.step_index)].flatten(0, 1)
+
+    def hear(self, filterbank: np.ndarray) -> torch.Tensor:
+        """float32 [R, F] -> float32 [N, D]."""
+        assert self.audio is not None  # `prepare` refuses sound where there is none
+        return self.audio(torch.from_numpy(filterbank)[None])[0]
 
     def prompt(self, conversation: Conversation, modality: str, num_media_tokens: int) -> Prompt:
         text = render_prompt(self.tokenizer, self.config.language.family, conversation, modality)
@@ -87,7 +98,7 @@ class Pipeline:
         segment: Segment = Segment(),
         options: SamplingOptions = SamplingOptions(),
     ) -> Answer:
-        media = None if kind is None else self.media_tokens(self.frames(kind, files, segment))
+        media = None if kind is None else self.media_tokens(self.prepare(kind, files, segment))
         modality = "text" if kind is None else MODALITIES[kind]
         prompt = self.prompt(conversation, modality, 0 if media is None else len(media))
         sampling = self.defaults.resolve(options)

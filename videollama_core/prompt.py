@@ -8,9 +8,16 @@ from videollama_core.errors import InvalidRequest, PromptTooLong
 from videollama_core.messages import Conversation
 from videollama_core.text import Tokenizer
 
-PLACEHOLDERS = {"video": "<video>", "image": "<image>", "text": ""}
+PLACEHOLDERS = {"video": "<video>", "image": "<image>", "audio": "<audio>", "text": ""}
 # media_kind on the wire -> modality of the prompt
-MODALITIES = {"video": "video", "frames": "video", "folder": "video", "image": "image"}
+MODALITIES = {
+    "video": "video",
+    "frames": "video",
+    "folder": "video",
+    "image": "image",
+    "audio": "audio",
+    "video_with_sound": "video",
+}
 # Mistral and Mixtral checkpoints answer below Llama 2's safety prompt; its tags are part of the message, as in the
 # reference. A single newline between the paragraphs and two spaces after "while being safe." are its spelling.
 SYSTEM_FAMILIES = ("mistral", "mixtral")

@@ -56,7 +56,9 @@ class TritonStages:
         if None in found.values():
             # The cache holds an answer to somebody who asked for fewer outputs (contract.PERCEPTION): go around it.
             seen = _ask(contract.PREPROCESS, inputs)
-            found = _ask(contract.ENCODER, {name: seen[name].as_numpy() for name in ("frames", "preprocess_span")})
+            found = _ask(
+                contract.ENCODER, {name: seen[name].as_numpy() for name in ("frames", "filterbank", "preprocess_span")}
+            )
         spans = [float(value) for value in found["perception_spans"].as_numpy()]
         table = found["prompt_embedding_table"].as_numpy().copy()  # out of the response's shared memory
         return Perception(table, {"preprocess": (spans[0], spans[1]), "encoder": (spans[2], spans[3])})

@@ -154,13 +154,13 @@ def decode_video(data: bytes, segment: Segment, num_frames: int | None) -> Frame
     Raises: UnreadableMedia if there is no video stream, the file is cut off, or a wanted frame cannot be decoded.
     """
     deadline = time.monotonic() + DECODE_SECONDS
-    with _open_container(data) as container:
+    with open_container(data) as container:
         stream = _video_stream(container)
         available = _count_frames(container, stream, deadline)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
     while True:
         wanted = choose_in_segment(available, rate, segment, num_frames)
-        with _open_container(data) as container:
+        with open_container(data) as container:
             found, shown = _decode_wanted(container, _video_stream(container), wanted, deadline)
         if shown is None or shown == available:
             break
@@ -176,7 +176,7 @@ def decode_video(data: bytes, segment: Segment, num_frames: int | None) -> Frame
     return Frames([rgb[index] for index in wanted.tolist()], wanted, times)
 
 
-def _open_container(data: bytes) -> "av.container.InputContainer":
+def open_container(data: bytes) -> "av.container.InputContainer":
     try:
         return av.open(
             io.BytesIO(data), mode="r", metadata_errors="replace", container_options={"format_whitelist": CONTAINERS}
@@ -184,7 +184,7 @@ def _open_container(data: bytes) -> "av.container.InputContainer":
     except (av.FFmpegError, ValueError) as error:
         head = data[:16].hex(" ")
         raise UnreadableMedia(
-            f"the file is not a video that can be opened ({len(data)} bytes, beginning {head}): {_reason(error)}. "
+            f"the file is not a video that can be opened ({len(data)} bytes, beginning {head}): {reason(error)}. "
             "Send an mp4, mkv, webm, mov, avi, ts or gif file that plays, or an image as kind image"
         ) from error
 
@@ -220,7 +220,7 @@ def _count_frames(container: "av.container.InputContainer", stream: VideoStream,
             shown += not packet.is_discard
             _check_bounds(total, deadline)
     except av.FFmpegError as error:
-        raise UnreadableMedia(f"the file is damaged after frame {total}: {_reason(error)}") from error
+        raise UnreadableMedia(f"the file is damaged after frame {total}: {reason(error)}") from error
     if total < stream.frames:
         raise UnreadableMedia(f"the file is cut off: its index lists {stream.frames} frames, {total} can be read")
     return shown
@@ -264,7 +264,7 @@ def _decode_wanted(
                 if position == last:
                     return found, None
     if damaged is not None:
-        raise UnreadableMedia(f"the video is damaged after frame {position}: {_reason(damaged)}") from damaged
+        raise UnreadableMedia(f"the video is damaged after frame {position}: {reason(damaged)}") from damaged
     return found, position + 1
 
 
@@ -275,7 +275,7 @@ def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 

@@ -14,7 +14,9 @@ from videollama_converters.split_language_model import split_language_model
 from videollama_converters.steps import Step, Workshop, files_below, sha256, write_json
 from videollama_core.bundle import FORMAT, LANGUAGE_FOLDER, REPOSITORY, graph_path
 from videollama_core.checkpoint import CheckpointParts, Sources, open_checkpoint
-from videollama_core.graphs import CONNECTOR, DECODER, EMBEDDING, GRAPHS, VISION_ENCODER, Graph
+from videollama_core.config import SOUNDING_KINDS
+from videollama_core.contract import MEDIA_KINDS
+from videollama_core.graphs import AUDIO_ENCODER, CONNECTOR, DECODER, EMBEDDING, VISION_ENCODER, Graph, graphs_of
 from videollama_core.tokenizer_files import TOKENIZER_FILES
 
 
@@ -67,7 +69,9 @@ def convert(
                 "format": FORMAT,
                 "name": checkpoint.resolve().name,
                 "model": config.to_dict(),
-                "media_tokens": config.media_tokens,
+                "media_tokens": {
+                    kind: config.tokens_of(kind) for kind in MEDIA_KINDS if config.audio or kind not in SOUNDING_KINDS
+                },
                 "max_seq_len": config.language.max_positions,
                 "engine": "onnx",
                 "dtype": "float32",
@@ -85,6 +89,8 @@ def graph_sources(graph: Graph, parts: CheckpointParts) -> Sources:
         return parts.vision_sources()
     if graph is CONNECTOR:
         return parts.connector_sources()
+    if graph is AUDIO_ENCODER:
+        return parts.audio_sources()
     sources = parts.language_sources()
     if graph is EMBEDDING:
         return {"model.embed_tokens.weight": sources["model.embed_tokens.weight"]}
@@ -100,7 +106,7 @@ def plan_steps(parts: CheckpointParts, source: dict[str, str], out: Path, progre
             (graph_path(graph.name), graph_path(graph.name) + ".data"),
             partial(_export, graph, parts, progress.advance),
         )
-        for graph in GRAPHS
+        for graph in graphs_of(parts.config)
     ]
     inputs = {"source": source, "code": code, "format": FORMAT}
     return [
@@ -127,8 +133,8 @@ def plan_steps(parts: CheckpointParts, source: dict[str, str], out: Path, progre
 
 
 def _work(step: Step, parts: CheckpointParts) -> int:
-    counts = {graph.name: len(graph_sources(graph, parts)) for graph in GRAPHS}
-    counts.update({"language model": len(parts.language_sources()), "parity": len(GRAPHS)})
+    counts = {graph.name: len(graph_sources(graph, parts)) for graph in graphs_of(parts.config)}
+    counts.update({"language model": len(parts.language_sources()), "parity": len(graphs_of(parts.config))})
     return counts.get(step.name, 1)
 
 
@@ -141,7 +147,7 @@ def _export(graph: Graph, parts: CheckpointParts, tick: Callable[[], None], fold
 
 def _compare_all(parts: CheckpointParts, out: Path, path: Path, tick: Callable[[], None]) -> None:
     report = []
-    for graph in GRAPHS:
+    for graph in graphs_of(parts.config):
         report.append(compare(graph, parts.config, graph_sources(graph, parts), out / graph_path(graph.name)).to_dict())
         tick()
     write_json(path, report)
@@ -180,6 +186,7 @@ def _code_hash() -> str:
     names = (
         "vision.py",
         "connector.py",
+        "audio.py",
         "decoder.py",
         "config.py",
         "checkpoint.py",

@@ -15,10 +15,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from videollama_core.audio import AudioEncoder
 from videollama_core.config import ModelConfig
 from videollama_core.connector import Connector
 from videollama_core.decoder import Decoder
-from videollama_core.graphs import CONNECTOR, DECODER, EMBEDDING, VISION_ENCODER, Graph
+from videollama_core.graphs import AUDIO_ENCODER, CONNECTOR, DECODER, EMBEDDING, VISION_ENCODER, Graph
 from videollama_core.vision import VisionEncoder
 
 OPSET = 18  # what TensorRT 10 and ONNX Runtime both read; LayerNormalization is one node from 17 on
@@ -44,6 +45,9 @@ def build_module(graph: Graph, config: ModelConfig) -> nn.Module:
             return VisionEncoder(config.vision, config.pixels).eval()
         if graph is CONNECTOR:
             return Connector(config).eval()
+        if graph is AUDIO_ENCODER:
+            assert config.audio is not None
+            return AudioEncoder(config.audio, config.language.width).eval()
         if graph is EMBEDDING:
             return Embedding(config).eval()
         return Decoder(config.language).eval()
@@ -62,6 +66,9 @@ def example_inputs(graph: Graph, config: ModelConfig, rows: int = 2) -> tuple[Te
     if graph is CONNECTOR:
         features = torch.randn(rows, vision.tokens, vision.width, generator=generator)
         return features, torch.arange(4) % rows
+    if graph is AUDIO_ENCODER:
+        assert config.audio is not None
+        return (10.0 * torch.randn(1, config.audio.rows, config.audio.bins, generator=generator),)
     if graph is EMBEDDING:
         return (torch.randint(0, language.vocab_size, (rows, 3), generator=generator),)
     new, cached = 3, 5
@@ -81,6 +88,7 @@ def _dynamic_shapes(graph: Graph) -> tuple[dict[int, object], ...]:
     axes = {
         VISION_ENCODER.name: ((0,),),
         CONNECTOR.name: ((0,), (0,)),
+        AUDIO_ENCODER.name: ((0,),),
         EMBEDDING.name: ((0, 1),),
         DECODER.name: ((0, 1), (0, 1), (0, 2, 3), (0,), (2, 4)),
     }[graph.name]

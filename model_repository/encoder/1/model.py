@@ -1,4 +1,4 @@
-"""Frames -> media tokens: vision encoder and connector."""
+"""Pixels and filterbanks -> media tokens: vision encoder, connector, audio encoder."""
 
 import time
 
@@ -13,9 +13,9 @@ class TritonPythonModel(PythonStage):
     def load(self, args):
         self.encoder = MediaEncoder(bundle_of(args))
 
-    def run(self, frames, preprocess_span):
+    def run(self, frames, filterbank, preprocess_span):
         began = time.time()
-        table = self.encoder.encode(frames)
+        table = self.encoder.encode(frames, filterbank)
         return {
             "prompt_embedding_table": table[None],
             "prompt_vocab_size": [[len(table)]],

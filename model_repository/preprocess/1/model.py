@@ -1,11 +1,11 @@
-"""Media + options -> uint8 frames at tower size. Decoding lives here alone: a hostile file can kill only this process."""
+"""Media + options -> pixels and filterbanks. Decoding lives here alone: a hostile file can kill only this process."""
 
 import time
 
 from videollama_core.contract import PREPROCESS
-from videollama_core.pixels import to_tower_size
+from videollama_core.preprocess import prepare
 from videollama_core.stage import PythonStage, bundle_of, scalar
-from videollama_core.video import Segment, load_media
+from videollama_core.video import Segment
 
 
 class TritonPythonModel(PythonStage):
@@ -17,10 +17,11 @@ class TritonPythonModel(PythonStage):
     def run(self, media, media_kind, start, end):
         began = time.time()
         segment = Segment(scalar(start, "start"), scalar(end, "end"))
-        frames = load_media(scalar(media_kind, "media_kind"), list(media), segment, self.config.num_frames)
+        found = prepare(scalar(media_kind, "media_kind"), list(media), segment, self.config)
         return {
-            "frames": to_tower_size(frames.rgb, self.config.pixels),
-            "frame_index": frames.index,
-            "frame_time": frames.time,
+            "frames": found.frames,
+            "filterbank": found.filterbank,
+            "frame_index": found.index,
+            "frame_time": found.time,
             "preprocess_span": [began, time.time()],
         }

@@ -15,14 +15,25 @@ from tqdm import tqdm
 @click.option("--held-out", default=60, show_default=True, help="The same, of combinations that are never trained.")
 @click.option("--sounds", default=0, show_default=True, help="Sounds and clips with beeps, with questions.")
 @click.option("--seed", default=1, show_default=True)
-@click.option("--start/--no-start", default=True, show_default=True, help="Also write the untrained tiny checkpoint.")
+@click.option(
+    "--start/--no-start", default=True, show_default=True, help="Also write the tiny checkpoint to begin with."
+)
+@click.option("--tower-steps", default=0, show_default=True, help="Lessons for its vision tower alone.")
 def shapes(
-    out: Path, pictures: int, texts: int, clips: int, held_out: int, sounds: int, seed: int, start: bool
+    out: Path,
+    pictures: int,
+    texts: int,
+    clips: int,
+    held_out: int,
+    sounds: int,
+    seed: int,
+    start: bool,
+    tower_steps: int,
 ) -> None:
     """Write a data set of moving shapes, in the reference's training format.
 
-    OUT holds pictures.json, texts.json, train.json and held_out.json with their media beside them, and OUT/start, an untrained
-    checkpoint in the published layout with a tokenizer of its own.
+    OUT holds pictures.json, texts.json, train.json and held_out.json with their media beside them, and OUT/start, a checkpoint
+    in the published layout with a tokenizer of its own: random weights, but for the tower's lessons.
     """
     from videollama_training.shapes.make import (
         HELD_OUT,
@@ -55,5 +66,5 @@ def shapes(
             entries += found if name != TEXTS else []  # the tokenizer learns its words from what is seen
     if start:
         words = (message["value"] for entry in entries for message in entry["conversations"])
-        make_start(out / "start", words, seed)
+        make_start(out / "start", words, seed, tower_steps)
     click.echo(f"{out} is ready")

@@ -128,42 +128,47 @@ def _colour(scene: Scene, random: Random) -> Item:
     actor = _unique(scene, random)
     if actor is None:
         return _count(scene, random)
-    form = random.random()
-    if form < 0.5:
-        question, answer = _pick(
-            random,
-            (f"What colour is the {actor.shape}?", f"it is {actor.colour}"),
-            (f"Tell me the colour of the {actor.shape}.", f"the {actor.shape} is {actor.colour}"),
-            (f"Which colour does the {actor.shape} have?", f"it is {actor.colour}"),
-        )
-        return Item("colour", "open", question, answer)
-    if form < 0.75:
-        asked = actor.colour if random.random() < 0.5 else random.choice(_others(random, list(COLOURS), actor.colour))
-        question = random.choice((f"Is the {actor.shape} {asked}?", f"Is the {actor.shape} of {asked} colour?"))
-        return Item("colour", "yes/no", question, _so(f"it is {actor.colour}", asked == actor.colour))
-    wrong = _others(random, list(COLOURS), actor.colour)
-    return Item("colour", "choice", *_choice(random, f"What colour is the {actor.shape}?", actor.colour, wrong))
+    shape, colour = actor.shape, actor.colour
+    wordings = (
+        (f"What colour is the {shape}?", f"it is {colour}"),
+        (f"Tell me the colour of the {shape}.", f"the {shape} is {colour}"),
+        (f"Which colour does the {shape} have?", f"it is {colour}"),
+    )
+    return _look(random, "colour", colour, list(COLOURS), wordings, "it is {}", f"Is the {shape} {{}}?")
 
 
 def _shape(scene: Scene, random: Random) -> Item:
     actor = _unique(scene, random)
     if actor is None:
         return _count(scene, random)
+    shape, colour = actor.shape, actor.colour
+    wordings = (
+        (f"What shape is {colour}?", f"it is a {shape}"),
+        (f"What is the {colour} thing?", f"the {colour} thing is a {shape}"),
+        (f"Which shape does the {colour} thing have?", f"it is a {shape}"),
+    )
+    return _look(random, "shape", shape, list(SHAPES), wordings, "it is a {}", f"Is the {colour} thing a {{}}?")
+
+
+def _look(
+    random: Random,
+    topic: str,
+    right: str,
+    values: list[str],
+    wordings: tuple[tuple[str, str], ...],
+    fact: str,
+    verdict: str,
+) -> Item:
+    """A question about how one thing looks, in any form."""
     form = random.random()
     if form < 0.5:
-        question, answer = _pick(
-            random,
-            (f"What shape is {actor.colour}?", f"it is a {actor.shape}"),
-            (f"What is the {actor.colour} thing?", f"the {actor.colour} thing is a {actor.shape}"),
-            (f"Which shape does the {actor.colour} thing have?", f"it is a {actor.shape}"),
-        )
-        return Item("shape", "open", question, answer)
+        return Item(topic, "open", *_pick(random, *wordings))
     if form < 0.75:
-        asked = actor.shape if random.random() < 0.5 else random.choice(_others(random, SHAPES, actor.shape))
-        answer = _so(f"it is a {actor.shape}", asked == actor.shape)
-        return Item("shape", "yes/no", f"Is the {actor.colour} thing a {asked}?", answer)
-    wrong = [f"a {shape}" for shape in _others(random, SHAPES, actor.shape)]
-    return Item("shape", "choice", *_choice(random, f"What shape is {actor.colour}?", f"a {actor.shape}", wrong))
+        asked = right if random.random() < 0.5 else _others(random, values, right, 1)[0]
+        return Item(topic, "yes/no", verdict.format(asked), _so(fact.format(right), asked == right))
+    article = fact.removeprefix("it is ").removesuffix("{}")
+    wrong = [article + value for value in _others(random, values, right)]
+    return Item(topic, "choice", *_choice(random, wordings[0][0], article + right, wrong))
 
 
 def _size(scene: Scene, random: Random) -> Item:

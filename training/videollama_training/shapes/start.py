@@ -1,4 +1,4 @@
-"""The untrained tiny checkpoint: published layout, seeded random weights, and a small tokenizer of its own."""
+"""The tiny checkpoint before training: published layout, seeded random weights, and a small tokenizer of its own."""
 
 import json
 from collections.abc import Iterable
@@ -16,6 +16,7 @@ from videollama_core.config import read_model_config
 from videollama_core.connector import Connector
 from videollama_core.decoder import Decoder
 from videollama_core.vision import VisionEncoder
+from videollama_training.shapes.tower import pretrain_tower
 
 TOWER = "towers/siglip-tiny-patch8-64"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -28,8 +29,8 @@ CHAT_TEMPLATE = (
 )
 VISION = {
     "model_type": "siglip_vision_model",
-    "hidden_size": 96,
-    "intermediate_size": 256,
+    "hidden_size": 128,
+    "intermediate_size": 384,
     "num_hidden_layers": 4,  # the last one is stored and never used, as in the published towers
     "num_attention_heads": 4,
     "image_size": 64,
@@ -48,8 +49,8 @@ PIXELS = {
 LANGUAGE = {
     "architectures": ["Videollama2Qwen2ForCausalLM"],
     "model_type": "videollama2_qwen2",
-    "hidden_size": 128,
-    "intermediate_size": 352,
+    "hidden_size": 192,
+    "intermediate_size": 512,
     "num_hidden_layers": NUM_LAYERS,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -63,15 +64,19 @@ LANGUAGE = {
     "mm_vision_tower": TOWER,
     "mm_vision_select_layer": -2,
     "mm_vision_select_feature": "patch",
-    "mm_hidden_size": 96,
+    "mm_hidden_size": VISION["hidden_size"],
     "mm_projector_type": "stc_connector_v35",
     "num_frames": 8,
     "use_mm_proj": True,
 }
 
 
-def make_start(folder: Path, texts: Iterable[str], seed: int) -> None:
-    """Write the untrained checkpoint; the tower's settings lie in a folder beside its files."""
+def make_start(folder: Path, texts: Iterable[str], seed: int, tower_steps: int = 0) -> None:
+    """Write the checkpoint; the tower's settings lie in a folder beside its files.
+
+    Args:
+        tower_steps: of lessons for the tower alone (tower.py). All else has random weights.
+    """
     (folder / TOWER).mkdir(parents=True, exist_ok=True)
     _write(folder / TOWER / "config.json", {"model_type": "siglip", "vision_config": VISION})
     _write(folder / TOWER / "preprocessor_config.json", PIXELS)
@@ -97,7 +102,7 @@ def make_start(folder: Path, texts: Iterable[str], seed: int) -> None:
     ends = [ids[SPECIAL[2]], ids[SPECIAL[0]]]
     _write(folder / "config.json", LANGUAGE | {"eos_token_id": ends[0], "bos_token_id": ends[1]})
     _write(folder / "generation_config.json", {"eos_token_id": ends, "repetition_penalty": 1.0, "top_k": 20})
-    save_file(_random_tensors(folder, seed), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(_first_tensors(folder, seed, tower_steps), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _write(path: Path, content: dict) -> None:
@@ -119,7 +124,7 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     return tokenizer
 
 
-def _random_tensors(folder: Path, seed: int) -> dict[str, torch.Tensor]:
+def _first_tensors(folder: Path, seed: int, tower_steps: int) -> dict[str, torch.Tensor]:
     config = read_model_config(folder)
     torch.manual_seed(seed)
     tower = VisionEncoder(config.vision, config.pixels)
@@ -134,6 +139,9 @@ def _random_tensors(folder: Path, seed: int) -> dict[str, torch.Tensor]:
             std = _initial_std(name, tensor)
             if std:
                 nn.init.normal_(tensor, std=std)
+        if module is tower and tower_steps:
+            pretrain_tower(tower, config.pixels, tower_steps, seed)
+        for name, tensor in module.state_dict().items():
             tensors[prefix + name] = tensor.to(torch.bfloat16).contiguous()
     return tensors
 

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIDE = 128  # pixels of a clip's side
-NUM_FRAMES = 32  # of a clip
-FRAMES_PER_SECOND = 16
+NUM_FRAMES = 16  # of a clip
+FRAMES_PER_SECOND = 8
 COLOURS = {
     "red": (225, 45, 45),
     "green": (50, 190, 70),
