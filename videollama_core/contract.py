@@ -121,7 +121,9 @@ PREPROCESS = Stage(
 ENCODED_TABLE = Tensor("prompt_embedding_table", "FP32", (1, -1, -1), "[1,N,D] media tokens")
 ENCODED_SIZE = Tensor("prompt_vocab_size", "INT32", (1, 1), "[1,1] N")
 ENCODER = Stage(
-    "encoder", (FRAMES, FILTERBANK, PREPROCESS_SPAN.as_optional()), (ENCODED_TABLE, ENCODED_SIZE, PERCEPTION_SPANS)
+    "encoder",
+    (FRAMES, FILTERBANK.as_optional(), PREPROCESS_SPAN.as_optional()),
+    (ENCODED_TABLE, ENCODED_SIZE, PERCEPTION_SPANS),
 )
 # Whoever calls `perception` asks for all its outputs: Triton 2.51 caches the response of an ensemble with the outputs
 # that were asked for, and answers a request for others with an error or not at all.

@@ -21,13 +21,13 @@ class MediaEncoder:
         self._vision, self._connector = load(VISION_ENCODER), load(CONNECTOR)
         self._audio = load(AUDIO_ENCODER) if self._config.audio else None
 
-    def encode(self, frames: np.ndarray, filterbank: np.ndarray) -> np.ndarray:
+    def encode(self, frames: np.ndarray, filterbank: np.ndarray | None = None) -> np.ndarray:
         """What is seen, then what is heard: uint8 [T, S, S, 3], float32 [R, F] -> float32 [N, D]; T or R may be 0.
 
         Raises: InvalidRequest on another size or a wrong number of frames.
         """
         parts = [self._see(frames)] if len(frames) else []
-        parts += [self._hear(filterbank)] if len(filterbank) else []
+        parts += [self._hear(filterbank)] if filterbank is not None and len(filterbank) else []
         if not parts:
             raise InvalidRequest("there is neither a frame nor sound to encode")
         return np.concatenate(parts)

@@ -5,7 +5,9 @@ excerpts of two seconds: both as in the reference. Decoding goes through PyAV, w
 """
 
 import time
+from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import av
 import numpy as np
@@ -85,7 +87,9 @@ def track_waveform(data: bytes) -> np.ndarray:
     return np.pad(heard, (0, SAMPLES - len(heard)))
 
 
-def _decode(container: "av.container.InputContainer", resampler: av.AudioResampler | None = None):
+def _decode(
+    container: "av.container.InputContainer", resampler: av.AudioResampler | None = None
+) -> Iterator[np.ndarray]:
     """Yields the samples of the first track: float64 of its first channel, or whatever the resampler makes."""
     deadline, taken = time.monotonic() + DECODE_SECONDS, 0
     stream = container.streams.audio[0]
@@ -152,7 +156,7 @@ def _triangles() -> np.ndarray:
     return np.maximum(0.0, np.minimum((frequency - left) / step, (left + 2 * step - frequency) / step))
 
 
-def _mel(hertz: np.ndarray) -> np.ndarray:
+def _mel(hertz: Any) -> Any:
     return 1127.0 * np.log(1.0 + hertz / 700.0)
 
 

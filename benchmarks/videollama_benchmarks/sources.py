@@ -10,7 +10,7 @@ import numpy as np
 from videollama_benchmarks.items import Item
 from videollama_client import Client
 from videollama_client.media import read_media
-from videollama_core.errors import InvalidRequest, UnreadableMedia
+from videollama_core.errors import UnreadableMedia
 from videollama_core.messages import SamplingOptions
 
 ORDERS = ("true", "shuffled", "reversed")
@@ -37,7 +37,7 @@ def in_process(folder: Path, tower: Path | None, max_new_tokens: int, frames: "F
 
     def answer(item: Item, question: str) -> str:
         sent = _media(item, frames)
-        media = read_media(sent.get("video"), sent.get("image"))
+        media = read_media(**sent)
         assert media is not None
         conversation = [{"role": "user", "content": question}]
         options = SamplingOptions(max_new_tokens=max_new_tokens)
@@ -49,8 +49,8 @@ def in_process(folder: Path, tower: Path | None, max_new_tokens: int, frames: "F
 def _media(item: Item, frames: "FrameOrder | None") -> dict[str, Any]:
     if not item.media.exists():
         raise UnreadableMedia(f"{item.media} is missing")
-    if item.kind in ("audio", "video+audio"):
-        raise InvalidRequest("this benchmark is about sound, which the service does not take yet")
+    if item.kind == "video+audio":
+        return {"video": item.media, "with_sound": True}
     if frames is not None and item.kind == "video":
         return {"video": frames(item)}
     return {item.kind: item.media}

@@ -13,7 +13,11 @@ import click
 from videollama_client import Client
 from videollama_core.errors import VideoLlamaError
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+# What a file's name says it is; everything else is a video.
+SUFFIXES = {
+    "image": {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"},
+    "audio": {".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aiff", ".wma"},
+}
 # Commands of the other parts, imported when called: the bare install is the client alone.
 _OTHER_COMMANDS = {
     "convert": ("videollama_converters.cli", "convert", "Convert a checkpoint into a folder that `vl2 serve` takes."),
@@ -46,7 +50,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="videollama2-service")
 def main_group() -> None:
-    """VideoLLaMA 2: questions about video, images and text, answered by a Triton server.
+    """VideoLLaMA 2: questions about video, images, sound and text, answered by a Triton server.
 
     \b
     vl2 convert CHECKPOINT --out build/NAME
@@ -56,14 +60,16 @@ def main_group() -> None:
 
 
 @main_group.command(
-    short_help="Ask a question about a video, a picture or nothing.",
+    short_help="Ask a question about a video, a picture, a sound or nothing.",
     epilog='Example: vl2 ask clip.mp4 "What happens?" --start 1.5 --end 4',
 )
 @click.argument("words", nargs=-1, required=True, metavar="[MEDIA] QUESTION")
 @click.option("--video", type=click.Path(path_type=Path), help="Video file, gif, or folder of frames.")
 @click.option("--image", type=click.Path(path_type=Path), help="Picture.")
-@click.option("--start", type=float, help="Seconds: first moment of the video to look at.")
-@click.option("--end", type=float, help="Seconds: last moment of the video to look at.")
+@click.option("--audio", type=click.Path(path_type=Path), help="Sound file; 30 s of it are heard.")
+@click.option("--with-sound", is_flag=True, help="Hear the video's sound track too.")
+@click.option("--start", type=float, help="Seconds: first moment to look at, or of a sound to hear.")
+@click.option("--end", type=float, help="Seconds: last moment to look at, or of a sound to hear.")
 @click.option("--max-new-tokens", type=int, help="At most this many tokens.")
 @click.option("--temperature", type=float, help="0 is greedy, and the default.")
 @click.option("--top-p", type=float, help="Nucleus of the sampling.")
@@ -75,19 +81,26 @@ def main_group() -> None:
 @click.option("--url", default="localhost:8001", show_default=True, help="host:port of the server's gRPC port.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming text.")
 def ask(
-    words: tuple[str, ...], video: Path | None, image: Path | None, url: str, as_json: bool, **options: Any
+    words: tuple[str, ...],
+    video: Path | None,
+    image: Path | None,
+    audio: Path | None,
+    url: str,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Ask QUESTION about MEDIA (video, gif, folder of frames or picture), or about nothing."""
+    """Ask QUESTION about MEDIA (video, gif, folder of frames, picture or sound), or about nothing."""
     if len(words) > 2:
         raise click.UsageError(f"found {len(words)} words; put the question in quotes")
     *media, question = words
     if media:
-        if video or image:
-            raise click.UsageError("name the media once: as the first word, or with --video or --image")
+        if video or image or audio:
+            raise click.UsageError("name the media once: as the first word, or with --video, --image or --audio")
         path = Path(media[0])
-        video, image = (None, path) if path.suffix.lower() in IMAGE_SUFFIXES else (path, None)
+        kind = next((kind for kind, suffixes in SUFFIXES.items() if path.suffix.lower() in suffixes), "video")
+        video, image, audio = (path if kind == name else None for name in ("video", "image", "audio"))
     with Client(url) as client:
-        stream = client.stream(question, video=video, image=image, **options)
+        stream = client.stream(question, video=video, image=image, audio=audio, **options)
         for piece in stream:
             if not as_json:
                 click.echo(piece, nl=False)

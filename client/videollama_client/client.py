@@ -124,6 +124,8 @@ class Client:
         *,
         video: Video | None = None,
         image: Source | None = None,
+        audio: Source | None = None,
+        with_sound: bool = False,
         timeout: float | None = None,
         request_id: str | None = None,
         **options: Any,
@@ -134,13 +136,16 @@ class Client:
             question: one user turn, or a list of {role, content} messages; media belongs to the first.
             video: path, folder of frames, bytes, uint8 [T, H, W, 3], or a list of frames or image paths.
             image: path, bytes or uint8 [H, W, 3].
+            audio: path or bytes of a sound file; 30 s of it are heard, from `start` on.
+            with_sound: the video's sound track is heard too.
             timeout: seconds until DeadlineExceeded.
-            options: start and end (seconds of the video), max_new_tokens, temperature (0 is greedy), top_p, top_k,
+            options: start and end (seconds of the video or sound), max_new_tokens, temperature (0 is greedy), top_p, top_k,
                 seed, repetition_penalty, stop (strings). None means the checkpoint's own default.
         Raises: an error of videollama_core.errors, here or while iterating.
         """
         request_id = request_id or uuid.uuid4().hex
-        request = build_question(question, request_id, {"video": video, "image": image, **options})
+        media = {"video": video, "image": image, "audio": audio, "with_sound": with_sound}
+        request = build_question(question, request_id, media | options)
         timeout = timeout or self._timeout
         call = lambda: self._stub.ModelStreamInfer(iter([request]), timeout=timeout)  # noqa: E731
         stream = AnswerStream(self, request_id, call, timeout)

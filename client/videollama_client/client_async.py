@@ -113,13 +113,16 @@ class AsyncClient:
         *,
         video: Video | None = None,
         image: Source | None = None,
+        audio: Source | None = None,
+        with_sound: bool = False,
         timeout: float | None = None,
         request_id: str | None = None,
         **options: Any,
     ) -> AsyncAnswerStream:
         """Ask, and iterate (`async for`) over the pieces of text as they come."""
         request_id = request_id or uuid.uuid4().hex
-        request = build_question(question, request_id, {"video": video, "image": image, **options})
+        media = {"video": video, "image": image, "audio": audio, "with_sound": with_sound}
+        request = build_question(question, request_id, media | options)
         timeout = timeout or self._timeout
         call = lambda: self._stub.ModelStreamInfer(_once(request), timeout=timeout)  # noqa: E731
         stream = AsyncAnswerStream(self, request_id, call, timeout)

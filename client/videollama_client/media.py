@@ -21,17 +21,28 @@ class Media:
     files: tuple[bytes, ...]
 
 
-def read_media(video: Video | None, image: Source | None) -> Media | None:
-    """Read a video or an image.
+def read_media(
+    video: Video | None = None, image: Source | None = None, audio: Source | None = None, with_sound: bool = False
+) -> Media | None:
+    """Read what a question is about.
 
     Args:
         video: path of a file or of a folder of frames, encoded bytes, uint8 [T, H, W, 3], or a list of frames (arrays,
             paths of pictures, encoded pictures).
         image: path, encoded bytes or uint8 [H, W, 3].
+        audio: path or encoded bytes of a sound file.
+        with_sound: the video's sound track is heard too.
     Raises: InvalidRequest, UnreadableMedia.
     """
-    if video is not None and image is not None:
-        raise InvalidRequest("found a video and an image; one question is about one of them")
+    found = [name for name, one in (("video", video), ("image", image), ("audio", audio)) if one is not None]
+    if len(found) > 1:
+        raise InvalidRequest(f"found {' and '.join(found)}; one question is about one of them (a video may have sound)")
+    if with_sound and (video is None or not _is_one_file(video)):
+        raise InvalidRequest("with_sound needs a video file: frames, folders, images and sounds have no sound track")
+    if audio is not None:
+        if isinstance(audio, np.ndarray):
+            raise InvalidRequest("audio is an array; it takes a path or the bytes of a sound file")
+        return _limited(Media("audio", (_read_one(audio, 1),)))
     if image is not None:
         return _limited(Media("image", (_read_one(image, 3),)))
     if video is None:
@@ -44,7 +55,13 @@ def read_media(video: Video | None, image: Source | None) -> Media | None:
         return _limited(Media("frames", (_read_one(video, 4),)))
     if isinstance(video, (str, os.PathLike)) and Path(video).is_dir():
         return _limited(Media("folder", _read_folder(Path(video))))
-    return _limited(Media("video", (_read_one(video, 4),)))  # type: ignore[arg-type]
+    return _limited(Media("video_with_sound" if with_sound else "video", (_read_one(video, 4),)))  # type: ignore[arg-type]
+
+
+def _is_one_file(video: Video) -> bool:
+    if isinstance(video, (str, os.PathLike)):
+        return not Path(video).is_dir()
+    return isinstance(video, (bytes, bytearray, memoryview))
 
 
 def _read_one(source: Source, dimensions: int) -> bytes:

@@ -19,7 +19,8 @@ from videollama_core.messages import Answer, SamplingOptions, Usage, as_conversa
 
 _NUMPY = {"INT32": np.int32, "FP32": np.float32, "FP64": np.float64, "UINT64": np.uint64, "BOOL": np.bool_}
 _OPTION_NAMES = {option.name for option in OPTIONS} | {"stop"}
-_MEDIA_NAMES = {"video", "image", "start", "end"}
+_MEDIA_NAMES = {"video", "image", "audio", "with_sound", "start", "end"}
+_TIMED_KINDS = ("video", "video_with_sound", "folder", "audio")
 
 
 def build_question(
@@ -31,7 +32,9 @@ def build_question(
         raise InvalidRequest(
             f"unknown option {unknown[0]!r}; options are {', '.join(sorted(_OPTION_NAMES | _MEDIA_NAMES))}"
         )
-    media = read_media(arguments.get("video"), arguments.get("image"))
+    media = read_media(
+        arguments.get("video"), arguments.get("image"), arguments.get("audio"), bool(arguments.get("with_sound"))
+    )
     start, end = arguments.get("start"), arguments.get("end")
     _check_segment(start, end, media)
     stop = arguments.get("stop") or ()
@@ -53,8 +56,8 @@ def _check_segment(start: float | None, end: float | None, media: Media | None) 
     for name, value in (("start", start), ("end", end)):
         if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
             raise BadSegment(f"{name} is {value!r}; it takes seconds from 0 on")
-    if (start is not None or end is not None) and (media is None or media.kind not in ("video", "folder")):
-        raise BadSegment("start and end need a video")
+    if (start is not None or end is not None) and (media is None or media.kind not in _TIMED_KINDS):
+        raise BadSegment("start and end need a video or a sound")
     if start is not None and end is not None and start > end:
         raise BadSegment(f"start {start:g} s is after end {end:g} s; swap them")
 

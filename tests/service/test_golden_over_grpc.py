@@ -1,15 +1,15 @@
-"""Every recorded case of the five vision variants, through the running server."""
+"""Every recorded case of every variant, through the running server."""
 
 import json
 
 import numpy as np
 import pytest
 
-from conftest import CHAT_VARIANTS, FEATURE_TOLERANCE, LOGIT_TOLERANCE, cases, golden
+from conftest import FEATURE_TOLERANCE, VARIANTS, cases, golden
 from videollama_client import BadSegment
 from videollama_core.contract import PERCEPTION
 
-ALL = [case for variant in CHAT_VARIANTS for case in cases(variant)]
+ALL = [case for variant in VARIANTS for case in cases(variant)]
 # The public entry refuses a reversed segment; the reference silently swaps it (in process, and in `perception`, so do we).
 REVERSED = "segment_swapped"
 PERCEPTION_OUTPUTS = [tensor.name for tensor in PERCEPTION.outputs]
@@ -17,6 +17,12 @@ PERCEPTION_OUTPUTS = [tensor.name for tensor in PERCEPTION.outputs]
 
 def name(case) -> str:
     return f"{case.variant}-{case.name}"
+
+
+def media_of(case) -> dict:
+    """Arguments of `ask`."""
+    sound = {"with_sound": True} if case.is_heard and case.modality == "video" else {}
+    return {} if case.modality == "text" else {case.modality: case.source()} | sound
 
 
 def strings(*items: bytes | str) -> np.ndarray:
@@ -27,9 +33,10 @@ def strings(*items: bytes | str) -> np.ndarray:
     "case", [one for one in ALL if not one.starts_from_pixels() and one.name != REVERSED], ids=name
 )
 def test_the_public_entry_answers_as_the_reference(case, server_of):
-    media = {} if case.modality == "text" else {case.modality: case.source()}
     with server_of(case.variant).client() as client:
-        answer = client.ask(case.facts["instruct"], **media, **case.segment, max_new_tokens=case.max_new_tokens)
+        answer = client.ask(
+            case.facts["instruct"], **media_of(case), **case.segment, max_new_tokens=case.max_new_tokens
+        )
     assert answer.output_ids == case.facts["output_ids"]
     assert answer.text == case.facts["text"]
     assert answer.finish_reason == ("stop" if case.facts["ended_by"] == "eos" else "length")
@@ -46,20 +53,25 @@ def test_every_stage_equals_the_reference(case, server_of):
     kind, files = case.files()
     table = {}
     if kind is not None:
-        pixels = case.tensor("pixels_u8")
+        seen = {"frames": case.tensor("pixels_u8")}
         if not case.starts_from_pixels():
             bounds = {key: np.array([value], np.float64) for key, value in case.segment.items()}
             seen = server.call(
-                "preprocess", ["frames", "frame_index"], media=strings(*files), media_kind=strings(kind), **bounds
+                "preprocess",
+                ["frames", "filterbank", "frame_index"],
+                media=strings(*files),
+                media_kind=strings(kind),
+                **bounds,
             )
             kept = case.facts.get("distinct_gif_frames_kept", case.facts.get("sampled_indices"))
             if kept is not None:
                 assert [index for index in seen["frame_index"].tolist() if index >= 0] == kept
-            assert np.array_equal(seen["frames"], pixels)
-        table = server.call("encoder", ["prompt_embedding_table", "prompt_vocab_size"], frames=pixels)
-        wanted = case.tensor("connector_output")
-        assert table["prompt_embedding_table"].shape == (1, *wanted.shape) and table["prompt_vocab_size"] == len(wanted)
-        assert np.abs(table["prompt_embedding_table"][0] - wanted).max() <= FEATURE_TOLERANCE
+            if case.modality != "audio":
+                assert np.array_equal(seen["frames"], case.tensor("pixels_u8"))
+        seen.pop("frame_index", None)
+        table = server.call("encoder", ["prompt_embedding_table", "prompt_vocab_size"], **seen)
+        (tokens,) = table["prompt_embedding_table"]
+        assert case.close_to_tokens(tokens) and table["prompt_vocab_size"] == len(tokens)
     asked = {
         "messages": strings(json.dumps(case.conversation)),
         "max_new_tokens": np.array([case.max_new_tokens], np.int32),
@@ -87,7 +99,7 @@ def test_every_stage_equals_the_reference(case, server_of):
     )
     assert found["output_ids"].reshape(-1).tolist() == case.facts["output_ids"]
     assert found["sequence_length"] == len(case.facts["output_ids"])
-    assert np.abs(found["generation_logits"][0, 0, 0] - case.tensor("prefill_logits")).max() <= LOGIT_TOLERANCE
+    assert np.abs(found["generation_logits"][0, 0, 0] - case.tensor("prefill_logits")).max() <= case.logit_tolerance
 
 
 def test_a_reversed_segment_is_refused_at_the_door_and_mended_behind_it(server_of):
@@ -101,7 +113,11 @@ def test_a_reversed_segment_is_refused_at_the_door_and_mended_behind_it(server_o
     assert np.abs(seen["prompt_embedding_table"][0] - case.tensor("connector_output")).max() <= FEATURE_TOLERANCE
 
 
-@pytest.mark.parametrize("case", [one for one in ALL if one.name in ("video_basic", "image", "multi_turn")], ids=name)
+@pytest.mark.parametrize(
+    "case",
+    [one for one in ALL if one.name in ("video_basic", "image", "multi_turn", "audio_only", "video_audio")],
+    ids=name,
+)
 def test_the_static_ensemble_gives_the_same_text(case, server_of):
     """The joined stream equals the one response of `ensemble`."""
     server = server_of(case.variant)
@@ -117,12 +133,10 @@ def test_the_static_ensemble_gives_the_same_text(case, server_of):
     assert found["text"][0].decode() == case.facts["text"]
     assert found["output_ids"].reshape(-1).tolist() == case.facts["output_ids"]
     with server.client() as client:
-        pieces = list(
-            client.stream(case.facts["instruct"], **{case.modality: case.source()}, max_new_tokens=case.max_new_tokens)
-        )
+        pieces = list(client.stream(case.facts["instruct"], **media_of(case), max_new_tokens=case.max_new_tokens))
     assert len(pieces) > 3 and "".join(pieces) == case.facts["text"]
 
 
 def test_the_recorded_variants_are_all_there():
-    assert [golden(variant)["variant"] for variant in CHAT_VARIANTS] == list(CHAT_VARIANTS)
-    assert len(ALL) == 23 + 9 + 9 + 10 + 9
+    assert [golden(variant)["variant"] for variant in VARIANTS] == list(VARIANTS)
+    assert len(ALL) == 23 + 9 + 9 + 10 + 9 + 9 + 9 + 9
