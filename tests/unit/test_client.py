@@ -56,6 +56,23 @@ def test_media_that_cannot_be_sent(video, image, kind):
         read_media(video, image)
 
 
+def test_sound_from_everything_a_caller_has():
+    clip = MEDIA / "plain_96x64.mp4"
+    assert read_media(audio=MEDIA / "tone_16k_mono_4s.wav").kind == "audio"
+    assert read_media(audio=b"bytes").files == (b"bytes",)
+    assert read_media(video=clip, with_sound=True).kind == "video_with_sound"
+    for wrong in (
+        {"audio": b"a", "video": clip},
+        {"audio": np.zeros(5)},
+        {"video": MEDIA / "frames_dir", "with_sound": True},
+        {"video": [b"frame"], "with_sound": True},
+        {"image": b"a", "with_sound": True},
+        {"with_sound": True},
+    ):
+        with pytest.raises(InvalidRequest):
+            read_media(**wrong)
+
+
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(UnreadableMedia, match="no files"):
         read_media(tmp_path, None)
