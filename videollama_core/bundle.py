@@ -1,7 +1,9 @@
 """A converted checkpoint, as the stages see it: build/NAME.
 
 manifest.json       written last: without it nothing here is whole
-onnx/               vision_encoder, connector, embedding, decoder (.onnx with .onnx.data)
+onnx/               the graphs (.onnx with .onnx.data), for --engine onnx and tensorrt
+torch/              weights of the encoders, for --engine torch
+engines/            TensorRT engines with their side-cars, for --engine tensorrt
 llm/                the decoder as a plain Hugging Face directory, with tokenizer and chat template
 model_repository/   ready to serve
 parity.json         difference between each graph and its PyTorch module
@@ -21,6 +23,7 @@ FORMAT = 1  # of the folder; a bundle of another format must be converted again
 MANIFEST = "manifest.json"
 LANGUAGE_FOLDER = "llm"
 REPOSITORY = "model_repository"
+ENCODER_WEIGHTS = "torch/encoders.safetensors"  # vision.*, connector.*, audio.*, of a bundle for PyTorch
 
 
 def graph_path(name: str) -> str:
@@ -59,6 +62,16 @@ class Bundle:
                 state = "is missing" if found is None else f"has {found} bytes"
                 raise ArtifactMismatch(f"{root / name} {state}; the manifest lists {size} bytes: convert again")
         return cls(root, config, manifest)
+
+    @property
+    def engine(self) -> str:
+        """What runs the encoders: onnx, torch or tensorrt."""
+        return str(self.manifest["engine"])
+
+    @property
+    def dtype(self) -> str:
+        """In which the engine computes."""
+        return str(self.manifest["dtype"])
 
     @property
     def max_seq_len(self) -> int:

@@ -34,6 +34,8 @@ NON_LORA_FILE = "non_lora_trainables.bin"  # what was trained beside the adapter
 SHARD_BYTES = 2 * 2**30
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
+Sources = dict[str, Callable[[], Tensor]]  # name -> reader
+
 
 class Shards:
     """The tensors of a folder by name, wherever they are stored."""
@@ -87,6 +89,10 @@ class Shards:
     def paths(self) -> list[Path]:
         return sorted(set(self._files.values()))
 
+    def sources(self, prefix: str = "") -> Sources:
+        """Readers of the tensors below a prefix, named without it."""
+        return {name.removeprefix(prefix): partial(self.read, name) for name in self._files if name.startswith(prefix)}
+
     def read(self, name: str) -> Tensor:
         """One tensor in its stored dtype."""
         path = self._files[name]
@@ -113,9 +119,6 @@ def _open_tensors(path: Path) -> "dict[str, Tensor] | object":
 def _names_in(path: Path) -> list[str]:
     file = _open_tensors(path)
     return list(file) if isinstance(file, dict) else list(file.keys())  # type: ignore[attr-defined]
-
-
-Sources = dict[str, Callable[[], Tensor]]  # name -> reader
 
 
 @dataclass(frozen=True)
@@ -183,14 +186,14 @@ class CheckpointParts:
         self.config, self.folders = config, folders
         shards = Shards.open(folders.language)
         self._files = shards.paths()
-        self._tensors: Sources = _readers(shards)
+        self._tensors: Sources = shards.sources()
         if not any(name.startswith(vision.PREFIX) for name in self._tensors):
             self._tensors |= self._read_tower(folders.tower, folders.language)
         if folders.layout == "base":
-            self._tensors |= _readers(self._side_file(CONNECTOR_FILE))
+            self._tensors |= self._side_file(CONNECTOR_FILE).sources()
         elif folders.layout == "lora":
             if (folders.checkpoint / NON_LORA_FILE).is_file():
-                self._tensors |= _renamed(_readers(self._side_file(NON_LORA_FILE)))
+                self._tensors |= _renamed(self._side_file(NON_LORA_FILE).sources())
             self._merge_adapters()
         if any(name.startswith(audio.PREFIX) for name in self._tensors):
             self.config = replace(config, audio=self._audio_config())
@@ -213,7 +216,7 @@ class CheckpointParts:
         self._files += shards.paths()
         return {
             vision.PREFIX + name.removeprefix(_TOWER_FILE_PREFIX): read
-            for name, read in _readers(shards).items()
+            for name, read in shards.sources().items()
             if name.startswith(_TOWER_FILE_PREFIX)
         }
 
@@ -224,7 +227,7 @@ class CheckpointParts:
         name = next((name for name in ADAPTER_FILES if (folder / name).is_file()), None)
         if name is None:
             raise CheckpointMismatch(f"{folder} holds adapter_config.json, but neither {' nor '.join(ADAPTER_FILES)}")
-        adapters = _readers(self._side_file(name))
+        adapters = self._side_file(name).sources()
         for stored, read_b in adapters.items():
             if ".lora_B." not in stored:
                 continue
@@ -372,10 +375,6 @@ def _normed_weight(read_length: Callable[[], Tensor], read_direction: Callable[[
     direction = read_direction().float()
     norm = (direction.square().sum((0, 1), keepdim=True) + 1e-6).sqrt()
     return read_length().float() * direction / norm
-
-
-def _readers(shards: Shards) -> Sources:
-    return {name: partial(shards.read, name) for name in shards.names()}
 
 
 def _is_tied(module: nn.Module) -> bool:

@@ -1,25 +1,68 @@
-"""Pixels and filterbanks -> media tokens, on converted graphs."""
+"""Pixels and filterbanks -> media tokens. What is the same on every engine; the engines are behind `Perceiver`."""
+
+from typing import Protocol
 
 import numpy as np
 
 from videollama_core.bundle import Bundle
-from videollama_core.engine import Engine, OnnxEngine
-from videollama_core.errors import InvalidRequest
+from videollama_core.engine import OnnxEngine
+from videollama_core.errors import ArtifactMismatch, InvalidRequest
 from videollama_core.frame_plan import plan_encoding
 from videollama_core.graphs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, Graph
 from videollama_core.video import MAX_FRAMES
+
+
+class Perceiver(Protocol):
+    """The encoders of one checkpoint on one engine. U distinct frames, T' of them in time, D language model width."""
+
+    def see(self, frames: np.ndarray, frame_index: np.ndarray) -> np.ndarray:
+        """uint8 [U, S, S, 3], int64 [T'] -> float32 [steps, tokens per step, D]."""
+        ...
+
+    def hear(self, filterbank: np.ndarray) -> np.ndarray:
+        """float32 [R, F] -> float32 [N, D]."""
+        ...
+
+
+class OnnxPerceiver:
+    """The converted graphs on ONNX Runtime."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        def load(graph: Graph) -> OnnxEngine:
+            return OnnxEngine(bundle.graph(graph.name), graph.inputs, graph.outputs)
+
+        self._vision, self._connector = load(VISION_ENCODER), load(CONNECTOR)
+        self._audio = load(AUDIO_ENCODER) if bundle.config.audio else None
+
+    def see(self, frames: np.ndarray, frame_index: np.ndarray) -> np.ndarray:
+        features = self._vision.run({"frames": frames})["vision_features"]
+        return self._connector.run({"vision_features": features, "frame_index": frame_index})["media_steps"]
+
+    def hear(self, filterbank: np.ndarray) -> np.ndarray:
+        assert self._audio is not None
+        return self._audio.run({"filterbank": filterbank[None]})["audio_tokens"][0]
+
+
+def load_perceiver(bundle: Bundle) -> Perceiver:
+    """The encoders on the engine that the bundle was converted for. Raises: ArtifactMismatch."""
+    if bundle.engine == "onnx":
+        return OnnxPerceiver(bundle)
+    if bundle.engine == "torch":
+        from videollama_core.torch_perceiver import TorchPerceiver  # torch takes seconds to import
+
+        return TorchPerceiver(bundle)
+    if bundle.engine == "tensorrt":
+        from videollama_core.tensorrt_perceiver import TensorRtPerceiver
+
+        return TensorRtPerceiver(bundle)
+    raise ArtifactMismatch(f"{bundle.root} was converted for the engine {bundle.engine!r}, which is not known here")
 
 
 class MediaEncoder:
     """Vision encoder, connector and (where the checkpoint hears) audio encoder of one bundle."""
 
     def __init__(self, bundle: Bundle) -> None:
-        def load(graph: Graph) -> Engine:
-            return OnnxEngine(bundle.graph(graph.name), graph.inputs, graph.outputs)
-
-        self._config = bundle.config
-        self._vision, self._connector = load(VISION_ENCODER), load(CONNECTOR)
-        self._audio = load(AUDIO_ENCODER) if self._config.audio else None
+        self._config, self._perceiver = bundle.config, load_perceiver(bundle)
 
     def encode(self, frames: np.ndarray, filterbank: np.ndarray | None = None) -> np.ndarray:
         """What is seen, then what is heard: uint8 [T, S, S, 3], float32 [R, F] -> float32 [N, D]; T or R may be 0.
@@ -39,16 +82,16 @@ class MediaEncoder:
         if len(frames) != 1 and not wanted <= len(frames) <= MAX_FRAMES:
             raise InvalidRequest(f"found {len(frames)} frames; wanted 1 (an image), or {wanted} to {MAX_FRAMES}")
         plan = plan_encoding(frames, self._config)
-        features = self._vision.run({"frames": plan.distinct})["vision_features"]
-        steps = self._connector.run({"vision_features": features, "frame_index": plan.frame_index})["media_steps"]
+        steps = self._perceiver.see(plan.distinct, plan.frame_index)
         return steps[plan.step_index].reshape(-1, steps.shape[-1])
 
     def _hear(self, filterbank: np.ndarray) -> np.ndarray:
         config = self._config.audio
-        if config is None or self._audio is None:
+        if config is None:
             raise InvalidRequest("this checkpoint has no audio tower, so it cannot hear")
-        if filterbank.dtype != np.float32 or filterbank.shape != (config.rows, config.bins):
+        wanted = (config.rows, config.bins)
+        if filterbank.dtype != np.float32 or filterbank.shape != wanted:
             raise InvalidRequest(
-                f"the filterbank is {filterbank.dtype} {list(filterbank.shape)}; wanted float32 [{config.rows}, {config.bins}]"
+                f"the filterbank is {filterbank.dtype} {list(filterbank.shape)}; wanted float32 {list(wanted)}"
             )
-        return self._audio.run({"filterbank": filterbank[None]})["audio_tokens"][0]
+        return self._perceiver.hear(filterbank)

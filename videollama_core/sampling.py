@@ -42,6 +42,14 @@ class Sampler:
         self._random = np.random.default_rng(sampling.seed)
         self.generated: list[int] = []
 
+    @property
+    def greedy(self) -> bool:
+        return self._sampling.greedy
+
+    @property
+    def penalty(self) -> float:
+        return self._sampling.repetition_penalty
+
     def choose(self, logits: np.ndarray) -> int:
         """The next token from float32 [vocab] scores."""
         scores = penalise(logits, self.generated, self._sampling.repetition_penalty)
@@ -49,5 +57,9 @@ class Sampler:
             token = int(scores.argmax())
         else:
             token = int(self._random.choice(len(scores), p=probabilities(scores, self._sampling)))
+        return self.take(token)
+
+    def take(self, token: int) -> int:
+        """Go on with a token that was chosen elsewhere."""
         self.generated.append(token)
         return token

@@ -1,10 +1,11 @@
 """The model repository of a bundle: the tracked stages, ready for `tritonserver --model-repository`."""
 
+import re
 import shutil
 from importlib import resources
 from pathlib import Path
 
-from videollama_core.contract import STAGES
+from videollama_core.contract import LANGUAGE_MODEL, STAGES
 from videollama_core.errors import ArtifactMismatch
 
 
@@ -21,8 +22,18 @@ def tracked_repository() -> Path:
     )
 
 
-def assemble(target: Path) -> None:
-    """Copy every stage. An ensemble's version folder is empty, and Triton wants it there."""
+def assemble(target: Path, parameters: dict[str, str]) -> None:
+    """Copy every stage. An ensemble's version folder is empty, and Triton wants it there.
+
+    Args:
+        parameters: of the language model's stage, in place of the tracked ones.
+    """
     source = tracked_repository()
     for name in STAGES:
         shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+    path = target / LANGUAGE_MODEL.name / "config.pbtxt"
+    text = path.read_text("utf-8")
+    for key, value in parameters.items():
+        text, count = re.subn(rf'(key: "{key}", value {{ string_value: )"[^"]*"', rf'\g<1>"{value}"', text)
+        assert count == 1, key
+    path.write_text(text, "utf-8")

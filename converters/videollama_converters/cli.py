@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from videollama_converters.engine_options import ENGINES, EngineOptions
 from videollama_core.errors import VideoLlamaError
 
 
@@ -52,7 +53,20 @@ class ProgressBar:
 @click.option(
     "--base", type=click.Path(path_type=Path), help="Folder of the base language model, for Base folders and adapters."
 )
-def convert(checkpoint: Path, out: Path, tower: Path | None, base: Path | None) -> None:
+@click.option("--engine", type=click.Choice(list(ENGINES)), default="onnx", show_default=True, help="What runs it.")
+@click.option("--dtype", help="In which the engine computes; onnx float32, the others bfloat16 by default.")
+@click.option("--max-seq-len", type=int, help="Positions of prompt and answer together; default: the checkpoint's own.")
+@click.option("--slots", type=int, help="Questions that the language model answers at a time; 8 on a CPU, 16 on a GPU.")
+def convert(
+    checkpoint: Path,
+    out: Path,
+    tower: Path | None,
+    base: Path | None,
+    engine: str,
+    dtype: str | None,
+    max_seq_len: int | None,
+    slots: int | None,
+) -> None:
     """Convert CHECKPOINT, a published VideoLLaMA 2 folder, into a folder that `vl2 serve` takes.
 
     A second run makes only what is missing or no longer valid.
@@ -62,7 +76,8 @@ def convert(checkpoint: Path, out: Path, tower: Path | None, base: Path | None) 
     )  # torch takes seconds to import; --help does not wait for it
 
     try:
-        run(checkpoint, out, tower, base, ProgressBar())
+        options = EngineOptions(engine, dtype or ENGINES[engine][0], max_seq_len, slots)
+        run(checkpoint, out, tower, base, ProgressBar(), options)
     except VideoLlamaError:
         click.echo("", err=True)
         raise

@@ -9,10 +9,12 @@ from typing import Protocol
 
 from videollama_converters import assemble as assembling
 from videollama_converters.compare import buffers, compare
+from videollama_converters.encoder_weights import encoder_sources, write_encoder_weights
+from videollama_converters.engine_options import EngineOptions
 from videollama_converters.export_onnx import export_graph
 from videollama_converters.split_language_model import split_language_model
 from videollama_converters.steps import Step, Workshop, files_below, sha256, write_json
-from videollama_core.bundle import FORMAT, LANGUAGE_FOLDER, REPOSITORY, graph_path
+from videollama_core.bundle import ENCODER_WEIGHTS, FORMAT, LANGUAGE_FOLDER, REPOSITORY, graph_path
 from videollama_core.checkpoint import CheckpointParts, Sources, open_checkpoint
 from videollama_core.config import SOUNDING_KINDS
 from videollama_core.contract import MEDIA_KINDS
@@ -45,20 +47,23 @@ def convert(
     tower: Path | None = None,
     base: Path | None = None,
     progress: Progress = SilentProgress(),
+    options: EngineOptions = EngineOptions(),
 ) -> Path:
     """Convert a published checkpoint folder into a bundle (videollama_core/bundle.py).
 
     Args:
         tower: folder of the vision tower; needed when it is not near the checkpoint and not a published one.
         base: folder of the base language model, for Base folders and adapters.
+        options: what runs the converted parts.
     Returns: the bundle's folder.
     Raises: CheckpointMismatch, ParityFailed, ArtifactMismatch, OSError when the folder cannot be written.
     """
     parts = open_checkpoint(checkpoint, tower, base)
     config = parts.config
+    options.check(config)
     with Workshop(out).locked() as workshop:
         source = _read_source(parts, progress)
-        for step in plan_steps(parts, source, out, progress):
+        for step in plan_steps(parts, source, out, progress, options):
             progress.start(step.name, _work(step, parts))
             reused = workshop.is_valid(step)
             if not reused:
@@ -72,9 +77,9 @@ def convert(
                 "media_tokens": {
                     kind: config.tokens_of(kind) for kind in MEDIA_KINDS if config.audio or kind not in SOUNDING_KINDS
                 },
-                "max_seq_len": config.language.max_positions,
-                "engine": "onnx",
-                "dtype": "float32",
+                "max_seq_len": options.max_seq_len or config.language.max_positions,
+                "engine": options.engine,
+                "dtype": options.dtype,
                 "versions": {package: metadata.version(package) for package in ("torch", "onnx", "onnxruntime")},
                 "source": source,
                 "files": workshop.files(),
@@ -97,7 +102,9 @@ def graph_sources(graph: Graph, parts: CheckpointParts) -> Sources:
     return sources
 
 
-def plan_steps(parts: CheckpointParts, source: dict[str, str], out: Path, progress: Progress) -> list[Step]:
+def plan_steps(
+    parts: CheckpointParts, source: dict[str, str], out: Path, progress: Progress, options: EngineOptions
+) -> list[Step]:
     code = _code_hash()
     exports = [
         Step(
@@ -109,8 +116,20 @@ def plan_steps(parts: CheckpointParts, source: dict[str, str], out: Path, progre
         for graph in graphs_of(parts.config)
     ]
     inputs = {"source": source, "code": code, "format": FORMAT}
+    compared = Step(
+        "parity",
+        inputs,
+        ("parity.json",),
+        lambda to: _compare_all(parts, out, to / "parity.json", progress.advance),
+    )
+    weights = Step(
+        "encoder weights",
+        inputs | {"dtype": options.dtype},
+        (ENCODER_WEIGHTS,),
+        lambda to: write_encoder_weights(parts, to / ENCODER_WEIGHTS, options.dtype, progress.advance),
+    )
     return [
-        *exports,
+        *([weights] if options.engine == "torch" else [*exports, compared]),
         Step(
             "language model",
             inputs,
@@ -118,16 +137,10 @@ def plan_steps(parts: CheckpointParts, source: dict[str, str], out: Path, progre
             lambda to: split_language_model(parts, to / LANGUAGE_FOLDER, progress.advance),
         ),
         Step(
-            "parity",
-            inputs,
-            ("parity.json",),
-            lambda to: _compare_all(parts, out, to / "parity.json", progress.advance),
-        ),
-        Step(
             "model repository",
-            {"code": code, "stages": _tree_hash(assembling.tracked_repository())},
+            {"code": code, "stages": _tree_hash(assembling.tracked_repository()), "parameters": options.parameters()},
             (REPOSITORY,),
-            lambda to: assembling.assemble(to / REPOSITORY),
+            lambda to: assembling.assemble(to / REPOSITORY, options.parameters()),
         ),
     ]
 
@@ -135,6 +148,7 @@ def plan_steps(parts: CheckpointParts, source: dict[str, str], out: Path, progre
 def _work(step: Step, parts: CheckpointParts) -> int:
     counts = {graph.name: len(graph_sources(graph, parts)) for graph in graphs_of(parts.config)}
     counts.update({"language model": len(parts.language_sources()), "parity": len(graphs_of(parts.config))})
+    counts["encoder weights"] = len(encoder_sources(parts))
     return counts.get(step.name, 1)
 
 

@@ -12,6 +12,12 @@ HIDDEN = np.finfo(np.float32).min  # added to the score of a position that must 
 _GROW = 256  # positions by which a slot's cache grows
 
 
+class Scores(Protocol):
+    """Scores of B rows; an array float32 [B, vocab] is one. A runner may keep them where they were computed."""
+
+    def __getitem__(self, row: int) -> np.ndarray: ...
+
+
 class Runner(Protocol):
     """Decoder steps on numbered slots, each holding one request's keys and values."""
 
@@ -30,8 +36,11 @@ class Runner(Protocol):
         """
         ...
 
-    def decode(self, slots: list[int], tokens: list[int]) -> np.ndarray:
-        """Append one token to each of several slots, in one step. Returns: scores float32 [B, vocab]."""
+    def decode(self, slots: list[int], tokens: list[int]) -> Scores:
+        """Append one token to each of several slots, in one step.
+
+        Returns: scores; where they have a method `best(samplers)`, it gives each row's best token after its penalty.
+        """
         ...
 
     def free(self, slot: int) -> None:
@@ -126,3 +135,12 @@ class OnnxRunner:
     def _run(self, *inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         outputs = self._decoder.run(dict(zip(DECODER.inputs, inputs, strict=True)))
         return outputs["logits"], outputs["new"]
+
+
+def load_runner(bundle: Bundle, num_slots: int) -> Runner:
+    """The language model on the engine that the bundle was converted for. Raises: ArtifactMismatch."""
+    if bundle.engine == "torch":
+        from videollama_core.generation.torch_runner import TorchRunner  # torch takes seconds to import
+
+        return TorchRunner(bundle, num_slots, bundle.max_seq_len)
+    return OnnxRunner(bundle, num_slots, bundle.max_seq_len)

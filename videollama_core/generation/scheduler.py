@@ -218,8 +218,12 @@ class Scheduler:
             logger.exception("a step for %d requests failed; each is tried alone", len(ready))
             self._decode_alone(ready)
             return
-        for running, logits in zip(ready, scores, strict=True):
-            self._advance(running, logits)
+        # Scores on a GPU stay there for those that take the best token.
+        best = scores.best([one.sampler for one in ready]) if hasattr(scores, "best") else None
+        for row, running in enumerate(ready):
+            taken = best[row] if best is not None and running.sampler.greedy else None
+            wanted = taken is None or running.request.return_logits
+            self._advance(running, scores[row] if wanted else None, taken)
 
     def _decode_alone(self, ready: list[_Running]) -> None:
         """One request's fault must not end its neighbours."""
@@ -231,10 +235,15 @@ class Scheduler:
             else:
                 self._advance(running, scores[0])
 
-    def _advance(self, running: _Running, logits: np.ndarray) -> None:
+    def _advance(self, running: _Running, logits: np.ndarray | None, taken: int | None = None) -> None:
+        """One more token: `taken` where it is chosen already, else chosen from the scores."""
         request, generated = running.request, running.sampler.generated
         try:
-            token = running.sampler.choose(logits)
+            if taken is not None:
+                token = running.sampler.take(taken)
+            else:
+                assert logits is not None
+                token = running.sampler.choose(logits)
         except ValueError as error:  # scores that are not numbers
             self._fail(running, error)
             return

@@ -9,7 +9,7 @@ import triton_python_backend_utils as pb
 
 from videollama_core import contract
 from videollama_core.errors import InvalidRequest, VideoLlamaError
-from videollama_core.generation.runner import OnnxRunner
+from videollama_core.generation.runner import load_runner
 from videollama_core.generation.scheduler import GenerationRequest, Scheduler, Step
 from videollama_core.messages import ResolvedSampling, SamplingOptions
 from videollama_core.stage import DecoupledStage, Reply, bundle_of, parameter, scalar
@@ -29,7 +29,7 @@ class LanguageModelStage(DecoupledStage):
 
     def load(self, args: dict[str, str]) -> None:
         bundle = bundle_of(args)
-        runner = OnnxRunner(bundle, int(parameter(args, "max_num_sequences")), bundle.max_seq_len)
+        runner = load_runner(bundle, int(parameter(args, "max_num_sequences")))
         self._width = bundle.config.language.width
         self._scheduler = Scheduler(
             runner, int(parameter(args, "max_queue_size")), int(parameter(args, "prefill_chunk_len"))

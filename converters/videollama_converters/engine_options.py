@@ -1,0 +1,55 @@
+"""What runs a converted checkpoint, and how: the choices of `vl2 convert`, checked before work begins."""
+
+from dataclasses import dataclass
+
+from videollama_core.config import ModelConfig
+from videollama_core.errors import InvalidRequest
+
+# engine -> types in which it computes, the default first
+ENGINES = {
+    "onnx": ("float32",),
+    "torch": ("bfloat16", "float16", "float32"),
+    "tensorrt": ("bfloat16", "float16", "float32"),
+}
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """None means the default of the engine or of the checkpoint."""
+
+    engine: str = "onnx"
+    dtype: str = "float32"
+    max_seq_len: int | None = None  # positions of prompt and answer together
+    slots: int | None = None  # requests that the language model answers at a time
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise InvalidRequest(f"engine is {self.engine!r}; it is one of {', '.join(ENGINES)}")
+        if self.dtype not in ENGINES[self.engine]:
+            raise InvalidRequest(
+                f"engine {self.engine} cannot compute in {self.dtype}; it takes {', '.join(ENGINES[self.engine])}"
+            )
+        if self.slots is not None and not 1 <= self.slots <= 1024:
+            raise InvalidRequest(f"slots is {self.slots}; it takes 1 to 1024")
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises: InvalidRequest where the checkpoint cannot be run so."""
+        limit = config.language.max_positions
+        media = max(config.tokens_of(kind) for kind in ("video", *(("video_with_sound",) if config.audio else ())))
+        if self.max_seq_len is None:
+            return
+        if self.max_seq_len > limit:
+            raise InvalidRequest(
+                f"max_seq_len is {self.max_seq_len}, but the checkpoint was made for {limit} positions; name at most those"
+            )
+        if self.max_seq_len < media + 64:
+            raise InvalidRequest(
+                f"max_seq_len is {self.max_seq_len}, but media alone takes {media} positions; name at least {media + 64}"
+            )
+
+    def parameters(self) -> dict[str, str]:
+        """Entries of the language model stage's config.pbtxt that differ from the tracked ones."""
+        found = {"max_num_sequences": str(self.slots)} if self.slots else {}
+        if self.engine == "torch":  # a GPU is not busy with a chunk that suits a CPU
+            found |= {"max_num_sequences": str(self.slots or 16), "prefill_chunk_len": "4096"}
+        return found

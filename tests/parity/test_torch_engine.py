@@ -1,0 +1,170 @@
+"""The PyTorch road (a GPU where there is one, the CPU here): every recorded case, and many requests at once."""
+
+from functools import cache
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from test_golden_in_process import ALL, WITH_MEDIA, close, media_tokens, name, pipeline, prepared
+
+from conftest import ROOT, VARIANTS, cases, checkpoint
+from videollama_converters.convert import convert
+from videollama_converters.engine_options import EngineOptions
+from videollama_core.bundle import Bundle
+from videollama_core.encode import MediaEncoder
+from videollama_core.errors import ArtifactMismatch, InvalidRequest
+from videollama_core.generation.runner import OnnxRunner
+from videollama_core.generation.scheduler import GenerationRequest, Scheduler
+from videollama_core.generation.torch_runner import TorchRunner, TorchScores
+from videollama_core.messages import ResolvedSampling
+from videollama_core.sampling import Sampler
+
+
+@cache
+def bundle(variant: str) -> Bundle:
+    """Kept in build/tests, as the ONNX bundles are."""
+    options = EngineOptions(engine="torch", dtype="float32", max_seq_len=4096, slots=4)
+    return Bundle.open(convert(checkpoint(variant), ROOT / "build" / "tests" / f"{variant}-torch", options=options))
+
+
+@cache
+def encoder(variant: str) -> MediaEncoder:
+    return MediaEncoder(bundle(variant))
+
+
+@cache
+def runner(variant: str) -> TorchRunner:
+    return TorchRunner(bundle(variant), num_slots=4, max_length=4096)
+
+
+def greedy(tokens: int, penalty: float = 1.0) -> ResolvedSampling:
+    return ResolvedSampling(tokens, True, 1.0, 0, 1.0, penalty, 0)
+
+
+@pytest.mark.parametrize("case", WITH_MEDIA, ids=name)
+def test_media_tokens(case):
+    found = prepared(case)
+    assert case.close_to_tokens(encoder(case.variant).encode(found.frames, found.filterbank))
+
+
+@pytest.mark.parametrize("chunk", [10_000, 37])
+@pytest.mark.parametrize("case", ALL, ids=name)
+def test_logits_whole_and_by_chunks(case, chunk):
+    ours, media = pipeline(case.variant), media_tokens(name(case))
+    ids = ours.prompt(case.conversation, case.modality, 0 if media is None else len(media)).input_ids.astype(np.int64)
+    visible = ids != ours.tokenizer.pad_id
+    decoder = runner(case.variant)
+    decoder.free(2)
+    for begin in range(0, len(ids), chunk):
+        part = slice(begin, begin + chunk)
+        logits = decoder.prefill(2, ids[part], None if media is None else media.numpy(), visible[part])
+    assert close(logits, case.tensor("prefill_logits"), case.logit_tolerance)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_answers_of_many_requests_at_once(variant):
+    """More requests than slots, joining and leaving: each gets the recorded ids."""
+    ours, done = pipeline(variant), {}
+    for slot in range(runner(variant).num_slots):  # other tests left something in them
+        runner(variant).free(slot)
+    scheduler = Scheduler(runner(variant), prefill_chunk=64)
+    wanted = [case for case in cases(variant) if not case.starts_from_pixels()]
+    for case in wanted:
+        media = media_tokens(name(case))
+        prompt = ours.prompt(case.conversation, case.modality, 0 if media is None else len(media))
+        done[case.name] = []
+        scheduler.submit(
+            GenerationRequest(
+                request_id=case.name,
+                input_ids=prompt.input_ids.astype(np.int64),
+                sampling=greedy(case.max_new_tokens, ours.defaults.repetition_penalty),
+                end_words=tuple((end,) for end in ours.defaults.end_ids),
+                on_step=lambda step, name=case.name: done[name].append(step.token),
+                on_error=pytest.fail,
+                media=None if media is None else media.numpy(),
+                pad_id=ours.tokenizer.pad_id,
+            )
+        )
+    while scheduler.num_running or scheduler.num_waiting:
+        scheduler.iterate()
+    assert done == {case.name: case.facts["output_ids"] for case in wanted}
+    assert scheduler.counters.most_in_one_step >= 3
+
+
+def test_a_slot_in_prefill_is_not_disturbed_by_the_others_steps():
+    variant = "mistral-clip-8f"
+    ids, seen = np.arange(5, 45), np.ones(40, bool)
+    decoder = runner(variant)
+    for slot in range(4):
+        decoder.free(slot)
+    whole = decoder.prefill(0, ids, None, seen)
+    decoder.prefill(3, ids[:7], None, seen[:7])
+    decoder.prefill(1, ids[:20], None, seen[:20])
+    for token in range(9):  # rows 0 to 3 are computed, and only 3 is asked for
+        decoder.decode([3], [token])
+    assert np.allclose(decoder.prefill(1, ids[20:], None, seen[20:]), whole, atol=1e-5)
+
+
+def test_a_slot_can_be_filled_to_its_last_position(bundle_of):
+    """Beside a fuller neighbour whose step reads further than it writes."""
+    decoder = TorchRunner(bundle("mistral-clip-8f"), num_slots=2, max_length=24)
+    plain = OnnxRunner(Bundle.open(bundle_of("mistral-clip-8f")), num_slots=2, max_length=24)
+    for one in (decoder, plain):
+        one.prefill(0, np.arange(20), None, np.ones(20, bool))
+        one.prefill(1, np.arange(3), None, np.ones(3, bool))
+    for token in range(4):
+        found, wanted = decoder.decode([0, 1], [token, token + 9]), plain.decode([0, 1], [token, token + 9])
+        assert all(np.allclose(found[row], wanted[row], atol=1e-4) for row in (0, 1))
+    decoder.decode([1], [5])  # slot 0 is full
+    assert np.allclose(decoder.decode([1], [6])[0], [plain.decode([1], [t]) for t in (5, 6)][-1][0], atol=1e-4)
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.05, 1.7])
+def test_the_best_tokens_are_the_samplers(penalty):
+    random, scores = Random(0), torch.randn(5, 300, generator=torch.Generator().manual_seed(0))
+    ours, plain = ([Sampler(greedy(9, penalty)) for _ in range(5)] for _ in range(2))
+    for one, other in zip(ours, plain, strict=True):
+        for token in random.choices(range(300), k=40):
+            one.take(token)
+            other.take(token)
+    best = TorchScores(scores).best(ours)
+    assert best == [sampler.choose(scores[row].numpy()) for row, sampler in enumerate(plain)]
+
+
+def test_bfloat16_is_near_and_finite():
+    """Whatever runs here: the type is the production's."""
+    case = next(case for case in cases("qwen2-siglip-16f") if case.modality == "video")
+    options = EngineOptions(engine="torch", dtype="bfloat16", max_seq_len=2048)
+    made = Bundle.open(convert(checkpoint(case.variant), ROOT / "build" / "tests" / "torch-bfloat16", options=options))
+    found = MediaEncoder(made).encode(prepared(case).frames)
+    wanted = case.tensor("connector_output")
+    assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.999
+    logits = TorchRunner(made, 1, 256).prefill(0, np.arange(9), None, np.ones(9, bool))
+    plain = runner(case.variant)
+    plain.free(0)
+    assert np.corrcoef(logits, plain.prefill(0, np.arange(9), None, np.ones(9, bool)))[0, 1] > 0.999
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"engine": "abacus"}, "one of onnx, torch, tensorrt"),
+        ({"engine": "onnx", "dtype": "bfloat16"}, "takes float32"),
+        ({"engine": "torch", "dtype": "int3"}, "takes bfloat16"),
+        ({"engine": "torch", "dtype": "float32", "max_seq_len": 10**6}, "made for 32768 positions"),
+        ({"engine": "torch", "dtype": "float32", "max_seq_len": 20}, "media alone takes"),
+        ({"engine": "torch", "dtype": "float32", "slots": 0}, "1 to 1024"),
+    ],
+)
+def test_wrong_choices_fail_before_work_begins(options, reason, tmp_path):
+    with pytest.raises(InvalidRequest, match=reason):
+        convert(checkpoint("mistral-clip-8f"), tmp_path / "out", options=EngineOptions(**options))
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_an_engine_that_is_not_known_is_refused(tmp_path):
+    made = bundle("mistral-clip-8f")
+    other = Bundle(made.root, made.config, made.manifest | {"engine": "abacus"})
+    with pytest.raises(ArtifactMismatch, match="abacus"):
+        MediaEncoder(other)

@@ -1,0 +1,181 @@
+"""The decoder on PyTorch with preallocated slots: a GPU where there is one, the CPU elsewhere.
+
+Slots are rows of one cache. A decoding step computes the first rows up to the highest busy slot, rounded up to a power of
+two, over as many positions as the longest of them holds, rounded up: few shapes, so that a GPU replays each as a CUDA
+graph. Rows that are not asked for write where the next real token of their slot will overwrite it.
+H key-value heads, G query heads per key-value head, d head dim, D width.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from videollama_core.bundle import Bundle
+from videollama_core.checkpoint import Shards, fill
+from videollama_core.decoder import Decoder, DecoderLayer, MixtureOfExperts, rotary_tables, rotate
+from videollama_core.errors import ArtifactMismatch
+from videollama_core.sampling import Sampler
+from videollama_core.torch_device import pick_device, pick_dtype
+from videollama_core.torch_perceiver import Replayed
+
+STEP = 512  # positions by which the part of the cache that a decoding step reads grows
+
+
+class TorchScores:
+    """Scores of some requests, left where they were computed: a GPU chooses for those that take the best."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self._logits = logits  # [B, vocab]
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self._logits[row].float().cpu().numpy()
+
+    def best(self, samplers: Sequence[Sampler]) -> list[int]:
+        """The best token of each row after its request's penalty."""
+        logits = self._logits.float()
+        rows: list[int] = []
+        ids: list[int] = []
+        penalties: list[float] = []
+        for row, sampler in enumerate(samplers):
+            if sampler.penalty != 1:
+                seen = set(sampler.generated)
+                rows += [row] * len(seen)
+                ids += seen
+                penalties += [sampler.penalty] * len(seen)
+        if rows:
+            place = (torch.tensor(rows, device=logits.device), torch.tensor(ids, device=logits.device))
+            penalty = torch.tensor(penalties, device=logits.device)
+            scores = logits[place]
+            logits = logits.index_put(place, torch.where(scores > 0, scores / penalty, scores * penalty))
+        return logits.argmax(-1).tolist()
+
+
+class TorchRunner:
+    """The decoder of one bundle (its `llm/` folder)."""
+
+    def __init__(self, bundle: Bundle, num_slots: int, max_length: int, device: torch.device | None = None) -> None:
+        config = bundle.config.language
+        self._config, self.num_slots, self.max_length = config, num_slots, max_length
+        self.vocab_size = config.vocab_size
+        self.device, self.dtype = device or pick_device(), pick_dtype(bundle.dtype)
+        with torch.device("meta"):
+            decoder = Decoder(config)
+        decoder = decoder.to(self.dtype).to_empty(device=self.device)
+        self._decoder: Decoder = fill(decoder, Shards.open(bundle.language_folder).sources(), "language model")
+        # One position more than a slot holds: rows that are not asked for write there when their slot is full.
+        shape = (config.layers, 2, num_slots, config.kv_heads, max_length + 1, config.head_dim)
+        size = int(np.prod(shape)) * torch.finfo(self.dtype).bits // 8
+        if self.device.type == "cuda" and size > 0.95 * torch.cuda.mem_get_info()[0]:
+            free = torch.cuda.mem_get_info()[0]
+            raise ArtifactMismatch(
+                f"{num_slots} slots of {max_length} positions take {size / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of the "
+                "GPU are free: serve with fewer --slots or a shorter --max-seq-len"
+            )
+        self._cache = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        self._visible = torch.zeros(num_slots, max_length + 1, dtype=torch.bool, device=self.device)
+        self._length = [0] * num_slots
+        self._steps: dict[tuple[int, int], Replayed] = {}
+
+    def free(self, slot: int) -> None:
+        self._length[slot] = 0
+
+    @torch.inference_mode()
+    def prefill(self, slot: int, ids: np.ndarray, media: np.ndarray | None, visible: np.ndarray) -> np.ndarray:
+        begin, end = self._length[slot], self._length[slot] + len(ids)
+        found = torch.from_numpy(ids).to(self.device)
+        is_media = found >= self.vocab_size
+        x = self._decoder.embed(found.masked_fill(is_media, 0))[None]
+        if media is not None:
+            rows = torch.from_numpy(media).to(self.device, self.dtype)
+            x[0, is_media] = rows[found[is_media] - self.vocab_size]
+        self._visible[slot, begin:end] = torch.from_numpy(visible).to(self.device)
+        place = torch.arange(begin, end, device=self.device)
+        mask = None
+        if begin or not visible.all():
+            seen = torch.arange(end, device=self.device)
+            mask = (seen <= place[:, None]) & self._visible[slot, :end]
+            mask |= seen == place[:, None]  # a row that sees nothing would be no number; nobody reads it
+        cos, sin = rotary_tables(place[None], self._config.head_dim, self._config.rope_theta)
+        for number, layer in enumerate(self._layers()):
+            query, key, value = self._project(layer, x, cos, sin)  # [1, heads, S, d]
+            self._cache[number, :, slot, :, begin:end] = torch.cat([key, value])
+            keys, values = self._cache[number, :, slot : slot + 1, :, :end]
+            mixed = functional.scaled_dot_product_attention(
+                query, self._repeat(keys), self._repeat(values), attn_mask=mask, is_causal=mask is None
+            )
+            x = self._finish(layer, x, mixed)
+        self._length[slot] = end
+        return self._decoder.lm_head(self._decoder.model.norm(x[:, -1])).float()[0].cpu().numpy()
+
+    @torch.inference_mode()
+    def decode(self, slots: list[int], tokens: list[int]) -> TorchScores:
+        rows = min(1 << max(slots).bit_length(), self.num_slots)
+        token = [0] * rows
+        for slot, one in zip(slots, tokens, strict=True):
+            token[slot] = one
+        longest = max(self._length[slot] for slot in slots) + 1
+        reach = min(-(-longest // STEP) * STEP, self.max_length + 1)
+        step = self._steps.setdefault((rows, reach), Replayed(lambda *x: self._step(reach, *x), self.device))
+        # A busy slot that is not asked for may reach further than this step reads: it writes behind its own end, too.
+        logits = step(torch.tensor(token), torch.tensor(self._length[:rows]))
+        for slot in slots:
+            self._length[slot] += 1
+        return TorchScores(logits[torch.tensor(slots, device=self.device)])
+
+    def _step(self, reach: int, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """tokens int64 [B], lengths int64 [B] -> scores [B, vocab]."""
+        count = len(tokens)
+        row = torch.arange(count, device=self.device)
+        x = self._decoder.embed(tokens)[:, None]
+        cos, sin = rotary_tables(lengths[:, None], self._config.head_dim, self._config.rope_theta)
+        self._visible[row, lengths] = True
+        seen = torch.arange(reach, device=self.device)
+        mask = (self._visible[:count, :reach] & (seen <= lengths[:, None]))[:, None, None]  # [B, 1, 1, reach]
+        for number, layer in enumerate(self._layers()):
+            query, key, value = self._project(layer, x, cos, sin)  # [B, heads, 1, d]
+            self._cache[number, 0, row, :, lengths] = key[:, :, 0]
+            self._cache[number, 1, row, :, lengths] = value[:, :, 0]
+            keys, values = self._cache[number, :, :count, :, :reach]
+            # The G query heads that share a key head stand as positions: keys and values are read once, where they lie.
+            stacked = query.unflatten(1, (self._config.kv_heads, -1)).flatten(2, 3)  # [B, H, G, d]
+            mixed = functional.scaled_dot_product_attention(stacked, keys, values, attn_mask=mask)
+            x = self._finish(layer, x, mixed.flatten(1, 2)[:, :, None])
+        return self._decoder.lm_head(self._decoder.model.norm(x[:, 0])).float()
+
+    def _layers(self) -> list[DecoderLayer]:
+        return list(self._decoder.model.layers)  # type: ignore[arg-type]
+
+    def _project(self, layer: DecoderLayer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, S, D] -> query, key [B, heads, S, d] turned to their positions, and value."""
+        attention, x = layer.self_attn, layer.input_layernorm(x)
+        query, key, value = (
+            project(x).unflatten(-1, (-1, self._config.head_dim)).transpose(1, 2)
+            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        return rotate(query, cos, sin), rotate(key, cos, sin), value
+
+    def _repeat(self, x: Tensor) -> Tensor:
+        return x.repeat_interleave(self._config.heads // self._config.kv_heads, dim=1)
+
+    def _finish(self, layer: DecoderLayer, x: Tensor, mixed: Tensor) -> Tensor:
+        x = x + layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2))
+        normed = layer.post_attention_layernorm(x)
+        if normed.shape[1] > 1 and self._config.experts:
+            return x + _chosen_experts(layer.block_sparse_moe, normed)
+        return x + layer.feed_forward(normed)
+
+
+def _chosen_experts(moe: MixtureOfExperts, x: Tensor) -> Tensor:
+    """MixtureOfExperts.forward for many positions: each expert runs on the positions that chose it."""
+    flat = x.flatten(0, 1)
+    best, index = torch.topk(torch.softmax(moe.gate(flat).float(), dim=-1), moe.chosen, dim=-1)
+    best = (best / best.sum(-1, keepdim=True)).to(x.dtype)
+    mixed = torch.zeros_like(flat)
+    for number, expert in enumerate(moe.experts):
+        row, choice = torch.where(index == number)
+        if len(row):
+            mixed.index_add_(0, row, expert(flat[row]) * best[row, choice, None])
+    return mixed.view_as(x)

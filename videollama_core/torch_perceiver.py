@@ -1,0 +1,93 @@
+"""The encoders on PyTorch: a GPU where there is one, the CPU elsewhere. The modules are those that graphs are exported from.
+
+On a GPU nothing leaves it between tower and connector, and a shape that comes a second time is replayed as a CUDA graph.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from videollama_core.audio import AudioEncoder
+from videollama_core.bundle import ENCODER_WEIGHTS, Bundle
+from videollama_core.checkpoint import Shards, fill
+from videollama_core.connector import Connector
+from videollama_core.torch_device import pick_device, pick_dtype
+from videollama_core.vision import VisionEncoder
+
+MAX_GRAPHS = 8  # kept per function; each holds its activations
+
+
+class TorchPerceiver:
+    """Modules of one bundle, converted with --engine torch."""
+
+    def __init__(self, bundle: Bundle, device: torch.device | None = None) -> None:
+        config = bundle.config
+        self.device, self.dtype = device or pick_device(), pick_dtype(bundle.dtype)
+        weights = Shards.of_file(bundle.root / ENCODER_WEIGHTS)
+
+        def load(part: str, module: nn.Module) -> nn.Module:
+            return fill(module, weights.sources(f"{part}."), part).to(self.device, self.dtype)
+
+        self.vision = load("vision", VisionEncoder(config.vision, config.pixels))
+        self.connector = load("connector", Connector(config))
+        self.audio = load("audio", AudioEncoder(config.audio, config.language.width)) if config.audio else None
+        # A sequence of frames that repeats none has a fixed index: the graph of the usual case.
+        self._see = Replayed(self._media_steps, self.device)
+        self._hear = Replayed(self._audio_tokens, self.device)
+
+    def _media_steps(self, frames: Tensor, frame_index: Tensor) -> Tensor:
+        return self.connector(self.vision(frames), frame_index)
+
+    def _audio_tokens(self, filterbank: Tensor) -> Tensor:
+        assert self.audio is not None
+        return self.audio(filterbank.to(self.dtype))
+
+    @torch.inference_mode()
+    def see(self, frames: np.ndarray, frame_index: np.ndarray) -> np.ndarray:
+        return self._see(torch.from_numpy(frames), torch.from_numpy(frame_index)).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def hear(self, filterbank: np.ndarray) -> np.ndarray:
+        return self._hear(torch.from_numpy(filterbank)[None])[0].float().cpu().numpy()
+
+
+class Replayed:
+    """A function of tensors; on a GPU its kernels are recorded per shape, and replayed without the host.
+
+    A shape's first call runs as it is written (and warms up), its second records.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], device: torch.device) -> None:
+        self._function, self._device = function, device
+        self._graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor] | None] = {}
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if self._device.type != "cuda":
+            return self._function(*(value.to(self._device) for value in inputs))
+        key = tuple((tuple(value.shape), value.dtype) for value in inputs)
+        if key not in self._graphs:
+            if len(self._graphs) < MAX_GRAPHS:
+                self._graphs[key] = None
+            return self._function(*(value.to(self._device) for value in inputs))
+        recorded = self._graphs[key] or self._record(key, inputs)
+        graph, places, output = recorded
+        for place, value in zip(places, inputs, strict=True):
+            place.copy_(value, non_blocking=True)
+        graph.replay()
+        return output
+
+    def _record(self, key: tuple, inputs: tuple[Tensor, ...]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
+        places = [value.to(self._device) for value in inputs]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self._function(*places)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = self._function(*places)
+        self._graphs[key] = (graph, places, output)
+        return graph, places, output
