@@ -51,12 +51,10 @@ def temporal(items):
     return [item for item in items if item.groups[ORDER] == "yes" and item.groups["topic"] != "description"]
 
 
-def test_held_out_accuracy_is_what_the_model_card_says(served):
-    """Within two points: another processor's rounding may turn an answer that hangs by a thread."""
-    measured = json.loads((TINY_SHAPES / "results.json").read_text("utf-8"))["summaries"]["true"]
-    assert abs(accuracy(served) - measured["overall"]["all"]["accuracy"]) <= 2
+def test_held_out_accuracy(served):
+    assert accuracy(served) >= 90
     for topic in ("motion", "order"):
-        assert abs(accuracy(of_topics(served, topic)) - measured["topic"][topic]["accuracy"]) <= 4
+        assert accuracy(of_topics(served, topic)) >= 85, topic
 
 
 def test_shuffled_frames_leave_a_coin_toss(server_of, items, served, tmp_path):
@@ -129,6 +127,7 @@ def test_the_demo(bundle_of):
     for item in chosen:
         assert item.questions[0] in found.stdout and f"true answer  {item.truth}" in found.stdout
     right = int(re.search(r"(\d+) of \d+ right", found.stdout)[1])
+    assert right >= len(chosen) - 1
     assert right == found.stdout.count("   right\n") and found.stdout.count("   WRONG\n") == len(chosen) - right
     assert "(cached: not run again)" in found.stdout
     assert (out / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
