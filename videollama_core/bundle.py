@@ -22,12 +22,18 @@ from videollama_core.text import Tokenizer, read_generation_defaults
 FORMAT = 1  # of the folder; a bundle of another format must be converted again
 MANIFEST = "manifest.json"
 LANGUAGE_FOLDER = "llm"
+LANGUAGE_ENGINE = "engines/llm/engine"  # of TensorRT-LLM
 REPOSITORY = "model_repository"
 ENCODER_WEIGHTS = "torch/encoders.safetensors"  # vision.*, connector.*, audio.*, of a bundle for PyTorch
 
 
 def graph_path(name: str) -> str:
     return f"onnx/{name}.onnx"
+
+
+def engine_path(name: str) -> str:
+    """Of a TensorRT engine; its side-car lies beside it with the suffix .json."""
+    return f"engines/{name}.engine"
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,11 @@ class Bundle:
     def dtype(self) -> str:
         """In which the engine computes."""
         return str(self.manifest["dtype"])
+
+    @property
+    def world_size(self) -> int:
+        """GPUs of the language model on TensorRT-LLM; 0 where another engine runs it."""
+        return int(self.manifest.get("world_size", 0))
 
     @property
     def max_seq_len(self) -> int:

@@ -120,10 +120,13 @@ PREPROCESS = Stage(
 # Batched shapes ([1,N,D], [1,1]) leave the encoder, because the language model's stage has a batch dimension.
 ENCODED_TABLE = Tensor("prompt_embedding_table", "FP32", (1, -1, -1), "[1,N,D] media tokens")
 ENCODED_SIZE = Tensor("prompt_vocab_size", "INT32", (1, 1), "[1,1] N")
+MEDIA_HASH = Tensor(
+    "media_hash", "UINT64", (1, 1), "[1,1] of what was encoded, never 0: keys and values are reused by it"
+)
 ENCODER = Stage(
     "encoder",
     (FRAMES, FILTERBANK.as_optional(), PREPROCESS_SPAN.as_optional()),
-    (ENCODED_TABLE, ENCODED_SIZE, PERCEPTION_SPANS),
+    (ENCODED_TABLE, ENCODED_SIZE, MEDIA_HASH, PERCEPTION_SPANS),
 )
 # Whoever calls `perception` asks for all its outputs: Triton 2.51 caches the response of an ensemble with the outputs
 # that were asked for, and answers a request for others with an error or not at all.
@@ -142,6 +145,7 @@ PROMPT = Stage(
         MESSAGES,
         MEDIA_KIND.as_optional(),
         ENCODED_SIZE.as_optional(),
+        MEDIA_HASH.as_optional(),
         PERCEPTION_SPANS.as_optional(),
         *OPTIONS,
     ),
@@ -159,6 +163,7 @@ PROMPT = Stage(
             RUNTIME_TOP_P,
             REPETITION_PENALTY,
             SEED,
+            PROMPT_EXTRA_IDS,
         )
     ),
 )

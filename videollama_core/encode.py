@@ -1,5 +1,6 @@
 """Pixels and filterbanks -> media tokens. What is the same on every engine; the engines are behind `Perceiver`."""
 
+import hashlib
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +11,15 @@ from videollama_core.errors import ArtifactMismatch, InvalidRequest
 from videollama_core.frame_plan import plan_encoding
 from videollama_core.graphs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, Graph
 from videollama_core.video import MAX_FRAMES
+
+
+def media_hash(frames: np.ndarray, filterbank: np.ndarray | None) -> int:
+    """64 bits of what is encoded, never 0: the language model keeps keys and values of media positions by it."""
+    digest = hashlib.blake2b(repr(frames.shape).encode(), digest_size=8)
+    for array in (frames, filterbank):
+        if array is not None:
+            digest.update(np.ascontiguousarray(array).data)
+    return int.from_bytes(digest.digest(), "little") or 1
 
 
 class Perceiver(Protocol):

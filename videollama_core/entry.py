@@ -53,6 +53,7 @@ class Question:
 @dataclass(frozen=True)
 class Perception:
     table: np.ndarray  # float32 [1, N, D]
+    media_hash: int  # of what was encoded, never 0
     spans: dict[str, tuple[float, float]]  # stage -> Unix seconds when its work began and ended
 
 
@@ -70,7 +71,7 @@ class Stages(Protocol):
     def perceive(self, kind: str, files: Sequence[bytes], segment: Segment) -> Perception: ...
 
     def generate(
-        self, request_id: str, prompt: Prompt, table: np.ndarray | None, sampling: ResolvedSampling
+        self, request_id: str, prompt: Prompt, seen: Perception | None, sampling: ResolvedSampling
     ) -> Generation: ...
 
 
@@ -102,8 +103,8 @@ class Entry:
         Raises: Cancelled when the client has left; whatever a stage reports.
         """
         clock = _Clock()
-        prompt, table, sampling = self._prepare(question, clock, is_cancelled)
-        generation = _Patient(lambda: self._stages.generate(str(secrets.randbits(63)), prompt, table, sampling))
+        prompt, seen, sampling = self._prepare(question, clock, is_cancelled)
+        generation = _Patient(lambda: self._stages.generate(str(secrets.randbits(63)), prompt, seen, sampling))
         pieces = AnswerText(self._tokenizer, question.options.stop)
         ids: list[int] = []
         try:
@@ -133,25 +134,24 @@ class Entry:
 
     def _prepare(
         self, question: Question, clock: "_Clock", is_cancelled: Callable[[], bool]
-    ) -> tuple[Prompt, np.ndarray | None, ResolvedSampling]:
+    ) -> tuple[Prompt, Perception | None, ResolvedSampling]:
         """Prompt, media tokens and sampling; what can be refused is refused before the media is looked at."""
         sampling = self._defaults.resolve(question.options)
         media = None if question.kind is None else self._bundle.config.tokens_of(question.kind)
         prompt = build_prompt(self._bundle, self._tokenizer, question.conversation, question.kind, media or 0)
         clock.lap("prompt")
-        table = None
+        seen = None
         if question.kind is not None:
             seen = self._perceive(question, is_cancelled)
-            table = seen.table
-            if table.shape[1] != media:  # more frames than the checkpoint's number were sent
+            if seen.table.shape[1] != media:  # more frames than the checkpoint's number were sent
                 prompt = build_prompt(
-                    self._bundle, self._tokenizer, question.conversation, question.kind, table.shape[1]
+                    self._bundle, self._tokenizer, question.conversation, question.kind, seen.table.shape[1]
                 )
             clock.add_perception(seen.spans)
         if is_cancelled():
             raise Cancelled("the client left")
         room = self._bundle.max_seq_len - len(prompt.input_ids)
-        return prompt, table, replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
+        return prompt, seen, replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
 
     def _perceive(self, question: Question, is_cancelled: Callable[[], bool]) -> Perception:
         """Again while a stage is being started again; not for ever, for the file itself may be what kills it."""

@@ -35,6 +35,7 @@ class Prompt:
     input_ids: np.ndarray  # int32 [L + N]; media position k holds vocab_size + k
     text_tokens: int  # L
     media_tokens: int  # N
+    media_start: int  # position of the first media token
 
 
 def render_prompt(tokenizer: Tokenizer, family: str, conversation: Conversation, modality: str) -> str:
@@ -67,7 +68,7 @@ def tokenize_prompt(tokenizer: Tokenizer, prompt: str, modality: str, num_media_
     ids = [tokenizer.encode(piece) for piece in pieces]
     media = list(range(vocab_size, vocab_size + num_media_tokens)) if placeholder else []
     joined = ids[0] + media + (ids[1] if placeholder else [])
-    return Prompt(np.array(joined, np.int32), len(joined) - len(media), len(media))
+    return Prompt(np.array(joined, np.int32), len(joined) - len(media), len(media), len(ids[0]))
 
 
 def check_length(prompt: Prompt, max_positions: int) -> None:

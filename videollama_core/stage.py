@@ -76,7 +76,10 @@ def text(value: Any, name: str) -> str:
 
 
 def to_tensor(tensor: Tensor, value: Any) -> Any:
-    array = np.asarray(value, dtype=_NUMPY[tensor.dtype])
+    dtype = _NUMPY[tensor.dtype]
+    if tensor.dtype == "FP32" and isinstance(value, np.ndarray) and value.dtype == np.float16:
+        dtype = np.float16  # media tokens of an engine in half precision stay as they are (assemble.py types them so)
+    array = np.asarray(value, dtype=dtype)
     return pb.Tensor(tensor.name, np.ascontiguousarray(array))
 
 

@@ -12,7 +12,7 @@ import triton_python_backend_utils as pb
 
 from videollama_core import contract
 from videollama_core.entry import Generation, Perception
-from videollama_core.errors import StageFailed, from_wire
+from videollama_core.errors import InvalidRequest, StageFailed, from_wire
 from videollama_core.messages import ResolvedSampling
 from videollama_core.prompt import Prompt
 from videollama_core.stage import to_tensor
@@ -20,7 +20,11 @@ from videollama_core.video import Segment
 
 
 def language_model_inputs(
-    prompt: Prompt, sampling: ResolvedSampling, end_ids: Sequence[int], pad_id: int | None
+    prompt: Prompt,
+    sampling: ResolvedSampling,
+    end_ids: Sequence[int],
+    pad_id: int | None,
+    media_hash: int | None = None,
 ) -> dict[str, Any]:
     """Values of the TensorRT-LLM tensors for a prompt, with the leading batch dimension of 1.
 
@@ -38,7 +42,23 @@ def language_model_inputs(
         "runtime_top_p": [[sampling.top_p]],
         "repetition_penalty": [[sampling.repetition_penalty]],
         "seed": [[sampling.seed]],
+        "prompt_table_extra_ids": extra_ids(prompt, media_hash)[None],
     }
+
+
+def extra_ids(prompt: Prompt, media_hash: int | None) -> np.ndarray:
+    """uint64 [L + N], exactly as long as the ids: the media's hash at each of its positions, 0 at those of text.
+
+    Media positions of all videos hold the same ids; by this alone the C++ backend tells whose keys and values it may reuse.
+    A list of another length it would drop without a word. Raises: InvalidRequest for media without a hash.
+    """
+    if prompt.media_tokens and not media_hash:
+        raise InvalidRequest(
+            "media_hash is missing: media tokens without it would be mistaken for those of other media"
+        )
+    found = np.zeros(len(prompt.input_ids), np.uint64)
+    found[prompt.media_start : prompt.media_start + prompt.media_tokens] = media_hash or 0
+    return found
 
 
 class TritonStages:
@@ -61,15 +81,17 @@ class TritonStages:
             )
         spans = [float(value) for value in found["perception_spans"].as_numpy()]
         table = found["prompt_embedding_table"].as_numpy().copy()  # out of the response's shared memory
-        return Perception(table, {"preprocess": (spans[0], spans[1]), "encoder": (spans[2], spans[3])})
+        media_hash = int(found["media_hash"].as_numpy().reshape(()))
+        return Perception(table, media_hash, {"preprocess": (spans[0], spans[1]), "encoder": (spans[2], spans[3])})
 
     def generate(
-        self, request_id: str, prompt: Prompt, table: np.ndarray | None, sampling: ResolvedSampling
+        self, request_id: str, prompt: Prompt, seen: Perception | None, sampling: ResolvedSampling
     ) -> Generation:
-        inputs = language_model_inputs(prompt, sampling, self._end_ids, self._pad_id)
+        media_hash = None if seen is None else seen.media_hash
+        inputs = language_model_inputs(prompt, sampling, self._end_ids, self._pad_id, media_hash)
         inputs |= {"streaming": [[True]], "exclude_input_in_output": [[True]]}
-        if table is not None:
-            inputs |= {"prompt_embedding_table": table, "prompt_vocab_size": [[table.shape[1]]]}
+        if seen is not None:
+            inputs |= {"prompt_embedding_table": seen.table, "prompt_vocab_size": [[seen.table.shape[1]]]}
         return _TritonGeneration(request_id, inputs)
 
 

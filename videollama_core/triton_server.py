@@ -24,6 +24,7 @@ from videollama_core import contract
 from videollama_core.bundle import REPOSITORY, Bundle
 from videollama_core.contract import RUNNING_METRIC
 from videollama_core.errors import ServerFailed
+from videollama_core.multi_gpu import with_ranks
 from videollama_core.triton_installation import Installation, find_installation, stage_environment
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class TritonServer:
 
     def start(self) -> "TritonServer":
         """Returns when every model is ready. Raises: ArtifactMismatch, ServerFailed with the stage's own reason."""
-        Bundle.open(self.bundle)
+        self._world_size = Bundle.open(self.bundle).world_size
         self._runtime = Path(tempfile.mkdtemp(prefix="vl2-serve-"))
         try:
             self._start()
@@ -103,7 +104,7 @@ class TritonServer:
 
     def _command(self, installation: Installation) -> list[str]:
         options = self.options
-        return [
+        words = [
             str(installation.binary),
             f"--model-repository={(self.bundle / REPOSITORY).resolve()}",
             f"--backend-directory={installation.backends}",
@@ -122,6 +123,7 @@ class TritonServer:
             f"--backend-config=python,thread-pool-size={_CALL_THREADS}",
             "--exit-timeout-secs=5",
         ]
+        return with_ranks(words, self._world_size) if self._world_size else words
 
     @property
     def address(self) -> str:

@@ -108,7 +108,8 @@ class VisionEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(pixels.std).view(3, 1, 1), persistent=False)
 
     def normalise(self, frames: Tensor) -> Tensor:
-        pixels = frames.permute(0, 3, 1, 2).to(self.mean.dtype)  # uint8 [U, S, S, 3] -> [U, 3, S, S]
+        # The cast comes first: TensorRT takes uint8 at the graph's door alone.
+        pixels = frames.to(self.mean.dtype).permute(0, 3, 1, 2)  # uint8 [U, S, S, 3] -> [U, 3, S, S]
         return (pixels * self.scale - self.mean) / self.std
 
     def forward(self, frames: Tensor) -> Tensor:

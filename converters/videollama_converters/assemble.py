@@ -5,7 +5,11 @@ import shutil
 from importlib import resources
 from pathlib import Path
 
-from videollama_core.contract import LANGUAGE_MODEL, STAGES
+from videollama_converters.engine_options import EngineOptions
+from videollama_converters.tensorrt_llm_config import render_config
+from videollama_core.bundle import LANGUAGE_ENGINE, LANGUAGE_FOLDER
+from videollama_core.config import ModelConfig
+from videollama_core.contract import ENCODER, LANGUAGE_MODEL, PERCEPTION, STAGES
 from videollama_core.errors import ArtifactMismatch
 
 
@@ -22,18 +26,32 @@ def tracked_repository() -> Path:
     )
 
 
-def assemble(target: Path, parameters: dict[str, str]) -> None:
+def assemble(target: Path, options: EngineOptions, config: ModelConfig, bundle: Path) -> None:
     """Copy every stage. An ensemble's version folder is empty, and Triton wants it there.
 
     Args:
-        parameters: of the language model's stage, in place of the tracked ones.
+        bundle: where the repository will lie; TensorRT-LLM's backend finds its engine below it.
     """
     source = tracked_repository()
     for name in STAGES:
         shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
     path = target / LANGUAGE_MODEL.name / "config.pbtxt"
-    text = path.read_text("utf-8")
-    for key, value in parameters.items():
-        text, count = re.subn(rf'(key: "{key}", value {{ string_value: )"[^"]*"', rf'\g<1>"{value}"', text)
-        assert count == 1, key
+    if options.engine == "tensorrt":
+        (target / LANGUAGE_MODEL.name / "1/model.py").unlink()
+        root = bundle.resolve()
+        path.write_text(
+            render_config(options.recipe, config, str(root / LANGUAGE_ENGINE), str(root / LANGUAGE_FOLDER)), "utf-8"
+        )
+        for name in (ENCODER.name, PERCEPTION.name):
+            _replace(
+                target / name / "config.pbtxt", r'("prompt_embedding_table", data_type: )TYPE_FP32', r"\1TYPE_FP16"
+            )
+        return
+    for key, value in options.parameters().items():
+        _replace(path, rf'(key: "{key}", value {{ string_value: )"[^"]*"', rf'\g<1>"{value}"')
+
+
+def _replace(path: Path, pattern: str, value: str) -> None:
+    text, count = re.subn(pattern, value, path.read_text("utf-8"))
+    assert count == 1, (path, pattern)
     path.write_text(text, "utf-8")

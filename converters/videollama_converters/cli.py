@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from videollama_converters.engine_options import ENGINES, EngineOptions
+from videollama_converters.gpus import GPUS
+from videollama_converters.tensorrt_llm import KV_DTYPES, QUANTIZATIONS, Recipe
 from videollama_core.errors import VideoLlamaError
 
 
@@ -55,8 +57,20 @@ class ProgressBar:
 )
 @click.option("--engine", type=click.Choice(list(ENGINES)), default="onnx", show_default=True, help="What runs it.")
 @click.option("--dtype", help="In which the engine computes; onnx float32, the others bfloat16 by default.")
-@click.option("--max-seq-len", type=int, help="Positions of prompt and answer together; default: the checkpoint's own.")
+@click.option(
+    "--max-seq-len", type=int, help="Positions of prompt and answer; default: the checkpoint's own, 4096 on TensorRT."
+)
 @click.option("--slots", type=int, help="Questions that the language model answers at a time; 8 on a CPU, 16 on a GPU.")
+@click.option("--quantize", type=click.Choice(list(QUANTIZATIONS)), help="TensorRT-LLM: weights (and activations).")
+@click.option("--kv-dtype", type=click.Choice(list(KV_DTYPES)), default="auto", help="TensorRT-LLM: keys and values.")
+@click.option("--tp", default=1, show_default=True, help="TensorRT-LLM: GPUs that share each layer.")
+@click.option("--pp", default=1, show_default=True, help="TensorRT-LLM: GPUs that share the layers.")
+@click.option("--ep", default=1, show_default=True, help="TensorRT-LLM: groups of those GPUs that share the experts.")
+@click.option("--max-batch-size", default=64, show_default=True, help="TensorRT-LLM: questions at a time.")
+@click.option(
+    "--gpu", type=click.Choice(list(GPUS)), default="H100", show_default=True, help="TensorRT-LLM: built for."
+)
+@click.option("--dry-run", is_flag=True, help="TensorRT: print every command and setting; write nothing.")
 def convert(
     checkpoint: Path,
     out: Path,
@@ -66,6 +80,14 @@ def convert(
     dtype: str | None,
     max_seq_len: int | None,
     slots: int | None,
+    quantize: str | None,
+    kv_dtype: str,
+    tp: int,
+    pp: int,
+    ep: int,
+    max_batch_size: int,
+    gpu: str,
+    dry_run: bool,
 ) -> None:
     """Convert CHECKPOINT, a published VideoLLaMA 2 folder, into a folder that `vl2 serve` takes.
 
@@ -76,7 +98,13 @@ def convert(
     )  # torch takes seconds to import; --help does not wait for it
 
     try:
-        options = EngineOptions(engine, dtype or ENGINES[engine][0], max_seq_len, slots)
+        recipe = Recipe("float16", quantize or "", kv_dtype, tp, pp, ep, max_batch_size, max_seq_len or 4096, gpu)
+        options = EngineOptions(engine, dtype or ENGINES[engine][0], max_seq_len, slots, recipe)
+        if dry_run:
+            from videollama_converters.dry_run import describe
+
+            click.echo(describe(checkpoint, out, tower, base, options))
+            return
         run(checkpoint, out, tower, base, ProgressBar(), options)
     except VideoLlamaError:
         click.echo("", err=True)

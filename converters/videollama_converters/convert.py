@@ -1,25 +1,47 @@
 """The whole conversion of one checkpoint, in order."""
 
 import hashlib
+import logging
+import shlex
+import shutil
+import subprocess
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from videollama_converters import assemble as assembling
+from videollama_converters.build_tensorrt import ENGINE_GRAPHS, build_engine
 from videollama_converters.compare import buffers, compare
 from videollama_converters.encoder_weights import encoder_sources, write_encoder_weights
 from videollama_converters.engine_options import EngineOptions
 from videollama_converters.export_onnx import export_graph
 from videollama_converters.split_language_model import split_language_model
 from videollama_converters.steps import Step, Workshop, files_below, sha256, write_json
-from videollama_core.bundle import ENCODER_WEIGHTS, FORMAT, LANGUAGE_FOLDER, REPOSITORY, graph_path
+from videollama_converters.tensorrt_operators import check_graph
+from videollama_core.bundle import (
+    ENCODER_WEIGHTS,
+    FORMAT,
+    LANGUAGE_ENGINE,
+    LANGUAGE_FOLDER,
+    REPOSITORY,
+    engine_path,
+    graph_path,
+)
 from videollama_core.checkpoint import CheckpointParts, Sources, open_checkpoint
 from videollama_core.config import SOUNDING_KINDS
 from videollama_core.contract import MEDIA_KINDS
+from videollama_core.errors import ArtifactMismatch
 from videollama_core.graphs import AUDIO_ENCODER, CONNECTOR, DECODER, EMBEDDING, VISION_ENCODER, Graph, graphs_of
+from videollama_core.tensorrt_perceiver import describe_machine
 from videollama_core.tokenizer_files import TOKENIZER_FILES
+from videollama_core.torch_device import pick_dtype
+
+logger = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
@@ -61,6 +83,8 @@ def convert(
     parts = open_checkpoint(checkpoint, tower, base)
     config = parts.config
     options.check(config)
+    if options.engine == "tensorrt":
+        describe_machine()  # before hours of work, not after
     with Workshop(out).locked() as workshop:
         source = _read_source(parts, progress)
         for step in plan_steps(parts, source, out, progress, options):
@@ -77,9 +101,10 @@ def convert(
                 "media_tokens": {
                     kind: config.tokens_of(kind) for kind in MEDIA_KINDS if config.audio or kind not in SOUNDING_KINDS
                 },
-                "max_seq_len": options.max_seq_len or config.language.max_positions,
+                "max_seq_len": options.positions(config),
                 "engine": options.engine,
                 "dtype": options.dtype,
+                "world_size": options.recipe.world_size if options.engine == "tensorrt" else 0,
                 "versions": {package: metadata.version(package) for package in ("torch", "onnx", "onnxruntime")},
                 "source": source,
                 "files": workshop.files(),
@@ -128,8 +153,13 @@ def plan_steps(
         (ENCODER_WEIGHTS,),
         lambda to: write_encoder_weights(parts, to / ENCODER_WEIGHTS, options.dtype, progress.advance),
     )
+    parts_of_engine = {
+        "onnx": [*exports, compared],
+        "torch": [weights],
+        "tensorrt": tensorrt_steps(parts, inputs, out, progress, options),
+    }
     return [
-        *([weights] if options.engine == "torch" else [*exports, compared]),
+        *parts_of_engine[options.engine],
         Step(
             "language model",
             inputs,
@@ -138,11 +168,83 @@ def plan_steps(
         ),
         Step(
             "model repository",
-            {"code": code, "stages": _tree_hash(assembling.tracked_repository()), "parameters": options.parameters()},
+            {"code": code, "stages": _tree_hash(assembling.tracked_repository()), "options": asdict(options)},
             (REPOSITORY,),
-            lambda to: assembling.assemble(to / REPOSITORY, options.parameters()),
+            lambda to: assembling.assemble(to / REPOSITORY, options, parts.config, out),
         ),
+        *language_engine_steps(parts, inputs, out, options),
     ]
+
+
+def tensorrt_steps(
+    parts: CheckpointParts, inputs: dict[str, object], out: Path, progress: Progress, options: EngineOptions
+) -> list[Step]:
+    """Typed graphs of the encoders, and their engines."""
+    found, dtype = [], pick_dtype(options.dtype)
+    for graph in ENGINE_GRAPHS:
+        if graph not in graphs_of(parts.config):
+            continue
+        found.append(
+            Step(
+                f"{graph.name} graph",
+                inputs | {"dtype": options.dtype},
+                (graph_path(graph.name), graph_path(graph.name) + ".data"),
+                partial(_export_typed, graph, parts, progress.advance, dtype),
+            )
+        )
+        engine = engine_path(graph.name)
+        found.append(
+            Step(
+                f"{graph.name} engine",
+                inputs | {"dtype": options.dtype, "gpu": options.recipe.gpu},
+                (engine, str(Path(engine).with_suffix(".json"))),
+                partial(_build_engine, graph, parts, out),
+            )
+        )
+    return found
+
+
+def _export_typed(graph: Graph, parts: CheckpointParts, tick: Callable[[], None], dtype: torch.dtype, to: Path) -> None:
+    path = to / graph_path(graph.name)
+    sources = graph_sources(graph, parts) | {name: value.clone for name, value in buffers(parts.config).items()}
+    export_graph(graph, parts.config, sources, path, tick, dtype)
+    violations = check_graph(path)
+    if violations:
+        raise ArtifactMismatch("TensorRT would not take the graph: " + "; ".join(map(str, violations[:3])))
+
+
+def _build_engine(graph: Graph, parts: CheckpointParts, out: Path, to: Path) -> None:
+    cache = out / "engines" / "timing.cache"
+    build_engine(graph, parts.config, out / graph_path(graph.name), to / engine_path(graph.name), cache, logger.info)
+
+
+def language_engine_steps(
+    parts: CheckpointParts, inputs: dict[str, object], out: Path, options: EngineOptions
+) -> list[Step]:
+    """TensorRT-LLM's own commands, where it runs the language model."""
+    if options.engine != "tensorrt":
+        return []
+
+    def run(to: Path) -> None:
+        work = to / Path(LANGUAGE_ENGINE).parent
+        work.mkdir(parents=True)
+        for words in options.recipe.commands(parts.config, out / LANGUAGE_FOLDER, work):
+            run_command(words)
+        shutil.rmtree(work / "checkpoint")  # as large as the model, and only the engine is served
+
+    return [Step("language model engine", inputs | {"recipe": asdict(options.recipe)}, (LANGUAGE_ENGINE,), run)]
+
+
+def run_command(words: list[str]) -> None:
+    """Raises: ArtifactMismatch when the command is not there or fails; its own output is the operator's to read."""
+    try:
+        code = subprocess.run(words, check=False).returncode
+    except FileNotFoundError as error:
+        raise ArtifactMismatch(
+            f"{words[0]} is not on this machine: convert in the pinned container (docker/), or print the commands with --dry-run"
+        ) from error
+    if code:
+        raise ArtifactMismatch(f"{shlex.join(words)} ended with code {code}; its output above says why")
 
 
 def _work(step: Step, parts: CheckpointParts) -> int:
@@ -206,6 +308,7 @@ def _code_hash() -> str:
         "checkpoint.py",
         "graphs.py",
         "export_onnx.py",
+        "tidy_graph.py",
         "split_language_model.py",
         "tokenizer_files.py",
         "compare.py",

@@ -1,15 +1,17 @@
 """What runs a converted checkpoint, and how: the choices of `vl2 convert`, checked before work begins."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from videollama_converters.tensorrt_llm import Recipe
 from videollama_core.config import ModelConfig
 from videollama_core.errors import InvalidRequest
 
-# engine -> types in which it computes, the default first
+# engine -> types in which it computes, the default first. On TensorRT the encoders and the table are float16, as the
+# reference computes; bfloat16 lacks depthwise kernels there, and a table in it passes no Python stage as an array.
 ENGINES = {
     "onnx": ("float32",),
     "torch": ("bfloat16", "float16", "float32"),
-    "tensorrt": ("bfloat16", "float16", "float32"),
+    "tensorrt": ("float16",),
 }
 
 
@@ -21,6 +23,7 @@ class EngineOptions:
     dtype: str = "float32"
     max_seq_len: int | None = None  # positions of prompt and answer together
     slots: int | None = None  # requests that the language model answers at a time
+    recipe: Recipe = field(default_factory=Recipe)  # of the language model on TensorRT-LLM
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -34,8 +37,11 @@ class EngineOptions:
 
     def check(self, config: ModelConfig) -> None:
         """Raises: InvalidRequest where the checkpoint cannot be run so."""
+        if self.engine == "tensorrt":
+            self.recipe.check(config)
+            return
         limit = config.language.max_positions
-        media = max(config.tokens_of(kind) for kind in ("video", *(("video_with_sound",) if config.audio else ())))
+        media = Recipe.media_tokens(config)
         if self.max_seq_len is None:
             return
         if self.max_seq_len > limit:
@@ -46,6 +52,12 @@ class EngineOptions:
             raise InvalidRequest(
                 f"max_seq_len is {self.max_seq_len}, but media alone takes {media} positions; name at least {media + 64}"
             )
+
+    def positions(self, config: ModelConfig) -> int:
+        """Of prompt and answer together."""
+        return (
+            self.recipe.max_seq_len if self.engine == "tensorrt" else self.max_seq_len or config.language.max_positions
+        )
 
     def parameters(self) -> dict[str, str]:
         """Entries of the language model stage's config.pbtxt that differ from the tracked ones."""

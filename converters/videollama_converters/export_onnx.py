@@ -9,12 +9,14 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
+from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
+from torch.nn import functional
 
+from videollama_converters.tidy_graph import tidy
 from videollama_core.audio import AudioEncoder
 from videollama_core.config import ModelConfig
 from videollama_core.connector import Connector
@@ -38,8 +40,29 @@ class Embedding(nn.Module):
         return self.model["embed_tokens"](input_ids)
 
 
-def build_module(graph: Graph, config: ModelConfig) -> nn.Module:
+class _Float32Norm(nn.LayerNorm):
+    """A LayerNorm that computes in float32 inside a graph of fewer bits, where its sums of squares overflow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.float(), self.bias.float()
+        return functional.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+def lower(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """In place: compute in `dtype`, norms in float32. The types of the graph are those of its engine (strong typing)."""
+    for child in module.modules():
+        if type(child) is nn.LayerNorm:
+            child.__class__ = _Float32Norm
+    return module.to(dtype)
+
+
+def build_module(graph: Graph, config: ModelConfig, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The PyTorch module behind a graph, without values."""
+    module = _module(graph, config)
+    return module if dtype is torch.float32 else lower(module, dtype)
+
+
+def _module(graph: Graph, config: ModelConfig) -> nn.Module:
     with torch.device("meta"):
         if graph is VISION_ENCODER:
             return VisionEncoder(config.vision, config.pixels).eval()
@@ -53,8 +76,15 @@ def build_module(graph: Graph, config: ModelConfig) -> nn.Module:
         return Decoder(config.language).eval()
 
 
-def example_inputs(graph: Graph, config: ModelConfig, rows: int = 2) -> tuple[Tensor, ...]:
+def example_inputs(
+    graph: Graph, config: ModelConfig, rows: int = 2, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, ...]:
     """Inputs of the right shapes; seeded, so that two runs compare."""
+    found = _inputs(graph, config, rows)
+    return tuple(value.to(dtype) if value.is_floating_point() else value for value in found)
+
+
+def _inputs(graph: Graph, config: ModelConfig, rows: int) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
     language, vision = config.language, config.vision
     if graph is VISION_ENCODER:
@@ -95,15 +125,22 @@ def _dynamic_shapes(graph: Graph) -> tuple[dict[int, object], ...]:
     return tuple({axis: any_size for axis in one} for one in axes)
 
 
-def export_graph(graph: Graph, config: ModelConfig, sources: Sources, path: Path, tick: Callable[[], None]) -> None:
+def export_graph(
+    graph: Graph,
+    config: ModelConfig,
+    sources: Sources,
+    path: Path,
+    tick: Callable[[], None],
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Write `path` and `path`.data.
 
     Args:
         sources: reads each of the module's parameters and buffers.
         tick: called for each tensor written.
     """
-    module = build_module(graph, config)
-    meta_inputs = tuple(tensor.to("meta") for tensor in example_inputs(graph, config))
+    module = build_module(graph, config, dtype)
+    meta_inputs = tuple(tensor.to("meta") for tensor in example_inputs(graph, config, dtype=dtype))
     with warnings.catch_warnings(), _quiet("torch.onnx"):
         warnings.simplefilter("ignore")  # the exporter's notes on its own internals
         program = torch.onnx.export(
@@ -118,24 +155,26 @@ def export_graph(graph: Graph, config: ModelConfig, sources: Sources, path: Path
             verbose=False,
         )
     assert program is not None
+    tidy(program.model)
     for name, value in program.model.graph.initializers.items():
         assert value.shape is not None and value.dtype is not None
         if name in sources:
-            value.const_value = _lazy(name, value, sources[name], tick)
+            value.const_value = _lazy(name, value, sources[name], tick, dtype)
     path.parent.mkdir(parents=True, exist_ok=True)
     ir.save(program.model, path, external_data=path.name + ".data")
     onnx.checker.check_model(str(path))
 
 
-def _lazy(name: str, value: ir.Value, read: Callable[[], Tensor], tick: Callable[[], None]) -> ir.LazyTensor:
-    assert value.shape is not None
+def _lazy(
+    name: str, value: ir.Value, read: Callable[[], Tensor], tick: Callable[[], None], dtype: torch.dtype
+) -> ir.LazyTensor:
+    assert value.shape is not None and value.dtype is not None
 
     def load() -> ir.TensorProtocol:
         tick()
-        array = read().to(torch.float32).numpy()
-        return ir.tensor(np.ascontiguousarray(array), name=name)
+        return TorchTensor(read().to(dtype).contiguous(), name=name)
 
-    return ir.LazyTensor(load, dtype=ir.DataType.FLOAT, shape=value.shape, name=name, cache=False)
+    return ir.LazyTensor(load, dtype=value.dtype, shape=value.shape, name=name, cache=False)
 
 
 class _quiet:

@@ -158,8 +158,8 @@ class Recipe:
         }
         if config.language.experts:
             features["moe_plugin"] = "auto"
-        for name, value in features.items():
-            words += [f"--{name}", value]
+        for name, choice in features.items():
+            words += [f"--{name}", choice]
         return words
 
 
@@ -183,25 +183,3 @@ def script(recipe: Recipe, config: ModelConfig, llm: Path, out: Path) -> str:
     return "\n".join(
         ["#!/bin/sh", f"# In {CONTAINER} (TensorRT-LLM {RELEASE}), on {recipe.gpu}.", "set -eu", *lines, ""]
     )
-
-
-def launch_command(recipe: Recipe, repository: Path, ports: tuple[int, int, int]) -> list[str]:
-    """How Triton starts: itself for one GPU; for several one server per rank under mpirun, of which rank 0 answers.
-
-    Args:
-        ports: gRPC, HTTP, metrics.
-    """
-    grpc, http, metrics = map(str, ports)
-    common = ["tritonserver", f"--model-repository={repository}", "--disable-auto-complete-config"]
-    first = [*common, f"--grpc-port={grpc}", f"--http-port={http}", f"--metrics-port={metrics}"]
-    first += ["--cuda-memory-pool-byte-size=0:1073741824"]
-    if recipe.world_size == 1:
-        return first
-    words = ["mpirun", "--allow-run-as-root", "--oversubscribe"]
-    for rank in range(recipe.world_size):
-        region = f"--backend-config=python,shm-region-prefix-name=prefix{rank}_"
-        # The others load the language model alone and stay in its initialisation.
-        own = first if rank == 0 else [*common, "--model-control-mode=explicit", "--load-model=tensorrt_llm"]
-        silent = [] if rank == 0 else ["--allow-grpc=false", "--allow-http=false", "--allow-metrics=false"]
-        words += [":"] * bool(rank) + ["-n", "1", *own, *silent, region]
-    return words

@@ -48,7 +48,7 @@ def test_other_shapes_convert_and_agree(shape, tmp_path):
     for count in (bundle.config.num_frames, 1):
         frames = rng.integers(0, 256, (count, size, size, 3), np.uint8)
         with torch.inference_mode():
-            wanted = oracle.media_tokens(frames)
+            wanted = oracle.see(frames)
         found = encoder.encode(frames)
         assert found.shape == (bundle.config.media_tokens, bundle.config.language.width)
         assert np.abs(found - wanted.numpy()).max() < 1e-4

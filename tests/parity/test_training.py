@@ -114,7 +114,7 @@ def test_what_is_trained_is_what_is_served(world, kind):
     first = {name: batch[name][:1] if name in ("source", "target") else batch[name] for name in batch}
     tokens = None
     if media:
-        tokens = pipeline.media_tokens(pipeline.frames(kind, [(MEDIA / media).read_bytes()]))
+        tokens = pipeline.media_tokens(pipeline.prepare(kind, [(MEDIA / media).read_bytes()]))
     prompt = pipeline.prompt([{"role": "user", "content": "What is it?"}], kind, 0 if tokens is None else len(tokens))
     scores = torch.from_numpy(next(pipeline.logits(prompt, tokens)))
     expected = -torch.log_softmax(scores, 0)[batch["target"][0]]
@@ -131,7 +131,7 @@ def test_a_picture_costs_one_time_step_and_gives_all_tokens(world):
     together = model.media_tokens(batch["frames"], batch["frame_index"])
     pipeline = Pipeline(world / "start")
     for place, row in enumerate(rows):
-        assert torch.allclose(together[place], pipeline.media_tokens(row.frames), atol=1e-5)
+        assert torch.allclose(together[place], pipeline.see(row.frames), atol=1e-5)
 
 
 def test_the_same_seed_gives_the_same_losses_and_the_loss_falls(world, tmp_path):

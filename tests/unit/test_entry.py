@@ -43,10 +43,10 @@ class Stages:
         if self.perceptions and isinstance(error := self.perceptions.pop(0), Exception):
             raise error
         rows = read_model_config(checkpoint(VARIANT)).media_tokens
-        return Perception(np.zeros((1, rows, 56), np.float32), {"preprocess": (0.0, 1.0), "encoder": (1.0, 2.0)})
+        return Perception(np.zeros((1, rows, 56), np.float32), 7, {"preprocess": (0.0, 1.0), "encoder": (1.0, 2.0)})
 
-    def generate(self, request_id, prompt, table, sampling):
-        self.asked.append((request_id, prompt, table, sampling))
+    def generate(self, request_id, prompt, seen, sampling):
+        self.asked.append((request_id, prompt, seen, sampling))
         self.generations.append(Generation(self.scripts.pop(0)))
         return self.generations[-1]
 

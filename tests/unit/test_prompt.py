@@ -25,7 +25,10 @@ def test_prompt_and_ids_equal_the_reference(case):
     tokenizer, config = Tokenizer(language_folder(case.variant)), read_model_config(checkpoint(case.variant))
     prompt = render_prompt(tokenizer, config.language.family, case.conversation, case.modality)
     assert prompt == case.facts["prompt"]
-    rows = 0 if case.modality == "text" else config.media_tokens
+    rows = 0
+    if case.modality != "text":
+        seen = 0 if case.modality == "audio" else config.media_tokens
+        rows = seen + case.facts.get("num_audio_tokens", 0)
     built = tokenize_prompt(tokenizer, prompt, case.modality, rows, config.language.vocab_size)
     assert len(built.input_ids) == case.facts["num_prompt_embeddings"]
     media = [index for index in built.input_ids.tolist() if index >= config.language.vocab_size]
@@ -51,6 +54,6 @@ def test_roles_that_the_template_refuses_are_an_error_of_the_caller():
 
 
 def test_a_prompt_must_leave_room_for_one_token():
-    check_length(Prompt(np.zeros(99, np.int32), 54, 45), 100)
+    check_length(Prompt(np.zeros(99, np.int32), 54, 45, 9), 100)
     with pytest.raises(PromptTooLong, match="55 text and 45 media tokens; the context holds 100"):
-        check_length(Prompt(np.zeros(100, np.int32), 55, 45), 100)
+        check_length(Prompt(np.zeros(100, np.int32), 55, 45, 9), 100)

@@ -3,7 +3,7 @@
 import time
 
 from videollama_core.contract import ENCODER
-from videollama_core.encode import MediaEncoder
+from videollama_core.encode import MediaEncoder, media_hash
 from videollama_core.stage import PythonStage, bundle_of
 
 
@@ -19,5 +19,6 @@ class TritonPythonModel(PythonStage):
         return {
             "prompt_embedding_table": table[None],
             "prompt_vocab_size": [[len(table)]],
+            "media_hash": [[media_hash(frames, filterbank)]],
             "perception_spans": [*(preprocess_span if preprocess_span is not None else (0, 0)), began, time.time()],
         }

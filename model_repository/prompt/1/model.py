@@ -15,8 +15,9 @@ class TritonPythonModel(PythonStage):
         self.tokenizer = self.bundle.tokenizer()
         self.defaults = self.bundle.generation_defaults(self.tokenizer)
 
-    def run(self, question, messages, media_kind, prompt_vocab_size, perception_spans, **options):
+    def run(self, question, messages, media_kind, prompt_vocab_size, media_hash, perception_spans, **options):
         kind, rows = scalar(media_kind, "media_kind"), scalar(prompt_vocab_size, "prompt_vocab_size")
         prompt = build_prompt(self.bundle, self.tokenizer, read_conversation(question, messages), kind, rows or 0)
         sampling = self.defaults.resolve(read_options(options))
-        return language_model_inputs(prompt, sampling, self.defaults.end_ids, self.tokenizer.pad_id)
+        end_ids, pad_id = self.defaults.end_ids, self.tokenizer.pad_id
+        return language_model_inputs(prompt, sampling, end_ids, pad_id, scalar(media_hash, "media_hash"))

@@ -1,0 +1,118 @@
+"""ONNX graphs -> TensorRT 10.14 engines with their side-cars. Runs in the container that will serve.
+
+Strongly typed: a graph's own types decide (export_onnx.py), so that the same code builds on 10.12 and later, 11 included.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from videollama_converters.export_onnx import example_inputs
+from videollama_core.config import ModelConfig
+from videollama_core.errors import ArtifactMismatch
+from videollama_core.graphs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, Graph
+from videollama_core.tensorrt_perceiver import describe_machine
+from videollama_core.video import MAX_FRAMES
+
+WORKSPACE_BYTES = 8 * 2**30
+ENGINE_GRAPHS = (VISION_ENCODER, CONNECTOR, AUDIO_ENCODER)
+MOST_STEPS = MAX_FRAMES + 2  # frames in time that a plan gives the connector, edges included
+
+
+def profiles(graph: Graph, config: ModelConfig) -> list[dict[str, tuple[tuple[int, ...], ...]]]:
+    """Input -> (smallest, usual, largest shape), one entry per optimisation profile: an image, then videos."""
+    size, vision, usual = config.pixels.size, config.vision, config.num_frames
+    if graph is VISION_ENCODER:
+        one = (1, size, size, 3)
+        return [
+            {"frames": (one, one, one)},
+            {"frames": (one, (usual, size, size, 3), (MAX_FRAMES, size, size, 3))},
+        ]
+    if graph is CONNECTOR:
+        first = (1, vision.tokens, vision.width)
+        return [
+            {"vision_features": (first, first, first), "frame_index": ((2,), (4,), (MOST_STEPS,))},
+            {
+                "vision_features": (
+                    first,
+                    (usual, vision.tokens, vision.width),
+                    (MAX_FRAMES, vision.tokens, vision.width),
+                ),
+                "frame_index": ((2,), (usual,), (MOST_STEPS,)),
+            },
+        ]
+    assert config.audio is not None
+    shape = (config.audio.rows, config.audio.bins)
+    return [{"filterbank": ((1, *shape), (1, *shape), (4, *shape))}]
+
+
+def build_engine(
+    graph: Graph, config: ModelConfig, path: Path, engine: Path, timing_cache: Path, log: Callable[[str], None]
+) -> None:
+    """Write `engine` and its side-car; read and write the timing cache, which a second build of the same kind is fast with.
+
+    Raises: ArtifactMismatch when TensorRT refuses the graph; it says where.
+    """
+    machine = describe_machine()
+    import tensorrt as trt
+
+    logger = trt.Logger(trt.Logger.WARNING)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(path)):
+        reasons = "; ".join(str(parser.get_error(place)) for place in range(parser.num_errors))
+        raise ArtifactMismatch(f"TensorRT {machine['tensorrt']} cannot read {path}: {reasons}")
+    settings = builder.create_builder_config()
+    settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+    settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    for shapes in profiles(graph, config):
+        profile = builder.create_optimization_profile()
+        for name, (smallest, usual, largest) in shapes.items():
+            profile.set_shape(name, smallest, usual, largest)
+        settings.add_optimization_profile(profile)
+    cache = settings.create_timing_cache(timing_cache.read_bytes() if timing_cache.is_file() else b"")
+    settings.set_timing_cache(cache, ignore_mismatch=False)
+    log(f"{graph.name}: building for {machine['gpu']}, TensorRT {machine['tensorrt']}")
+    plan = builder.build_serialized_network(network, settings)
+    if plan is None:
+        raise ArtifactMismatch(f"TensorRT {machine['tensorrt']} cannot build {path}; its log above says which layer")
+    timing_cache.parent.mkdir(parents=True, exist_ok=True)
+    timing_cache.write_bytes(bytes(settings.get_timing_cache().serialize()))
+    engine.parent.mkdir(parents=True, exist_ok=True)
+    engine.write_bytes(bytes(plan))
+    facts = {
+        "machine": machine,
+        "onnx_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "profiles": profiles(graph, config),
+        "dtypes": tensor_types(path),
+    }
+    engine.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+
+
+def tensor_types(path: Path) -> dict[str, str]:
+    """Types of a graph's inputs and outputs, as numpy names them; an engine keeps them."""
+    graph = onnx.load(str(path), load_external_data=False).graph
+    return {
+        value.name: str(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+        for value in (*graph.input, *graph.output)
+    }
+
+
+def compare_engine(graph: Graph, config: ModelConfig, module: Any, run: Callable[..., Any]) -> float:
+    """Cosine between an engine's output and that of the PyTorch module, on the example inputs.
+
+    Args:
+        run: inputs as torch tensors on the CPU -> output as a float32 torch tensor.
+    """
+    import torch
+
+    inputs = example_inputs(graph, config)
+    with torch.inference_mode():
+        wanted = module(*inputs).float().flatten()
+    found = run(*inputs).float().flatten()
+    return float(torch.nn.functional.cosine_similarity(found, wanted, dim=0))

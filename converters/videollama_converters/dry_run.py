@@ -1,0 +1,45 @@
+"""What a conversion for TensorRT would do, command by command."""
+
+import shlex
+from pathlib import Path
+
+from videollama_converters.build_tensorrt import ENGINE_GRAPHS, profiles
+from videollama_converters.engine_options import EngineOptions
+from videollama_converters.tensorrt_llm import script
+from videollama_converters.tensorrt_llm_config import render_config
+from videollama_core.bundle import LANGUAGE_ENGINE, LANGUAGE_FOLDER, REPOSITORY, engine_path, graph_path
+from videollama_core.checkpoint import open_checkpoint
+from videollama_core.errors import InvalidRequest
+from videollama_core.graphs import graphs_of
+from videollama_core.multi_gpu import with_ranks
+
+
+def describe(checkpoint: Path, out: Path, tower: Path | None, base: Path | None, options: EngineOptions) -> str:
+    """Raises: InvalidRequest, CheckpointMismatch, as the conversion itself would."""
+    if options.engine != "tensorrt":
+        raise InvalidRequest(
+            f"--dry-run tells of --engine tensorrt; {options.engine} runs here, without commands of others"
+        )
+    config = open_checkpoint(checkpoint, tower, base).config
+    options.check(config)
+    lines = [f"# {checkpoint} -> {out}: encoders in {options.dtype}, strongly typed"]
+    for graph in ENGINE_GRAPHS:
+        if graph in graphs_of(config):
+            lines.append(f"# {graph_path(graph.name)} -> {engine_path(graph.name)}")
+            for number, shapes in enumerate(profiles(graph, config)):
+                told = ", ".join(f"{name} {' / '.join(map(str, sizes))}" for name, sizes in shapes.items())
+                lines.append(f"#   profile {number}: {told}")
+    work = out / Path(LANGUAGE_ENGINE).parent
+    lines.append(script(options.recipe, config, out / LANGUAGE_FOLDER, work))
+    lines.append(f"# {REPOSITORY}/tensorrt_llm/config.pbtxt")
+    root = out.resolve()
+    config_text = render_config(options.recipe, config, str(root / LANGUAGE_ENGINE), str(root / LANGUAGE_FOLDER))
+    lines += [f"#   {line}" for line in config_text.splitlines()]
+    server = [
+        "tritonserver",
+        f"--model-repository={root / REPOSITORY}",
+        "--model-control-mode=explicit",
+        "--load-model=*",
+    ]
+    lines.append(f"# vl2 serve {out}\n{shlex.join(with_ranks(server, options.recipe.world_size))}")
+    return "\n".join(lines)

@@ -1,0 +1,127 @@
+"""What TensorRT 10.14's ONNX importer takes, and the traps of its kernels: a graph is checked before anybody builds it.
+
+The table holds the operators that our graphs may have, with the types and ranks recorded for TensorRT 10.14 (onnx-tensorrt's
+docs/operators.md and the release notes). What is not in it is not used.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto
+
+MAX_RANK = 8
+OPSETS = range(9, 21)  # 20 is the highest that a note of 10.x states
+_FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16")
+_INTS = ("INT32", "INT64", "BOOL")
+_ALL = (*_FLOATS, *_INTS)
+# operator -> types of its first input
+OPERATORS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "Abs", "Neg"), (*_FLOATS, "INT32", "INT64")),
+    **dict.fromkeys(("Sigmoid", "Tanh", "Erf", "Exp", "Log", "Sqrt", "Reciprocal", "Softmax", "Cos", "Sin"), _FLOATS),
+    **dict.fromkeys(("Floor", "Ceil", "Round"), _FLOATS),
+    **dict.fromkeys(("MatMul", "Gemm", "Einsum", "LayerNormalization", "Conv", "Gelu"), _FLOATS),
+    **dict.fromkeys(("GlobalAveragePool", "AveragePool", "InstanceNormalization", "GroupNormalization"), _FLOATS),
+    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax"), (*_FLOATS, "INT32", "INT64")),
+    **dict.fromkeys(("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal"), _ALL),
+    **dict.fromkeys(("And", "Or", "Not", "Xor"), ("BOOL",)),
+    **dict.fromkeys(("Clip",), (*_FLOATS, "INT32", "INT64")),
+    **dict.fromkeys(
+        (
+            "Reshape",
+            "Transpose",
+            "Squeeze",
+            "Unsqueeze",
+            "Flatten",
+            "Identity",
+            "Concat",
+            "Slice",
+            "Split",
+            "Expand",
+            "Pad",
+        ),
+        _ALL,
+    ),
+    **dict.fromkeys(("Gather", "GatherElements", "GatherND", "Where", "Tile", "Shape", "Size"), _ALL),
+    "Range": (*_FLOATS, "INT32", "INT64"),
+    "ConstantOfShape": ("INT64",),
+    "Constant": _ALL,
+    "Cast": (*_ALL, "UINT8"),
+}
+_NORMS = ("LayerNormalization", "InstanceNormalization", "GroupNormalization")
+
+
+@dataclass(frozen=True)
+class Violation:
+    graph: str
+    node: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.graph}: {self.node}: {self.reason}"
+
+
+def check_graph(path: Path) -> list[Violation]:
+    """Everything in a graph that TensorRT 10.14 would refuse, or is known to compute wrongly."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(path), load_external_data=False))
+    types = _types(model.graph)
+    found = []
+
+    def bad(node: onnx.NodeProto, reason: str) -> None:
+        found.append(Violation(path.name, f"{node.op_type} {node.name or node.output[0]}", reason))
+
+    for opset in model.opset_import:
+        if opset.domain in ("", "ai.onnx") and opset.version not in OPSETS:
+            found.append(Violation(path.name, "opset", f"{opset.version}; wanted {OPSETS[0]} to {OPSETS[-1]}"))
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            bad(node, f"domain {node.domain} is nobody's but its own")
+            continue
+        if node.op_type not in OPERATORS:
+            bad(node, "not in TensorRT 10.14's table")
+            continue
+        kinds = [types[name] for name in node.input if name in types]
+        if kinds and kinds[0][0] not in OPERATORS[node.op_type]:
+            bad(node, f"computes in {kinds[0][0]}; takes {', '.join(OPERATORS[node.op_type])}")
+        for name in (*node.input, *node.output):
+            rank = types.get(name, ("", 0))[1]
+            if rank > MAX_RANK:
+                bad(node, f"{name} has rank {rank}; at most {MAX_RANK} is taken")
+        if node.op_type in _NORMS and kinds and kinds[0][0] != "FLOAT":
+            bad(node, f"normalises in {kinds[0][0]}: sums of squares overflow; cast to FLOAT around it")
+        if node.op_type == "Conv":
+            _check_convolution(node, model.graph, types, bad)
+    return found
+
+
+def _check_convolution(
+    node: onnx.NodeProto,
+    graph: onnx.GraphProto,
+    types: dict[str, tuple[str, int]],
+    bad: Callable[[onnx.NodeProto, str], None],
+) -> None:
+    group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+    kind, rank = types.get(node.input[0], ("", 0))
+    weight = next((one for one in graph.initializer if one.name == node.input[1]), None)
+    if weight is None:
+        bad(node, "its weights are computed; TensorRT wants them stored")
+        return
+    if rank not in (0, 3, 4, 5):
+        bad(node, f"input of rank {rank}; 3, 4 or 5 is taken")
+    per_group = weight.dims[1]
+    if group > 1 and per_group == 1 and kind == "BFLOAT16":
+        bad(node, "depthwise in BFLOAT16 has no kernel everywhere: compute it in FLOAT16 or FLOAT")
+    if group > 1 and per_group % 4 and kind in ("INT8", "UINT8"):
+        bad(node, f"{per_group} channels per group in INT8; wanted a multiple of 4")
+
+
+def _types(graph: onnx.GraphProto) -> dict[str, tuple[str, int]]:
+    """Tensor -> its type's name and rank."""
+    found = {
+        value.name: (TensorProto.DataType.Name(value.type.tensor_type.elem_type), len(value.type.tensor_type.shape.dim))
+        for value in (*graph.input, *graph.output, *graph.value_info)
+        if value.type.HasField("tensor_type")
+    }
+    found |= {one.name: (TensorProto.DataType.Name(one.data_type), len(one.dims)) for one in graph.initializer}
+    return found
