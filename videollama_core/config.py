@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from videollama_core.errors import CheckpointMismatch, InvalidRequest
-from videollama_core.variants import TOWERS, downsampled, media_token_count
+from videollama_core.variants import (
+    BEATS,
+    LANGUAGE_MODELS,
+    MAX_POSITIONS,
+    TOWERS,
+    VARIANTS,
+    downsampled,
+    media_token_count,
+)
 
 # model_type -> family. Early checkpoints say plain "videollama2": they are Mistral's.
 FAMILIES = {
@@ -318,3 +326,19 @@ def _language_config(content: dict[str, Any], family: str) -> LanguageConfig:
     if config.heads % config.kv_heads:
         raise CheckpointMismatch(f"{config.heads} attention heads cannot share {config.kv_heads} key heads evenly")
     return config
+
+
+def published_config(name: str) -> ModelConfig:
+    """The config of a released checkpoint from its published shapes, without its folder."""
+    variant = VARIANTS[name]
+    vision_content, pixel_content = TOWERS[variant.tower]
+    content = LANGUAGE_MODELS[variant.language_model] | {"max_position_embeddings": MAX_POSITIONS}
+    vision = _vision_config(vision_content, {})
+    return ModelConfig(
+        connector=variant.connector,
+        num_frames=variant.num_frames,
+        pixels=_pixel_config(pixel_content, vision),
+        vision=vision,
+        language=_language_config(content, variant.family),
+        audio=AudioConfig(**BEATS) if variant.audio else None,
+    )

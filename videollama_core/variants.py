@@ -110,3 +110,30 @@ VARIANTS = {
         Variant("VideoLLaMA2.1-7B-AV", "qwen2", _SIGLIP, "stc_connector_v35", 16, "Qwen/Qwen2-7B-Instruct", audio=True),
     )
 }
+
+# Published shapes of the base language models (their config.json).
+LANGUAGE_MODELS: dict[str, dict] = {
+    _MISTRAL: {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+    | {"num_key_value_heads": 8, "vocab_size": 32000, "rms_norm_eps": 1e-5, "rope_theta": 1e6},
+    _MIXTRAL: {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+    | {"num_key_value_heads": 8, "vocab_size": 32000, "rms_norm_eps": 1e-5, "rope_theta": 1e6}
+    | {"num_local_experts": 8, "num_experts_per_tok": 2},
+    "Qwen/Qwen2-7B-Instruct": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28}
+    | {
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+    },
+    "Qwen/Qwen2-72B-Instruct": {"hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80}
+    | {
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "vocab_size": 152064,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+    },
+}
+MAX_POSITIONS = 32768  # of every one of them
+BEATS = {"width": 768, "mlp_width": 3072, "layers": 12, "heads": 12, "patch_width": 512}

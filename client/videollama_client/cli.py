@@ -21,6 +21,8 @@ SUFFIXES = {
 # Commands of the other parts, imported when called: the bare install is the client alone.
 _OTHER_COMMANDS = {
     "convert": ("videollama_converters.cli", "convert", "Convert a checkpoint into a folder that `vl2 serve` takes."),
+    "plan": ("videollama_converters.cli", "plan", "Which GPUs each published checkpoint needs."),
+    "doctor": ("videollama_core.doctor", "doctor", "Whether this machine can serve, and what is missing."),
     "serve": ("videollama_core.serve_cli", "serve", "Start a Triton server on a converted checkpoint."),
     "train": ("videollama_training.cli", "train", "Train a checkpoint on your own data."),
     "shapes": ("videollama_training.shapes.cli", "shapes", "Write a data set of moving shapes."),

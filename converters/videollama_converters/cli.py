@@ -1,5 +1,6 @@
 """`vl2 convert`."""
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -9,7 +10,8 @@ import click
 from videollama_converters.engine_options import ENGINES, EngineOptions
 from videollama_converters.gpus import GPUS
 from videollama_converters.tensorrt_llm import KV_DTYPES, QUANTIZATIONS, Recipe
-from videollama_core.errors import VideoLlamaError
+from videollama_core.errors import InvalidRequest, VideoLlamaError
+from videollama_core.variants import VARIANTS
 
 
 class ProgressBar:
@@ -110,3 +112,19 @@ def convert(
         click.echo("", err=True)
         raise
     click.echo(f"{out} is ready: vl2 serve {out}")
+
+
+@click.command(epilog="Example: vl2 plan --checkpoint VideoLLaMA2-72B")
+@click.option("--checkpoint", help="One of the eleven published ones; default: all.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+def plan(checkpoint: str | None, as_json: bool) -> None:
+    """Which GPUs each published checkpoint needs on TensorRT-LLM, and how many questions they hold at a time.
+
+    Arithmetic from published shapes; nothing was measured.
+    """
+    from videollama_converters.plan import as_dicts, as_table, make_plan
+
+    rows = [row for row in make_plan() if checkpoint in (None, row.checkpoint)]
+    if not rows:
+        raise InvalidRequest(f"{checkpoint!r} is not a published checkpoint; they are {', '.join(VARIANTS)}")
+    click.echo(json.dumps(as_dicts(rows), indent=1) if as_json else as_table(rows))

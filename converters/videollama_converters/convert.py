@@ -104,6 +104,7 @@ def convert(
                 "max_seq_len": options.positions(config),
                 "engine": options.engine,
                 "dtype": options.dtype,
+                "slots": int(options.parameters().get("max_num_sequences", 0)),
                 "world_size": options.recipe.world_size if options.engine == "tensorrt" else 0,
                 "versions": {package: metadata.version(package) for package in ("torch", "onnx", "onnxruntime")},
                 "source": source,

@@ -1,0 +1,267 @@
+"""What is written for TensorRT-LLM 1.2.1, held against the release's own facts (facts_tensorrt_llm.json names each source)."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+from videollama_converters.build_tensorrt import ENGINE_GRAPHS, MOST_STEPS, profiles
+from videollama_converters.gpus import GPUS
+from videollama_converters.plan import LEAST_REQUESTS, count_parameters, make_plan
+from videollama_converters.tensorrt_llm import Recipe
+from videollama_converters.tensorrt_llm_config import INPUTS, OUTPUTS, parameters, render_config
+from videollama_core import contract
+from videollama_core.config import published_config
+from videollama_core.errors import InvalidRequest
+from videollama_core.graphs import CONNECTOR, graphs_of
+from videollama_core.multi_gpu import with_ranks
+from videollama_core.variants import VARIANTS
+
+FACTS = json.loads((Path(__file__).parent / "facts_tensorrt_llm.json").read_text("utf-8"))
+CONFIG = FACTS["config"]
+RECIPES = {
+    "plain": ("VideoLLaMA2-7B", Recipe("float16")),
+    "bfloat16, two GPUs": ("VideoLLaMA2.1-7B-16F", Recipe("bfloat16", tp=2)),
+    "fp8 with a cache of fp8": ("VideoLLaMA2.1-7B-AV", Recipe("float16", "fp8", "fp8")),
+    "experts shared by tensor": ("VideoLLaMA2-8x7B", Recipe("float16", tp=2)),
+    "experts shared whole": ("VideoLLaMA2-8x7B", Recipe("float16", tp=2, ep=2)),
+    "experts shared both ways": ("VideoLLaMA2-8x7B", Recipe("float16", tp=4, ep=2)),
+    "layers shared": ("VideoLLaMA2-72B", Recipe("float16", tp=2, pp=2)),
+    "int4": ("VideoLLaMA2-72B", Recipe("float16", "int4_awq", tp=2, gpu="A100-80")),
+    "int8 with a cache of int8": ("VideoLLaMA2-7B-16F", Recipe("float16", "int8_sq", "int8", gpu="A100-80")),
+}
+
+
+def flags(words: list[str]) -> dict[str, str]:
+    """--name value ..., and "" for a flag alone."""
+    found = {}
+    for place, word in enumerate(words):
+        if word.startswith("--"):
+            following = words[place + 1] if place + 1 < len(words) else "--"
+            found[word] = "" if following.startswith("--") else following
+    return found
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_flag_and_value_is_the_releases(name):
+    checkpoint, recipe = RECIPES[name]
+    commands = recipe.commands(published_config(checkpoint), Path("llm"), Path("out"))
+    assert len(commands) == 2
+    for words in commands:
+        tool = next(key for key in ("convert_checkpoint", "quantize", "trtllm-build") if key in " ".join(words[:2]))
+        known, used = FACTS[tool], flags(words)
+        assert set(used) <= set(known["flags"]), set(used) - set(known["flags"])
+        for flag, allowed in known.get("values", {}).items():
+            assert used.get(flag, allowed[0]) in allowed, flag
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_engine_takes_what_the_service_sends(name):
+    checkpoint, recipe = RECIPES[name]
+    config = published_config(checkpoint)
+    used = flags(recipe.commands(config, Path("llm"), Path("out"))[1])
+    known = FACTS["trtllm-build"]
+    assert known["inflight_batching_needs"].items() <= used.items()
+    for pair in known["excludes"]:
+        assert not set(pair) <= set(used)
+    media = config.tokens_of("video_with_sound" if config.audio else "video")
+    assert int(used["--max_multimodal_len"]) == recipe.max_batch_size * media
+    assert int(used["--max_input_len"]) < int(used["--max_seq_len"]) == recipe.max_seq_len
+    assert int(used["--workers"]) == recipe.world_size
+    assert used["--gemm_plugin"] == ("disable" if recipe.quantization == "fp8" else recipe.dtype)
+
+
+def test_experts_multiply_to_the_tensor_parallel_size():
+    for name in ("experts shared by tensor", "experts shared whole", "experts shared both ways"):
+        checkpoint, recipe = RECIPES[name]
+        used = flags(recipe.commands(published_config(checkpoint), Path("llm"), Path("out"))[0])
+        assert int(used["--moe_tp_size"]) * int(used["--moe_ep_size"]) == recipe.tp
+
+
+def test_mistral_and_mixtral_go_through_the_llama_script():
+    for name, folder in (("VideoLLaMA2-7B", "llama"), ("VideoLLaMA2-8x7B", "llama"), ("VideoLLaMA2-72B", "qwen")):
+        first = Recipe("float16").commands(published_config(name), Path("llm"), Path("out"))[0]
+        assert first[1].endswith(f"models/core/{folder}/convert_checkpoint.py")
+
+
+# --- config.pbtxt --------------------------------------------------------------------------------------------------------
+
+
+def rendered(name: str = "plain") -> str:
+    checkpoint, recipe = RECIPES[name]
+    return render_config(recipe, published_config(checkpoint), "/bundle/engines/llm/engine", "/bundle/llm")
+
+
+def tensors(text: str, part: str) -> dict[str, tuple[str, list[int], str]]:
+    block = re.search(rf"^{part} \[\n(.*?)^\]", text, re.DOTALL | re.MULTILINE)[1]
+    found = {}
+    for name, kind, dims, rest in re.findall(
+        r'name: "(\w+)", data_type: TYPE_(\w+), dims: \[ ([-\d, ]+) \](.*) \},?$', block, re.MULTILINE
+    ):
+        found[name] = (kind, [int(size) for size in dims.split(",")], rest)
+    return found
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_config_is_complete(name):
+    text, (_, recipe) = rendered(name), RECIPES[name]
+    assert "${" not in text
+    assert f"max_batch_size: {recipe.max_batch_size}\n" in text and "decoupled: true" in text
+    assert 'backend: "tensorrtllm"' in text and "KIND_CPU" in text
+    inputs, outputs = tensors(text, "input"), tensors(text, "output")
+    scalars = {tensor: kind for kind, names in CONFIG["scalar_inputs"].items() for tensor in names}
+    assert set(inputs) == set(CONFIG["inputs"]) | set(scalars)
+    for tensor, (kind, dims, rest) in inputs.items():
+        if tensor in scalars:
+            assert (kind, dims) == (scalars[tensor], [1]) and "reshape: { shape: [ ] }" in rest, tensor
+        elif CONFIG["inputs"][tensor][0] == "engine":
+            assert f"TYPE_{kind}" in CONFIG["prompt_embedding_table_types"] and dims == CONFIG["inputs"][tensor][1]
+            assert kind == {"float16": "FP16", "bfloat16": "BF16"}[recipe.dtype]
+        else:
+            assert [kind, dims] == CONFIG["inputs"][tensor], tensor
+        assert ("optional: true" in rest) == (tensor not in CONFIG["required"]), tensor
+    assert {tensor: [kind, dims] for tensor, (kind, dims, _) in outputs.items()} == CONFIG["outputs"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_parameter_is_there_and_allowed(name):
+    found = dict(re.findall(r'parameters \{ key: "(\w+)", value: \{ string_value: "([^"]*)" \} \}', rendered(name)))
+    unknown = {
+        key for key in set(found) - set(CONFIG["parameters"]) if not key.startswith(tuple(CONFIG["parameter_prefixes"]))
+    }
+    assert not unknown and set(CONFIG["parameters"]) <= set(found)
+    for key, allowed in CONFIG["values"].items():
+        assert found[key] in allowed
+    assert found["gpu_device_ids"].split(",") == [str(rank) for rank in range(RECIPES[name][1].world_size)]
+    assert found["executor_worker_path"] == "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
+
+
+def test_reuse_of_keys_and_values_goes_with_hashes():
+    """Unset means on in the C++ backend; without hashes one video would be answered with another's."""
+    recipe = RECIPES["plain"][1]
+    assert parameters(recipe, "e", "t")["enable_kv_cache_reuse"] == "true"
+    assert contract.PROMPT_EXTRA_IDS.name in {tensor.name for tensor in contract.PROMPT.outputs}
+    assert contract.MEDIA_HASH.name in {tensor.name for tensor in contract.PERCEPTION.outputs}
+
+
+def test_the_cpu_stage_speaks_a_part_of_the_same_contract():
+    theirs = {field.name: field for field in INPUTS}
+    for tensor in contract.LANGUAGE_MODEL.inputs:
+        field = theirs[tensor.name]
+        if tensor.name != "prompt_embedding_table":  # in the engine's type there
+            assert (field.dtype, field.dims) == (tensor.dtype, tensor.dims), tensor.name
+    outputs = {field.name: field for field in OUTPUTS}
+    for tensor in contract.LANGUAGE_MODEL.outputs:
+        assert (outputs[tensor.name].dtype, outputs[tensor.name].dims) == (tensor.dtype, tensor.dims)
+
+
+# --- launch --------------------------------------------------------------------------------------------------------------
+
+
+def test_one_server_per_rank_and_one_that_answers():
+    server = ["tritonserver", "--model-repository=r", "--model-control-mode=explicit", "--load-model=*"]
+    assert with_ranks(server, 1) == [*server, "--disable-auto-complete-config"]
+    words = with_ranks(server, 4)
+    assert words[0] == "mpirun"
+    ranks = " ".join(words).split(" : ")
+    assert len(ranks) == 4
+    for number, rank in enumerate(ranks):
+        for flag in FACTS["launch"]["always"]:
+            assert flag in rank
+        assert f"prefix{number}_" in rank
+        for flag in FACTS["launch"]["other_ranks"]:
+            assert (flag in rank.split()) == (number > 0 or flag.startswith("--model-control-mode"))
+
+
+# --- wrong inputs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "recipe", "reason"),
+    [
+        ("VideoLLaMA2-7B", Recipe("float16", "fp8", gpu="A100-80"), "needs compute capability 8.9.*int4_awq"),
+        ("VideoLLaMA2-7B", Recipe("float16", kv_dtype="fp8", gpu="A100-80"), "needs compute capability 8.9"),
+        ("VideoLLaMA2.1-7B-16F", Recipe("float16", tp=8), "does not divide 28 heads.*take one of 1, 2, 4"),
+        ("VideoLLaMA2-7B", Recipe("float16", tp=3), "does not divide 32 heads"),
+        ("VideoLLaMA2-72B", Recipe("float16", pp=3), "does not divide 80 layers"),
+        ("VideoLLaMA2-7B", Recipe("float16", tp=2, ep=2), "has no experts"),
+        ("VideoLLaMA2-8x7B", Recipe("float16", tp=2, ep=4), "divides tp"),
+        ("VideoLLaMA2-7B", Recipe("float16", max_seq_len=65536), "made for 32768 positions"),
+        ("VideoLLaMA2-7B", Recipe("float16", max_seq_len=800), "media alone takes 845"),
+        ("VideoLLaMA2-7B", Recipe("float16", gpu="Voodoo2"), "the plan knows"),
+        ("VideoLLaMA2-7B", Recipe("float16", "int1"), "quantization is 'int1'"),
+        ("VideoLLaMA2-7B", Recipe("float64"), "dtype is 'float64'"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_work(checkpoint, recipe, reason):
+    with pytest.raises(InvalidRequest, match=reason):
+        recipe.commands(published_config(checkpoint), Path("llm"), Path("out"))
+
+
+# --- plan ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "language", "encoders"),
+    [
+        # Published totals; the encoders without the unused last layer, norm and pooling head.
+        ("VideoLLaMA2-7B", 7_241_732_096, 489_188_608),
+        ("VideoLLaMA2-8x7B", 46_702_792_704, 489_188_608),
+        ("VideoLLaMA2-72B", 72_706_203_648, 1_934_678_272),
+        ("VideoLLaMA2.1-7B-16F", 7_615_616_512, 376_889_248),
+    ],
+)
+def test_weights_are_counted_as_published(name, language, encoders):
+    found, layers, rest = count_parameters(name)
+    assert layers + rest == language
+    tower = found - encoders
+    assert 0.93 <= tower / (303_507_456 if "2.1" not in name else 412_987_248) <= 1.0
+
+
+def test_hearing_costs_what_is_published():
+    """BEATs without its classifier, one table of positions and a merged convolution; and the projector."""
+    extra = count_parameters("VideoLLaMA2.1-7B-AV")[0] - count_parameters("VideoLLaMA2.1-7B-16F")[0]
+    classifier, lengths = 527 * 768 + 527, 128
+    assert extra == 90_717_055 + 15_604_736 - classifier - lengths
+
+
+def test_the_plan_names_every_checkpoint_and_gpu():
+    rows = make_plan()
+    assert {(row.checkpoint, row.gpu) for row in rows} == {(name, gpu) for name in VARIANTS for gpu in GPUS}
+    for row in rows:
+        assert row.gpus in (1, 2, 4, 8) and row.requests >= LEAST_REQUESTS
+        if row.dtype == "fp8":
+            assert GPUS[row.gpu].capability >= 8.9
+    known = {(row.checkpoint, row.gpu, row.dtype): row.gpus for row in rows}
+    assert known["VideoLLaMA2-72B", "H100", "float16"] == 4 and known["VideoLLaMA2-8x7B", "H100", "float16"] == 2
+    assert known["VideoLLaMA2-7B", "L40S", "float16"] == 1
+
+
+# --- profiles ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_profiles_hold_every_shape_that_is_planned(name):
+    from videollama_core.frame_plan import plan_time_steps
+    from videollama_core.video import MAX_FRAMES
+
+    config = published_config(name)
+    for graph in ENGINE_GRAPHS:
+        if graph in graphs_of(config):
+            for shapes in profiles(graph, config):
+                for least, usual, most in shapes.values():
+                    assert all(a <= b <= c for a, b, c in zip(least, usual, most, strict=True))
+    lengths = [2, MOST_STEPS]
+    for ids in ([0] * config.num_frames, list(range(config.num_frames)), list(range(MAX_FRAMES)), [0, 1] * 8):
+        lengths.append(len(plan_time_steps(ids, config.connector_padding)[0]))
+    low, high = profiles(CONNECTOR, config)[1]["frame_index"][0][0], profiles(CONNECTOR, config)[1]["frame_index"][2][0]
+    assert all(low <= length <= high for length in lengths), lengths
+
+
+def test_one_place_says_the_release():
+    assert replace(Recipe(), dtype="float16").dtype == "float16"
+    source = (ROOT / "converters/videollama_converters/tensorrt_llm.py").read_text("utf-8")
+    assert FACTS["source"].endswith("v1.2.1") and 'RELEASE = "1.2.1"' in source
