@@ -1,9 +1,9 @@
 # `make demo` and `make test` are the two commands; both make .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo test test-real-size test-gpu check clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: ## make .venv with everything (client, converter, Triton server, tests)
 	@sh scripts/setup.sh
@@ -13,6 +13,12 @@ demo: setup ## convert a tiny checkpoint, start a real Triton server, ask about 
 
 test: setup ## all tests, the real server included
 	@.venv/bin/python -m pytest
+
+test-real-size: setup ## conversion at the published sizes, random weights (minutes, 8 GB of memory)
+	@.venv/bin/python -m pytest tests/real_size -s
+
+test-gpu: setup ## on a machine with a GPU: the PyTorch and TensorRT roads against golden data, then measured
+	@.venv/bin/python -m pytest tests/gpu -s
 
 check: setup ## format, lint, types and all tests
 	@.venv/bin/ruff format --check .

@@ -420,10 +420,17 @@ def fill(module: nn.Module, sources: Sources, part: str) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def write_shards(sources: Sources, folder: Path, tick: Callable[[], None] = lambda: None) -> None:
-    """Write tensors as model.safetensors, or as shards of at most 2 GiB with their index; one shard is held at a time."""
+def write_shards(
+    sources: Sources, folder: Path, tick: Callable[[], None] = lambda: None, elements: dict[str, int] | None = None
+) -> None:
+    """Write tensors as model.safetensors, or as shards of at most 2 GiB with their index; one shard is held at a time.
+
+    Args:
+        elements: of each tensor, where known: then a full shard is written before the next tensor is read, and not after.
+    """
     written: list[tuple[Path, list[str]]] = []
     total = size = 0
+    element_size = 2
     batch: dict[str, Tensor] = {}
 
     def flush() -> None:
@@ -433,13 +440,18 @@ def write_shards(sources: Sources, folder: Path, tick: Callable[[], None] = lamb
         batch.clear()
 
     for name, read in sources.items():
+        if batch and size + (elements or {}).get(name, 0) * element_size > SHARD_BYTES:
+            flush()
+            size = 0
         tensor = read().contiguous()
-        size_of = tensor.numel() * tensor.element_size()
+        element_size = tensor.element_size()
+        size_of = tensor.numel() * element_size
         if batch and size + size_of > SHARD_BYTES:
             flush()
             size = 0
-        # A copy: safetensors refuses tensors that share memory with the file they are read from.
-        batch[name] = tensor.clone()
+        # safetensors refuses tensors that share memory: a part of a larger one is copied.
+        batch[name] = tensor.clone() if tensor.untyped_storage().nbytes() != size_of else tensor
+        del tensor
         size += size_of
         total += size_of
         tick()

@@ -58,9 +58,9 @@ def load_perceiver(bundle: Bundle) -> Perceiver:
     if bundle.engine == "onnx":
         return OnnxPerceiver(bundle)
     if bundle.engine == "torch":
-        from videollama_core.torch_perceiver import TorchPerceiver  # torch takes seconds to import
+        from videollama_core.torch_perceiver import load_torch_perceiver  # torch takes seconds to import
 
-        return TorchPerceiver(bundle)
+        return load_torch_perceiver(bundle)
     if bundle.engine == "tensorrt":
         from videollama_core.tensorrt_perceiver import TensorRtPerceiver
 

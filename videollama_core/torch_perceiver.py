@@ -19,20 +19,27 @@ from videollama_core.vision import VisionEncoder
 MAX_GRAPHS = 8  # kept per function; each holds its activations
 
 
+def load_torch_perceiver(bundle: Bundle, device: torch.device | None = None) -> "TorchPerceiver":
+    """The encoders of a bundle that was converted with --engine torch."""
+    config, weights = bundle.config, Shards.of_file(bundle.root / ENCODER_WEIGHTS)
+
+    def load(part: str, module: nn.Module) -> nn.Module:
+        return fill(module, weights.sources(f"{part}."), part).to(device or pick_device(), pick_dtype(bundle.dtype))
+
+    return TorchPerceiver(
+        load("vision", VisionEncoder(config.vision, config.pixels)),
+        load("connector", Connector(config)),
+        load("audio", AudioEncoder(config.audio, config.language.width)) if config.audio else None,
+    )
+
+
 class TorchPerceiver:
-    """Modules of one bundle, converted with --engine torch."""
+    """Modules on one device, in one type."""
 
-    def __init__(self, bundle: Bundle, device: torch.device | None = None) -> None:
-        config = bundle.config
-        self.device, self.dtype = device or pick_device(), pick_dtype(bundle.dtype)
-        weights = Shards.of_file(bundle.root / ENCODER_WEIGHTS)
-
-        def load(part: str, module: nn.Module) -> nn.Module:
-            return fill(module, weights.sources(f"{part}."), part).to(self.device, self.dtype)
-
-        self.vision = load("vision", VisionEncoder(config.vision, config.pixels))
-        self.connector = load("connector", Connector(config))
-        self.audio = load("audio", AudioEncoder(config.audio, config.language.width)) if config.audio else None
+    def __init__(self, vision: nn.Module, connector: nn.Module, audio: nn.Module | None = None) -> None:
+        self.vision, self.connector, self.audio = vision, connector, audio
+        first = next(vision.parameters())
+        self.device, self.dtype = first.device, first.dtype
         # A sequence of frames that repeats none has a fixed index: the graph of the usual case.
         self._see = Replayed(self._media_steps, self.device)
         self._hear = Replayed(self._audio_tokens, self.device)

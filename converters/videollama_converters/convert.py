@@ -169,7 +169,7 @@ def plan_steps(
         ),
         Step(
             "model repository",
-            {"code": code, "stages": _tree_hash(assembling.tracked_repository()), "options": asdict(options)},
+            {"code": code, "stages": _tree_hash(assembling.tracked_repository()), "options": options.of_repository()},
             (REPOSITORY,),
             lambda to: assembling.assemble(to / REPOSITORY, options, parts.config, out),
         ),

@@ -1,6 +1,6 @@
 """What runs a converted checkpoint, and how: the choices of `vl2 convert`, checked before work begins."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from videollama_converters.tensorrt_llm import Recipe
 from videollama_core.config import ModelConfig
@@ -58,6 +58,11 @@ class EngineOptions:
         return (
             self.recipe.max_seq_len if self.engine == "tensorrt" else self.max_seq_len or config.language.max_positions
         )
+
+    def of_repository(self) -> dict[str, object]:
+        """What decides the model repository."""
+        recipe = asdict(self.recipe) if self.engine == "tensorrt" else None
+        return {"engine": self.engine, "parameters": self.parameters(), "recipe": recipe}
 
     def parameters(self) -> dict[str, str]:
         """Entries of the language model stage's config.pbtxt that differ from the tracked ones."""

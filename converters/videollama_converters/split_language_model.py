@@ -4,8 +4,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from videollama_core.checkpoint import CheckpointParts, write_shards
 from videollama_core.config import LanguageConfig, read_json
+from videollama_core.decoder import Decoder
 from videollama_core.tokenizer_files import copy_tokenizer
 
 ARCHITECTURES = {
@@ -38,7 +41,9 @@ def split_language_model(parts: CheckpointParts, folder: Path, tick: Callable[[]
     sources = parts.language_sources()
     if parts.config.language.tied:
         sources.pop("lm_head.weight", None)
-    write_shards(sources, folder, tick)
+    with torch.device("meta"):
+        elements = {name: value.numel() for name, value in Decoder(parts.config.language).state_dict().items()}
+    write_shards(sources, folder, tick, elements)
     write_config(parts.folders.checkpoint, parts.config.language, folder)
     copy_tokenizer(parts.folders.language, folder)
 

@@ -16,7 +16,7 @@ from videollama_core.encode import MediaEncoder
 from videollama_core.errors import ArtifactMismatch, InvalidRequest
 from videollama_core.generation.runner import OnnxRunner
 from videollama_core.generation.scheduler import GenerationRequest, Scheduler
-from videollama_core.generation.torch_runner import TorchRunner, TorchScores
+from videollama_core.generation.torch_runner import TorchRunner, TorchScores, load_decoder
 from videollama_core.messages import ResolvedSampling
 from videollama_core.sampling import Sampler
 
@@ -35,7 +35,7 @@ def encoder(variant: str) -> MediaEncoder:
 
 @cache
 def runner(variant: str) -> TorchRunner:
-    return TorchRunner(bundle(variant), num_slots=4, max_length=4096)
+    return TorchRunner(load_decoder(bundle(variant)), num_slots=4, max_length=4096)
 
 
 def greedy(tokens: int, penalty: float = 1.0) -> ResolvedSampling:
@@ -108,7 +108,7 @@ def test_a_slot_in_prefill_is_not_disturbed_by_the_others_steps():
 
 def test_a_slot_can_be_filled_to_its_last_position(bundle_of):
     """Beside a fuller neighbour whose step reads further than it writes."""
-    decoder = TorchRunner(bundle("mistral-clip-8f"), num_slots=2, max_length=24)
+    decoder = TorchRunner(load_decoder(bundle("mistral-clip-8f")), num_slots=2, max_length=24)
     plain = OnnxRunner(Bundle.open(bundle_of("mistral-clip-8f")), num_slots=2, max_length=24)
     for one in (decoder, plain):
         one.prefill(0, np.arange(20), None, np.ones(20, bool))
@@ -140,7 +140,7 @@ def test_bfloat16_is_near_and_finite():
     found = MediaEncoder(made).encode(prepared(case).frames)
     wanted = case.tensor("connector_output")
     assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.999
-    logits = TorchRunner(made, 1, 256).prefill(0, np.arange(9), None, np.ones(9, bool))
+    logits = TorchRunner(load_decoder(made), 1, 256).prefill(0, np.arange(9), None, np.ones(9, bool))
     plain = runner(case.variant)
     plain.free(0)
     assert np.corrcoef(logits, plain.prefill(0, np.arange(9), None, np.ones(9, bool)))[0, 1] > 0.999

@@ -53,18 +53,22 @@ class TorchScores:
         return logits.argmax(-1).tolist()
 
 
-class TorchRunner:
-    """The decoder of one bundle (its `llm/` folder)."""
+def load_decoder(bundle: Bundle, device: torch.device | None = None) -> Decoder:
+    """The bundle's decoder (its `llm/` folder) on a device, in the bundle's type; one tensor passes the host at a time."""
+    with torch.device("meta"):
+        decoder = Decoder(bundle.config.language)
+    decoder = decoder.to(pick_dtype(bundle.dtype)).to_empty(device=device or pick_device())
+    return fill(decoder, Shards.open(bundle.language_folder).sources(), "language model")
 
-    def __init__(self, bundle: Bundle, num_slots: int, max_length: int, device: torch.device | None = None) -> None:
-        config = bundle.config.language
-        self._config, self.num_slots, self.max_length = config, num_slots, max_length
-        self.vocab_size = config.vocab_size
-        self.device, self.dtype = device or pick_device(), pick_dtype(bundle.dtype)
-        with torch.device("meta"):
-            decoder = Decoder(config)
-        decoder = decoder.to(self.dtype).to_empty(device=self.device)
-        self._decoder: Decoder = fill(decoder, Shards.open(bundle.language_folder).sources(), "language model")
+
+class TorchRunner:
+    """A decoder with its cache, on the decoder's device and in its type."""
+
+    def __init__(self, decoder: Decoder, num_slots: int, max_length: int) -> None:
+        config = decoder.config
+        self._decoder, self._config = decoder, config
+        self.num_slots, self.max_length, self.vocab_size = num_slots, max_length, config.vocab_size
+        self.device, self.dtype = decoder.lm_head.weight.device, decoder.lm_head.weight.dtype
         # One position more than a slot holds: rows that are not asked for write there when their slot is full.
         shape = (config.layers, 2, num_slots, config.kv_heads, max_length + 1, config.head_dim)
         size = int(np.prod(shape)) * torch.finfo(self.dtype).bits // 8

@@ -1,0 +1,228 @@
+"""TensorRT 10.14: every exported graph is in its operator table, the traps are caught, and its API is used as recorded."""
+
+import ast
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from conftest import FEATURE_TOLERANCE, ROOT, VARIANTS, checkpoint
+from videollama_converters.build_tensorrt import tensor_types
+from videollama_converters.compare import _fill_buffers, buffers
+from videollama_converters.convert import convert, graph_sources
+from videollama_converters.dry_run import describe
+from videollama_converters.engine_options import EngineOptions
+from videollama_converters.export_onnx import build_module, example_inputs, export_graph
+from videollama_converters.tensorrt_llm import Recipe
+from videollama_converters.tensorrt_operators import check_graph
+from videollama_core.bundle import Bundle
+from videollama_core.checkpoint import fill, open_checkpoint
+from videollama_core.engine import OnnxEngine
+from videollama_core.errors import ArtifactMismatch
+from videollama_core.graphs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, graphs_of
+from videollama_core.tensorrt_perceiver import check_sidecar, describe_machine
+
+# TensorRT's Python API as of 10.14, unchanged in 11 (python/src/infer/pyCore.cpp, pyGraph.cpp): names that may be used.
+MODULE = {
+    "Logger", "Builder", "NetworkDefinitionCreationFlag", "OnnxParser", "MemoryPoolType", "ProfilingVerbosity", "Runtime",
+    "__version__",
+}  # fmt: skip
+MEMBERS = {"STRONGLY_TYPED", "WORKSPACE", "DETAILED", "WARNING"}
+METHODS = {
+    "builder": {"create_network", "create_builder_config", "create_optimization_profile", "build_serialized_network"},
+    "parser": {"parse_from_file", "num_errors", "get_error"},
+    "settings": {
+        "set_memory_pool_limit", "profiling_verbosity", "add_optimization_profile", "create_timing_cache",
+        "set_timing_cache", "get_timing_cache",
+    },
+    "profile": {"set_shape"},
+    "_runtime": {"deserialize_cuda_engine"},
+    "_engine": {
+        "get_tensor_name", "num_io_tensors", "num_optimization_profiles", "get_tensor_profile_shape",
+        "create_execution_context",
+    },
+    "_context": {
+        "set_optimization_profile_async", "set_input_shape", "set_tensor_address", "get_tensor_shape", "execute_async_v3",
+    },
+}  # fmt: skip
+SOURCES = (ROOT / "converters/videollama_converters/build_tensorrt.py", ROOT / "videollama_core/tensorrt_perceiver.py")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_only_recorded_names_of_the_api_are_used(path):
+    seen = 0
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if not isinstance(node, ast.Attribute):
+            continue
+        owner = node.value
+        if isinstance(owner, ast.Name) and owner.id in ("trt", "tensorrt"):
+            assert node.attr in MODULE, node.attr
+            seen += 1
+        elif (
+            isinstance(owner, ast.Attribute)
+            and isinstance(owner.value, ast.Name)
+            and owner.value.id in ("trt", "tensorrt")
+        ):
+            assert node.attr in MEMBERS, node.attr
+        name = owner.id if isinstance(owner, ast.Name) else owner.attr if isinstance(owner, ast.Attribute) else ""
+        if name in METHODS:
+            assert node.attr in METHODS[name], f"{name}.{node.attr}"
+            seen += 1
+    assert seen >= 8
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_served_graph_is_in_the_table(variant, bundle_of):
+    bundle = Bundle.open(bundle_of(variant))
+    for graph in graphs_of(bundle.config):
+        assert not check_graph(bundle.graph(graph.name)), graph.name
+
+
+@pytest.mark.parametrize("graph", [VISION_ENCODER, CONNECTOR, AUDIO_ENCODER], ids=lambda graph: graph.name)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_typed_graphs(graph, dtype, tmp_path):
+    """In half precision: norms in float32, doors in the engine's type, values near PyTorch's; depthwise bfloat16 is caught."""
+    parts = open_checkpoint(checkpoint("av-qwen2-siglip"))
+    sources = graph_sources(graph, parts) | {name: value.clone for name, value in buffers(parts.config).items()}
+    path = tmp_path / f"{graph.name}.onnx"
+    export_graph(graph, parts.config, sources, path, lambda: None, dtype)
+    reasons = [violation.reason for violation in check_graph(path)]
+    if dtype is torch.bfloat16:
+        assert all("depthwise" in reason for reason in reasons) and bool(reasons) == (graph is CONNECTOR)
+        return  # ONNX Runtime's CPU has no kernels for the rest
+    assert not reasons
+    types = tensor_types(path)
+    assert types[graph.outputs[0]] == "float16"
+    inputs = example_inputs(graph, parts.config, dtype=dtype)
+    arrays = {name: value.numpy() for name, value in zip(graph.inputs, inputs, strict=True)}
+    assert {name: str(array.dtype) for name, array in arrays.items()}.items() <= types.items()
+    found = OnnxEngine(path, graph.inputs, graph.outputs).run(arrays)[graph.outputs[0]].astype(np.float32)
+    module = build_module(graph, parts.config).to_empty(device="cpu")
+    _fill_buffers(module, parts.config)
+    fill(module, graph_sources(graph, parts), graph.name)
+    with torch.inference_mode():
+        wanted = module(*example_inputs(graph, parts.config)).numpy()
+    cosine = (found.ravel() @ wanted.ravel()) / np.linalg.norm(found) / np.linalg.norm(wanted)
+    assert cosine >= 0.9999
+    assert np.abs(found - wanted).max() <= 0.02 * np.abs(wanted).max() + FEATURE_TOLERANCE
+
+
+# --- graphs that must be refused -------------------------------------------------------------------------------------------
+
+
+def saved(tmp_path: Path, node: onnx.NodeProto, kind: int, shape: list[int], weights=None, opset: int = 18) -> Path:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [value("x", kind, shape)],
+        [value("y", kind, None)],
+        [helper.make_tensor(*weights)] if weights else [],
+    )
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)]).SerializeToString())
+    return path
+
+
+def convolution(group: int, per_group: int, kind: int):
+    node = helper.make_node("Conv", ["x", "w"], ["y"], group=group)
+    values = [0.0] * (group * per_group)
+    return node, ("w", kind, [group, per_group, 1, 1], values)
+
+
+def test_depthwise_bfloat16_is_refused(tmp_path):
+    node, weights = convolution(8, 1, TensorProto.BFLOAT16)
+    (found,) = check_graph(saved(tmp_path, node, TensorProto.BFLOAT16, [1, 8, 4, 4], weights))
+    assert "depthwise in BFLOAT16" in found.reason
+    node, weights = convolution(8, 1, TensorProto.FLOAT16)
+    assert not check_graph(saved(tmp_path, node, TensorProto.FLOAT16, [1, 8, 4, 4], weights))
+
+
+def test_depthwise_int8_is_refused(tmp_path):
+    node, weights = convolution(8, 1, TensorProto.INT8)
+    reasons = [found.reason for found in check_graph(saved(tmp_path, node, TensorProto.INT8, [1, 8, 4, 4], weights))]
+    assert any("multiple of 4" in reason for reason in reasons)
+
+
+def test_norms_in_half_precision_are_refused(tmp_path):
+    node = helper.make_node("LayerNormalization", ["x", "x"], ["y"])
+    (found,) = check_graph(saved(tmp_path, node, TensorProto.FLOAT16, [4]))
+    assert "sums of squares" in found.reason
+    assert not check_graph(saved(tmp_path, node, TensorProto.FLOAT, [4]))
+
+
+@pytest.mark.parametrize(
+    ("node", "kind", "shape", "opset", "reason"),
+    [
+        (helper.make_node("Swish", ["x"], ["y"]), TensorProto.FLOAT, [4], 18, "not in TensorRT 10.14's table"),
+        (helper.make_node("Add", ["x", "x"], ["y"]), TensorProto.FLOAT, [4], 23, "wanted 9 to 20"),
+        (helper.make_node("Sigmoid", ["x"], ["y"]), TensorProto.DOUBLE, [4], 18, "computes in DOUBLE"),
+        (helper.make_node("Transpose", ["x"], ["y"]), TensorProto.UINT8, [4, 4], 18, "computes in UINT8"),
+        (helper.make_node("Sigmoid", ["x"], ["y"]), TensorProto.FLOAT, [1] * 9, 18, "rank 9"),
+        (helper.make_node("Conv", ["x", "x"], ["y"]), TensorProto.FLOAT, [1, 1, 1, 1], 18, "weights are computed"),
+        (helper.make_node("Fused", ["x"], ["y"], domain="own"), TensorProto.FLOAT, [4], 18, "domain of its own"),
+    ],
+)
+def test_what_the_importer_does_not_take(node, kind, shape, opset, reason, tmp_path):
+    assert any(reason in found.reason for found in check_graph(saved(tmp_path, node, kind, shape, opset=opset)))
+
+
+# --- engines and their side-cars -------------------------------------------------------------------------------------------
+
+MACHINE = {"tensorrt": "10.14.1.48", "gpu": "NVIDIA H100 80GB HBM3", "capability": "9.0", "cuda": "13.1"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"tensorrt": "10.13.3.9"}, "was built for tensorrt 10.13.3.9"),
+        ({"capability": "8.0", "gpu": "NVIDIA A100"}, r"was built for capability 8.0 \(NVIDIA A100\)"),
+    ],
+)
+def test_an_engine_for_another_machine_is_found_before_serving(change, reason, tmp_path):
+    engine = tmp_path / "vision_encoder.engine"
+    engine.with_suffix(".json").write_text(json.dumps({"machine": MACHINE}))
+    assert check_sidecar(engine, MACHINE)["machine"] == MACHINE
+    engine.with_suffix(".json").write_text(json.dumps({"machine": MACHINE | change}))
+    with pytest.raises(ArtifactMismatch, match=f"{reason}.*convert again"):
+        check_sidecar(engine, MACHINE)
+    engine.with_suffix(".json").write_text("{")
+    with pytest.raises(ArtifactMismatch, match="damaged"):
+        check_sidecar(engine, MACHINE)
+
+
+def test_without_tensorrt_the_conversion_says_so_at_once(tmp_path):
+    try:
+        describe_machine()
+    except ArtifactMismatch:
+        with pytest.raises(ArtifactMismatch, match="container|no GPU"):
+            options = EngineOptions("tensorrt", "float16", recipe=Recipe("float16"))
+            convert(checkpoint("mistral-clip-8f"), tmp_path / "out", options=options)
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("variant", ["mixtral-clip-8f", "av-qwen2-siglip"])
+def test_a_dry_run_prints_every_command(variant, tmp_path):
+    tp = 2
+    told = describe(
+        checkpoint(variant),
+        tmp_path / "out",
+        None,
+        None,
+        EngineOptions("tensorrt", "float16", recipe=Recipe("float16", tp=tp)),
+    )
+    for part in (
+        "convert_checkpoint.py",
+        "trtllm-build",
+        "profile 1",
+        "mpirun",
+        "config.pbtxt",
+        "prompt_table_extra_ids",
+    ):
+        assert part in told, part
+    assert ("audio_encoder" in told) == (variant == "av-qwen2-siglip")
+    assert "${" not in told and not (tmp_path / "out").exists()

@@ -1,0 +1,182 @@
+"""Times of the PyTorch road at a published size, random weights, each beside its roofline.
+
+A roofline is the larger of work / peak arithmetic and bytes / peak bandwidth of the GPU's maker; the work is counted here.
+"""
+
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from videollama_converters.gpus import GPUS
+from videollama_converters.plan import count_parameters
+from videollama_core.config import published_config
+from videollama_core.connector import Connector
+from videollama_core.decoder import Decoder
+from videollama_core.generation.torch_runner import TorchRunner
+from videollama_core.messages import ResolvedSampling
+from videollama_core.sampling import Sampler
+from videollama_core.torch_perceiver import TorchPerceiver
+from videollama_core.vision import VisionEncoder
+
+REPEATS = 10
+NEW_TOKENS = 64
+DTYPE = torch.bfloat16
+
+
+def randomised(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """Weights about as large as trained ones, drawn on the device."""
+    module = module.to(DTYPE).to_empty(device=device).eval().requires_grad_(False)
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        if value.dim() < 2 or name in ("mean", "std"):
+            value.fill_(0.0 if name.endswith("bias") else 1.0)
+        else:
+            value.normal_(0.0, float(np.prod(value.shape[1:])) ** -0.5)
+    return module
+
+
+def timed(run: Any, repeats: int = REPEATS) -> dict[str, float]:
+    """Median and spread in milliseconds, warm."""
+    for _ in range(3):
+        run()
+    torch.cuda.synchronize()
+    taken = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        taken.append(1e3 * (time.perf_counter() - began))
+    return {"milliseconds": statistics.median(taken), "least": min(taken), "most": max(taken)}
+
+
+def encoder_work(name: str) -> float:
+    """Operations of tower and connector for one video (multiply and add apart)."""
+    config = published_config(name)
+    vision, frames = config.vision, config.num_frames
+    tokens, width = vision.grid**2 + (vision.kind == "clip"), vision.width
+    tower = 2 * tokens * 3 * vision.patch_size**2 * width + vision.used_layers * (
+        8 * tokens * width**2 + 4 * tokens * width * vision.mlp_width + 4 * tokens**2 * width
+    )
+    wide, places = config.language.width, frames * vision.grid**2
+    left = config.media_tokens
+
+    def stage(count: int, inputs: int) -> float:
+        first = count * (2 * inputs * wide + 18 * wide + 2 * wide**2 + 2 * inputs * wide)
+        return first + 3 * count * (4 * wide**2 + 18 * wide)
+
+    connector = stage(places, width) + 16 * left * wide**2 + stage(left, wide) + 4 * left * wide**2
+    return frames * tower + connector
+
+
+def prefill_work(name: str, positions: int) -> float:
+    language = published_config(name).language
+    _, layers, _ = count_parameters(name)
+    attention = language.layers * 2 * positions**2 * language.heads * language.head_dim
+    return 2 * layers * positions + 2 * language.width * language.vocab_size + attention
+
+
+def step_bytes(name: str, rows: int, context: int) -> float:
+    language = published_config(name).language
+    _, layers, rest = count_parameters(name)
+    embedding = language.vocab_size * language.width
+    kept = 2 * language.layers * language.kv_heads * language.head_dim * 2
+    return 2 * (layers + rest - embedding) + rows * context * kept
+
+
+def card() -> tuple[str, float, float]:
+    """Name, operations and bytes per second, by the maker's figures of the nearest GPU in the plan."""
+    name = torch.cuda.get_device_name()
+    key = next((key for key in ("H200", "H100", "L40S", "A100-80") if key.split("-")[0] in name), "H100")
+    return name, GPUS[key].teraflops * 1e12, GPUS[key].bandwidth * 1e12
+
+
+def measure(device: torch.device, name: str, requests: tuple[int, ...], text_tokens: int = 48) -> dict[str, Any]:
+    config, (gpu, peak, bandwidth) = published_config(name), card()
+    stages = []
+
+    def add(stage: str, run: Any, roofline: float, per: str = "") -> None:
+        found = timed(run)
+        stages.append(
+            {
+                "stage": stage,
+                **found,
+                "roofline": 1e3 * roofline,
+                "ratio": found["milliseconds"] / (1e3 * roofline),
+                "note": per,
+            }
+        )
+
+    with torch.inference_mode():
+        with torch.device("meta"):
+            vision, connector = VisionEncoder(config.vision, config.pixels), Connector(config)
+        perceiver = TorchPerceiver(randomised(vision, device), randomised(connector, device))
+        frames = np.random.default_rng(0).integers(
+            0, 256, (config.num_frames, config.pixels.size, config.pixels.size, 3), np.uint8
+        )
+        index = np.arange(config.num_frames)
+        add("tower + connector, one video", lambda: perceiver.see(frames, index), encoder_work(name) / peak)
+        media = perceiver.see(frames, index).reshape(-1, config.language.width)
+        with torch.device("meta"):
+            decoder = Decoder(config.language)
+        positions = len(media) + text_tokens
+        runner = TorchRunner(randomised(decoder, device), max(requests), positions + NEW_TOKENS + 32)
+        ids = np.concatenate([np.arange(text_tokens), config.language.vocab_size + np.arange(len(media))])
+        visible = np.ones(positions, bool)
+
+        def prefill(slot: int = 0) -> None:
+            runner.free(slot)
+            runner.prefill(slot, ids, media, visible)
+
+        add("prefill of one prompt", prefill, prefill_work(name, positions) / peak, f"{positions} positions")
+
+        def first_token() -> None:
+            perceiver.see(frames, index)
+            prefill()
+
+        add("first token (frames to scores)", first_token, (encoder_work(name) + prefill_work(name, positions)) / peak)
+        for rows in requests:
+            for slot in range(rows):
+                prefill(slot)
+            samplers = [Sampler(ResolvedSampling(NEW_TOKENS, True, 1.0, 0, 1.0, 1.05, 0)) for _ in range(rows)]
+            for sampler in samplers:
+                sampler.take(1)
+
+            def step(rows: int = rows, samplers: list[Sampler] = samplers) -> None:
+                scores = runner.decode(list(range(rows)), [sampler.generated[-1] for sampler in samplers])
+                for sampler, token in zip(samplers, scores.best(samplers), strict=True):
+                    sampler.take(token)
+
+            bytes_read = step_bytes(name, rows, positions + 16)
+            add(
+                f"decoding step, {rows} at a time",
+                step,
+                max(bytes_read / bandwidth, 2 * rows * sum(count_parameters(name)[1:]) / peak),
+            )
+            stages[-1]["tokens_per_second"] = 1e3 * rows / stages[-1]["milliseconds"]
+    return {
+        "gpu": gpu,
+        "checkpoint": name,
+        "dtype": "bfloat16",
+        "torch": torch.__version__,
+        "repeats": REPEATS,
+        "stages": stages,
+    }
+
+
+def as_table(found: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = [
+        f"{found['checkpoint']}, random weights, {found['dtype']}, {found['gpu']}, torch {found['torch']}; median of {found['repeats']}",
+        "",
+        "| stage | ms | least to most | roofline ms | ratio | tokens/s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found["stages"]:
+        rate = f"{row['tokens_per_second']:,.0f}" if "tokens_per_second" in row else ""
+        lines.append(
+            f"| {row['stage']} | {row['milliseconds']:.2f} | {row['least']:.2f} to {row['most']:.2f} | {row['roofline']:.2f} | "
+            f"{row['ratio']:.2f} | {rate} |"
+        )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,53 @@
+"""TensorRT engines of tiny and real-size encoders against PyTorch; needs the pinned container."""
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import checkpoint
+from real_size.measure import random_sources
+from videollama_converters.build_tensorrt import ENGINE_GRAPHS, build_engine
+from videollama_converters.compare import _fill_buffers, buffers
+from videollama_converters.convert import graph_sources
+from videollama_converters.export_onnx import build_module, example_inputs, export_graph
+from videollama_core.checkpoint import fill, open_checkpoint
+from videollama_core.config import published_config
+from videollama_core.graphs import graphs_of
+from videollama_core.tensorrt_perceiver import TensorRtEngine, describe_machine
+
+pytest.importorskip("tensorrt", reason="TensorRT is not installed: run in the pinned container (docker/server)")
+TINY = ("mistral-clip-8f", "qwen2-siglip-16f", "av-qwen2-siglip")
+REAL = ("VideoLLaMA2-7B", "VideoLLaMA2.1-7B-AV")
+
+
+def check(graph, config, sources, folder):
+    path, engine = folder / f"{graph.name}.onnx", folder / f"{graph.name}.engine"
+    made = sources | {name: value.clone for name, value in buffers(config).items()}
+    export_graph(graph, config, made, path, lambda: None, torch.float16)
+    build_engine(graph, config, path, engine, folder / "timing.cache", print)
+    module = build_module(graph, config).to_empty(device="cpu")
+    _fill_buffers(module, config)
+    fill(module, sources, graph.name).cuda()
+    inputs = tuple(value.cuda() for value in example_inputs(graph, config))
+    run = TensorRtEngine(engine, graph, describe_machine())
+    with torch.inference_mode():
+        wanted, found = module(*inputs).float().flatten(), run(*inputs).float().flatten()
+    cosine = float(torch.nn.functional.cosine_similarity(found, wanted, dim=0))
+    print(f"{graph.name}: cosine {cosine:.6f}, largest difference {float((found - wanted).abs().max()):.4f}")
+    assert np.isfinite(cosine) and cosine >= 0.999
+
+
+@pytest.mark.parametrize("variant", TINY)
+def test_tiny_engines(variant, tmp_path):
+    parts = open_checkpoint(checkpoint(variant))
+    for graph in ENGINE_GRAPHS:
+        if graph in graphs_of(parts.config):
+            check(graph, parts.config, graph_sources(graph, parts), tmp_path)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_size_engines(name, tmp_path):
+    config = published_config(name)
+    for graph in ENGINE_GRAPHS:
+        if graph in graphs_of(config):
+            check(graph, config, random_sources(build_module(graph, config), torch.float32), tmp_path)

@@ -1,0 +1,121 @@
+"""One conversion at real size with random weights, in a process of its own: prints a JSON line with time and peak memory.
+
+    python tests/real_size/measure.py graph VideoLLaMA2.1-7B-16F vision_encoder FOLDER
+    python tests/real_size/measure.py split VideoLLaMA2-72B 4 FOLDER        # 4 of its 80 layers, or all with 0
+
+Weights are drawn as they are asked for, so that no checkpoint has to be there.
+"""
+
+import json
+import resource
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from videollama_converters.compare import _fill_buffers, buffers
+from videollama_converters.export_onnx import build_module, example_inputs, export_graph
+from videollama_converters.tensorrt_operators import check_graph
+from videollama_core.checkpoint import SHARD_BYTES, fill, write_shards
+from videollama_core.config import published_config
+from videollama_core.engine import OnnxEngine
+from videollama_core.graphs import GRAPHS
+
+
+def draw(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The same values whenever a name is asked for; about as large as trained ones."""
+    generator = torch.Generator().manual_seed(sum(name.encode()))
+    if len(shape) < 2:
+        return torch.ones(shape, dtype=dtype) if "norm" in name or "bn" in name else torch.zeros(shape, dtype=dtype)
+    found = torch.empty(shape, dtype=dtype)
+    return found.normal_(0.0, float(np.prod(shape[1:])) ** -0.5, generator=generator)
+
+
+def random_sources(module: torch.nn.Module, dtype: torch.dtype) -> dict[str, partial[Tensor]]:
+    return {name: partial(draw, name, value.shape, dtype) for name, value in module.state_dict().items()}
+
+
+def peak_gigabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def measure_graph(checkpoint: str, name: str, folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, object]:
+    """Export, check, and compare one case with PyTorch."""
+    config = published_config(checkpoint)
+    graph = next(graph for graph in GRAPHS if graph.name == name)
+    module = build_module(graph, config)
+    sources = random_sources(module, torch.float32)
+    path, began = folder / f"{name}.onnx", time.monotonic()
+    made = sources | {key: value.clone for key, value in buffers(config).items()}
+    export_graph(graph, config, made, path, lambda: None, dtype)
+    seconds, exported = time.monotonic() - began, peak_gigabytes()
+    onnx.checker.check_model(str(path))
+    violations = [str(violation) for violation in check_graph(path)]
+    inputs = example_inputs(graph, config)
+    found = OnnxEngine(path, graph.inputs, graph.outputs).run(
+        {
+            key: value.to(dtype).numpy() if value.is_floating_point() else value.numpy()
+            for key, value in zip(graph.inputs, inputs, strict=True)
+        }
+    )[graph.outputs[0]]
+    module = module.to_empty(device="cpu")
+    _fill_buffers(module, config)
+    fill(module, sources, name)
+    with torch.inference_mode():
+        wanted = module(*inputs).float().numpy()
+    return {
+        "graph": name,
+        "checkpoint": checkpoint,
+        "gigabytes": round(sum(file.stat().st_size for file in folder.iterdir()) / 1e9, 2),
+        "export_seconds": round(seconds, 1),
+        "export_peak_gigabytes": round(exported, 2),
+        "difference": float(np.abs(found - wanted).max() / max(1.0, float(np.abs(wanted).max()))),
+        "violations": violations,
+    }
+
+
+def measure_split(checkpoint: str, layers: int, folder: Path) -> dict[str, object]:
+    """The language model's tensors through the writer of `llm/`."""
+    from videollama_core.decoder import Decoder
+
+    language = published_config(checkpoint).language
+    if layers:
+        language = replace(language, layers=layers)
+    with torch.device("meta"):
+        decoder = Decoder(language)
+    before, began = peak_gigabytes(), time.monotonic()
+    elements = {name: value.numel() for name, value in decoder.state_dict().items()}
+    write_shards(random_sources(decoder, torch.bfloat16), folder, elements=elements)
+    files = sorted(folder.glob("*.safetensors"))
+    largest = max(file.stat().st_size for file in files)
+    return {
+        "checkpoint": checkpoint,
+        "layers": language.layers,
+        "gigabytes": round(sum(file.stat().st_size for file in files) / 1e9, 2),
+        "shards": len(files),
+        "largest_shard_gigabytes": round(largest / 1e9, 2),
+        "seconds": round(time.monotonic() - began, 1),
+        "peak_gigabytes": round(peak_gigabytes(), 2),
+        "peak_above_start_gigabytes": round(peak_gigabytes() - before, 2),
+        "allowed_gigabytes": round((max(largest, SHARD_BYTES) + 2**30) / 1e9, 2),
+    }
+
+
+def main() -> None:
+    kind, checkpoint, what, folder = sys.argv[1:5]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    if kind == "graph":
+        found = measure_graph(checkpoint, what, Path(folder))
+    else:
+        found = measure_split(checkpoint, int(what), Path(folder))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
