@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import onnxruntime
 
 from videollama_core.errors import ArtifactMismatch
 
@@ -25,6 +24,8 @@ class OnnxEngine:
     """
 
     def __init__(self, path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...], threads: int = 0) -> None:
+        import onnxruntime  # not there where TensorRT or PyTorch runs the graphs
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
         # Several stages share the cores: a thread that waits must not spin.

@@ -1,0 +1,107 @@
+"""The images: linted, without root, every step a script that runs without docker, every name that they use real."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import ROOT
+from videollama_core.contract import RUNNING_METRIC
+
+DOCKER = ROOT / "docker"
+IMAGES = sorted(DOCKER.glob("*/Dockerfile"))
+COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text("utf-8"))
+
+
+def instructions(path: Path) -> list[tuple[str, str]]:
+    text = re.sub(r"\\\n\s*", "", path.read_text("utf-8"))
+    return [tuple(line.split(None, 1)) for line in text.splitlines() if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.parent.name)
+def test_images_are_linted(path):
+    linter = shutil.which("hadolint", path=str(ROOT / ".venv/bin")) or shutil.which("hadolint")
+    if linter is None:
+        pytest.skip("hadolint has no wheel for this platform")
+    done = subprocess.run([linter, "--no-color", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and not done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.parent.name)
+def test_images_do_not_run_as_root_and_hold_no_secret(path):
+    found = instructions(path)
+    users = [value for name, value in found if name == "USER"]
+    assert users and users[-1] == "10001:10001"
+    assert "HEALTHCHECK" in [name for name, _ in found]
+    assert not re.search(r"(?i)(password|token|secret|api_key)\s*=", path.read_text("utf-8"))
+    for name, value in found:
+        if name == "FROM":
+            assert ":" in value and ":latest" not in value  # pinned
+
+
+@pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.parent.name)
+def test_every_step_is_a_script_of_the_tree(path):
+    for name, value in instructions(path):
+        if name == "RUN":
+            for step in value.split("&&"):
+                words = step.split()
+                if words[0] == "rm":
+                    continue
+                assert words[0] == "sh" and (DOCKER / "steps" / Path(words[1]).name).is_file(), step
+        if name == "COPY" and "--from" not in value and not value.startswith(". "):
+            assert (ROOT / value.split()[0]).exists(), value
+
+
+def test_the_client_step(tmp_path):
+    """What the client's image does, here: a bare install that answers, without torch."""
+    venv = tmp_path / "venv"
+    subprocess.run(["sh", DOCKER / "steps/install.sh", ROOT, venv], check=True, capture_output=True)
+    assert subprocess.run([venv / "bin/vl2", "--help"], check=True, capture_output=True).stdout
+    packages = {path.name for path in venv.glob("lib/python3*/site-packages/*")}
+    assert "videollama_client" in packages and not packages & {"torch", "transformers", "onnxruntime", "av"}
+
+
+def test_the_user_step_is_sound():
+    for script in (DOCKER / "steps").glob("*.sh"):
+        subprocess.run(["sh", "-n", script], check=True)
+    assert (
+        subprocess.run(["sh", DOCKER / "steps/make_user.sh", "root", "0"], check=False, capture_output=True).returncode
+        == 0
+    )
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_services_have_a_read_only_root_and_no_powers(name):
+    service = COMPOSE["services"][name]
+    assert service["read_only"] is True and service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    for volume in service["volumes"]:
+        source = volume.split(":")[0]
+        if source.startswith("./"):
+            assert (DOCKER / source).exists(), source
+    if "build" in service:
+        assert (ROOT / service["build"]["dockerfile"]).is_file()
+        assert any(
+            volume.endswith(":/bundle:ro") for volume in service["volumes"]
+        )  # weights are mounted, never baked in
+
+
+def test_prometheus_and_the_dashboard_ask_for_what_is_there():
+    prometheus = yaml.safe_load((DOCKER / "prometheus.yml").read_text("utf-8"))
+    (target,) = prometheus["scrape_configs"][0]["static_configs"][0]["targets"]
+    assert target == "server:8002" and COMPOSE["services"]["cpu"]["networks"]["default"]["aliases"] == ["server"]
+    source = (ROOT / "videollama_core/generation/stage.py").read_text("utf-8")
+    own = {RUNNING_METRIC, *re.findall(r'"(vl2_llm_\w+)"', source)}
+    dashboard = json.loads((DOCKER / "grafana/dashboards/videollama2.json").read_text("utf-8"))
+    used = {
+        name
+        for panel in dashboard["panels"]
+        for query in panel["targets"]
+        for name in re.findall(r"\b(?:vl2|nv)_\w+", query["expr"])
+    }
+    assert used and {name for name in used if name.startswith("vl2_")} <= own
