@@ -37,6 +37,20 @@ class Prompt:
     media_tokens: int  # N
     media_start: int  # position of the first media token
 
+    def extra_ids(self, media_hash: int | None) -> np.ndarray:
+        """uint64 [L + N], exactly as long as the ids: the media's hash at each of its positions, 0 at those of text.
+
+        Media positions of all videos hold the same ids; by this alone TensorRT-LLM tells whose keys and values it may
+        reuse. A list of another length it would drop without a word. Raises: InvalidRequest for media without a hash.
+        """
+        if self.media_tokens and not media_hash:
+            raise InvalidRequest(
+                "media_hash is missing: media tokens without it would be mistaken for those of other media"
+            )
+        found = np.zeros(len(self.input_ids), np.uint64)
+        found[self.media_start : self.media_start + self.media_tokens] = media_hash or 0
+        return found
+
 
 def render_prompt(tokenizer: Tokenizer, family: str, conversation: Conversation, modality: str) -> str:
     """The prompt string: placeholder and newline before the first message, the family's system text, the template.

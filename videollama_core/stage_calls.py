@@ -12,7 +12,7 @@ import triton_python_backend_utils as pb
 
 from videollama_core import contract
 from videollama_core.entry import Generation, Perception
-from videollama_core.errors import InvalidRequest, StageFailed, from_wire
+from videollama_core.errors import StageFailed, from_wire
 from videollama_core.messages import ResolvedSampling
 from videollama_core.prompt import Prompt
 from videollama_core.stage import to_tensor
@@ -42,23 +42,8 @@ def language_model_inputs(
         "runtime_top_p": [[sampling.top_p]],
         "repetition_penalty": [[sampling.repetition_penalty]],
         "seed": [[sampling.seed]],
-        "prompt_table_extra_ids": extra_ids(prompt, media_hash)[None],
+        "prompt_table_extra_ids": prompt.extra_ids(media_hash)[None],
     }
-
-
-def extra_ids(prompt: Prompt, media_hash: int | None) -> np.ndarray:
-    """uint64 [L + N], exactly as long as the ids: the media's hash at each of its positions, 0 at those of text.
-
-    Media positions of all videos hold the same ids; by this alone the C++ backend tells whose keys and values it may reuse.
-    A list of another length it would drop without a word. Raises: InvalidRequest for media without a hash.
-    """
-    if prompt.media_tokens and not media_hash:
-        raise InvalidRequest(
-            "media_hash is missing: media tokens without it would be mistaken for those of other media"
-        )
-    found = np.zeros(len(prompt.input_ids), np.uint64)
-    found[prompt.media_start : prompt.media_start + prompt.media_tokens] = media_hash or 0
-    return found
 
 
 class TritonStages:

@@ -15,7 +15,9 @@ def vl2(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("command", ["ask", "convert", "serve", "demo", "health", "train", "shapes", "eval"])
+@pytest.mark.parametrize(
+    "command", ["ask", "convert", "serve", "demo", "health", "train", "shapes", "eval", "plan", "doctor"]
+)
 def test_help_ends_with_a_real_example(command):
     found = vl2(command, "--help")
     assert found.returncode == 0
@@ -26,7 +28,7 @@ def test_help_lists_every_command_without_importing_torch():
     script = "import sys; from videollama_client.cli import main_group, run; run(lambda **k: main_group(['--help'], **k)); assert 'torch' not in sys.modules and 'onnxruntime' not in sys.modules"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
-    for command in ("ask", "convert", "serve", "demo", "health", "train", "shapes", "eval"):
+    for command in ("ask", "convert", "serve", "demo", "health", "train", "shapes", "eval", "plan", "doctor"):
         assert f"  {command}" in found.stdout
 
 
@@ -52,6 +54,25 @@ def test_a_command_whose_packages_are_missing_says_which(command):
         (("ask", "hi", "--max-new-tokens", "0"), 2, "BadSampling: max_new_tokens"),
         (("ask", "hi", "--colour", "red"), 2, "No such option"),
         (("ask", str(MEDIA / "plain_96x64.mp4"), "hi", "--start", "3", "--end", "1"), 2, "BadSegment"),
+        (("ask", "missing.wav", "hi"), 2, "UnreadableMedia: missing.wav cannot be read: No such file"),
+        (("ask", str(MEDIA / "image_90x50.png"), "hi", "--with-sound"), 2, "with_sound needs a video file"),
+        (("plan", "--checkpoint", "VideoLLaMA3"), 2, "is not a published checkpoint; they are VideoLLaMA2-7B-Base"),
+        (("convert", str(checkpoint("qwen2-clip-8f")), "--out", "/tmp/x", "--dry-run"), 2, "--dry-run tells of"),
+        (
+            (
+                "convert",
+                str(checkpoint("qwen2-clip-8f")),
+                "--out",
+                "/tmp/x",
+                "--engine",
+                "tensorrt",
+                "--tp",
+                "3",
+                "--dry-run",
+            ),
+            2,
+            "does not divide 8 heads",
+        ),
         (("serve", "nowhere"), 1, "ArtifactMismatch: nowhere is not a folder"),
         (("convert", "nowhere", "--out", "/tmp/x"), 1, "CheckpointMismatch: nowhere is not a folder"),
         (("convert", str(checkpoint("qwen2-clip-8f")), "--out", "/proc/nowhere"), 1, "/proc/nowhere"),

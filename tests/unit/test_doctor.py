@@ -1,0 +1,65 @@
+"""vl2 doctor: what it finds, and what it advises."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from videollama_core.bundle import Bundle
+from videollama_core.doctor import FAIL, OK, WARN, _fits_memory, _fits_tensorrt, examine
+
+
+def states(found):
+    return {finding.check: finding.state for finding in found}
+
+
+def test_this_machine_can_serve():
+    found = states(examine())
+    assert found["Python"] == found["Triton server"] == found["shared memory"] == found["engines"] == OK
+    assert found["GPU"] in (OK, WARN)  # a CPU serves
+
+
+def test_a_busy_port_is_found():
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        finding = next(one for one in examine(ports=(port,)) if one.check == f"port {port}")
+    assert finding.state == FAIL and "another port" in finding.advice
+
+
+def test_a_folder_that_is_no_bundle(tmp_path):
+    finding = examine(tmp_path)[-1]
+    assert (finding.check, finding.state) == ("bundle", FAIL) and "manifest" in finding.advice
+
+
+def test_a_bundle_for_another_machine(bundle_of):
+    bundle = Bundle.open(bundle_of("mistral-clip-8f"))
+    assert states(examine(bundle.root))["bundle"] == OK
+    assert _fits_memory(bundle, 2**20)[0].state == OK
+    too_large = _fits_memory(bundle, 2**50)[0]
+    assert too_large.state == FAIL and "larger machine" in too_large.advice
+    (engines,) = _fits_tensorrt(bundle, 0)
+    assert engines.state in (OK, FAIL) and (engines.state == OK or engines.advice)
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_the_command(words, bundle_of):
+    command = [
+        sys.executable,
+        "-m",
+        "videollama_client",
+        "doctor",
+        str(bundle_of("mistral-clip-8f")),
+        "--port",
+        "0",
+        *words,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    if words:
+        assert {finding["check"] for finding in json.loads(done.stdout)} >= {"Python", "bundle", "memory"}
+    else:
+        assert "checkpoint, onnx in float32" in done.stdout
