@@ -18,7 +18,13 @@ from videollama_core.errors import ArtifactMismatch
 from videollama_core.graphs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, Graph
 from videollama_core.torch_perceiver import Replayed
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8, "int64": torch.int64}
+_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "uint8": torch.uint8,
+    "int64": torch.int64,
+}
 
 
 def describe_machine() -> dict[str, Any]:
@@ -114,7 +120,7 @@ class TensorRtEngine:
 
 
 class TensorRtPerceiver:
-    """Engines of one bundle."""
+    """Engines of one bundle. Media tokens are float16: the language model's type on TensorRT-LLM (assemble.py)."""
 
     def __init__(self, bundle: Bundle) -> None:
         machine, device = describe_machine(), torch.device("cuda")
@@ -128,12 +134,12 @@ class TensorRtPerceiver:
 
     @torch.inference_mode()
     def see(self, frames: np.ndarray, frame_index: np.ndarray) -> np.ndarray:
-        return self._see(_pinned(frames), _pinned(frame_index)).cpu().numpy()
+        return self._see(_pinned(frames), _pinned(frame_index)).half().cpu().numpy()
 
     @torch.inference_mode()
     def hear(self, filterbank: np.ndarray) -> np.ndarray:
         assert self._hear is not None
-        return self._hear(_pinned(filterbank[None]))[0].cpu().numpy()
+        return self._hear(_pinned(filterbank[None]))[0].half().cpu().numpy()
 
 
 def _pinned(array: np.ndarray) -> Tensor:

@@ -18,7 +18,7 @@ from videollama_converters import assemble as assembling
 from videollama_converters.build_tensorrt import ENGINE_GRAPHS, build_engine
 from videollama_converters.compare import buffers, compare
 from videollama_converters.encoder_weights import encoder_sources, write_encoder_weights
-from videollama_converters.engine_options import EngineOptions
+from videollama_converters.engine_options import EngineOptions, encoder_dtype
 from videollama_converters.export_onnx import export_graph
 from videollama_converters.split_language_model import split_language_model
 from videollama_converters.steps import Step, Workshop, files_below, sha256, write_json
@@ -181,23 +181,24 @@ def tensorrt_steps(
     parts: CheckpointParts, inputs: dict[str, object], out: Path, progress: Progress, options: EngineOptions
 ) -> list[Step]:
     """Typed graphs of the encoders, and their engines."""
-    found, dtype = [], pick_dtype(options.dtype)
+    found = []
     for graph in ENGINE_GRAPHS:
         if graph not in graphs_of(parts.config):
             continue
+        dtype = encoder_dtype(graph, options.dtype)
         found.append(
             Step(
                 f"{graph.name} graph",
-                inputs | {"dtype": options.dtype},
+                inputs | {"dtype": dtype},
                 (graph_path(graph.name), graph_path(graph.name) + ".data"),
-                partial(_export_typed, graph, parts, progress.advance, dtype),
+                partial(_export_typed, graph, parts, progress.advance, pick_dtype(dtype)),
             )
         )
         engine = engine_path(graph.name)
         found.append(
             Step(
                 f"{graph.name} engine",
-                inputs | {"dtype": options.dtype, "gpu": options.recipe.gpu},
+                inputs | {"dtype": dtype, "gpu": options.recipe.gpu},
                 (engine, str(Path(engine).with_suffix(".json"))),
                 partial(_build_engine, graph, parts, out),
             )

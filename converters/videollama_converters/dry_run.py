@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 from videollama_converters.build_tensorrt import ENGINE_GRAPHS, profiles
-from videollama_converters.engine_options import EngineOptions
+from videollama_converters.engine_options import EngineOptions, encoder_dtype
 from videollama_converters.tensorrt_llm import script
 from videollama_converters.tensorrt_llm_config import render_config
 from videollama_core.bundle import LANGUAGE_ENGINE, LANGUAGE_FOLDER, REPOSITORY, engine_path, graph_path
@@ -22,10 +22,11 @@ def describe(checkpoint: Path, out: Path, tower: Path | None, base: Path | None,
         )
     config = open_checkpoint(checkpoint, tower, base).config
     options.check(config)
-    lines = [f"# {checkpoint} -> {out}: encoders in {options.dtype}, strongly typed"]
+    lines = [f"# {checkpoint} -> {out}"]
     for graph in ENGINE_GRAPHS:
         if graph in graphs_of(config):
-            lines.append(f"# {graph_path(graph.name)} -> {engine_path(graph.name)}")
+            dtype = encoder_dtype(graph, options.dtype)
+            lines.append(f"# {graph_path(graph.name)} in {dtype}, strongly typed -> {engine_path(graph.name)}")
             for number, shapes in enumerate(profiles(graph, config)):
                 told = ", ".join(f"{name} {' / '.join(map(str, sizes))}" for name, sizes in shapes.items())
                 lines.append(f"#   profile {number}: {told}")

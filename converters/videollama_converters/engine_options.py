@@ -5,14 +5,24 @@ from dataclasses import asdict, dataclass, field
 from videollama_converters.tensorrt_llm import Recipe
 from videollama_core.config import ModelConfig
 from videollama_core.errors import InvalidRequest
+from videollama_core.graphs import VISION_ENCODER, Graph
 
-# engine -> types in which it computes, the default first. On TensorRT the encoders and the table are float16, as the
-# reference computes; bfloat16 lacks depthwise kernels there, and a table in it passes no Python stage as an array.
+# engine -> types in which it computes, the default first. On TensorRT this is the vision tower's: connector and audio encoder
+# never go to bfloat16 (encoder_dtype), and the media tokens are float16, the language model's type there.
 ENGINES = {
     "onnx": ("float32",),
     "torch": ("bfloat16", "float16", "float32"),
-    "tensorrt": ("float16",),
+    "tensorrt": ("bfloat16", "float16", "float32"),
 }
+
+
+def encoder_dtype(graph: Graph, dtype: str) -> str:
+    """Type of one encoder's graph on TensorRT.
+
+    bfloat16 suits the towers, whose activations can leave float16's range (SigLIP's are known for it); the connector's depthwise
+    convolutions have no kernels in it everywhere.
+    """
+    return "float16" if dtype == "bfloat16" and graph is not VISION_ENCODER else dtype
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from videollama_converters.build_tensorrt import tensor_types
 from videollama_converters.compare import _fill_buffers, buffers
 from videollama_converters.convert import convert, graph_sources
 from videollama_converters.dry_run import describe
-from videollama_converters.engine_options import EngineOptions
+from videollama_converters.engine_options import EngineOptions, encoder_dtype
 from videollama_converters.export_onnx import build_module, example_inputs, export_graph
 from videollama_converters.tensorrt_llm import Recipe
 from videollama_converters.tensorrt_operators import check_graph
@@ -93,6 +93,8 @@ def test_typed_graphs(graph, dtype, tmp_path):
     reasons = [violation.reason for violation in check_graph(path)]
     if dtype is torch.bfloat16:
         assert all("depthwise" in reason for reason in reasons) and bool(reasons) == (graph is CONNECTOR)
+        assert encoder_dtype(graph, "bfloat16") == ("bfloat16" if graph is VISION_ENCODER else "float16")
+        assert tensor_types(path)[graph.outputs[0]] == "bfloat16"
         return  # ONNX Runtime's CPU has no kernels for the rest
     assert not reasons
     types = tensor_types(path)
@@ -200,7 +202,7 @@ def test_without_tensorrt_the_conversion_says_so_at_once(tmp_path):
         describe_machine()
     except ArtifactMismatch:
         with pytest.raises(ArtifactMismatch, match="container|no GPU"):
-            options = EngineOptions("tensorrt", "float16", recipe=Recipe("float16"))
+            options = EngineOptions("tensorrt", "bfloat16", recipe=Recipe("float16"))
             convert(checkpoint("mistral-clip-8f"), tmp_path / "out", options=options)
         assert not (tmp_path / "out").exists()
 

@@ -9,11 +9,13 @@ from real_size.measure import random_sources
 from videollama_converters.build_tensorrt import ENGINE_GRAPHS, build_engine
 from videollama_converters.compare import _fill_buffers, buffers
 from videollama_converters.convert import graph_sources
+from videollama_converters.engine_options import encoder_dtype
 from videollama_converters.export_onnx import build_module, example_inputs, export_graph
 from videollama_core.checkpoint import fill, open_checkpoint
 from videollama_core.config import published_config
 from videollama_core.graphs import graphs_of
 from videollama_core.tensorrt_perceiver import TensorRtEngine, describe_machine
+from videollama_core.torch_device import pick_dtype
 
 pytest.importorskip("tensorrt", reason="TensorRT is not installed: run in the pinned container (docker/server)")
 TINY = ("mistral-clip-8f", "qwen2-siglip-16f", "av-qwen2-siglip")
@@ -23,7 +25,7 @@ REAL = ("VideoLLaMA2-7B", "VideoLLaMA2.1-7B-AV")
 def check(graph, config, sources, folder):
     path, engine = folder / f"{graph.name}.onnx", folder / f"{graph.name}.engine"
     made = sources | {name: value.clone for name, value in buffers(config).items()}
-    export_graph(graph, config, made, path, lambda: None, torch.float16)
+    export_graph(graph, config, made, path, lambda: None, pick_dtype(encoder_dtype(graph, "bfloat16")))
     build_engine(graph, config, path, engine, folder / "timing.cache", print)
     module = build_module(graph, config).to_empty(device="cpu")
     _fill_buffers(module, config)
