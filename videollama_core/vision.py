@@ -96,24 +96,25 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, config: VisionConfig, pixels: PixelConfig) -> None:
         super().__init__()
-        self.mean: Tensor
-        self.std: Tensor
         self.config = config
         self.embeddings = Embeddings(config)
         if config.kind == "clip":
             self.pre_layrnorm = nn.LayerNorm(config.width, eps=config.eps)  # spelled so in every checkpoint
         self.encoder = Encoder(config)
-        self.scale = pixels.scale
-        self.register_buffer("mean", torch.tensor(pixels.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(pixels.std).view(3, 1, 1), persistent=False)
+        self.pixels = pixels
 
     def normalise(self, frames: Tensor) -> Tensor:
+        """uint8 [U, S, S, 3] -> float32 [U, 3, S, S], in float32 whatever the type of the weights."""
         # The cast comes first: TensorRT takes uint8 at the graph's door alone.
-        pixels = frames.to(self.mean.dtype).permute(0, 3, 1, 2)  # uint8 [U, S, S, 3] -> [U, 3, S, S]
-        return (pixels * self.scale - self.mean) / self.std
+        channels = (frames.to(torch.float32) * self.pixels.scale).unbind(-1)
+        scaled = [
+            (channel - mean) / std
+            for channel, mean, std in zip(channels, self.pixels.mean, self.pixels.std, strict=True)
+        ]
+        return torch.stack(scaled, dim=1)
 
     def forward(self, frames: Tensor) -> Tensor:
-        x = self.embeddings(self.normalise(frames))
+        x = self.embeddings(self.normalise(frames).to(self.embeddings.position_embedding.weight.dtype))
         if self.config.kind == "clip":
             x = self.pre_layrnorm(x)
         for layer in self.encoder.layers:

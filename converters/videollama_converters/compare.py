@@ -41,7 +41,6 @@ def compare(graph: Graph, config: ModelConfig, sources: Sources, path: Path) -> 
         return Comparison(graph.name, None, TOLERANCE, note)
     inputs = example_inputs(graph, config)
     module = build_module(graph, config).to_empty(device="cpu")
-    _fill_buffers(module, config)
     fill(module, sources, graph.name)
     with torch.inference_mode():
         outputs = module(*inputs)
@@ -59,17 +58,3 @@ def compare(graph: Graph, config: ModelConfig, sources: Sources, path: Path) -> 
             "This is a defect of the conversion: please report it with the checkpoint's config.json"
         )
     return result
-
-
-def _fill_buffers(module: torch.nn.Module, config: ModelConfig) -> None:
-    """Buffers that no checkpoint stores: the tower's mean and deviation."""
-    for name, values in buffers(config).items():
-        if hasattr(module, name):
-            setattr(module, name, values)
-
-
-def buffers(config: ModelConfig) -> dict[str, torch.Tensor]:
-    return {
-        "mean": torch.tensor(config.pixels.mean).view(3, 1, 1),
-        "std": torch.tensor(config.pixels.std).view(3, 1, 1),
-    }

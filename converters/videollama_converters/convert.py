@@ -16,7 +16,7 @@ import torch
 
 from videollama_converters import assemble as assembling
 from videollama_converters.build_tensorrt import ENGINE_GRAPHS, build_engine
-from videollama_converters.compare import buffers, compare
+from videollama_converters.compare import compare
 from videollama_converters.encoder_weights import encoder_sources, write_encoder_weights
 from videollama_converters.engine_options import EngineOptions, encoder_dtype
 from videollama_converters.export_onnx import export_graph
@@ -208,7 +208,7 @@ def tensorrt_steps(
 
 def _export_typed(graph: Graph, parts: CheckpointParts, tick: Callable[[], None], dtype: torch.dtype, to: Path) -> None:
     path = to / graph_path(graph.name)
-    sources = graph_sources(graph, parts) | {name: value.clone for name, value in buffers(parts.config).items()}
+    sources = graph_sources(graph, parts)
     export_graph(graph, parts.config, sources, path, tick, dtype)
     violations = check_graph(path)
     if violations:
@@ -257,7 +257,7 @@ def _work(step: Step, parts: CheckpointParts) -> int:
 
 
 def _export(graph: Graph, parts: CheckpointParts, tick: Callable[[], None], folder: Path) -> None:
-    sources = graph_sources(graph, parts) | {name: value.clone for name, value in buffers(parts.config).items()}
+    sources = graph_sources(graph, parts)
     if parts.config.language.tied and graph is DECODER:
         sources["lm_head.weight"] = sources["model.embed_tokens.weight"]
     export_graph(graph, parts.config, sources, folder / graph_path(graph.name), tick)

@@ -136,7 +136,7 @@ def export_graph(
     """Write `path` and `path`.data.
 
     Args:
-        sources: reads each of the module's parameters and buffers.
+        sources: reads each of the module's parameters.
         tick: called for each tensor written.
     """
     module = build_module(graph, config, dtype)

@@ -12,7 +12,6 @@ from onnx import TensorProto, helper
 
 from conftest import FEATURE_TOLERANCE, ROOT, VARIANTS, checkpoint
 from videollama_converters.build_tensorrt import tensor_types
-from videollama_converters.compare import _fill_buffers, buffers
 from videollama_converters.convert import convert, graph_sources
 from videollama_converters.dry_run import describe
 from videollama_converters.engine_options import EngineOptions, encoder_dtype
@@ -87,7 +86,7 @@ def test_every_served_graph_is_in_the_table(variant, bundle_of):
 def test_typed_graphs(graph, dtype, tmp_path):
     """In half precision: norms in float32, doors in the engine's type, values near PyTorch's; depthwise bfloat16 is caught."""
     parts = open_checkpoint(checkpoint("av-qwen2-siglip"))
-    sources = graph_sources(graph, parts) | {name: value.clone for name, value in buffers(parts.config).items()}
+    sources = graph_sources(graph, parts)
     path = tmp_path / f"{graph.name}.onnx"
     export_graph(graph, parts.config, sources, path, lambda: None, dtype)
     reasons = [violation.reason for violation in check_graph(path)]
@@ -104,7 +103,6 @@ def test_typed_graphs(graph, dtype, tmp_path):
     assert {name: str(array.dtype) for name, array in arrays.items()}.items() <= types.items()
     found = OnnxEngine(path, graph.inputs, graph.outputs).run(arrays)[graph.outputs[0]].astype(np.float32)
     module = build_module(graph, parts.config).to_empty(device="cpu")
-    _fill_buffers(module, parts.config)
     fill(module, graph_sources(graph, parts), graph.name)
     with torch.inference_mode():
         wanted = module(*example_inputs(graph, parts.config)).numpy()

@@ -29,8 +29,8 @@ DTYPE = torch.bfloat16
 def randomised(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     """Weights about as large as trained ones, drawn on the device."""
     module = module.to(DTYPE).to_empty(device=device).eval().requires_grad_(False)
-    for name, value in [*module.named_parameters(), *module.named_buffers()]:
-        if value.dim() < 2 or name in ("mean", "std"):
+    for name, value in module.named_parameters():
+        if value.dim() < 2:
             value.fill_(0.0 if name.endswith("bias") else 1.0)
         else:
             value.normal_(0.0, float(np.prod(value.shape[1:])) ** -0.5)

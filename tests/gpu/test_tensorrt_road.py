@@ -7,7 +7,6 @@ import torch
 from conftest import checkpoint
 from real_size.measure import random_sources
 from videollama_converters.build_tensorrt import ENGINE_GRAPHS, build_engine
-from videollama_converters.compare import _fill_buffers, buffers
 from videollama_converters.convert import graph_sources
 from videollama_converters.engine_options import encoder_dtype
 from videollama_converters.export_onnx import build_module, example_inputs, export_graph
@@ -24,11 +23,9 @@ REAL = ("VideoLLaMA2-7B", "VideoLLaMA2.1-7B-AV")
 
 def check(graph, config, sources, folder):
     path, engine = folder / f"{graph.name}.onnx", folder / f"{graph.name}.engine"
-    made = sources | {name: value.clone for name, value in buffers(config).items()}
-    export_graph(graph, config, made, path, lambda: None, pick_dtype(encoder_dtype(graph, "bfloat16")))
+    export_graph(graph, config, sources, path, lambda: None, pick_dtype(encoder_dtype(graph, "bfloat16")))
     build_engine(graph, config, path, engine, folder / "timing.cache", print)
     module = build_module(graph, config).to_empty(device="cpu")
-    _fill_buffers(module, config)
     fill(module, sources, graph.name).cuda()
     inputs = tuple(value.cuda() for value in example_inputs(graph, config))
     run = TensorRtEngine(engine, graph, describe_machine())

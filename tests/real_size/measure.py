@@ -19,7 +19,6 @@ import onnx
 import torch
 from torch import Tensor
 
-from videollama_converters.compare import _fill_buffers, buffers
 from videollama_converters.export_onnx import build_module, example_inputs, export_graph
 from videollama_converters.tensorrt_operators import check_graph
 from videollama_core.checkpoint import SHARD_BYTES, fill, write_shards
@@ -52,8 +51,7 @@ def measure_graph(checkpoint: str, name: str, folder: Path, dtype: torch.dtype =
     module = build_module(graph, config)
     sources = random_sources(module, torch.float32)
     path, began = folder / f"{name}.onnx", time.monotonic()
-    made = sources | {key: value.clone for key, value in buffers(config).items()}
-    export_graph(graph, config, made, path, lambda: None, dtype)
+    export_graph(graph, config, sources, path, lambda: None, dtype)
     seconds, exported = time.monotonic() - began, peak_gigabytes()
     onnx.checker.check_model(str(path))
     violations = [str(violation) for violation in check_graph(path)]
@@ -65,7 +63,6 @@ def measure_graph(checkpoint: str, name: str, folder: Path, dtype: torch.dtype =
         }
     )[graph.outputs[0]]
     module = module.to_empty(device="cpu")
-    _fill_buffers(module, config)
     fill(module, sources, name)
     with torch.inference_mode():
         wanted = module(*inputs).float().numpy()
