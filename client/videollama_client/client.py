@@ -67,9 +67,19 @@ class AnswerStream:
                     yield piece
             self._reader.finish()
         finally:
-            if not self._reader.ended:
+            if self._reader.ended:
+                self._wait_for_end()
+            else:
                 self._call.cancel()
             self._client._forget(self.request_id)
+
+    def _wait_for_end(self) -> None:
+        """Until the server has closed the stream, which it does at once: a channel that is closed before cancels it."""
+        try:
+            while not isinstance(self._messages.get(timeout=SILENCE_SECONDS), (type(None), grpc.RpcError)):
+                pass
+        except queue.Empty:
+            pass  # whatever holds it up, the answer is whole or its error raised
 
     def _next_message(self) -> Any:
         while True:

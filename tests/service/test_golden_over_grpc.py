@@ -69,7 +69,7 @@ def test_every_stage_equals_the_reference(case, server_of):
             if case.modality != "audio":
                 assert np.array_equal(seen["frames"], case.tensor("pixels_u8"))
         seen.pop("frame_index", None)
-        table = server.call("encoder", ["prompt_embedding_table", "prompt_vocab_size"], **seen)
+        table = server.call("encoder", ["prompt_embedding_table", "prompt_vocab_size", "media_hash"], **seen)
         (tokens,) = table["prompt_embedding_table"]
         assert case.close_to_tokens(tokens) and table["prompt_vocab_size"] == len(tokens)
     asked = {
@@ -78,6 +78,7 @@ def test_every_stage_equals_the_reference(case, server_of):
     }
     if kind is not None:
         asked |= {"media_kind": strings(kind), "prompt_vocab_size": table["prompt_vocab_size"]}
+        asked["media_hash"] = table.pop("media_hash")
     names = [
         "input_ids",
         "input_lengths",
@@ -87,9 +88,13 @@ def test_every_stage_equals_the_reference(case, server_of):
         "stop_words_list",
         "runtime_top_k",
         "repetition_penalty",
+        "prompt_table_extra_ids",
     ]
     prompt = server.call("prompt", names, **asked)
     assert prompt["input_ids"].shape == (1, case.facts["num_prompt_embeddings"])
+    extra = prompt["prompt_table_extra_ids"]
+    assert extra.shape == prompt["input_ids"].shape
+    assert np.count_nonzero(extra) == (0 if kind is None else table["prompt_vocab_size"].item())
     found = server.call(
         "tensorrt_llm",
         ["output_ids", "sequence_length", "generation_logits"],

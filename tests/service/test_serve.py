@@ -70,7 +70,12 @@ def test_ask_about_pictures_text_and_segments(words, name, server_of):
 @pytest.mark.parametrize(
     ("words", "code", "reason"),
     [
-        (("ask", MEDIA / "tone_16k_mono_4s.wav", "What?"), 2, "UnreadableMedia: the file has no video stream"),
+        (("ask", MEDIA / "tone_16k_mono_4s.wav", "What?"), 2, "InvalidRequest: this checkpoint has no audio tower"),
+        (
+            ("ask", "--video", MEDIA / "tone_16k_mono_4s.wav", "What?"),
+            2,
+            "UnreadableMedia: the file has no video stream",
+        ),
         (("ask", MEDIA / "plain_96x64.mp4", "What?", "--start", "99"), 2, "BadSegment"),
     ],
 )
