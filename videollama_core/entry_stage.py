@@ -12,6 +12,7 @@ from videollama_core.errors import InvalidRequest
 from videollama_core.messages import Conversation, SamplingOptions, as_conversation, conversation_from_json
 from videollama_core.stage import DecoupledStage, Reply, bundle_of, scalar, text
 from videollama_core.stage_calls import TritonStages
+from videollama_core.triton_installation import ADDRESS_VARIABLE
 from videollama_core.video import Segment
 
 
@@ -37,7 +38,9 @@ class EntryStage(DecoupledStage):
     def load(self, args: dict[str, str]) -> None:
         bundle = bundle_of(args)
         tokenizer = bundle.tokenizer()
-        stages = TritonStages(bundle.generation_defaults(tokenizer).end_ids, tokenizer.pad_id)
+        # TensorRT-LLM's stage is asked within the server: its media tokens are large and its Triton is a later one.
+        address = None if bundle.engine == "tensorrt" else os.environ.get(ADDRESS_VARIABLE)
+        stages = TritonStages(bundle.generation_defaults(tokenizer).end_ids, tokenizer.pad_id, address)
         self._entry = Entry(bundle, stages)
         self._process = f"{os.getpid()}-{secrets.token_hex(4)}".encode()
 

@@ -75,12 +75,15 @@ def text(value: Any, name: str) -> str:
         raise InvalidRequest(f"{name} is not UTF-8: {error}") from error
 
 
-def to_tensor(tensor: Tensor, value: Any) -> Any:
+def to_array(tensor: Tensor, value: Any) -> np.ndarray:
     dtype = _NUMPY[tensor.dtype]
     if tensor.dtype == "FP32" and isinstance(value, np.ndarray) and value.dtype == np.float16:
         dtype = np.float16  # media tokens of an engine in half precision stay as they are (assemble.py types them so)
-    array = np.asarray(value, dtype=dtype)
-    return pb.Tensor(tensor.name, np.ascontiguousarray(array))
+    return np.ascontiguousarray(np.asarray(value, dtype=dtype))
+
+
+def to_tensor(tensor: Tensor, value: Any) -> Any:
+    return pb.Tensor(tensor.name, to_array(tensor, value))
 
 
 def respond(stage: Stage, values: dict[str, Any]) -> Any:

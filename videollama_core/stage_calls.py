@@ -1,22 +1,26 @@
-"""The entry's calls to the other stages, over Triton's business logic scripting (BLS)."""
+"""The entry's calls to the other stages: by Triton's business logic scripting (BLS), and over gRPC."""
 
 import os
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import triton_python_backend_utils as pb
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from videollama_core import contract
 from videollama_core.entry import Generation, Perception
-from videollama_core.errors import StageFailed, from_wire
+from videollama_core.errors import StageFailed, VideoLlamaError, from_wire
 from videollama_core.messages import ResolvedSampling
 from videollama_core.prompt import Prompt
-from videollama_core.stage import to_tensor
+from videollama_core.stage import to_array, to_tensor
 from videollama_core.video import Segment
+
+_GENERATED = ["output_ids", "sequence_length"]
 
 
 def language_model_inputs(
@@ -47,10 +51,15 @@ def language_model_inputs(
 
 
 class TritonStages:
-    """The other stages of the same server."""
+    """The other stages of the same server.
 
-    def __init__(self, end_ids: Sequence[int], pad_id: int | None) -> None:
+    Args:
+        address: host:port of the server's own gRPC port; None asks the language model by BLS too.
+    """
+
+    def __init__(self, end_ids: Sequence[int], pad_id: int | None, address: str | None = None) -> None:
         self._end_ids, self._pad_id = end_ids, pad_id
+        self._responses: Responses = _OverGrpc(address) if address else _over_bls
 
     def perceive(self, kind: str, files: Sequence[bytes], segment: Segment) -> Perception:
         inputs: dict[str, Any] = {"media": np.array([*files, None], np.object_)[:-1], "media_kind": [kind.encode()]}
@@ -77,29 +86,28 @@ class TritonStages:
         inputs |= {"streaming": [[True]], "exclude_input_in_output": [[True]]}
         if seen is not None:
             inputs |= {"prompt_embedding_table": seen.table, "prompt_vocab_size": [[seen.table.shape[1]]]}
-        return _TritonGeneration(request_id, inputs)
+        return _TritonGeneration(request_id, inputs, self._responses)
+
+
+Responses = Callable[[dict[str, Any], str], Iterator[list[int]]]  # inputs, request id -> new ids, message by message
 
 
 class _TritonGeneration:
     """Reads the responses in a thread: the iterator blocks, for ever if the stage's process is killed."""
 
-    def __init__(self, request_id: str, inputs: dict[str, Any]) -> None:
-        self._request_id = request_id
+    def __init__(self, request_id: str, inputs: dict[str, Any], responses: Responses) -> None:
+        self._request_id, self._responses = request_id, responses
         self._messages: queue.SimpleQueue[list[int] | Exception | None] = queue.SimpleQueue()
         self._process = stage_process(contract.LANGUAGE_MODEL.name)
-        request = _request(contract.LANGUAGE_MODEL, inputs, ["output_ids", "sequence_length"], request_id)
-        threading.Thread(target=self._read, args=(request,), daemon=True).start()
+        threading.Thread(target=self._read, args=(inputs,), daemon=True).start()
 
-    def _read(self, request: Any) -> None:
+    def _read(self, inputs: dict[str, Any]) -> None:
         try:
-            for response in request.exec(decoupled=True):
-                if response.has_error():
-                    self._messages.put(from_wire(response.error().message()))
-                    return
-                ids = pb.get_output_tensor_by_name(response, "output_ids")
-                if ids is not None:
-                    self._messages.put(ids.as_numpy().reshape(-1).tolist())
+            for ids in self._responses(inputs, self._request_id):
+                self._messages.put(ids)
             self._messages.put(None)
+        except VideoLlamaError as error:
+            self._messages.put(error)
         except Exception as error:
             self._messages.put(StageFailed(f"stage {contract.LANGUAGE_MODEL.name}: {error}"))
 
@@ -118,13 +126,52 @@ class _TritonGeneration:
         return message
 
     def stop(self) -> None:
-        """The `stop` request of the TensorRT-LLM contract: a child started by BLS is not cancelled by itself."""
+        """The `stop` request of the TensorRT-LLM contract: a request that BLS started is not cancelled by itself."""
         inputs = {"input_ids": [[0]], "input_lengths": [[1]], "request_output_len": [[1]], "stop": [[True]]}
         if self._process is None or process_alive(self._process):
-            for _ in _request(
-                contract.LANGUAGE_MODEL, inputs, ["output_ids", "sequence_length"], self._request_id
-            ).exec(decoupled=True):
+            for _ in self._responses(inputs, self._request_id):
                 pass
+
+
+def _over_bls(inputs: dict[str, Any], request_id: str) -> Iterator[list[int]]:
+    """Ask the language model within the server."""
+    for response in _request(contract.LANGUAGE_MODEL, inputs, _GENERATED, request_id).exec(decoupled=True):
+        if response.has_error():
+            raise from_wire(response.error().message())
+        ids = pb.get_output_tensor_by_name(response, "output_ids")
+        if ids is not None:
+            yield ids.as_numpy().reshape(-1).tolist()
+
+
+class _OverGrpc:
+    """Ask the language model at the server's own gRPC port.
+
+    Triton 2.51 corrupts the memory of a Python stage that reads many responses of one BLS request (docs/log.md).
+    """
+
+    def __init__(self, address: str) -> None:
+        options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(address, options=options))
+
+    def __call__(self, inputs: dict[str, Any], request_id: str) -> Iterator[list[int]]:
+        stage = contract.LANGUAGE_MODEL
+        request = service_pb2.ModelInferRequest(model_name=stage.name, id=request_id)
+        for name, value in inputs.items():
+            array = to_array(stage.input(name), value)
+            request.inputs.add(name=name, datatype=stage.input(name).wire_dtype, shape=array.shape)
+            request.raw_input_contents.append(array.tobytes())
+        for name in _GENERATED:
+            request.outputs.add(name=name)
+        try:
+            for message in self._stub.ModelStreamInfer(iter([request])):
+                if message.error_message:
+                    raise from_wire(message.error_message)
+                found = message.infer_response
+                for output, raw in zip(found.outputs, found.raw_output_contents, strict=True):
+                    if output.name == "output_ids":
+                        yield np.frombuffer(raw, np.int32).tolist()
+        except grpc.RpcError as error:
+            raise StageFailed(f"stage {stage.name}: {error.details()}") from error  # type: ignore[attr-defined]
 
 
 def _ask(stage: contract.Stage, inputs: dict[str, Any]) -> dict[str, Any]:

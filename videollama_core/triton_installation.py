@@ -10,6 +10,8 @@ from pathlib import Path
 
 from videollama_core.errors import ServerFailed
 
+ADDRESS_VARIABLE = "VL2_GRPC_ADDRESS"  # host:port of the server's own gRPC port, for its stages
+
 
 @dataclass(frozen=True)
 class Installation:
@@ -74,9 +76,9 @@ def _python_library() -> Path:
     )
 
 
-def stage_environment(installation: Installation) -> dict[str, str]:
-    """The stubs use this interpreter's packages."""
-    environment = dict(os.environ)
+def stage_environment(installation: Installation, address: str) -> dict[str, str]:
+    """The stubs use this interpreter's packages, and find the server's own gRPC port."""
+    environment = dict(os.environ) | {ADDRESS_VARIABLE: address}
     libraries = [str(folder) for folder in installation.libraries]
     if libraries:
         environment["LD_LIBRARY_PATH"] = os.pathsep.join(

@@ -46,6 +46,11 @@ class ServerOptions:
     drain_seconds: float = 30.0
 
 
+def _reachable(host: str) -> str:
+    """Where a server that listens on `host` is found from its own machine."""
+    return "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104: compared, not bound
+
+
 @dataclass
 class TritonServer:
     """A running server on a bundle. Use as a context manager, or `start` and `stop`."""
@@ -93,7 +98,7 @@ class TritonServer:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                env=stage_environment(self._installation),
+                env=stage_environment(self._installation, f"{_reachable(self.options.host)}:{self.grpc_port}"),
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then drains
                 preexec_fn=_die_with_parent,
             )
