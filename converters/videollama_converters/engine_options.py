@@ -49,6 +49,10 @@ class EngineOptions:
         """Raises: InvalidRequest where the checkpoint cannot be run so."""
         if self.engine == "tensorrt":
             self.recipe.check(config)
+            if self.recipe.dtype != "float16":  # the type of the media tokens that the encoder's stage sends
+                raise InvalidRequest(
+                    f"the language model's dtype is {self.recipe.dtype}; the media tokens it is given are float16: take float16"
+                )
             return
         limit = config.language.max_positions
         media = Recipe.media_tokens(config)

@@ -35,7 +35,7 @@ CONTEXT_TOKENS = 8192  # positions that one iteration computes, over all request
 class Recipe:
     """How the language model is built."""
 
-    dtype: str = "bfloat16"
+    dtype: str = "float16"
     quantization: str = ""  # none, or one of QUANTIZATIONS
     kv_dtype: str = "auto"  # of the key-value cache: auto (that of the model), int8, fp8
     tp: int = 1  # GPUs that share each layer

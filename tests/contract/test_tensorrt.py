@@ -21,7 +21,7 @@ from videollama_converters.tensorrt_operators import check_graph
 from videollama_core.bundle import Bundle
 from videollama_core.checkpoint import fill, open_checkpoint
 from videollama_core.engine import OnnxEngine
-from videollama_core.errors import ArtifactMismatch
+from videollama_core.errors import ArtifactMismatch, InvalidRequest
 from videollama_core.graphs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, graphs_of
 from videollama_core.tensorrt_perceiver import check_sidecar, describe_machine
 
@@ -203,6 +203,12 @@ def test_without_tensorrt_the_conversion_says_so_at_once(tmp_path):
             options = EngineOptions("tensorrt", "bfloat16", recipe=Recipe("float16"))
             convert(checkpoint("mistral-clip-8f"), tmp_path / "out", options=options)
         assert not (tmp_path / "out").exists()
+
+
+def test_media_tokens_and_language_model_have_one_type(tmp_path):
+    options = EngineOptions("tensorrt", "bfloat16", recipe=Recipe("bfloat16"))
+    with pytest.raises(InvalidRequest, match="media tokens it is given are float16"):
+        describe(checkpoint("mistral-clip-8f"), tmp_path / "out", None, None, options)
 
 
 @pytest.mark.parametrize("variant", ["mixtral-clip-8f", "av-qwen2-siglip"])
