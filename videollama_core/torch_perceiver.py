@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from videollama_core.audio import AudioEncoder
 from videollama_core.bundle import ENCODER_WEIGHTS, Bundle
-from videollama_core.checkpoint import Shards, fill
+from videollama_core.checkpoint import fill
 from videollama_core.connector import Connector
+from videollama_core.shards import Shards
 from videollama_core.torch_device import pick_device, pick_dtype
 from videollama_core.vision import VisionEncoder
 

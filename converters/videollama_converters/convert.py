@@ -32,11 +32,12 @@ from videollama_core.bundle import (
     engine_path,
     graph_path,
 )
-from videollama_core.checkpoint import CheckpointParts, Sources, open_checkpoint
+from videollama_core.checkpoint import CheckpointParts, open_checkpoint
 from videollama_core.config import SOUNDING_KINDS
 from videollama_core.contract import MEDIA_KINDS
 from videollama_core.errors import ArtifactMismatch
 from videollama_core.graphs import AUDIO_ENCODER, CONNECTOR, DECODER, EMBEDDING, VISION_ENCODER, Graph, graphs_of
+from videollama_core.shards import Sources
 from videollama_core.tensorrt_perceiver import describe_machine
 from videollama_core.tokenizer_files import TOKENIZER_FILES
 from videollama_core.torch_device import pick_dtype
@@ -308,6 +309,7 @@ def _code_hash() -> str:
         "decoder.py",
         "config.py",
         "checkpoint.py",
+        "shards.py",
         "graphs.py",
         "export_onnx.py",
         "tidy_graph.py",

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from videollama_core.checkpoint import CheckpointParts, Sources
+from videollama_core.checkpoint import CheckpointParts
+from videollama_core.shards import Sources
 from videollama_core.torch_device import pick_dtype
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
-from videollama_core.checkpoint import CheckpointParts, write_shards
+from videollama_core.checkpoint import CheckpointParts
 from videollama_core.config import LanguageConfig, read_json
 from videollama_core.decoder import Decoder
+from videollama_core.shards import write_shards
 from videollama_core.tokenizer_files import copy_tokenizer
 
 ARCHITECTURES = {

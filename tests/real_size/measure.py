@@ -21,10 +21,11 @@ from torch import Tensor
 
 from videollama_converters.export_onnx import build_module, example_inputs, export_graph
 from videollama_converters.tensorrt_operators import check_graph
-from videollama_core.checkpoint import SHARD_BYTES, fill, write_shards
+from videollama_core.checkpoint import fill
 from videollama_core.config import published_config
 from videollama_core.engine import OnnxEngine
 from videollama_core.graphs import GRAPHS
+from videollama_core.shards import SHARD_BYTES, write_shards
 
 
 def draw(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from videollama_core import connector, vision
-from videollama_core.checkpoint import ADAPTER_FILES, CONNECTOR_FILE, NON_LORA_FILE, CheckpointParts, write_shards
+from videollama_core.checkpoint import ADAPTER_FILES, CONNECTOR_FILE, NON_LORA_FILE, CheckpointParts
 from videollama_core.config import read_json
+from videollama_core.shards import write_shards
 from videollama_core.tokenizer_files import copy_tokenizer
 
 if TYPE_CHECKING:

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from videollama_core.bundle import Bundle
-from videollama_core.checkpoint import Shards, fill
+from videollama_core.checkpoint import fill
 from videollama_core.decoder import Decoder, DecoderLayer, MixtureOfExperts, rotary_tables, rotate
 from videollama_core.errors import ArtifactMismatch
 from videollama_core.sampling import Sampler
+from videollama_core.shards import Shards
 from videollama_core.torch_device import pick_device, pick_dtype
 from videollama_core.torch_perceiver import Replayed
 
