@@ -20,7 +20,7 @@ from videollama_core.prompt import MODALITIES, Prompt, check_length, render_prom
 from videollama_core.text import AnswerText
 from videollama_core.video import Segment
 
-POLL_SECONDS = 0.005  # how often a waiting request looks whether its client has left
+POLL_SECONDS = 0.05  # how often a request that waits looks whether its client has left; with every token, it looks too
 DEATHS_ALLOWED = 3  # of the stages before it, until a request is given up
 RESTART_SECONDS = 15.0  # how long a request waits for a stage that is being started again
 
@@ -165,7 +165,7 @@ class Entry:
                 deaths += "not healthy" in str(error)
                 if deaths > DEATHS_ALLOWED or time.monotonic() > deadline or is_cancelled():
                     raise
-            time.sleep(POLL_SECONDS * 5)
+            time.sleep(POLL_SECONDS)
 
 
 def _tokens(generation: Generation, is_cancelled: Callable[[], bool]) -> Iterator[list[int]]:
@@ -192,7 +192,7 @@ class _Patient:
         except StageRestarting:
             if self._begun or time.monotonic() > self._deadline:
                 raise
-            time.sleep(POLL_SECONDS * 5)
+            time.sleep(POLL_SECONDS)
             self._generation = self._begin()
             return []
         self._begun = self._begun or bool(new)

@@ -60,6 +60,7 @@ class TritonStages:
     def __init__(self, end_ids: Sequence[int], pad_id: int | None, address: str | None = None) -> None:
         self._end_ids, self._pad_id = end_ids, pad_id
         self._responses: Responses = _OverGrpc(address) if address else _over_bls
+        self._process = StageProcess(contract.LANGUAGE_MODEL.name)
 
     def perceive(self, kind: str, files: Sequence[bytes], segment: Segment) -> Perception:
         inputs: dict[str, Any] = {"media": np.array([*files, None], np.object_)[:-1], "media_kind": [kind.encode()]}
@@ -86,7 +87,7 @@ class TritonStages:
         inputs |= {"streaming": [[True]], "exclude_input_in_output": [[True]]}
         if seen is not None:
             inputs |= {"prompt_embedding_table": seen.table, "prompt_vocab_size": [[seen.table.shape[1]]]}
-        return _TritonGeneration(request_id, inputs, self._responses)
+        return _TritonGeneration(request_id, inputs, self._responses, self._process.find())
 
 
 Responses = Callable[[dict[str, Any], str], Iterator[list[int]]]  # inputs, request id -> new ids, message by message
@@ -95,10 +96,9 @@ Responses = Callable[[dict[str, Any], str], Iterator[list[int]]]  # inputs, requ
 class _TritonGeneration:
     """Reads the responses in a thread: the iterator blocks, for ever if the stage's process is killed."""
 
-    def __init__(self, request_id: str, inputs: dict[str, Any], responses: Responses) -> None:
-        self._request_id, self._responses = request_id, responses
+    def __init__(self, request_id: str, inputs: dict[str, Any], responses: Responses, process: int | None) -> None:
+        self._request_id, self._responses, self._process = request_id, responses, process
         self._messages: queue.SimpleQueue[list[int] | Exception | None] = queue.SimpleQueue()
-        self._process = stage_process(contract.LANGUAGE_MODEL.name)
         threading.Thread(target=self._read, args=(inputs,), daemon=True).start()
 
     def _read(self, inputs: dict[str, Any]) -> None:
@@ -192,16 +192,25 @@ def _request(stage: contract.Stage, inputs: dict[str, Any], outputs: list[str], 
     )
 
 
-def stage_process(stage: str) -> int | None:
-    """Process id of a stage's stub on this server; None where it has none (a C++ backend) or it cannot be seen."""
-    for pid in _children(os.getppid()):
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if any(part.endswith(f"/{stage}/1/model.py".encode()) for part in command) and process_alive(pid):
-            return pid
-    return None
+class StageProcess:
+    """The stub process of a stage on this server; all processes are looked through only when the known one is gone."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage, self._known = stage, -1
+
+    def find(self) -> int | None:
+        """Its process id; None where it has none (a C++ backend) or it cannot be seen."""
+        if not _runs(self._known, self._stage):
+            self._known = next((pid for pid in _children(os.getppid()) if _runs(pid, self._stage)), -1)
+        return None if self._known < 0 else self._known
+
+
+def _runs(pid: int, stage: str) -> bool:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return any(part.endswith(f"/{stage}/1/model.py".encode()) for part in command) and process_alive(pid)
 
 
 def _children(pid: int) -> Iterator[int]:

@@ -1,10 +1,12 @@
 """The client for ordinary code. `ask` is `stream`, joined."""
 
+import math
 import queue
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -21,6 +23,27 @@ RESEND_SECONDS = 0.2
 RESTART_SECONDS = 15.0  # how long a request that was not accepted is sent again while the entry is being started again
 
 
+@dataclass(frozen=True)
+class Pulse:
+    """A ping of the entry: when it began, and which process answered or what went wrong."""
+
+    began: float = -math.inf
+    process: str | None = None
+    error: VideoLlamaError | None = None
+
+    def counts_for(self, asked: float) -> bool:
+        """Whether it tells about a request that has been silent for SILENCE_SECONDS at `asked`: it was sent later."""
+        return self.began >= asked - SILENCE_SECONDS
+
+    def check(self, process: str | None) -> None:
+        """Raises: StageFailed unless the process that has a request still answers; StageRestarting if none has it yet."""
+        kind = StageRestarting if process is None else StageFailed
+        if self.error is not None:
+            raise kind(f"stage {ENTRY.name} does not answer ({self.error}); send the request again") from self.error
+        if self.process != process:
+            raise kind(f"stage {ENTRY.name}: its process died while it answered; send the request again")
+
+
 class AnswerStream:
     """Pieces of an answer as they come. After the last one, `answer` is the whole."""
 
@@ -33,7 +56,8 @@ class AnswerStream:
         self._send()
 
     def _send(self) -> None:
-        self._call = self._new_call()
+        with transport.translated(self._client.address):
+            self._call = self._new_call()
         self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=self._receive, args=(self._call, self._messages), daemon=True).start()
 
@@ -54,8 +78,11 @@ class AnswerStream:
                     if message is None:
                         break
                     piece = self._reader.read(message)
-                except StageRestarting:
-                    if self._reader.process is not None or self._cancelled or time.monotonic() > self._deadline:
+                except VideoLlamaError as error:
+                    if self._cancelled:
+                        raise Cancelled("the request was cancelled") from error
+                    taken = self._reader.process is not None
+                    if taken or not isinstance(error, StageRestarting) or time.monotonic() > self._deadline:
                         raise
                     time.sleep(RESEND_SECONDS)
                     if not self._reader.ended:
@@ -82,15 +109,16 @@ class AnswerStream:
             pass  # whatever holds it up, the answer is whole or its error raised
 
     def _next_message(self) -> Any:
+        pulse = None
         while True:
             try:
                 message = self._messages.get(timeout=SILENCE_SECONDS)
             except queue.Empty:
-                self._client._check_process(self._reader.process)
+                if pulse is not None:  # a second of silence later: what a slow process sent before it has arrived
+                    pulse.check(self._reader.process)
+                pulse = self._client._feel_pulse()
                 continue
             if isinstance(message, grpc.RpcError):
-                if self._cancelled:
-                    raise Cancelled("the request was cancelled")
                 error = transport.translate(message, self._client.address)
                 if isinstance(error, ServerUnreachable) and self._client._met and self._reader.process is None:
                     raise StageRestarting(str(error)) from message  # it was there a moment ago
@@ -127,6 +155,7 @@ class Client:
         self._stub = transport.Stub(self._channel)
         self._active: dict[str, AnswerStream] = {}
         self._met = False  # the server has answered before
+        self._pulse, self._pulse_lock = Pulse(), threading.Lock()
 
     def stream(
         self,
@@ -192,18 +221,23 @@ class Client:
                 )
             time.sleep(0.1)
 
-    def _check_process(self, process: str | None) -> None:
-        """Raises: StageFailed unless the process that has a request still answers; StageRestarting if none has it yet."""
-        kind = StageRestarting if process is None else StageFailed
-        reader = AnswerReader()
+    def _feel_pulse(self) -> Pulse:
+        """One ping for all requests that wait in silence: they must not be what keeps the server busy."""
+        asked = time.monotonic()
+        with self._pulse_lock:
+            if not self._pulse.counts_for(asked):
+                self._pulse = self._ping()
+            return self._pulse
+
+    def _ping(self) -> Pulse:
+        began, reader = time.monotonic(), AnswerReader()
         try:
             with transport.translated(self.address):
                 for message in self._stub.ModelStreamInfer(iter([build_ping()]), timeout=PING_SECONDS):
                     reader.read(message)
         except VideoLlamaError as error:
-            raise kind(f"stage {ENTRY.name} does not answer ({error}); send the request again") from error
-        if reader.process != process:
-            raise kind(f"stage {ENTRY.name}: its process died while it answered; send the request again")
+            return Pulse(began, error=error)
+        return Pulse(began, reader.process)
 
     def _forget(self, request_id: str) -> None:
         self._active.pop(request_id, None)

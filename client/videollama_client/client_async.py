@@ -9,10 +9,10 @@ from typing import Any
 import grpc
 
 from videollama_client import transport
-from videollama_client.client import PING_SECONDS, RESEND_SECONDS, RESTART_SECONDS, SILENCE_SECONDS
+from videollama_client.client import PING_SECONDS, RESEND_SECONDS, RESTART_SECONDS, SILENCE_SECONDS, Pulse
 from videollama_client.wire import AnswerReader, Source, Video, build_ping, build_question
 from videollama_core.contract import ENTRY
-from videollama_core.errors import Cancelled, ServerUnreachable, StageFailed, StageRestarting, VideoLlamaError
+from videollama_core.errors import Cancelled, ServerUnreachable, StageRestarting, VideoLlamaError
 from videollama_core.messages import Answer
 
 
@@ -21,10 +21,15 @@ class AsyncAnswerStream:
 
     def __init__(self, client: "AsyncClient", request_id: str, call: Callable[[], Any], timeout: float | None) -> None:
         self.request_id = request_id
-        self._client, self._new_call, self._call = client, call, call()
+        self._client, self._new_call = client, call
         self._reader = AnswerReader()
         self._cancelled = False
         self._deadline = time.monotonic() + min(RESTART_SECONDS, timeout or RESTART_SECONDS)
+        self._send()
+
+    def _send(self) -> None:
+        with transport.translated(self._client.address):
+            self._call = self._new_call()
 
     async def __aiter__(self) -> AsyncIterator[str]:
         try:
@@ -34,14 +39,17 @@ class AsyncAnswerStream:
                     if message is grpc.aio.EOF:
                         break
                     piece = self._reader.read(message)
-                except StageRestarting:
-                    if self._reader.process is not None or self._cancelled or time.monotonic() > self._deadline:
+                except VideoLlamaError as error:
+                    if self._cancelled:
+                        raise Cancelled("the request was cancelled") from error
+                    taken = self._reader.process is not None
+                    if taken or not isinstance(error, StageRestarting) or time.monotonic() > self._deadline:
                         raise
                     await asyncio.sleep(RESEND_SECONDS)
                     if not self._reader.ended:
                         self._call.cancel()
                     self._reader.ended = False
-                    self._call = self._new_call()
+                    self._send()
                     continue
                 if piece:
                     yield piece
@@ -55,15 +63,16 @@ class AsyncAnswerStream:
 
     async def _next_message(self) -> Any:
         read = asyncio.ensure_future(self._call.read())
+        pulse = None
         try:
             while not (await asyncio.wait({read}, timeout=SILENCE_SECONDS))[0]:
-                await self._client._check_process(self._reader.process)
+                if pulse is not None:  # a second of silence later: what a slow process sent before it has arrived
+                    pulse.check(self._reader.process)
+                pulse = await self._client._feel_pulse()
             message = await read
             self._client._met = True
             return message
         except grpc.RpcError as error:
-            if self._cancelled:
-                raise Cancelled("the request was cancelled") from error
             ours = transport.translate(error, self._client.address)
             if isinstance(ours, ServerUnreachable) and self._client._met and self._reader.process is None:
                 raise StageRestarting(str(ours)) from error  # it was there a moment ago
@@ -106,6 +115,7 @@ class AsyncClient:
         self._stub = transport.Stub(self._channel)
         self._active: dict[str, AsyncAnswerStream] = {}
         self._met = False  # the server has answered before
+        self._pulse, self._pulse_lock = Pulse(), asyncio.Lock()
 
     def stream(
         self,
@@ -156,17 +166,22 @@ class AsyncClient:
                 )
             await asyncio.sleep(0.1)
 
-    async def _check_process(self, process: str | None) -> None:
-        kind = StageRestarting if process is None else StageFailed
-        reader = AnswerReader()
+    async def _feel_pulse(self) -> Pulse:
+        asked = time.monotonic()
+        async with self._pulse_lock:
+            if not self._pulse.counts_for(asked):
+                self._pulse = await self._ping()
+            return self._pulse
+
+    async def _ping(self) -> Pulse:
+        began, reader = time.monotonic(), AnswerReader()
         try:
             with transport.translated(self.address):
                 async for message in self._stub.ModelStreamInfer(_once(build_ping()), timeout=PING_SECONDS):
                     reader.read(message)
         except VideoLlamaError as error:
-            raise kind(f"stage {ENTRY.name} does not answer ({error}); send the request again") from error
-        if reader.process != process:
-            raise kind(f"stage {ENTRY.name}: its process died while it answered; send the request again")
+            return Pulse(began, error=error)
+        return Pulse(began, reader.process)
 
     def _forget(self, request_id: str) -> None:
         self._active.pop(request_id, None)

@@ -63,3 +63,7 @@ def translated(address: str) -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         raise translate(error, address) from error
+    except (ValueError, grpc.aio.UsageError) as error:  # what grpc raises for a call on a closed channel
+        if "closed" not in str(error):
+            raise
+        raise InvalidRequest(f"this client of {address} was closed; open another ({error})") from error

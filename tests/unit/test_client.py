@@ -1,7 +1,6 @@
 """What the client does before anything is sent, and how it reads messages."""
 
 import json
-import struct
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from videollama_client import Client, ServerUnreachable
 from videollama_client.media import read_media
 from videollama_client.wire import AnswerReader, build_question
 from videollama_core.errors import BadSegment, InvalidRequest, StageFailed, UnreadableMedia
+from wire_messages import message
 
 
 def test_the_public_face_is_exact():
@@ -97,19 +97,6 @@ def test_an_empty_folder_is_refused(tmp_path):
 def test_a_bad_question_is_refused_before_it_is_sent(question, arguments, kind):
     with pytest.raises(kind):
         build_question(question, None, arguments)
-
-
-def message(**outputs) -> service_pb2.ModelStreamInferResponse:
-    response = service_pb2.ModelStreamInferResponse()
-    for name, value in outputs.items():
-        if name == "output_ids":
-            response.infer_response.outputs.add(name=name, datatype="INT32", shape=[len(value)])
-            response.infer_response.raw_output_contents.append(np.array(value, np.int32).tobytes())
-        else:
-            data = value.encode()
-            response.infer_response.outputs.add(name=name, datatype="BYTES", shape=[1])
-            response.infer_response.raw_output_contents.append(struct.pack("<I", len(data)) + data)
-    return response
 
 
 def test_messages_become_pieces_and_an_answer():

@@ -147,6 +147,24 @@ def test_a_caller_that_left_frees_the_slot_running_or_waiting():
     assert scheduler.num_running == scheduler.num_waiting == 0 and scheduler.runner.content == [[]]
 
 
+def test_of_those_that_wait_long_one_is_asked_before_each_iteration_whether_its_caller_left():
+    scheduler = Scheduler(CountingRunner(num_slots=1))
+    asked: list[str] = []
+
+    def caller_of(name: str):
+        return lambda: bool(asked.append(name)) or name == "d"
+
+    waiting = [request(name, [1], tokens=50, is_cancelled=caller_of(name)) for name in "abcde"]
+    for each, _ in waiting:
+        scheduler.submit(each)
+    scheduler.iterate()
+    for _ in range(4):
+        asked.clear()
+        scheduler.iterate()
+        assert len(asked) == 2 and "a" in asked
+    assert isinstance(waiting[3][1].error, Cancelled) and scheduler.num_waiting == 3
+
+
 def test_generation_ends_at_an_end_word_the_limit_or_a_full_context():
     scheduler = Scheduler(CountingRunner(max_length=10))
     word = tuple(expected([3], 5)[2:4])

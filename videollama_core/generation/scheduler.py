@@ -34,7 +34,7 @@ class GenerationRequest:
     """A prompt to go on from.
 
     `on_step` and `on_error` are called from the scheduler's thread, in order; after a last step, an error or a
-    cancellation comes nothing more. `is_cancelled` is asked before every iteration.
+    cancellation comes nothing more. `is_cancelled` is asked before every iteration once it may run, before that in turn.
     """
 
     request_id: str
@@ -165,7 +165,12 @@ class Scheduler:
     def _drop_cancelled(self) -> None:
         with self._changed:
             stops, self._stops = self._stops, set()
-            waiting = [request for request in self._waiting if request.request_id in stops or request.is_cancelled()]
+            asked = self._asked_while_waiting()
+            waiting = [
+                request
+                for place, request in enumerate(self._waiting)
+                if request.request_id in stops or (place in asked and request.is_cancelled())
+            ]
             for request in waiting:
                 self._waiting.remove(request)
         running = [
@@ -178,6 +183,11 @@ class Scheduler:
         for request in [*waiting, *(gone.request for gone in running)]:
             self.counters.cancelled += 1
             self._report(request, Cancelled("the request was stopped"))
+
+    def _asked_while_waiting(self) -> set[int]:
+        """Places in the queue: those that may be admitted now, and one of the rest in turn, for asking costs time."""
+        free = self.runner.num_slots - len(self._running)
+        return {*range(free), self.counters.iterations % max(len(self._waiting), 1)}
 
     def _admit(self) -> None:
         with self._changed:
