@@ -22,7 +22,7 @@ from videollama_core.vision import VisionEncoder
 _UNUSED_VISION = ("post_layernorm.", "head.", "embeddings.position_ids")
 _UNUSED_LANGUAGE = (".rotary_emb.inv_freq",)
 _UNUSED_AUDIO = ("predictor.",)
-_BIAS_TABLE = "self_attn.relative_attention_bias.weight"  # of every layer or of the first: one and the same
+BIAS_TABLE = "self_attn.relative_attention_bias.weight"  # of every layer or of the first: one and the same
 _TOWER_FILE_PREFIX = "vision_model."  # in the tower's own files; everything else there is its text half
 CONNECTOR_FILE = "mm_projector.bin"  # all that a Base folder adds to its language model and tower
 NON_LORA_FILE = "non_lora_trainables.bin"  # what was trained beside the adapters: the connector
@@ -191,7 +191,7 @@ class CheckpointParts:
     def audio_sources(self) -> Sources:
         """Of tower and projector; the position convolution's weight made from its direction and length."""
         tower = {name: read for name, read in self._below(audio.PREFIX).items() if not name.startswith(_UNUSED_AUDIO)}
-        tables = [tower.pop(name) for name in list(tower) if name.endswith(_BIAS_TABLE)]
+        tables = [tower.pop(name) for name in list(tower) if name.endswith(BIAS_TABLE)]
         if tables:
             tower["encoder.relative_attention_bias.weight"] = partial(_shared, tables)
         conv = "encoder.pos_conv.0.weight"
@@ -281,8 +281,12 @@ def _shared(tables: list[Callable[[], Tensor]]) -> Tensor:
 def _normed_weight(read_length: Callable[[], Tensor], read_direction: Callable[[], Tensor]) -> Tensor:
     """Weight norm with one length per kernel tap, in float32."""
     direction = read_direction().float()
-    norm = (direction.square().sum((0, 1), keepdim=True) + 1e-6).sqrt()
-    return read_length().float() * direction / norm
+    return read_length().float() * direction / tap_lengths(direction)
+
+
+def tap_lengths(weight: Tensor) -> Tensor:
+    """[out, in, taps] -> [1, 1, taps]."""
+    return (weight.float().square().sum((0, 1), keepdim=True) + 1e-6).sqrt()
 
 
 def _is_tied(module: nn.Module) -> bool:

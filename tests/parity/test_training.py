@@ -131,7 +131,7 @@ def test_a_picture_costs_one_time_step_and_gives_all_tokens(world):
     together = model.media_tokens(batch["frames"], batch["frame_index"])
     pipeline = Pipeline(world / "start")
     for place, row in enumerate(rows):
-        assert torch.allclose(together[place], pipeline.see(row.frames), atol=1e-5)
+        assert torch.allclose(together[place], pipeline.see(row.media.frames), atol=1e-5)
 
 
 def test_the_same_seed_gives_the_same_losses_and_the_loss_falls(world, tmp_path):

@@ -33,7 +33,9 @@ def entry(**changes):
         ({"conversations": [GOOD["conversations"][0], {"from": "gpt", "value": " "}]}, "message 1 is an empty answer"),
         ({"conversations": [GOOD["conversations"][0], {"from": "gpt", "value": None}]}, "message 1 is from 'gpt'"),
         ({"conversations": ["What?", "That."]}, "message 0 is from 'str'"),
-        ({"video": None, "audio": "s.wav"}, "only image and video can be trained so far"),
+        ({"video": None, "audio": "gone.wav"}, "gone.wav is missing"),
+        ({"audio": "tone_16k_mono_4s.wav"}, "found video and audio; one sample is about one media"),
+        ({"video": None, "image": "desert.jpg", "with_sound": True}, "with_sound is said of image"),
     ],
 )
 def test_a_bad_sample_is_named_with_its_reason(changes, reason):

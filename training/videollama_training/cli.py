@@ -29,17 +29,18 @@ _EPILOG = """Examples:
 @click.option("--base", type=click.Path(path_type=Path), help="Folder of the base language model, likewise.")
 @click.option(
     "--tune",
-    type=click.Choice(("connector", "full", "lora", "qlora")),
+    type=click.Choice(("connector", "audio", "full", "lora", "qlora")),
     default="full",
     show_default=True,
-    help="connector: pretraining, writes a Base folder; full: language model and connector, writes a chat checkpoint; "
+    help="connector: pretraining, writes a Base folder; audio: the audio projector alone; full: language model and connector, writes a chat checkpoint; "
     "lora, qlora: adapters and connector.",
 )
 @click.option("--tune-tower", is_flag=True, help="Train the vision tower too.")
+@click.option("--tune-audio-tower", is_flag=True, help="Train the audio tower too, with --tune audio or full.")
 @click.option("--plain/--chat", default=None, help="Captions without chat template; default: with --tune connector.")
 @click.option("--epochs", default=1.0, show_default=True)
 @click.option("--max-steps", default=-1, help="Steps instead of epochs.")
-@click.option("--learning-rate", type=float, help="Default: 1e-3 for the connector, else 2e-5.")
+@click.option("--learning-rate", type=float, help="Default: 1e-3 for connector and audio, else 2e-5.")
 @click.option("--batch-size", default=8, show_default=True, help="Media per device and step.")
 @click.option("--questions-per-media", default=8, show_default=True, help="Samples about one media that share a row.")
 @click.option("--accumulate", default=1, show_default=True, help="Steps whose gradients are added up.")

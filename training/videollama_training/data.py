@@ -1,4 +1,4 @@
-"""Samples -> batches: media decoded as the service decodes it, questions about the same media packed into one row."""
+"""Samples -> batches: media read as the service reads it, questions about the same media packed into one row."""
 
 import json
 from collections.abc import Sequence
@@ -11,9 +11,10 @@ from torch.utils.data import Dataset
 
 from videollama_core.config import ModelConfig
 from videollama_core.errors import BadSample, VideoLlamaError
-from videollama_core.pixels import to_tower_size
+from videollama_core.preprocess import Prepared, prepare
+from videollama_core.sound import BINS
 from videollama_core.text import Tokenizer
-from videollama_core.video import Segment, load_media
+from videollama_core.video import Segment
 from videollama_training.model import PADDING, SHARED, Batch
 from videollama_training.samples import Sample, Tokens, tokenize
 
@@ -24,7 +25,7 @@ IGNORED = -100
 class Row:
     """Some conversations about one media."""
 
-    frames: np.ndarray | None  # uint8 [T, S, S, 3]; T = 1 is an image
+    media: Prepared | None
     tokens: tuple[Tokens, ...]  # all with the same ids before the media
 
 
@@ -52,7 +53,7 @@ class RowDataset(Dataset):
     """Rows of at most `questions` samples about the same media.
 
     Args:
-        cache_bytes: decoded frames are kept until they fill so much memory.
+        cache_bytes: prepared media are kept until they fill so much memory.
     """
 
     samples: Sequence[Sample]
@@ -74,7 +75,7 @@ class RowDataset(Dataset):
             for group in groups.values()
             for place in range(0, len(group), self.questions)
         ]
-        self._cache: dict[Path, np.ndarray] = {}
+        self._cache: dict[tuple[str, Path], Prepared] = {}
         self._cached = 0
 
     def __len__(self) -> int:
@@ -96,7 +97,7 @@ class RowDataset(Dataset):
         for sample in samples:
             try:
                 found = tokenize(sample, self.tokenizer, self.plain)
-                length = len(found.before) + len(found.after) + (self.config.media_tokens if sample.media else 0)
+                length = len(found.before) + len(found.after) + self._num_media_tokens(sample)
                 if length > self.max_tokens:
                     raise BadSample(f"sample {sample.name}: {length} tokens; the limit is {self.max_tokens}")
                 if not any(found.is_target):
@@ -108,26 +109,32 @@ class RowDataset(Dataset):
         if media is None or not tokens:
             return Row(None, tuple(tokens))
         try:
-            return Row(self.frames(samples[0].kind, media), tuple(tokens))
+            return Row(self.prepared(samples[0].kind, media), tuple(tokens))
         except (VideoLlamaError, OSError) as error:
             for sample in samples:
                 self.bad.add(BadSample(f"sample {sample.name}: {media}: {error}"))
             return Row(None, ())
 
-    def frames(self, kind: str, media: Path) -> np.ndarray:
-        """uint8 [T, S, S, 3]."""
-        if media in self._cache:
-            return self._cache[media]
+    def _num_media_tokens(self, sample: Sample) -> int:
+        """Raises: BadSample for sound where the checkpoint cannot hear."""
+        try:
+            return 0 if sample.media is None else self.config.tokens_of(sample.kind)
+        except VideoLlamaError as error:
+            raise BadSample(f"sample {sample.name}: {error}") from error
+
+    def prepared(self, kind: str, media: Path) -> Prepared:
+        if (kind, media) in self._cache:
+            return self._cache[kind, media]
         if media.is_dir():
             kind, files = "folder", [path.read_bytes() for path in sorted(media.iterdir()) if path.is_file()]
         else:
             files = [media.read_bytes()]
-        chosen = load_media(kind, files, Segment(), self.config.num_frames)
-        frames = to_tower_size(chosen.rgb, self.config.pixels, self.pad_to_square)
-        if self._cached + frames.nbytes <= self.cache_bytes:
-            self._cache[media] = frames
-            self._cached += frames.nbytes
-        return frames
+        found = prepare(kind, files, Segment(), self.config, self.pad_to_square)
+        size = found.frames.nbytes + found.filterbank.nbytes
+        if self._cached + size <= self.cache_bytes:
+            self._cache[kind, media] = found
+            self._cached += size
+        return found
 
 
 @dataclass(frozen=True)
@@ -137,21 +144,31 @@ class Collator:
     config: ModelConfig
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        vocab_size, count = self.config.language.vocab_size, self.config.media_tokens
+        vocab_size, seen = self.config.language.vocab_size, self.config.media_tokens
+        heard = 0 if self.config.audio is None else self.config.audio.tokens
         frames: list[np.ndarray] = []
         frame_index: list[np.ndarray] = []
+        filterbanks: list[np.ndarray] = []
         media: list[int] = []
+        sound: list[int] = []
         columns: list[dict[str, list[int]]] = []
         source, target = [], []
         taken = 0
         for number, row in enumerate(rows):
-            media.append(-1 if row.frames is None else len(frame_index))
-            if row.frames is not None:
-                frames.append(row.frames)
-                places = np.arange(taken, taken + len(row.frames))
+            tokens_of_media: list[int] = []
+            media.append(-1)
+            sound.append(-1)
+            if row.media is not None and len(row.media.frames):
+                media[-1] = len(frame_index)
+                tokens_of_media += range(vocab_size, vocab_size + seen)
+                frames.append(row.media.frames)
+                places = np.arange(taken, taken + len(row.media.frames))
                 frame_index.append(np.resize(places, self.config.num_frames))
-                taken += len(row.frames)
-            tokens_of_media = [] if row.frames is None else list(range(vocab_size, vocab_size + count))
+                taken += len(row.media.frames)
+            if row.media is not None and len(row.media.filterbank):
+                sound[-1] = len(filterbanks)
+                tokens_of_media += range(vocab_size + seen, vocab_size + seen + heard)
+                filterbanks.append(row.media.filterbank)
             shared = [*row.tokens[0].before, *tokens_of_media]
             ids, positions, question = list(shared), list(range(len(shared))), [SHARED] * len(shared)
             for place, tokens in enumerate(row.tokens, start=1):
@@ -170,15 +187,18 @@ class Collator:
             return torch.tensor([column[name] + [value] * (length - len(column[name])) for column in columns])
 
         side = self.config.pixels.size
+        no_sound = np.zeros((0, 0, BINS), np.float32)
         return Batch(
             frames=torch.from_numpy(np.concatenate(frames) if frames else np.zeros((0, side, side, 3), np.uint8)),
             frame_index=torch.from_numpy(
                 np.stack(frame_index) if frame_index else np.zeros((0, self.config.num_frames), np.int64)
             ),
+            filterbank=torch.from_numpy(np.stack(filterbanks) if filterbanks else no_sound),
             input_ids=padded("ids", 0),
             positions=padded("positions", 0),
             question=padded("question", PADDING),
             media=torch.tensor(media),
+            sound=torch.tensor(sound),
             source=torch.tensor(source).view(-1, 2),
             target=torch.tensor(target),
         ).to_dict()

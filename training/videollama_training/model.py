@@ -2,7 +2,7 @@
 
 Questions about the same media share its tokens: they lie behind one another in a row, each blind to the others, at the
 positions that it would have alone. That is exact, and the tower runs once for all of them. R rows, L positions of a row,
-M media, T frames of each, U frames in all, K predicted tokens.
+M seen media, T frames of each, U frames in all, A sounds, K predicted tokens.
 """
 
 from dataclasses import dataclass, fields
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.nn import functional
 
+from videollama_core import audio as audio_module
 from videollama_core import connector as connector_module
 from videollama_core import decoder as decoder_module
 from videollama_core import vision as vision_module
@@ -30,10 +31,12 @@ class Batch:
 
     frames: Tensor  # uint8 [U, S, S, 3]
     frame_index: Tensor  # int64 [M, T], rows of `frames`; an image names its one frame T times
-    input_ids: Tensor  # int64 [R, L]; media token k of the row's media holds vocab_size + k
+    filterbank: Tensor  # float32 [A, rows, bands]
+    input_ids: Tensor  # int64 [R, L]; vocab_size + k is what the row sees at k, and behind all of that what it hears
     positions: Tensor  # int64 [R, L]
     question: Tensor  # int64 [R, L]: SHARED by the row's questions, the number of one from 1, or PADDING
-    media: Tensor  # int64 [R], which media the row is about; -1 for text alone
+    media: Tensor  # int64 [R], which seen media the row is about; -1 for none
+    sound: Tensor  # int64 [R], which sound it is about; -1 for none
     source: Tensor  # int64 [K, 2], row and position from which a token is predicted
     target: Tensor  # int64 [K], the token
 
@@ -42,12 +45,13 @@ class Batch:
 
 
 class TrainableModel(nn.Module):
-    """Vision tower, connector and language model of a checkpoint, loaded as float32."""
+    """Towers, connector, audio projector and language model of a checkpoint, loaded as float32."""
 
     def __init__(self, parts: CheckpointParts, pad_id: int | None) -> None:
         super().__init__()
         self.model_config: ModelConfig = parts.config
         self.vision, self.connector = parts.vision_encoder(), parts.connector()
+        self.audio = parts.audio_encoder()  # None where the checkpoint cannot hear
         self.decoder: nn.Module = parts.decoder()  # or peft's wrapper around it
         self.pad_id = -1 if pad_id is None else pad_id  # literal pad tokens are masked, as in the reference
 
@@ -60,7 +64,13 @@ class TrainableModel(nn.Module):
 
     def activation_checkpointing_enable(self, *_: Any, **__: Any) -> None:
         """Compute layers again in the backward pass instead of keeping what they made (the Trainer asks for it)."""
-        kinds = (vision_module.Layer, connector_module.RegStage, decoder_module.Attention, decoder_module.Mlp)
+        kinds = (
+            vision_module.Layer,
+            audio_module.Layer,
+            connector_module.RegStage,
+            decoder_module.Attention,
+            decoder_module.Mlp,
+        )
         apply_activation_checkpointing(self, check_fn=lambda module: isinstance(module, kinds))
 
     def media_tokens(self, frames: Tensor, frame_index: Tensor) -> Tensor:
@@ -88,24 +98,29 @@ class TrainableModel(nn.Module):
         self,
         frames: Tensor,
         frame_index: Tensor,
+        filterbank: Tensor,
         input_ids: Tensor,
         positions: Tensor,
         question: Tensor,
         media: Tensor,
+        sound: Tensor,
         source: Tensor,
         target: Tensor,
     ) -> dict[str, Tensor]:
         """Cross-entropy, the mean over the predicted tokens; shapes as in `Batch`."""
         language = self.model_config.language
-        is_media = input_ids >= language.vocab_size
+        first_seen, first_heard = language.vocab_size, language.vocab_size + self.model_config.media_tokens
         embeds = self.language_model.embed(input_ids.clamp(max=language.vocab_size - 1))
         if len(frame_index):
-            tokens = self.media_tokens(frames, frame_index)
-            row = media[:, None].expand_as(input_ids)[is_media]
-            embeds = embeds.masked_scatter(
-                is_media[..., None], tokens[row, input_ids[is_media] - language.vocab_size].to(embeds.dtype)
+            seen = self.media_tokens(frames, frame_index)
+            embeds = _fill(
+                embeds, seen, media, input_ids - first_seen, (input_ids >= first_seen) & (input_ids < first_heard)
             )
-        elif self.training:  # every process touches every parameter, whatever its batch holds
+        if len(filterbank):
+            assert self.audio is not None  # data.py refuses sound for a checkpoint that cannot hear
+            embeds = _fill(embeds, self.audio(filterbank), sound, input_ids - first_heard, input_ids >= first_heard)
+        lacks = not len(frame_index) or (self.audio is not None and not len(filterbank))
+        if lacks and self.training:  # every process touches every parameter, whatever its batch holds
             unused = sum(parameter.sum() for parameter in self.parameters() if parameter.requires_grad)
             embeds = embeds + 0.0 * unused
         past = embeds.new_zeros(language.layers, 2, len(input_ids), language.kv_heads, 0, language.head_dim)
@@ -121,3 +136,9 @@ class TrainableModel(nn.Module):
         allowed &= torch.ones_like(allowed[0]).tril() & (input_ids != self.pad_id)[:, None, :]
         bias = torch.zeros(allowed.shape, dtype=embeds.dtype, device=embeds.device)
         return bias.masked_fill(~allowed, torch.finfo(embeds.dtype).min)[:, None]
+
+
+def _fill(embeds: Tensor, tokens: Tensor, media: Tensor, place: Tensor, where: Tensor) -> Tensor:
+    """Embeddings [R, L, D] with, `where` [R, L] says so, token `place` [R, L] of the row's media, of `tokens` [M, N, D]."""
+    row = media[:, None].expand_as(place)[where]
+    return embeds.masked_scatter(where[..., None], tokens[row, place[where]].to(embeds.dtype))

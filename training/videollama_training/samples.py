@@ -1,7 +1,8 @@
 """The reference's training data: a JSON list of samples, read, checked and turned into token ids.
 
-A sample is {id, image | video: path, conversations: [{from: human | gpt, value}]}, with at most one media. The
-placeholder of the media moves to the front of every message that holds it and is followed by a newline.
+A sample is {id, image | video | audio: path, conversations: [{from: human | gpt, value}]}, with at most one media. The
+placeholder of the media moves to the front of every message that holds it and is followed by a newline. A video whose sound
+track is heard too says `with_sound: true`: the published data keeps such samples in a file of their own.
 """
 
 import json
@@ -11,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from videollama_core.errors import BadSample, InvalidRequest
-from videollama_core.prompt import PLACEHOLDERS
+from videollama_core.prompt import MODALITIES, PLACEHOLDERS
 from videollama_core.text import Tokenizer
 
-MEDIA_KINDS = ("video", "image")
+MEDIA_KINDS = ("video", "image", "audio")
 ROLES = {"human": "user", "gpt": "assistant"}
 
 
@@ -23,9 +24,13 @@ class Sample:
     """One conversation about one media, or about none."""
 
     name: str  # the sample's id, or its place in the file
-    kind: str  # video, image, or text
+    kind: str  # video, image, audio, video_with_sound, or text
     media: Path | None
     turns: tuple[tuple[str, str], ...]  # (question, answer) pairs without placeholders
+
+    @property
+    def placeholder(self) -> str:
+        return PLACEHOLDERS[MODALITIES.get(self.kind, self.kind)]
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,6 @@ def read_sample(entry: Any, place: int, folder: Path) -> Sample:
 
     if not isinstance(entry, dict):
         raise bad(f"found {type(entry).__name__}; an object with id, conversations and one media was wanted")
-    if "audio" in entry:
-        raise bad("it is about sound; only image and video can be trained so far")
     kinds = [kind for kind in MEDIA_KINDS if kind in entry]
     if len(kinds) > 1:
         raise bad(f"found {' and '.join(kinds)}; one sample is about one media")
@@ -92,7 +95,12 @@ def read_sample(entry: Any, place: int, folder: Path) -> Sample:
         raise bad(f"{kinds[0]} is {media!r}; wanted the path of a file below {folder}")
     if not (folder / media).exists():
         raise bad(f"{folder / media} is missing")
-    return Sample(name, kinds[0], folder / media, tuple(zip(values[::2], values[1::2], strict=True)))
+    kind = kinds[0]
+    if entry.get("with_sound"):
+        if kind != "video":
+            raise bad(f"with_sound is said of {kind}; only a video has frames and sound")
+        kind = "video_with_sound"
+    return Sample(name, kind, folder / media, tuple(zip(values[::2], values[1::2], strict=True)))
 
 
 def _without_placeholders(text: str) -> str:
@@ -108,7 +116,7 @@ def tokenize(sample: Sample, tokenizer: Tokenizer, plain: bool) -> Tokens:
         plain: pretraining's format, placeholder and caption without a template; the whole caption is predicted.
     Raises: BadSample if the chat template refuses the conversation.
     """
-    placeholder = PLACEHOLDERS[sample.kind]
+    placeholder = sample.placeholder
     if plain:
         caption = tokenizer.encode(sample.turns[0][1] + "\n")
         return Tokens([], caption, [True] * len(caption))

@@ -1,6 +1,6 @@
 """What was trained -> a checkpoint folder in a published layout.
 
-Layouts: `full` writes a whole (chat) checkpoint; `connector` a Base folder with `mm_projector.bin`; `lora` and `qlora`
+Layouts: `full` and `audio` write a whole (chat) checkpoint; `connector` a Base folder with `mm_projector.bin`; `lora` and `qlora`
 adapters with `non_lora_trainables.bin`. The last two name the folders of their base model and tower.
 """
 
@@ -15,8 +15,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from videollama_core import connector, vision
-from videollama_core.checkpoint import ADAPTER_FILES, CONNECTOR_FILE, NON_LORA_FILE, CheckpointParts
+from videollama_core import audio, connector, vision
+from videollama_core.checkpoint import (
+    ADAPTER_FILES,
+    BIAS_TABLE,
+    CONNECTOR_FILE,
+    NON_LORA_FILE,
+    CheckpointParts,
+    tap_lengths,
+)
 from videollama_core.config import read_json
 from videollama_core.shards import write_shards
 from videollama_core.tokenizer_files import copy_tokenizer
@@ -52,7 +59,7 @@ def save_checkpoint(
     partial_folder.mkdir(parents=True)
     trained = published_names(state)
     config = read_json(parts.folders.checkpoint / "config.json")
-    if tune == "full":
+    if tune in ("full", "audio"):
         _write_chat(trained, parts, config, partial_folder)
     else:
         _write_beside_base(trained, parts, config, partial_folder, tune_tower, adapters)
@@ -62,12 +69,33 @@ def save_checkpoint(
 
 def published_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state's tensors under the names of the published checkpoints; adapters keep peft's wrapper."""
-    prefixes = {"vision.": vision.PREFIX, "connector.": connector.PREFIX, "decoder.": ""}
+    prefixes = {
+        "vision.": vision.PREFIX,
+        "connector.": connector.PREFIX,
+        "audio.tower.": audio.PREFIX,
+        "audio.projector.": audio.PROJECTOR_PREFIX,
+        "decoder.": "",
+    }
     named = {}
     for name, tensor in state.items():
         prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
         named[prefixes[prefix] + name.removeprefix(prefix)] = tensor
-    return named
+    return named | _audio_tower_names(named)
+
+
+def _audio_tower_names(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the audio tower stores otherwise: a convolution by direction and length, one table as that of every layer."""
+    encoder = audio.PREFIX + "encoder."
+    conv = named.get(encoder + "pos_conv.0.weight")
+    if conv is None:
+        return {}
+    table = named[encoder + "relative_attention_bias.weight"]
+    layers = {name.split(".layers.")[1].split(".")[0] for name in named if name.startswith(encoder + "layers.")}
+    return {
+        encoder + "pos_conv.0.weight_v": conv,
+        encoder + "pos_conv.0.weight_g": tap_lengths(conv),
+        **{f"{encoder}layers.{layer}.{BIAS_TABLE}": table for layer in layers},
+    }
 
 
 def _write_chat(trained: dict[str, Tensor], parts: CheckpointParts, config: dict[str, Any], folder: Path) -> None:

@@ -21,8 +21,14 @@ from videollama_training.model import TrainableModel
 from videollama_training.samples import Sample, read_samples
 from videollama_training.save import save_checkpoint
 
-TUNED = ("connector", "full", "lora", "qlora")
-_DEFAULT_RATES = {"connector": 1e-3, "full": 2e-5, "lora": 2e-5, "qlora": 2e-5}  # the reference's recipes
+TUNED = ("connector", "audio", "full", "lora", "qlora")
+_DEFAULT_RATES = {
+    "connector": 1e-3,
+    "audio": 1e-3,
+    "full": 2e-5,
+    "lora": 2e-5,
+    "qlora": 2e-5,
+}  # the reference's recipes
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,9 @@ class TrainingOptions:
     media_folder: Path | None = None  # None: beside each JSON file
     tower: Path | None = None
     base: Path | None = None
-    tune: str = "full"  # connector (pretraining) | full | lora | qlora
+    tune: str = "full"  # connector (pretraining) | audio (its projector alone) | full | lora | qlora
     tune_tower: bool = False  # the reference freezes it
+    tune_audio_tower: bool = False  # with audio or full; the reference's later audio stages do
     plain: bool | None = None  # captions without template; None: exactly when the connector alone is tuned
     epochs: float = 1.0
     max_steps: int = -1  # counts instead of epochs when positive
@@ -116,6 +123,8 @@ def train(options: TrainingOptions) -> TrainingResult:
     trainer.accelerator.wait_for_everyone()
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
+        if not options.tune_audio_tower:  # its tensors are kept as they are stored
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("audio.tower.")}
         adapters = getattr(model.decoder, "peft_config", {}).get("default")
         save_checkpoint(state, parts, options.out / "checkpoint", options.tune, options.tune_tower, adapters)
     losses = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -147,9 +156,13 @@ def read_all(options: TrainingOptions, bad: BadSamples) -> list[Sample]:
 
 def prepare_model(parts: CheckpointParts, tokenizer: Tokenizer, options: TrainingOptions) -> TrainableModel:
     """The model with exactly those parameters trainable that `options.tune` names."""
+    _check_ears(parts, options)
     model = TrainableModel(parts, tokenizer.pad_id)
-    model.connector.requires_grad_(True)
+    model.connector.requires_grad_(options.tune != "audio")
     model.vision.requires_grad_(options.tune_tower)
+    if model.audio is not None:
+        model.audio.projector.requires_grad_(True)
+        model.audio.tower.requires_grad_(options.tune_audio_tower)
     if options.tune == "full":
         model.decoder.requires_grad_(True)
     elif options.tune in ("lora", "qlora"):
@@ -163,6 +176,17 @@ def prepare_model(parts: CheckpointParts, tokenizer: Tokenizer, options: Trainin
             four_bit=options.tune == "qlora",
         )
     return model
+
+
+def _check_ears(parts: CheckpointParts, options: TrainingOptions) -> None:
+    """Raises: InvalidRequest where the layout that is to be written cannot hold what is to be trained."""
+    if parts.config.audio is None and (options.tune == "audio" or options.tune_audio_tower):
+        raise InvalidRequest(f"{options.checkpoint} has no audio tower; its ears cannot be trained")
+    if parts.config.audio is not None and options.tune not in ("audio", "full"):
+        raise InvalidRequest(
+            f"{options.checkpoint} hears, and --tune {options.tune} would write a layout without an audio projector; "
+            "use --tune audio (the projector alone) or --tune full"
+        )
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

@@ -19,6 +19,10 @@ from tqdm import tqdm
     "--start/--no-start", default=True, show_default=True, help="Also write the tiny checkpoint to begin with."
 )
 @click.option("--tower-steps", default=0, show_default=True, help="Lessons for its vision tower alone.")
+@click.option(
+    "--ears-for", type=click.Path(path_type=Path), help="Begin with this checkpoint, and give it an audio tower."
+)
+@click.option("--ear-steps", default=0, show_default=True, help="Lessons for that audio tower alone.")
 def shapes(
     out: Path,
     pictures: int,
@@ -29,6 +33,8 @@ def shapes(
     seed: int,
     start: bool,
     tower_steps: int,
+    ears_for: Path | None,
+    ear_steps: int,
 ) -> None:
     """Write a data set of moving shapes, in the reference's training format.
 
@@ -64,7 +70,11 @@ def shapes(
         with tqdm(total=number, desc=f"{name:9}", unit=" media") as bar:
             found = make_split(out, name, make, number, bar.update)
             entries += found if name != TEXTS else []  # the tokenizer learns its words from what is seen
-    if start:
+    if ears_for is not None:
+        from videollama_training.shapes.ears import add_ears
+
+        add_ears(ears_for, out / "start", seed, ear_steps)
+    elif start:
         words = (message["value"] for entry in entries for message in entry["conversations"])
         make_start(out / "start", words, seed, tower_steps)
     click.echo(f"{out} is ready")

@@ -61,12 +61,13 @@ def make_media(folder: Path, number: int, seed: int, held_out: bool) -> list[dic
     return [_entry(f"{number:05d}-{place}", f"{split}/{name}", item) for place, item in enumerate(items)]
 
 
-def _entry(name: str, file: str, item: Item) -> dict:
+def _entry(name: str, file: str, item: Item, with_sound: bool = False) -> dict:
     kind = {"": "text", "png": "image", "wav": "audio"}.get(file.rpartition(".")[2], "video")
     about = {key: value for key, value in asdict(item).items() if key not in ("question", "answer")}
     return {
         "id": name,
         **({kind: file} if file else {}),
+        **({"with_sound": True} if with_sound else {}),
         "conversations": [
             {"from": "human", "value": f"<{kind}>\n{item.question}" if file else item.question},
             {"from": "gpt", "value": _sentence(item.answer)},
@@ -108,7 +109,8 @@ def make_sound(folder: Path, number: int, seed: int, held_out: bool) -> list[dic
         sound = draw_sound(random, held_out)
         write_wav(folder / name, render_sound(sound))
         items = ask_sound(sound, random)
-    return [_entry(f"{number:05d}-{place}", f"{folder.name}/{name}", item) for place, item in enumerate(items)]
+    heard = name.endswith(".mp4")
+    return [_entry(f"{number:05d}-{place}", f"{folder.name}/{name}", item, heard) for place, item in enumerate(items)]
 
 
 def make_split(
