@@ -1,4 +1,4 @@
-"""The held-out set of the synthetic world: right is what equals the expected answer, letters by their letter."""
+"""The held-out sets of the synthetic world: right is what equals the expected answer, letters by their letter."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,27 +8,26 @@ from videollama_benchmarks.items import Item, Task, Verdict, need, read_json_fil
 
 
 def load_shapes(folder: Path) -> list[Item]:
-    """FOLDER/held_out.json and the media that it names, as `vl2 shapes` writes them."""
-    path = folder / "held_out.json"
-    items = []
-    for entry in read_json_file(path):
-        kind = "image" if "image" in entry else "video"
-        question, answer = (need(message, "value", path) for message in need(entry, "conversations", path))
-        items.append(
-            Item(
-                name=need(entry, "id", path),
-                kind=kind,
-                media=folder / entry[kind],
-                questions=(question.removeprefix(f"<{kind}>\n"),),
-                truth=answer,
-                groups={
-                    "topic": need(entry, "topic", path),
-                    "form": need(entry, "form", path),
-                    "needs the order of frames": "yes" if entry.get("temporal") else "no",
-                },
-            )
-        )
-    return items
+    """FOLDER/held_out.json, FOLDER/sounds_held_out.json, or both, and the media that they name, as `vl2 shapes` writes them."""
+    paths = [path for path in (folder / "held_out.json", folder / "sounds_held_out.json") if path.is_file()]
+    return [_item(entry, path) for path in paths or [folder / "held_out.json"] for entry in read_json_file(path)]
+
+
+def _item(entry: dict, path: Path) -> Item:
+    kind = next((kind for kind in ("image", "audio") if kind in entry), "video")
+    question, answer = (need(message, "value", path) for message in need(entry, "conversations", path))
+    return Item(
+        name=need(entry, "id", path),
+        kind="video+audio" if entry.get("with_sound") else kind,
+        media=path.parent / entry[kind],
+        questions=(question.removeprefix(f"<{kind}>\n"),),
+        truth=answer,
+        groups={
+            "topic": need(entry, "topic", path),
+            "form": need(entry, "form", path),
+            "needs the order of frames": "yes" if entry.get("temporal") else "no",
+        },
+    )
 
 
 def read_shapes(item: Item, answers: Sequence[str]) -> Verdict:

@@ -18,8 +18,8 @@ from videollama_training.shapes.sounds import (
     draw_sound,
     draw_sounding_scene,
     render_sound,
+    write_flac,
     write_sounding_clip,
-    write_wav,
 )
 from videollama_training.shapes.world import (
     FRAMES_PER_SECOND,
@@ -62,7 +62,7 @@ def make_media(folder: Path, number: int, seed: int, held_out: bool) -> list[dic
 
 
 def _entry(name: str, file: str, item: Item, with_sound: bool = False) -> dict:
-    kind = {"": "text", "png": "image", "wav": "audio"}.get(file.rpartition(".")[2], "video")
+    kind = {"": "text", "png": "image", "flac": "audio"}.get(file.rpartition(".")[2], "video")
     about = {key: value for key, value in asdict(item).items() if key not in ("question", "answer")}
     return {
         "id": name,
@@ -105,9 +105,9 @@ def make_sound(folder: Path, number: int, seed: int, held_out: bool) -> list[dic
         write_sounding_clip(folder / name, sounding)
         items = ask_sounding(sounding)
     else:
-        name = f"{number:05d}.wav"
+        name = f"{number:05d}.flac"
         sound = draw_sound(random, held_out)
-        write_wav(folder / name, render_sound(sound))
+        write_flac(folder / name, render_sound(sound))
         items = ask_sound(sound, random)
     heard = name.endswith(".mp4")
     return [_entry(f"{number:05d}-{place}", f"{folder.name}/{name}", item, heard) for place, item in enumerate(items)]

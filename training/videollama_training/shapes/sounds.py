@@ -1,6 +1,5 @@
 """The world's sounds: beeps to count, pitches that rise or fall, silence, and clips in which sound and picture both matter."""
 
-import wave
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -108,13 +107,14 @@ def ask_sound(sound: Sound, random: Random) -> list[Item]:
     return [silent, Item("description", "description", "Describe the sound.", "silence")]
 
 
-def write_wav(path: Path, samples: np.ndarray) -> None:
+def write_flac(path: Path, samples: np.ndarray) -> None:
     """float32 [n] -> 16 bit, mono."""
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(RATE)
-        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("flac", rate=RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray((samples * 32767).astype("<i2")[None], format="s16", layout="mono")
+        frame.sample_rate = RATE
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
 
 
 @dataclass(frozen=True)
