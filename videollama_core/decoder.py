@@ -38,6 +38,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
+    fused = False  # True: one kernel of PyTorch's, for training; what is exported spells its operators out
+
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.kv_heads, self.head_dim = config.kv_heads, config.head_dim
@@ -60,6 +62,10 @@ class Attention(nn.Module):
         key = rotate(self._split(self.k_proj(x)), cos, sin)
         value = self._split(self.v_proj(x))
         keys, values = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)  # [B, H, P+S, d]
+        if self.fused:
+            mask = bias.to(query.dtype).clamp(min=torch.finfo(query.dtype).min)  # rounded, it may be infinite
+            mixed = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=True)
+            return self.o_proj(mixed.transpose(1, 2).flatten(2)), key, value
         # The G query heads that share a key head are stacked along the positions: no copy of keys and values.
         query = query.unflatten(1, (self.kv_heads, self.groups)).flatten(2, 3)  # [B, H, G*S, d]
         scores = query @ keys.transpose(-1, -2) * self.head_dim**-0.5  # [B, H, G*S, P+S]

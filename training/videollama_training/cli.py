@@ -42,6 +42,7 @@ _EPILOG = """Examples:
 @click.option("--max-steps", default=-1, help="Steps instead of epochs.")
 @click.option("--learning-rate", type=float, help="Default: 1e-3 for connector and audio, else 2e-5.")
 @click.option("--batch-size", default=8, show_default=True, help="Media per device and step.")
+@click.option("--group-by-length", is_flag=True, help="Rows with as many media tokens share a batch: less padding.")
 @click.option("--questions-per-media", default=8, show_default=True, help="Samples about one media that share a row.")
 @click.option("--accumulate", default=1, show_default=True, help="Steps whose gradients are added up.")
 @click.option("--warmup", default=0.03, show_default=True, help="Share of the steps.")

@@ -1,13 +1,14 @@
 """Samples -> batches: media read as the service reads it, questions about the same media packed into one row."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from videollama_core.config import ModelConfig
 from videollama_core.errors import BadSample, VideoLlamaError
@@ -115,6 +116,16 @@ class RowDataset(Dataset):
                 self.bad.add(BadSample(f"sample {sample.name}: {media}: {error}"))
             return Row(None, ())
 
+    def media_lengths(self) -> list[int]:
+        """Media tokens of each row; 0 too for what the checkpoint cannot hear and `_read` refuses."""
+        lengths = []
+        for row in self._rows:
+            try:
+                lengths.append(self._num_media_tokens(row[0]))
+            except BadSample:
+                lengths.append(0)
+        return lengths
+
     def _num_media_tokens(self, sample: Sample) -> int:
         """Raises: BadSample for sound where the checkpoint cannot hear."""
         try:
@@ -135,6 +146,41 @@ class RowDataset(Dataset):
             self._cache[kind, media] = found
             self._cached += size
         return found
+
+
+@dataclass
+class LengthGroups(Sampler[int]):
+    """Indices in random order, but rows of one length behind one another, a step's worth at a time.
+
+    What is left of each length fills the last steps together.
+    """
+
+    lengths: Sequence[int]
+    rows_per_step: int
+    seed: int
+    epoch: int = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        random = Random(f"{self.seed}/{self.epoch}")
+        groups: dict[int, list[int]] = {}
+        for index, length in enumerate(self.lengths):
+            groups.setdefault(length, []).append(index)
+        steps: list[list[int]] = []
+        rest: list[int] = []
+        for group in groups.values():
+            random.shuffle(group)
+            whole = len(group) - len(group) % self.rows_per_step
+            steps += [group[place : place + self.rows_per_step] for place in range(0, whole, self.rows_per_step)]
+            rest += group[whole:]
+        random.shuffle(steps)
+        for step in [*steps, rest]:
+            yield from step
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,9 @@ class TrainableModel(nn.Module):
         self.vision, self.connector = parts.vision_encoder(), parts.connector()
         self.audio = parts.audio_encoder()  # None where the checkpoint cannot hear
         self.decoder: nn.Module = parts.decoder()  # or peft's wrapper around it
+        for module in self.decoder.modules():
+            if isinstance(module, decoder_module.Attention):
+                module.fused = True
         self.pad_id = -1 if pad_id is None else pad_id  # literal pad tokens are masked, as in the reference
 
     @property

@@ -16,7 +16,7 @@ from videollama_core.errors import BadSample, CheckpointMismatch, InvalidRequest
 from videollama_core.text import Tokenizer
 from videollama_core.tokenizer_files import copy_tokenizer
 from videollama_training.curve import draw_curve
-from videollama_training.data import BadSamples, Collator, RowDataset
+from videollama_training.data import BadSamples, Collator, LengthGroups, RowDataset
 from videollama_training.model import TrainableModel
 from videollama_training.samples import Sample, read_samples
 from videollama_training.save import save_checkpoint
@@ -49,6 +49,7 @@ class TrainingOptions:
     max_steps: int = -1  # counts instead of epochs when positive
     learning_rate: float | None = None
     batch_size: int = 8  # media per device and step
+    group_by_length: bool = False  # rows with as many media tokens share a batch: less padding
     questions_per_media: int = 8  # samples about the same media that share one row
     accumulate: int = 1  # steps whose gradients are added up
     warmup: float = 0.03  # share of the steps
@@ -119,6 +120,7 @@ def train(options: TrainingOptions) -> TrainingResult:
         data_collator=Collator(parts.config),
         callbacks=[_Curve(options.out)],
     )
+    trainer.group_by_length = options.group_by_length
     trainer.train(resume_from_checkpoint=last)
     trainer.accelerator.wait_for_everyone()
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -235,6 +237,16 @@ def _arguments(options: TrainingOptions, num_rows: int) -> TrainingArguments:
 
 class _Trainer(Trainer):
     """The library's Trainer; its state holds what is trained and not the frozen rest."""
+
+    group_by_length = False
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if not self.group_by_length:
+            return super()._get_train_sampler(train_dataset)
+        dataset = train_dataset or self.train_dataset
+        assert isinstance(dataset, RowDataset)
+        rows_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthGroups(dataset.media_lengths(), rows_per_step, self.args.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         assert self.model is not None

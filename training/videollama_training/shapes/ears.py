@@ -47,7 +47,7 @@ _HEADS = (len(NOW), len(KINDS), MOST_BEEPS + 1)
 
 def add_ears(checkpoint: Path, folder: Path, seed: int, steps: int) -> None:
     """Write `checkpoint` with an audio tower that had `steps` lessons, in the published audio-visual layout."""
-    shutil.copytree(checkpoint, folder)
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.md", "*.png", "results.json"))
     config = read_json(folder / "config.json")
     config["max_position_embeddings"] = MAX_POSITIONS
     (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", "utf-8")
