@@ -41,6 +41,13 @@ DEATHS_ALLOWED, DEATHS_SECONDS = 3, 300.0  # a server that dies more often is gi
     show_default=True,
     help="How long running answers may take at the end.",
 )
+@click.option(
+    "--llm",
+    type=click.Choice(("own", "vllm")),
+    default="own",
+    show_default=True,
+    help="What runs the language model: the bundle's own engine, or vLLM where it is installed.",
+)
 def serve(bundle: Path, **options: Any) -> None:
     """Start a Triton server on BUNDLE, a folder that `vl2 convert` made, and print its addresses.
 

@@ -5,6 +5,7 @@ logic. `triton_python_backend_utils` exists only inside Triton's stub process (o
 """
 
 import json
+import locale
 import logging
 import math
 import os
@@ -118,6 +119,8 @@ class PythonStage:
 
     def initialize(self, args: dict[str, str]) -> None:
         log_to_stderr(self.contract.name)
+        # Triton's stub starts Python without a locale, in ASCII whatever the environment says; libraries read files of theirs.
+        locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
         try:
             self.load(args)
         except VideoLlamaError as error:

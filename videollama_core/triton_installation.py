@@ -11,6 +11,7 @@ from pathlib import Path
 from videollama_core.errors import ServerFailed
 
 ADDRESS_VARIABLE = "VL2_GRPC_ADDRESS"  # host:port of the server's own gRPC port, for its stages
+LANGUAGE_MODEL_VARIABLE = "VL2_LLM"  # "vllm": that runs the language model; "own": the bundle's own engine
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,9 @@ def _python_library() -> Path:
     )
 
 
-def stage_environment(installation: Installation, address: str) -> dict[str, str]:
-    """The stubs use this interpreter's packages, and find the server's own gRPC port."""
-    environment = dict(os.environ) | {ADDRESS_VARIABLE: address}
+def stage_environment(installation: Installation, address: str, llm: str = "own") -> dict[str, str]:
+    """The stubs use this interpreter's packages, find the server's own gRPC port, and what runs the language model."""
+    environment = dict(os.environ) | {ADDRESS_VARIABLE: address, LANGUAGE_MODEL_VARIABLE: llm}
     libraries = [str(folder) for folder in installation.libraries]
     if libraries:
         environment["LD_LIBRARY_PATH"] = os.pathsep.join(

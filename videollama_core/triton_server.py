@@ -1,6 +1,7 @@
 """Start a Triton server on a bundle, keep its stages alive, and stop it without losing an answer."""
 
 import ctypes
+import importlib.util
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ from typing import IO, Any
 from videollama_core import contract
 from videollama_core.bundle import REPOSITORY, Bundle
 from videollama_core.contract import RUNNING_METRIC
-from videollama_core.errors import ServerFailed
+from videollama_core.errors import ArtifactMismatch, ServerFailed
 from videollama_core.multi_gpu import with_ranks
 from videollama_core.triton_installation import Installation, find_installation, stage_environment
 
@@ -44,6 +45,20 @@ class ServerOptions:
     cache_megabytes: int = 256  # of media tokens
     start_seconds: float = 300.0
     drain_seconds: float = 30.0
+    llm: str = "own"  # or vllm: what runs the language model
+
+
+def check_vllm(bundle: Bundle) -> None:
+    """Raises: ArtifactMismatch, ServerFailed where vLLM cannot take the decoder's place."""
+    if bundle.engine == "tensorrt":
+        raise ArtifactMismatch(
+            f"{bundle.root} was converted for TensorRT-LLM, which has a container of its own; --llm vllm serves what was "
+            "converted with --engine torch or onnx"
+        )
+    if importlib.util.find_spec("vllm") is None:
+        raise ServerFailed(
+            "--llm vllm was asked for, and this Python has no vllm; install it as docs/gpu.md says, or leave --llm out"
+        )
 
 
 def _reachable(host: str) -> str:
@@ -60,7 +75,10 @@ class TritonServer:
 
     def start(self) -> "TritonServer":
         """Returns when every model is ready. Raises: ArtifactMismatch, ServerFailed with the stage's own reason."""
-        self._world_size = Bundle.open(self.bundle).world_size
+        bundle = Bundle.open(self.bundle)
+        self._world_size = bundle.world_size
+        if self.options.llm == "vllm":
+            check_vllm(bundle)
         self._runtime = Path(tempfile.mkdtemp(prefix="vl2-serve-"))
         try:
             self._start()
@@ -98,7 +116,9 @@ class TritonServer:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                env=stage_environment(self._installation, f"{_reachable(self.options.host)}:{self.grpc_port}"),
+                env=stage_environment(
+                    self._installation, f"{_reachable(self.options.host)}:{self.grpc_port}", self.options.llm
+                ),
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then drains
                 preexec_fn=_die_with_parent,
             )

@@ -1,5 +1,6 @@
 """The language model's stage: TensorRT-LLM's tensors around the scheduler."""
 
+import os
 import threading
 import uuid
 from typing import Any
@@ -8,11 +9,13 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from videollama_core import contract
+from videollama_core.bundle import Bundle
 from videollama_core.errors import InvalidRequest, VideoLlamaError
 from videollama_core.generation.runner import load_runner
 from videollama_core.generation.scheduler import GenerationRequest, Scheduler, Step
 from videollama_core.messages import ResolvedSampling, SamplingOptions
 from videollama_core.stage import DecoupledStage, Reply, bundle_of, parameter, scalar
+from videollama_core.triton_installation import LANGUAGE_MODEL_VARIABLE
 
 _METRICS = (
     ("vl2_llm_iterations", "Iterations of the language model's scheduler", "iterations"),
@@ -24,15 +27,26 @@ _METRICS = (
 )
 
 
+def load_scheduler(bundle: Bundle, num_slots: int, max_waiting: int, prefill_chunk: int) -> Scheduler:
+    """The scheduler on the bundle's own engine, or on vLLM where `vl2 serve --llm vllm` says so."""
+    if os.environ.get(LANGUAGE_MODEL_VARIABLE) == "vllm":
+        from videollama_core.generation.vllm_scheduler import VllmRunner, VllmScheduler
+
+        return VllmScheduler(VllmRunner(bundle, num_slots), max_waiting)
+    return Scheduler(load_runner(bundle, num_slots), max_waiting, prefill_chunk)
+
+
 class LanguageModelStage(DecoupledStage):
     contract = contract.LANGUAGE_MODEL
 
     def load(self, args: dict[str, str]) -> None:
         bundle = bundle_of(args)
-        runner = load_runner(bundle, int(parameter(args, "max_num_sequences")))
         self._width = bundle.config.language.width
-        self._scheduler = Scheduler(
-            runner, int(parameter(args, "max_queue_size")), int(parameter(args, "prefill_chunk_len"))
+        self._scheduler = load_scheduler(
+            bundle,
+            num_slots=int(parameter(args, "max_num_sequences")),
+            max_waiting=int(parameter(args, "max_queue_size")),
+            prefill_chunk=int(parameter(args, "prefill_chunk_len")),
         )
         # The families are kept: a metric dies with its family.
         self._families = [

@@ -1,0 +1,174 @@
+"""vLLM in the decoder's place: our requests and answers, its engine for everything between.
+
+Prompts go in as embeddings, media tokens spliced in, so the model that vLLM sees is the plain language model in `llm/`.
+Written against vLLM 0.32. Greedy answers are those of our own decoder; sampled ones have another stream of random numbers.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from videollama_core.bundle import Bundle
+from videollama_core.errors import InvalidRequest
+from videollama_core.generation.scheduler import GenerationRequest, Scheduler
+from videollama_core.shards import Shards
+
+EMBEDDING = "model.embed_tokens.weight"
+_PENALTY = "penalty_of_generated"
+_BLOCK = 128  # positions, the largest page of vLLM's caches
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in the stage's process and dies with it
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def _penalty() -> Any:
+    """vLLM's hook for scores, made here because its base class is vLLM's.
+
+    The penalty counts what was generated. vLLM's own counts the prompt too, and takes ids for it that embeddings do not have.
+    """
+    from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
+
+    class Penalty(AdapterLogitsProcessor):  # type: ignore[misc, unused-ignore]
+        def is_argmax_invariant(self) -> bool:
+            return False
+
+        def new_req_logits_processor(self, params: Any) -> Any:
+            penalty = (params.extra_args or {}).get(_PENALTY, 1.0)
+            # Of two arguments: a third would be the prompt's ids.
+            return None if penalty == 1.0 else lambda generated, scores: penalise(generated, scores, penalty)
+
+    return Penalty
+
+
+def penalise(generated: list[int], scores: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Scores [vocab] with those of the generated ids divided by the penalty, or multiplied where they are negative."""
+    ids = torch.tensor(sorted(set(generated)), dtype=torch.int64, device=scores.device)
+    before = scores[ids]
+    scores[ids] = torch.where(before > 0, before / penalty, before * penalty)
+    return scores
+
+
+class VllmRunner:
+    """vLLM's engine on numbered slots, each holding one request."""
+
+    def __init__(self, bundle: Bundle, num_slots: int) -> None:
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        from vllm.engine.arg_utils import EngineArgs  # takes seconds, and reads the environment
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        language = bundle.config.language
+        self.num_slots, self.max_length, self.vocab_size = num_slots, bundle.max_seq_len, language.vocab_size
+        self._dtype = getattr(torch, bundle.dtype)
+        table = Shards.open(bundle.language_folder).read(EMBEDDING)
+        self._table = table.to(self._dtype)
+        self._slots: dict[str, int] = {}
+        self._ids: dict[int, str] = {}
+        per_position = 2 * language.layers * language.kv_heads * language.head_dim * self._dtype.itemsize
+        self._engine: Any = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=str(bundle.language_folder),
+                dtype=bundle.dtype,
+                skip_tokenizer_init=True,
+                enable_prompt_embeds=True,
+                enable_prefix_caching=False,  # it knows token ids, and ours are embeddings
+                max_model_len=self.max_length,
+                max_num_seqs=num_slots,
+                # Exactly what the slots can fill: vLLM's default, a share of the device, would leave nothing to the encoders.
+                kv_cache_memory_bytes=num_slots * (self.max_length + _BLOCK) * per_position,
+                gpu_memory_utilization=0.1,
+                logits_processors=[_penalty()],
+                async_scheduling=False,  # the penalty needs the last token before the next step
+                enforce_eager=not torch.cuda.is_available(),
+                disable_log_stats=True,
+                seed=0,
+            )
+        )
+
+    def begin(self, slot: int, request: GenerationRequest) -> None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = request.sampling
+        settings = SamplingParams(
+            temperature=0.0 if sampling.greedy else sampling.temperature,
+            top_k=0 if sampling.greedy else sampling.top_k,
+            top_p=1.0 if sampling.greedy else sampling.top_p,
+            extra_args={_PENALTY: sampling.repetition_penalty},
+            seed=sampling.seed,
+            max_tokens=min(sampling.max_new_tokens, self.max_length - len(request.input_ids)),
+            ignore_eos=True,  # the scheduler ends a request, by any of its end words
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        name = f"{slot}-{request.request_id}"
+        self._slots[name], self._ids[slot] = slot, name
+        self._engine.add_request(name, {"prompt_embeds": self._embed(request.input_ids, request.media)}, settings)
+
+    def _embed(self, ids: np.ndarray, media: np.ndarray | None) -> torch.Tensor:
+        """int64 [S] -> [S, D], media rows spliced in."""
+        is_media = torch.from_numpy(ids >= self.vocab_size)
+        embeds = self._table[torch.from_numpy(np.where(ids >= self.vocab_size, 0, ids))]
+        if media is not None:
+            rows = ids[ids >= self.vocab_size] - self.vocab_size
+            embeds[is_media] = torch.from_numpy(media[rows]).to(self._dtype)
+        return embeds
+
+    def step(self) -> list[tuple[int, int]]:
+        """One step of the engine. Returns: (slot, token) of whatever has a new one."""
+        found = []
+        for output in self._engine.step():
+            slot = self._slots.get(output.request_id)
+            if slot is not None:
+                found += [(slot, token) for token in output.outputs[0].token_ids]
+        return found
+
+    def free(self, slot: int) -> None:
+        name = self._ids.pop(slot, None)
+        if name is not None:
+            del self._slots[name]
+            self._engine.abort_request([name])
+
+
+@dataclass
+class VllmScheduler(Scheduler):
+    """Admits, cancels and answers as every scheduler of ours; prefill and decoding steps are vLLM's."""
+
+    runner: Any  # VllmRunner
+
+    def _check(self, request: GenerationRequest) -> None:
+        super()._check(request)
+        if request.return_logits:
+            raise InvalidRequest("vLLM keeps its scores; ask a server without --llm vllm for return_generation_logits")
+        if request.pad_id is not None and (request.input_ids == request.pad_id).any():
+            raise InvalidRequest("the text holds the padding token, which the model must not see and vLLM cannot hide")
+
+    def _prefill(self) -> None:
+        for running in [one for one in self._running.values() if not one.prefilled]:
+            try:
+                self.runner.begin(running.slot, running.request)
+            except Exception as error:
+                self._fail(running, error)
+            else:
+                running.prefilled = len(running.request.input_ids)
+
+    def _decode(self) -> None:
+        if not self._running:
+            return
+        try:
+            tokens = self.runner.step()
+        except Exception as error:
+            for running in list(self._running.values()):
+                self._fail(running, error)
+            return
+        if tokens:
+            self.counters.decode_steps += 1
+            self.counters.most_in_one_step = max(self.counters.most_in_one_step, len(tokens))
+        for slot, token in tokens:
+            if slot in self._running:
+                self._advance(self._running[slot], None, token)
