@@ -64,6 +64,12 @@ class ProgressBar:
 )
 @click.option("--slots", type=int, help="Questions that the language model answers at a time; 8 on a CPU, 16 on a GPU.")
 @click.option("--quantize", type=click.Choice(list(QUANTIZATIONS)), help="TensorRT-LLM: weights (and activations).")
+@click.option(
+    "--fp8-tower",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="TensorRT: the vision tower's layers in fp8, scaled by this video or picture; repeat for more.",
+)
 @click.option("--kv-dtype", type=click.Choice(list(KV_DTYPES)), default="auto", help="TensorRT-LLM: keys and values.")
 @click.option("--tp", default=1, show_default=True, help="TensorRT-LLM: GPUs that share each layer.")
 @click.option("--pp", default=1, show_default=True, help="TensorRT-LLM: GPUs that share the layers.")
@@ -83,6 +89,7 @@ def convert(
     max_seq_len: int | None,
     slots: int | None,
     quantize: str | None,
+    fp8_tower: tuple[Path, ...],
     kv_dtype: str,
     tp: int,
     pp: int,
@@ -101,7 +108,7 @@ def convert(
 
     try:
         recipe = Recipe("float16", quantize or "", kv_dtype, tp, pp, ep, max_batch_size, max_seq_len or 4096, gpu)
-        options = EngineOptions(engine, dtype or ENGINES[engine][0], max_seq_len, slots, recipe)
+        options = EngineOptions(engine, dtype or ENGINES[engine][0], max_seq_len, slots, recipe, fp8_tower)
         if dry_run:
             from videollama_converters.dry_run import describe
 

@@ -20,6 +20,7 @@ from videollama_converters.compare import compare
 from videollama_converters.encoder_weights import encoder_sources, write_encoder_weights
 from videollama_converters.engine_options import EngineOptions, encoder_dtype
 from videollama_converters.export_onnx import export_graph
+from videollama_converters.fp8 import calibrate, quantize
 from videollama_converters.split_language_model import split_language_model
 from videollama_converters.steps import Step, Workshop, files_below, sha256, write_json
 from videollama_converters.tensorrt_operators import check_graph
@@ -187,19 +188,21 @@ def tensorrt_steps(
         if graph not in graphs_of(parts.config):
             continue
         dtype = encoder_dtype(graph, options.dtype)
+        media = options.fp8_media if graph is VISION_ENCODER else ()
+        typed = inputs | {"dtype": dtype, "fp8": [sha256(path) for path in media]}
         found.append(
             Step(
                 f"{graph.name} graph",
-                inputs | {"dtype": dtype},
+                typed,
                 (graph_path(graph.name), graph_path(graph.name) + ".data"),
-                partial(_export_typed, graph, parts, progress.advance, pick_dtype(dtype)),
+                partial(_export_typed, graph, parts, progress.advance, pick_dtype(dtype), media),
             )
         )
         engine = engine_path(graph.name)
         found.append(
             Step(
                 f"{graph.name} engine",
-                inputs | {"dtype": dtype, "gpu": options.recipe.gpu},
+                typed | {"gpu": options.recipe.gpu},
                 (engine, str(Path(engine).with_suffix(".json"))),
                 partial(_build_engine, graph, parts, out),
             )
@@ -207,10 +210,17 @@ def tensorrt_steps(
     return found
 
 
-def _export_typed(graph: Graph, parts: CheckpointParts, tick: Callable[[], None], dtype: torch.dtype, to: Path) -> None:
+def _export_typed(
+    graph: Graph,
+    parts: CheckpointParts,
+    tick: Callable[[], None],
+    dtype: torch.dtype,
+    fp8_media: tuple[Path, ...],
+    to: Path,
+) -> None:
     path = to / graph_path(graph.name)
-    sources = graph_sources(graph, parts)
-    export_graph(graph, parts.config, sources, path, tick, dtype)
+    edit = partial(quantize, scales=calibrate(parts, fp8_media)) if fp8_media else lambda model: None
+    export_graph(graph, parts.config, graph_sources(graph, parts), path, tick, dtype, edit)
     violations = check_graph(path)
     if violations:
         raise ArtifactMismatch("TensorRT would not take the graph: " + "; ".join(map(str, violations[:3])))
@@ -313,6 +323,7 @@ def _code_hash() -> str:
         "graphs.py",
         "export_onnx.py",
         "tidy_graph.py",
+        "fp8.py",
         "split_language_model.py",
         "tokenizer_files.py",
         "compare.py",

@@ -10,7 +10,7 @@ from videollama_converters.tensorrt_llm_config import render_config
 from videollama_core.bundle import LANGUAGE_ENGINE, LANGUAGE_FOLDER, REPOSITORY, engine_path, graph_path
 from videollama_core.checkpoint import open_checkpoint
 from videollama_core.errors import InvalidRequest
-from videollama_core.graphs import graphs_of
+from videollama_core.graphs import VISION_ENCODER, graphs_of
 from videollama_core.multi_gpu import with_ranks
 
 
@@ -26,7 +26,11 @@ def describe(checkpoint: Path, out: Path, tower: Path | None, base: Path | None,
     for graph in ENGINE_GRAPHS:
         if graph in graphs_of(config):
             dtype = encoder_dtype(graph, options.dtype)
-            lines.append(f"# {graph_path(graph.name)} in {dtype}, strongly typed -> {engine_path(graph.name)}")
+            fp8 = options.fp8_media if graph is VISION_ENCODER else ()
+            products = f" (products in fp8, scaled by {', '.join(map(str, fp8))})" if fp8 else ""
+            lines.append(
+                f"# {graph_path(graph.name)} in {dtype}{products}, strongly typed -> {engine_path(graph.name)}"
+            )
             for number, shapes in enumerate(profiles(graph, config)):
                 told = ", ".join(f"{name} {' / '.join(map(str, sizes))}" for name, sizes in shapes.items())
                 lines.append(f"#   profile {number}: {told}")

@@ -1,7 +1,9 @@
 """What runs a converted checkpoint, and how: the choices of `vl2 convert`, checked before work begins."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
+from videollama_converters.gpus import GPUS
 from videollama_converters.tensorrt_llm import Recipe
 from videollama_core.config import ModelConfig
 from videollama_core.errors import InvalidRequest
@@ -14,6 +16,7 @@ ENGINES = {
     "torch": ("bfloat16", "float16", "float32"),
     "tensorrt": ("bfloat16", "float16", "float32"),
 }
+FP8_CAPABILITY = 8.9  # first compute capability with fp8
 
 
 def encoder_dtype(graph: Graph, dtype: str) -> str:
@@ -34,6 +37,7 @@ class EngineOptions:
     max_seq_len: int | None = None  # positions of prompt and answer together
     slots: int | None = None  # requests that the language model answers at a time
     recipe: Recipe = field(default_factory=Recipe)  # of the language model on TensorRT-LLM
+    fp8_media: tuple[Path, ...] = ()  # videos and pictures for the scales of a tower in fp8; none: no fp8
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -42,6 +46,8 @@ class EngineOptions:
             raise InvalidRequest(
                 f"engine {self.engine} cannot compute in {self.dtype}; it takes {', '.join(ENGINES[self.engine])}"
             )
+        if self.fp8_media and self.engine != "tensorrt":
+            raise InvalidRequest(f"fp8 is TensorRT's; engine {self.engine} takes {', '.join(ENGINES[self.engine])}")
         if self.slots is not None and not 1 <= self.slots <= 1024:
             raise InvalidRequest(f"slots is {self.slots}; it takes 1 to 1024")
 
@@ -49,6 +55,15 @@ class EngineOptions:
         """Raises: InvalidRequest where the checkpoint cannot be run so."""
         if self.engine == "tensorrt":
             self.recipe.check(config)
+            gpu = GPUS[self.recipe.gpu]
+            if self.fp8_media and gpu.capability < FP8_CAPABILITY:
+                raise InvalidRequest(
+                    f"a tower in fp8 needs compute capability {FP8_CAPABILITY}, and {self.recipe.gpu} has {gpu.capability}: "
+                    "leave out --fp8-tower, or take another GPU"
+                )
+            missing = [path for path in self.fp8_media if not path.is_file()]
+            if missing:
+                raise InvalidRequest(f"{missing[0]} is not a file; --fp8-tower wants videos or pictures")
             if self.recipe.dtype != "float16":  # the type of the media tokens that the encoder's stage sends
                 raise InvalidRequest(
                     f"the language model's dtype is {self.recipe.dtype}; the media tokens it is given are float16: take float16"

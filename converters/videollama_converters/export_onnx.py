@@ -132,12 +132,14 @@ def export_graph(
     path: Path,
     tick: Callable[[], None],
     dtype: torch.dtype = torch.float32,
+    edit: Callable[[ir.Model], None] = lambda model: None,
 ) -> None:
     """Write `path` and `path`.data.
 
     Args:
         sources: reads each of the module's parameters.
         tick: called for each tensor written.
+        edit: changes the graph in place before it is written.
     """
     module = build_module(graph, config, dtype)
     meta_inputs = tuple(tensor.to("meta") for tensor in example_inputs(graph, config, dtype=dtype))
@@ -156,6 +158,7 @@ def export_graph(
         )
     assert program is not None
     tidy(program.model)
+    edit(program.model)
     for name, value in program.model.graph.initializers.items():
         assert value.shape is not None and value.dtype is not None
         if name in sources:

@@ -49,6 +49,8 @@ OPERATORS: dict[str, tuple[str, ...]] = {
     "ConstantOfShape": ("INT64",),
     "Constant": _ALL,
     "Cast": (*_ALL, "UINT8"),
+    "QuantizeLinear": _FLOATS,
+    "DequantizeLinear": ("FLOAT8E4M3FN",),
 }
 _NORMS = ("LayerNormalization", "InstanceNormalization", "GroupNormalization")
 
