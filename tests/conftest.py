@@ -19,8 +19,9 @@ MEDIA = GOLDEN / "media"
 CHAT_VARIANTS = ("mistral-clip-8f", "mistral-clip-16f", "mixtral-clip-8f", "qwen2-siglip-16f", "qwen2-clip-8f")
 AUDIO_VARIANT = "av-qwen2-siglip"
 VARIANTS = (*CHAT_VARIANTS, "mistral-clip-8f-base", "mistral-clip-8f-lora", AUDIO_VARIANT)
-TINY_SHAPES = ROOT / "training" / "checkpoints" / "tiny-shapes"
-HELD_OUT = ROOT / "benchmarks" / "shapes"
+TRAINED = ROOT / "training" / "checkpoints"
+TINY_SHAPES, TINY_SHAPES_AV = TRAINED / "tiny-shapes", TRAINED / "tiny-shapes-av"
+HELD_OUT, HELD_OUT_SOUNDS = ROOT / "benchmarks" / "shapes", ROOT / "benchmarks" / "sounds"
 # Suggested by the golden data's own error analysis: independent float32 implementations stay below 3e-5 and 8e-5.
 FEATURE_TOLERANCE = 1e-4
 LOGIT_TOLERANCE = 5e-4
@@ -148,7 +149,8 @@ def case(variant: str, name: str) -> Case:
 
 
 def checkpoint(variant: str) -> Path:
-    return TINY_SHAPES if variant == TINY_SHAPES.name else GOLDEN / variant / golden(variant)["checkpoint"]
+    trained = TRAINED / variant
+    return trained if trained.is_dir() else GOLDEN / variant / golden(variant)["checkpoint"]
 
 
 def language_folder(variant: str) -> Path:

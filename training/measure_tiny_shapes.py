@@ -1,61 +1,79 @@
-"""Measure tiny-shapes on its held-out clips and write the numbers into its model card.
+"""Measure a tiny checkpoint on what it never saw and write the numbers into its model card.
 
-    .venv/bin/python training/measure_tiny_shapes.py
+    .venv/bin/python training/measure_tiny_shapes.py [tiny-shapes | tiny-shapes-av]
 
-Each measurement is a `vl2 eval` that anyone can run alone: through a running server with the frames in their true order,
-shuffled and reversed; and in process, to compare the answers one by one.
+Each measurement is a `vl2 eval` that anyone can run alone: through a running server, with the frames in another order or
+without the sound; and in process, to compare the answers one by one.
 """
 
 import json
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from videollama_core.triton_server import ServerOptions, TritonServer
 
 TREE = Path(__file__).parents[1]
-CHECKPOINT = TREE / "training/checkpoints/tiny-shapes"
-HELD_OUT = TREE / "benchmarks/shapes"
-BUILD = TREE / "build/tiny-shapes"
+CHECKPOINTS = TREE / "training/checkpoints"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 ORDER_COLUMN = "needs the order of frames"
+TRUE = "right"  # column of what was asked as it is
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One held-out set, and how it is asked besides as it is: column -> options of `vl2 eval`."""
+
+    folder: str  # below benchmarks/
+    others: dict[str, tuple[str, ...]]
+
+
+ORDERS: dict[str, tuple[str, ...]] = {
+    "frames shuffled": ("--order", "shuffled", "--num-frames", "8"),
+    "frames reversed": ("--order", "reversed", "--num-frames", "8"),
+}
+PLANS = {
+    "tiny-shapes": (Measured("shapes", ORDERS),),
+    "tiny-shapes-av": (Measured("sounds", {"without the sound": ("--without-sound",)}), Measured("shapes", ORDERS)),
+}
 
 
 def run(*words: object) -> None:
     command = [sys.executable, "-m", "videollama_client", *map(str, words)]
-    print("$ vl2", *words[:1], *map(str, words[1:]), flush=True)
+    print("$ vl2", *map(str, words), flush=True)
     subprocess.run(command, check=True)
 
 
-def measure(name: str, *words: object) -> dict[str, Any]:
+def measure(build: Path, folder: str, name: str, *words: object) -> dict[str, Any]:
     """A `vl2 eval` from the start; returns its result.json."""
-    out = BUILD / "eval" / name
+    out = build / "eval" / f"{folder} {name}".replace(" ", "-")
     for path in out.glob("*.json*"):
         path.unlink()
-    run("eval", "shapes", HELD_OUT, "--out", out, *words)
+    run("eval", "shapes", TREE / "benchmarks" / folder, "--out", out, *words)
     return json.loads((out / "result.json").read_text("utf-8"))
 
 
-def main() -> None:
-    run("convert", CHECKPOINT, "--out", BUILD)
-    num_frames = json.loads((CHECKPOINT / "config.json").read_text("utf-8"))["num_frames"]
-    results = {}
-    with TritonServer(BUILD, ServerOptions(grpc_port=0, http_port=0, metrics_port=0)) as server:
-        url = f"{server.options.host}:{server.grpc_port}"
-        results["true"] = measure("true", "--url", url)
-        for order in ("shuffled", "reversed"):
-            results[order] = measure(order, "--url", url, "--order", order, "--num-frames", num_frames)
-    results["in process"] = measure("in-process", "--checkpoint", CHECKPOINT)
-    served, local = (
-        {one["name"]: one["prediction"] for one in results[key]["items"]} for key in ("true", "in process")
-    )
-    equal = sum(served[name] == local[name] for name in served)
-    summaries = {key: result["summary"] for key, result in results.items()}
-    content = {"summaries": summaries, "items": len(served), "equal answers in process and served": equal}
-    (CHECKPOINT / "results.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    card = CHECKPOINT / "README.md"
+def main(name: str = "tiny-shapes") -> None:
+    checkpoint, build = CHECKPOINTS / name, TREE / "build" / name
+    run("convert", checkpoint, "--out", build)
+    content: dict[str, Any] = {"summaries": {}, "items": 0, "equal answers in process and served": 0}
+    with TritonServer(build, ServerOptions(grpc_port=0, http_port=0, metrics_port=0)) as server:
+        url = ("--url", f"{server.options.host}:{server.grpc_port}")
+        for plan in PLANS[name]:
+            results = {TRUE: measure(build, plan.folder, TRUE, *url)}
+            for column, words in plan.others.items():
+                results[column] = measure(build, plan.folder, column, *url, *words)
+            local = measure(build, plan.folder, "in process", "--checkpoint", checkpoint)
+            content["summaries"][plan.folder] = {column: result["summary"] for column, result in results.items()}
+            expected = {one["name"]: one["prediction"] for one in local["items"]}
+            served = {one["name"]: one["prediction"] for one in results[TRUE]["items"]}
+            content["items"] += len(served)
+            content["equal answers in process and served"] += sum(served[one] == expected[one] for one in served)
+    (checkpoint / "results.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    card = checkpoint / "README.md"
     text = card.read_text("utf-8")
     table = f"{BEGIN}\n{make_table(content)}\n{END}"
     card.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: table, text, flags=re.DOTALL), "utf-8")
@@ -63,24 +81,31 @@ def main() -> None:
 
 
 def make_table(content: dict[str, Any]) -> str:
-    """The card's table; a test compares it with results.json."""
-    summaries = content["summaries"]
-    lines = [
-        "| questions | number | right | frames shuffled | frames reversed |",
-        "|---|---|---|---|---|",
-    ]
-    rows = [("all", "overall", "all")]
-    rows += [(f"topic {value}", "topic", value) for value in summaries["true"]["topic"]]
-    rows += [(f"form {value}", "form", value) for value in summaries["true"]["form"]]
-    rows += [("order of frames matters", ORDER_COLUMN, "yes"), ("order of frames does not matter", ORDER_COLUMN, "no")]
-    for title, column, value in rows:
-        found = [summaries[order][column][value] for order in ("true", "shuffled", "reversed")]
-        cells = " | ".join(f"{numbers['accuracy']:.1f} %" for numbers in found)
-        lines.append(f"| {title} | {found[0]['items']} | {cells} |")
+    """The card's tables, one per held-out set; a test compares them with results.json."""
+    lines = []
+    for folder, summaries in content["summaries"].items():
+        lines += [f"Of `benchmarks/{folder}`:", ""]
+        lines += [f"| questions | number | {' | '.join(summaries)} |", f"|---|---|{'---|' * len(summaries)}"]
+        rows = [("all", "overall", "all")]
+        rows += [(f"topic {value}", "topic", value) for value in summaries[TRUE]["topic"]]
+        rows += [(f"form {value}", "form", value) for value in summaries[TRUE]["form"]]
+        rows += [
+            ("order of frames matters", ORDER_COLUMN, "yes"),
+            ("order of frames does not matter", ORDER_COLUMN, "no"),
+        ]
+        for title, column, value in rows:
+            asked = summaries[TRUE][column].get(value)
+            if asked is not None:
+                cells = (_cell(summary[column].get(value)) for summary in summaries.values())
+                lines.append(f"| {title} | {asked['items']} | {' | '.join(cells)} |")
+        lines.append("")
     equal, items = content["equal answers in process and served"], content["items"]
-    lines += ["", f"Answers in process and through the server: {equal} of {items} equal, word for word."]
-    return "\n".join(lines)
+    return "\n".join([*lines, f"Answers in process and through the server: {equal} of {items} equal, word for word."])
+
+
+def _cell(numbers: dict[str, Any] | None) -> str:
+    return "" if numbers is None else f"{numbers['accuracy']:.1f} %"
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from videollama_core.bundle import Bundle
 from videollama_core.errors import ServerFailed
 from videollama_core.triton_server import ServerOptions, TritonServer
 
@@ -54,6 +55,7 @@ def serve(bundle: Path, **options: Any) -> None:
     Ctrl-C or SIGTERM refuses new questions, lets running answers end, and stops.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    Bundle.open(bundle)  # what is wrong with it is said before anything is begun
     server = TritonServer(bundle, ServerOptions(**options))
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,6 +1,7 @@
 """`vl2 eval`."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -36,6 +37,7 @@ _EPILOG = f"\b\nBenchmarks:\n{_LIST}\n\nExample: vl2 eval mvbench /data/MVBench 
     help="Order in which the model sees the frames: what do answers owe to time?",
 )
 @click.option("--num-frames", default=16, show_default=True, help="Frames that the checkpoint looks at (for --order).")
+@click.option("--without-sound", is_flag=True, help="Ask about videos without their sound: what do answers owe to it?")
 @click.option("--judge-url", help="OpenAI-compatible endpoint of the judge; its key is read from JUDGE_API_KEY.")
 @click.option("--judge-model", help="Name of the judge's model.")
 @click.option("--judge-concurrency", default=4, show_default=True)
@@ -52,6 +54,7 @@ def evaluate(
     timeout: float,
     order: str,
     num_frames: int,
+    without_sound: bool,
     judge_url: str | None,
     judge_model: str | None,
     judge_concurrency: int,
@@ -68,11 +71,14 @@ def evaluate(
     if chosen.judge and not (judge_url and judge_model):
         raise click.UsageError(f"{task} is read by a judge: name --judge-url and --judge-model")
     items = chosen.load(folder)[:limit]
+    if without_sound:
+        items = [replace(item, kind="video") for item in items if item.kind == "video+audio"]
     run.check_names(items)
     frames = sources.FrameOrder(order, num_frames) if order != "true" else None
     tokens = max_new_tokens or chosen.max_new_tokens
-    about = {"task": task, "order": order, "max_new_tokens": tokens, "from": str(checkpoint or url)}
-    key = {name: about[name] for name in ("task", "order", "max_new_tokens")}
+    about = {"task": task, "order": order, "without_sound": without_sound, "max_new_tokens": tokens}
+    key = dict(about)
+    about["from"] = str(checkpoint or url)
     answers = run.Journal(out / "answers.jsonl", key)
     with Client(url) as client:
         if checkpoint:

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from conftest import HELD_OUT, TINY_SHAPES
+from conftest import HELD_OUT, HELD_OUT_SOUNDS, TINY_SHAPES, TINY_SHAPES_AV
 from service.servers import vl2
 from videollama_benchmarks.demo import choose_items
 from videollama_benchmarks.report import summarise
@@ -133,20 +133,30 @@ def test_the_demo(bundle_of):
     assert (out / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_is_shipped_is_small_and_held_out():
-    size = sum(path.stat().st_size for path in TINY_SHAPES.rglob("*") if path.is_file())
-    assert size <= 12 * 2**20
-    for entry in json.loads((HELD_OUT / "held_out.json").read_text("utf-8")):
-        assert (HELD_OUT / entry.get("video", entry.get("image"))).is_file()
+@pytest.mark.parametrize("folder", [TINY_SHAPES, TINY_SHAPES_AV], ids=lambda folder: folder.name)
+def test_what_is_shipped_is_small(folder):
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 12 * 2**20
 
 
-def test_the_model_card_tells_what_was_measured():
+@pytest.mark.parametrize("folder", [HELD_OUT, HELD_OUT_SOUNDS], ids=lambda folder: folder.name)
+def test_what_is_held_out_is_there(folder):
+    names = [item.name for item in load_shapes(folder)]
+    assert len(set(names)) == len(names) and all(item.media.is_file() for item in load_shapes(folder))
+
+
+@pytest.mark.parametrize(
+    ("folder", "held_out"),
+    [(TINY_SHAPES, (HELD_OUT,)), (TINY_SHAPES_AV, (HELD_OUT_SOUNDS, HELD_OUT))],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_the_model_card_tells_what_was_measured(folder, held_out):
     import importlib.util
 
     path = TINY_SHAPES.parents[1] / "measure_tiny_shapes.py"
     spec = importlib.util.spec_from_file_location("measure_tiny_shapes", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    results = json.loads((TINY_SHAPES / "results.json").read_text("utf-8"))
-    assert module.make_table(results) in (TINY_SHAPES / "README.md").read_text("utf-8")
-    assert results["items"] == results["equal answers in process and served"] == len(load_shapes(HELD_OUT))
+    results = json.loads((folder / "results.json").read_text("utf-8"))
+    assert module.make_table(results) in (folder / "README.md").read_text("utf-8")
+    items = sum(len(load_shapes(one)) for one in held_out)
+    assert results["items"] == results["equal answers in process and served"] == items

@@ -109,8 +109,8 @@ def make_sound(folder: Path, number: int, seed: int, held_out: bool) -> list[dic
         sound = draw_sound(random, held_out)
         write_flac(folder / name, render_sound(sound))
         items = ask_sound(sound, random)
-    heard = name.endswith(".mp4")
-    return [_entry(f"{number:05d}-{place}", f"{folder.name}/{name}", item, heard) for place, item in enumerate(items)]
+    heard, file = name.endswith(".mp4"), f"{folder.name}/{name}"
+    return [_entry(f"sound-{number:05d}-{place}", file, item, heard) for place, item in enumerate(items)]
 
 
 def make_split(
