@@ -1,6 +1,6 @@
 #!/bin/sh
 # tiny-shapes-av: ears for tiny-shapes. Sounds and clips with sound, the audio tower's own lessons, then everything together.
-# Two CPU cores, less than an hour. Usage: sh training/tiny_shapes_av.sh [FOLDER]
+# 105 minutes of processor time; 63 minutes on two cores that did other work too. Usage: sh training/tiny_shapes_av.sh [FOLDER]
 set -eu
 cd "$(dirname "$0")/.."
 out=${1:-build/shapes-av}

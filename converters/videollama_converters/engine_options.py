@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from videollama_converters.gpus import GPUS
-from videollama_converters.tensorrt_llm import Recipe
+from videollama_converters.tensorrt_llm import QUANTIZATIONS, Recipe
 from videollama_core.config import ModelConfig
 from videollama_core.errors import InvalidRequest
 from videollama_core.graphs import VISION_ENCODER, Graph
@@ -16,7 +16,7 @@ ENGINES = {
     "torch": ("bfloat16", "float16", "float32"),
     "tensorrt": ("bfloat16", "float16", "float32"),
 }
-FP8_CAPABILITY = 8.9  # first compute capability with fp8
+FP8_CAPABILITY = QUANTIZATIONS["fp8"][1]
 
 
 def encoder_dtype(graph: Graph, dtype: str) -> str:

@@ -91,6 +91,7 @@ class VllmRunner:
         )
 
     def begin(self, slot: int, request: GenerationRequest) -> None:
+        """Hand a request to the engine, which takes its prompt in with the next steps."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -112,11 +113,11 @@ class VllmRunner:
 
     def _embed(self, ids: np.ndarray, media: np.ndarray | None) -> torch.Tensor:
         """int64 [S] -> [S, D], media rows spliced in."""
-        is_media = torch.from_numpy(ids >= self.vocab_size)
-        embeds = self._table[torch.from_numpy(np.where(ids >= self.vocab_size, 0, ids))]
+        is_media = ids >= self.vocab_size
+        embeds = self._table[torch.from_numpy(np.where(is_media, 0, ids))]
         if media is not None:
-            rows = ids[ids >= self.vocab_size] - self.vocab_size
-            embeds[is_media] = torch.from_numpy(media[rows]).to(self._dtype)
+            rows = media[ids[is_media] - self.vocab_size]
+            embeds[torch.from_numpy(is_media)] = torch.from_numpy(rows).to(self._dtype)
         return embeds
 
     def step(self) -> list[tuple[int, int]]:
@@ -129,6 +130,7 @@ class VllmRunner:
         return found
 
     def free(self, slot: int) -> None:
+        """Forget a slot's request, ended or not."""
         name = self._ids.pop(slot, None)
         if name is not None:
             del self._slots[name]
