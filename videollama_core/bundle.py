@@ -85,6 +85,16 @@ class Bundle:
         return int(self.manifest.get("world_size", 0))
 
     @property
+    def keeps_tables_on_gpu(self) -> bool:
+        """Whether media tokens stay on the GPU between the encoder and the language model."""
+        return self.manifest.get("table_memory", "cpu") == "gpu"
+
+    @property
+    def pool_bytes(self) -> int:
+        """Of GPU memory that the server sets aside for media tokens on their way."""
+        return int(self.manifest.get("pool_bytes", 0))
+
+    @property
     def max_seq_len(self) -> int:
         """Positions of prompt and answer together that the language model takes."""
         return int(self.manifest["max_seq_len"])

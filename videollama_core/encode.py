@@ -1,7 +1,9 @@
 """Pixels and filterbanks -> media tokens. What is the same on every engine; the engines are behind `Perceiver`."""
 
 import hashlib
-from typing import Protocol
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -11,6 +13,8 @@ from videollama_core.errors import ArtifactMismatch, InvalidRequest
 from videollama_core.frame_plan import plan_encoding
 from videollama_core.graphs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, Graph
 from videollama_core.video import MAX_FRAMES
+
+KEPT_BYTES = 256 * 2**20  # of media tokens on a GPU: about 25 videos of a 7B checkpoint
 
 
 def media_hash(frames: np.ndarray, filterbank: np.ndarray | None) -> int:
@@ -23,14 +27,17 @@ def media_hash(frames: np.ndarray, filterbank: np.ndarray | None) -> int:
 
 
 class Perceiver(Protocol):
-    """The encoders of one checkpoint on one engine. U distinct frames, T' of them in time, D language model width."""
+    """The encoders of one checkpoint on one engine. U distinct frames, T' of them in time, D language model width.
 
-    def see(self, frames: np.ndarray, frame_index: np.ndarray) -> np.ndarray:
-        """uint8 [U, S, S, 3], int64 [T'] -> float32 [steps, tokens per step, D]."""
+    Media tokens are an array, or a tensor on the engine's device, whose work may still be under way.
+    """
+
+    def see(self, frames: np.ndarray, frame_index: np.ndarray) -> Any:
+        """uint8 [U, S, S, 3], int64 [T'] -> [steps, tokens per step, D], float32 (float16 on TensorRT)."""
         ...
 
-    def hear(self, filterbank: np.ndarray) -> np.ndarray:
-        """float32 [R, F] -> float32 [N, D]."""
+    def hear(self, filterbank: np.ndarray) -> Any:
+        """float32 [R, F] -> [N, D], in the same type."""
         ...
 
 
@@ -68,24 +75,54 @@ def load_perceiver(bundle: Bundle) -> Perceiver:
     raise ArtifactMismatch(f"{bundle.root} was converted for the engine {bundle.engine!r}, which is not known here")
 
 
+class KeptTables:
+    """The newest media tokens by their media's hash: the response cache does not take tensors of a GPU."""
+
+    def __init__(self, most_bytes: int = KEPT_BYTES) -> None:
+        self._most_bytes, self._bytes = most_bytes, 0
+        self._tables: OrderedDict[int, Any] = OrderedDict()
+
+    def get(self, media_hash: int, make: Callable[[], Any]) -> Any:
+        if media_hash in self._tables:
+            self._tables.move_to_end(media_hash)
+            return self._tables[media_hash]
+        table = make()
+        self._tables[media_hash] = table
+        self._bytes += table.nbytes
+        while self._bytes > self._most_bytes:
+            self._bytes -= self._tables.popitem(last=False)[1].nbytes
+        return table
+
+
 class MediaEncoder:
     """Vision encoder, connector and (where the checkpoint hears) audio encoder of one bundle."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._config, self._perceiver = bundle.config, load_perceiver(bundle)
+        self._kept = KeptTables() if bundle.keeps_tables_on_gpu else None
+
+    def encode_media(self, frames: np.ndarray, filterbank: np.ndarray | None = None) -> tuple[Any, int]:
+        """`encode`, and the media's hash. Where tables stay on the GPU: a tensor there, made once for equal media."""
+        key = media_hash(frames, filterbank)
+        if self._kept is None:
+            return self.encode(frames, filterbank), key
+        return self._kept.get(key, lambda: _when_done(self._encode(frames, filterbank))), key
 
     def encode(self, frames: np.ndarray, filterbank: np.ndarray | None = None) -> np.ndarray:
-        """What is seen, then what is heard: uint8 [T, S, S, 3], float32 [R, F] -> float32 [N, D]; T or R may be 0.
+        """What is seen, then what is heard: uint8 [T, S, S, 3], float32 [R, F] -> [N, D]; T or R may be 0.
 
         Raises: InvalidRequest on another size or a wrong number of frames.
         """
+        return to_host(self._encode(frames, filterbank))
+
+    def _encode(self, frames: np.ndarray, filterbank: np.ndarray | None) -> Any:
         parts = [self._see(frames)] if len(frames) else []
         parts += [self._hear(filterbank)] if filterbank is not None and len(filterbank) else []
         if not parts:
             raise InvalidRequest("there is neither a frame nor sound to encode")
-        return np.concatenate(parts)
+        return parts[0] if len(parts) == 1 else _concatenate(parts)
 
-    def _see(self, frames: np.ndarray) -> np.ndarray:
+    def _see(self, frames: np.ndarray) -> Any:
         size, wanted = self._config.pixels.size, self._config.num_frames
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (size, size, 3):
             raise InvalidRequest(f"frames are {frames.dtype} {list(frames.shape)}; wanted uint8 [T, {size}, {size}, 3]")
@@ -95,7 +132,7 @@ class MediaEncoder:
         steps = self._perceiver.see(plan.distinct, plan.frame_index)
         return steps[plan.step_index].reshape(-1, steps.shape[-1])
 
-    def _hear(self, filterbank: np.ndarray) -> np.ndarray:
+    def _hear(self, filterbank: np.ndarray) -> Any:
         config = self._config.audio
         if config is None:
             raise InvalidRequest("this checkpoint has no audio tower, so it cannot hear")
@@ -105,3 +142,25 @@ class MediaEncoder:
                 f"the filterbank is {filterbank.dtype} {list(filterbank.shape)}; wanted float32 {list(wanted)}"
             )
         return self._perceiver.hear(filterbank)
+
+
+def to_host(table: Any) -> np.ndarray:
+    """Media tokens as an array, once they are there."""
+    return table if isinstance(table, np.ndarray) else table.cpu().numpy()
+
+
+def _concatenate(parts: list[Any]) -> Any:
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    import torch
+
+    return torch.cat(parts)
+
+
+def _when_done(table: Any) -> Any:
+    """The table, whole: who takes it over works on another stream, or in another process."""
+    import torch
+
+    if table.is_cuda:
+        torch.cuda.synchronize(table.device)
+    return table

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
-
 from videollama_core.bundle import Bundle
 from videollama_core.contract import MAX_MEDIA_BYTES, MEDIA_KINDS
 from videollama_core.errors import Cancelled, InvalidRequest, StageRestarting
@@ -52,7 +50,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Perception:
-    table: np.ndarray  # float32 [1, N, D]
+    table: Any  # media tokens [1, N, D]: an array, or Triton's own tensor where they lie on the GPU
+    rows: int  # N
     media_hash: int  # of what was encoded, never 0
     spans: dict[str, tuple[float, float]]  # stage -> Unix seconds when its work began and ended
 
@@ -143,10 +142,8 @@ class Entry:
         seen = None
         if question.kind is not None:
             seen = self._perceive(question, is_cancelled)
-            if seen.table.shape[1] != media:  # more frames than the checkpoint's number were sent
-                prompt = build_prompt(
-                    self._bundle, self._tokenizer, question.conversation, question.kind, seen.table.shape[1]
-                )
+            if seen.rows != media:  # more frames than the checkpoint's number were sent
+                prompt = build_prompt(self._bundle, self._tokenizer, question.conversation, question.kind, seen.rows)
             clock.add_perception(seen.spans)
         if is_cancelled():
             raise Cancelled("the client left")

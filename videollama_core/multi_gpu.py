@@ -7,15 +7,21 @@ from collections.abc import Sequence
 
 from videollama_core.contract import LANGUAGE_MODEL
 
-_OWN = ("--load-model=", "--model-control-mode=")
+_POOL = "--cuda-memory-pool-byte-size="
+_OWN = ("--load-model=", "--model-control-mode=", _POOL)  # of the first rank
 
 
-def with_ranks(server: Sequence[str], world_size: int) -> list[str]:
+def with_ranks(server: Sequence[str], world_size: int, pool_bytes: int = 0) -> list[str]:
     """The server's command on `world_size` GPUs; as it is for one.
 
     The other ranks load the language model alone and stay in its initialisation: they never come to open a port.
+
+    Args:
+        pool_bytes: of the first GPU's memory, for tensors that go from stage to stage there.
     """
     words = [*server, "--disable-auto-complete-config"]
+    if pool_bytes:
+        words.append(f"{_POOL}0:{pool_bytes}")
     if world_size == 1:
         return words
     found = ["mpirun", "--allow-run-as-root"]

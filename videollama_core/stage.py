@@ -87,6 +87,11 @@ def to_array(tensor: Tensor, value: Any) -> np.ndarray:
 
 
 def to_tensor(tensor: Tensor, value: Any) -> Any:
+    """Triton's tensor of an array or a list; of a tensor of PyTorch, where it lies, by DLPack; one of Triton's own as it is."""
+    if isinstance(value, pb.Tensor):
+        return value
+    if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
+        return pb.Tensor.from_dlpack(tensor.name, value)
     return pb.Tensor(tensor.name, to_array(tensor, value))
 
 

@@ -75,9 +75,13 @@ class TritonStages:
                 contract.ENCODER, {name: seen[name].as_numpy() for name in ("frames", "filterbank", "preprocess_span")}
             )
         spans = [float(value) for value in found["perception_spans"].as_numpy()]
-        table = found["prompt_embedding_table"].as_numpy().copy()  # out of the response's shared memory
-        media_hash = int(found["media_hash"].as_numpy().reshape(()))
-        return Perception(table, media_hash, {"preprocess": (spans[0], spans[1]), "encoder": (spans[2], spans[3])})
+        table = found["prompt_embedding_table"]
+        if table.is_cpu():
+            table = table.as_numpy().copy()  # out of the response's shared memory
+        media_hash, rows = (int(found[name].as_numpy().reshape(())) for name in ("media_hash", "prompt_vocab_size"))
+        return Perception(
+            table, rows, media_hash, {"preprocess": (spans[0], spans[1]), "encoder": (spans[2], spans[3])}
+        )
 
     def generate(
         self, request_id: str, prompt: Prompt, seen: Perception | None, sampling: ResolvedSampling
@@ -86,7 +90,7 @@ class TritonStages:
         inputs = language_model_inputs(prompt, sampling, self._end_ids, self._pad_id, media_hash)
         inputs |= {"streaming": [[True]], "exclude_input_in_output": [[True]]}
         if seen is not None:
-            inputs |= {"prompt_embedding_table": seen.table, "prompt_vocab_size": [[seen.table.shape[1]]]}
+            inputs |= {"prompt_embedding_table": seen.table, "prompt_vocab_size": [[seen.rows]]}
         return _TritonGeneration(request_id, inputs, self._responses, self._process.find())
 
 

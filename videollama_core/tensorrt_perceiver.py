@@ -1,11 +1,11 @@
 """The encoders on TensorRT 10.14 engines, which `vl2 convert --engine tensorrt` built.
 
 PyTorch brings the buffers, the stream and the recording of CUDA graphs; `tensorrt` brings the kernels. Nothing leaves the
-GPU between tower and connector. The media tokens do leave it: the response cache keeps tensors of the CPU alone, and 10 MB
-once per new video cost less than encoding it again.
+GPU between tower and connector. Whether the media tokens do is the bundle's choice (`vl2 convert --table-memory`).
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,24 +66,31 @@ def check_sidecar(path: Path, machine: dict[str, Any]) -> dict[str, Any]:
 
 
 class TensorRtEngine:
-    """One engine with one execution context; called from one thread."""
+    """One engine. Its executions take turns on one stream, so that one piece of memory serves all of them."""
 
     def __init__(self, path: Path, graph: Graph, machine: dict[str, Any]) -> None:
         import tensorrt
 
-        self._facts = check_sidecar(path, machine)
-        logger = tensorrt.Logger(tensorrt.Logger.WARNING)
-        self._runtime = tensorrt.Runtime(logger)
+        facts = check_sidecar(path, machine)
+        self._runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING))
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise ArtifactMismatch(f"{path} cannot be loaded by TensorRT {machine['tensorrt']}: convert again here")
         names = [self._engine.get_tensor_name(place) for place in range(self._engine.num_io_tensors)]
         if sorted(names) != sorted((*graph.inputs, *graph.outputs)):
             raise ArtifactMismatch(f"{path} has the tensors {names}; wanted {(*graph.inputs, *graph.outputs)}")
-        self._graph = graph
-        self._context = self._engine.create_execution_context()
+        self.graph, self.dtypes = graph, {name: _DTYPES[found] for name, found in facts["dtypes"].items()}
+        self._scratch = torch.empty(self._engine.device_memory_size_v2, dtype=torch.uint8, device="cuda")
 
-    def _profile_for(self, inputs: dict[str, Tensor]) -> int:
+    def execution(self) -> "Execution":
+        import tensorrt
+
+        context = self._engine.create_execution_context(tensorrt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        context.set_device_memory(self._scratch.data_ptr(), self._scratch.nbytes)
+        return Execution(self, context)
+
+    def profile_for(self, inputs: dict[str, Tensor]) -> int:
+        """Raises: ArtifactMismatch for shapes that the engine was not built for."""
         for number in range(self._engine.num_optimization_profiles):
             bounds = {name: self._engine.get_tensor_profile_shape(name, number) for name in inputs}
             if all(
@@ -96,31 +103,51 @@ class TensorRtEngine:
             ):
                 return number
         shapes = {name: list(value.shape) for name, value in inputs.items()}
-        raise ArtifactMismatch(f"no profile of {self._graph.name} takes {shapes}; convert again")
+        raise ArtifactMismatch(f"no profile of {self.graph.name} takes {shapes}; convert again")
+
+
+class Execution:
+    """An engine with a context of its own, called from one thread.
+
+    What is recorded of a context is good as long as its shapes stay: every CUDA graph records an execution of its own.
+    """
+
+    def __init__(self, engine: TensorRtEngine, context: Any) -> None:
+        self._owner, self._context = engine, context
+        self._shapes: dict[str, torch.Size] = {}
 
     def __call__(self, *values: Tensor) -> Tensor:
         """Inputs in the graph's order, on the GPU -> its one output."""
-        inputs = dict(zip(self._graph.inputs, values, strict=True))
+        graph, dtypes = self._owner.graph, self._owner.dtypes
+        inputs = {
+            name: value.to(dtypes[name]).contiguous() for name, value in zip(graph.inputs, values, strict=True)
+        }  # kept alive until the work is enqueued
         stream = torch.cuda.current_stream()
-        self._context.set_optimization_profile_async(self._profile_for(inputs), stream.cuda_stream)
+        self._set_shapes(inputs, stream)
         for name, value in inputs.items():
-            wanted = _DTYPES[self._facts["dtypes"][name]]
-            value = value.to(wanted).contiguous()
-            inputs[name] = value  # kept alive until the work is enqueued
-            self._context.set_input_shape(name, tuple(value.shape))
             self._context.set_tensor_address(name, value.data_ptr())
-        (name,) = self._graph.outputs
-        output = torch.empty(
-            tuple(self._context.get_tensor_shape(name)), dtype=_DTYPES[self._facts["dtypes"][name]], device="cuda"
-        )
+        (name,) = graph.outputs
+        output = torch.empty(tuple(self._context.get_tensor_shape(name)), dtype=dtypes[name], device="cuda")
         self._context.set_tensor_address(name, output.data_ptr())
         if not self._context.execute_async_v3(stream.cuda_stream):
-            raise ArtifactMismatch(f"TensorRT refused to run {self._graph.name}; its log says why")
+            raise ArtifactMismatch(f"TensorRT refused to run {graph.name}; its log says why")
         return output
+
+    def _set_shapes(self, inputs: dict[str, Tensor], stream: torch.cuda.Stream) -> None:
+        shapes = {name: value.shape for name, value in inputs.items()}
+        if shapes == self._shapes:  # nothing but the work itself is recorded
+            return
+        self._context.set_optimization_profile_async(self._owner.profile_for(inputs), stream.cuda_stream)
+        for name, shape in shapes.items():
+            self._context.set_input_shape(name, tuple(shape))
+        self._shapes = shapes
 
 
 class TensorRtPerceiver:
-    """Engines of one bundle. Media tokens are float16: the language model's type on TensorRT-LLM (assemble.py)."""
+    """Engines of one bundle, on a stream of their own: TensorRT waits for the host on CUDA's default one.
+
+    Media tokens are float16: the language model's type on TensorRT-LLM (assemble.py).
+    """
 
     def __init__(self, bundle: Bundle) -> None:
         machine, device = describe_machine(), torch.device("cuda")
@@ -128,18 +155,36 @@ class TensorRtPerceiver:
         def load(graph: Graph) -> TensorRtEngine:
             return TensorRtEngine(bundle.root / engine_path(graph.name), graph, machine)
 
-        self._vision, self._connector = load(VISION_ENCODER), load(CONNECTOR)
-        self._see = Replayed(lambda frames, index: self._connector(self._vision(frames), index), device)
-        self._hear = Replayed(load(AUDIO_ENCODER), device) if bundle.config.audio else None
+        self._stream = torch.cuda.Stream()
+        vision, connector = load(VISION_ENCODER), load(CONNECTOR)
+
+        def seeing() -> Callable[..., Tensor]:
+            tower, connect = vision.execution(), connector.execution()
+            return lambda frames, index: connect(tower(frames), index)
+
+        self._see = Replayed(seeing(), device, seeing)
+        if bundle.config.audio:
+            hearing = load(AUDIO_ENCODER).execution
+            self._hear = Replayed(hearing(), device, hearing)
 
     @torch.inference_mode()
-    def see(self, frames: np.ndarray, frame_index: np.ndarray) -> np.ndarray:
-        return self._see(_pinned(frames), _pinned(frame_index)).half().cpu().numpy()
+    def see(self, frames: np.ndarray, frame_index: np.ndarray) -> Tensor:
+        with torch.cuda.stream(self._stream):
+            found = self._see(_pinned(frames), _pinned(frame_index)).half()
+        return self._handed_over(found)
 
     @torch.inference_mode()
-    def hear(self, filterbank: np.ndarray) -> np.ndarray:
-        assert self._hear is not None
-        return self._hear(_pinned(filterbank[None]))[0].half().cpu().numpy()
+    def hear(self, filterbank: np.ndarray) -> Tensor:
+        with torch.cuda.stream(self._stream):
+            found = self._hear(_pinned(filterbank[None]))[0].half()
+        return self._handed_over(found)
+
+    def _handed_over(self, found: Tensor) -> Tensor:
+        """To the stream that the caller works on."""
+        caller = torch.cuda.current_stream()
+        caller.wait_stream(self._stream)
+        found.record_stream(caller)
+        return found
 
 
 def _pinned(array: np.ndarray) -> Tensor:

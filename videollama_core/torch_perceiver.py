@@ -4,6 +4,7 @@ On a GPU nothing leaves it between tower and connector, and a shape that comes a
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -53,23 +54,32 @@ class TorchPerceiver:
         return self.audio(filterbank.to(self.dtype))
 
     @torch.inference_mode()
-    def see(self, frames: np.ndarray, frame_index: np.ndarray) -> np.ndarray:
-        return self._see(torch.from_numpy(frames), torch.from_numpy(frame_index)).float().cpu().numpy()
+    def see(self, frames: np.ndarray, frame_index: np.ndarray) -> Tensor:
+        return self._see(torch.from_numpy(frames), torch.from_numpy(frame_index)).float()
 
     @torch.inference_mode()
-    def hear(self, filterbank: np.ndarray) -> np.ndarray:
-        return self._hear(torch.from_numpy(filterbank)[None])[0].float().cpu().numpy()
+    def hear(self, filterbank: np.ndarray) -> Tensor:
+        return self._hear(torch.from_numpy(filterbank)[None])[0].float()
 
 
 class Replayed:
     """A function of tensors; on a GPU its kernels are recorded per shape, and replayed without the host.
 
     A shape's first call runs as it is written (and warms up), its second records.
+
+    Args:
+        fresh: makes another such function to record, where its state must not change afterwards; default: itself.
     """
 
-    def __init__(self, function: Callable[..., Tensor], device: torch.device) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        device: torch.device,
+        fresh: Callable[[], Callable[..., Tensor]] | None = None,
+    ) -> None:
         self._function, self._device = function, device
-        self._graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor] | None] = {}
+        self._fresh = fresh or (lambda: function)
+        self._graphs: dict[tuple, _Recorded | None] = {}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         if self._device.type != "cuda":
@@ -80,22 +90,29 @@ class Replayed:
                 self._graphs[key] = None
             return self._function(*(value.to(self._device) for value in inputs))
         recorded = self._graphs[key] or self._record(key, inputs)
-        graph, places, output = recorded
-        for place, value in zip(places, inputs, strict=True):
+        for place, value in zip(recorded.places, inputs, strict=True):
             place.copy_(value, non_blocking=True)
-        graph.replay()
-        return output
+        recorded.graph.replay()
+        return recorded.output.clone()  # the next replay writes there again
 
-    def _record(self, key: tuple, inputs: tuple[Tensor, ...]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
-        places = [value.to(self._device) for value in inputs]
+    def _record(self, key: tuple, inputs: tuple[Tensor, ...]) -> "_Recorded":
+        places, function = [value.to(self._device) for value in inputs], self._fresh()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):
-                self._function(*places)
+                function(*places)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            output = self._function(*places)
-        self._graphs[key] = (graph, places, output)
-        return graph, places, output
+            output = function(*places)
+        found = self._graphs[key] = _Recorded(graph, places, output, function)
+        return found
+
+
+@dataclass
+class _Recorded:
+    graph: torch.cuda.CUDAGraph
+    places: list[Tensor]  # of the inputs
+    output: Tensor
+    function: Callable[..., Tensor]  # what it was recorded of lives as long

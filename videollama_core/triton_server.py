@@ -76,7 +76,7 @@ class TritonServer:
     def start(self) -> "TritonServer":
         """Returns when every model is ready. Raises: ArtifactMismatch, ServerFailed with the stage's own reason."""
         bundle = Bundle.open(self.bundle)
-        self._world_size = bundle.world_size
+        self._world_size, self._pool_bytes = bundle.world_size, bundle.pool_bytes
         if self.options.llm == "vllm":
             check_vllm(bundle)
         self._runtime = Path(tempfile.mkdtemp(prefix="vl2-serve-"))
@@ -148,7 +148,7 @@ class TritonServer:
             f"--backend-config=python,thread-pool-size={_CALL_THREADS}",
             "--exit-timeout-secs=5",
         ]
-        return with_ranks(words, self._world_size) if self._world_size else words
+        return with_ranks(words, self._world_size, self._pool_bytes) if self._world_size else words
 
     @property
     def address(self) -> str:

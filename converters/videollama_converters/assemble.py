@@ -9,7 +9,7 @@ from videollama_converters.engine_options import EngineOptions
 from videollama_converters.tensorrt_llm_config import render_config
 from videollama_core.bundle import LANGUAGE_ENGINE, LANGUAGE_FOLDER
 from videollama_core.config import ModelConfig
-from videollama_core.contract import ENCODER, LANGUAGE_MODEL, PERCEPTION, STAGES
+from videollama_core.contract import ENCODER, LANGUAGE_MODEL, PERCEPTION, PREPROCESS, STAGES
 from videollama_core.errors import ArtifactMismatch
 
 
@@ -46,9 +46,21 @@ def assemble(target: Path, options: EngineOptions, config: ModelConfig, bundle: 
             _replace(
                 target / name / "config.pbtxt", r'("prompt_embedding_table", data_type: )TYPE_FP32', r"\1TYPE_FP16"
             )
+        if options.table_memory == "gpu":
+            keep_tables_on_gpu(target)
         return
     for key, value in options.parameters().items():
         _replace(path, rf'(key: "{key}", value {{ string_value: )"[^"]*"', rf'\g<1>"{value}"')
+
+
+def keep_tables_on_gpu(target: Path) -> None:
+    """The response cache takes tensors of the CPU alone: frames are kept there, and tables by the encoder itself."""
+    _replace(target / PERCEPTION.name / "config.pbtxt", r"(response_cache \{ enable: )true", r"\1false")
+    with (target / PREPROCESS.name / "config.pbtxt").open("a", encoding="utf-8") as file:
+        file.write("response_cache { enable: true }\n")
+    _replace(
+        target / ENCODER.name / "config.pbtxt", r"kind: KIND_CPU, count: 1", "kind: KIND_GPU, count: 1, gpus: [ 0 ]"
+    )
 
 
 def _replace(path: Path, pattern: str, value: str) -> None:

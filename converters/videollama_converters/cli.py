@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from videollama_converters.engine_options import ENGINES, EngineOptions
+from videollama_converters.engine_options import ENGINES, TABLE_MEMORIES, EngineOptions
 from videollama_converters.gpus import GPUS
 from videollama_converters.tensorrt_llm import KV_DTYPES, QUANTIZATIONS, Recipe
 from videollama_core.errors import InvalidRequest, VideoLlamaError
@@ -78,6 +78,13 @@ class ProgressBar:
 @click.option(
     "--gpu", type=click.Choice(list(GPUS)), default="H100", show_default=True, help="TensorRT-LLM: built for."
 )
+@click.option(
+    "--table-memory",
+    type=click.Choice(list(TABLE_MEMORIES)),
+    default="cpu",
+    show_default=True,
+    help="TensorRT: where media tokens lie between encoder and language model; gpu saves two copies of about 10 MB.",
+)
 @click.option("--dry-run", is_flag=True, help="TensorRT: print every command and setting; write nothing.")
 def convert(
     checkpoint: Path,
@@ -96,6 +103,7 @@ def convert(
     ep: int,
     max_batch_size: int,
     gpu: str,
+    table_memory: str,
     dry_run: bool,
 ) -> None:
     """Convert CHECKPOINT, a published VideoLLaMA 2 folder, into a folder that `vl2 serve` takes.
@@ -108,7 +116,9 @@ def convert(
 
     try:
         recipe = Recipe("float16", quantize or "", kv_dtype, tp, pp, ep, max_batch_size, max_seq_len or 4096, gpu)
-        options = EngineOptions(engine, dtype or ENGINES[engine][0], max_seq_len, slots, recipe, fp8_tower)
+        options = EngineOptions(
+            engine, dtype or ENGINES[engine][0], max_seq_len, slots, recipe, table_memory, fp8_tower
+        )
         if dry_run:
             from videollama_converters.dry_run import describe
 

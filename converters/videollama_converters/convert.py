@@ -108,6 +108,8 @@ def convert(
                 "dtype": options.dtype,
                 "slots": int(options.parameters().get("max_num_sequences", 0)),
                 "world_size": options.recipe.world_size if options.engine == "tensorrt" else 0,
+                "table_memory": options.table_memory,
+                "pool_bytes": options.pool_bytes(config),
                 "versions": {package: metadata.version(package) for package in ("torch", "onnx", "onnxruntime")},
                 "source": source,
                 "files": workshop.files(),

@@ -46,5 +46,6 @@ def describe(checkpoint: Path, out: Path, tower: Path | None, base: Path | None,
         "--model-control-mode=explicit",
         "--load-model=*",
     ]
-    lines.append(f"# vl2 serve {out}\n{shlex.join(with_ranks(server, options.recipe.world_size))}")
+    ranks = with_ranks(server, options.recipe.world_size, options.pool_bytes(config))
+    lines.append(f"# vl2 serve {out}\n{shlex.join(ranks)}")
     return "\n".join(lines)

@@ -16,6 +16,8 @@ ENGINES = {
     "torch": ("bfloat16", "float16", "float32"),
     "tensorrt": ("bfloat16", "float16", "float32"),
 }
+TABLE_MEMORIES = ("cpu", "gpu")
+POOLED_TABLES = 64  # one for each question that the entry answers at a time
 FP8_CAPABILITY = QUANTIZATIONS["fp8"][1]
 
 
@@ -37,6 +39,7 @@ class EngineOptions:
     max_seq_len: int | None = None  # positions of prompt and answer together
     slots: int | None = None  # requests that the language model answers at a time
     recipe: Recipe = field(default_factory=Recipe)  # of the language model on TensorRT-LLM
+    table_memory: str = "cpu"  # where media tokens lie between the encoder and the language model
     fp8_media: tuple[Path, ...] = ()  # videos and pictures for the scales of a tower in fp8; none: no fp8
 
     def __post_init__(self) -> None:
@@ -48,6 +51,13 @@ class EngineOptions:
             )
         if self.fp8_media and self.engine != "tensorrt":
             raise InvalidRequest(f"fp8 is TensorRT's; engine {self.engine} takes {', '.join(ENGINES[self.engine])}")
+        if self.table_memory not in TABLE_MEMORIES:
+            raise InvalidRequest(f"table-memory is {self.table_memory!r}; it is one of {', '.join(TABLE_MEMORIES)}")
+        if self.table_memory == "gpu" and self.engine != "tensorrt":
+            raise InvalidRequest(
+                f"engine {self.engine} hands media tokens to the language model over gRPC, from the CPU's memory: "
+                "leave out --table-memory gpu, or take --engine tensorrt"
+            )
         if self.slots is not None and not 1 <= self.slots <= 1024:
             raise InvalidRequest(f"slots is {self.slots}; it takes 1 to 1024")
 
@@ -91,7 +101,17 @@ class EngineOptions:
     def of_repository(self) -> dict[str, object]:
         """What decides the model repository."""
         recipe = asdict(self.recipe) if self.engine == "tensorrt" else None
-        return {"engine": self.engine, "parameters": self.parameters(), "recipe": recipe}
+        return {
+            "engine": self.engine,
+            "parameters": self.parameters(),
+            "recipe": recipe,
+            "table_memory": self.table_memory,
+        }
+
+    def pool_bytes(self, config: ModelConfig) -> int:
+        """Of the server's GPU memory for media tokens on their way; 0 where they go by the CPU."""
+        size = Recipe.media_tokens(config) * config.language.width * 2  # float16
+        return POOLED_TABLES * size if self.table_memory == "gpu" else 0
 
     def parameters(self) -> dict[str, str]:
         """Entries of the language model stage's config.pbtxt that differ from the tracked ones."""

@@ -1,19 +1,24 @@
 """Every config.pbtxt, graph and adapter against videollama_core/contract.py."""
 
 import ast
+from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from conftest import ROOT
-from videollama_core.contract import ENSEMBLE, ENTRY, LANGUAGE_MODEL, PERCEPTION, STAGES
+from videollama_converters.assemble import assemble
+from videollama_converters.engine_options import TABLE_MEMORIES, EngineOptions
+from videollama_converters.tensorrt_llm import Recipe
+from videollama_core.config import published_config
+from videollama_core.contract import ENCODER, ENSEMBLE, ENTRY, LANGUAGE_MODEL, PERCEPTION, PREPROCESS, STAGES
 
 REPOSITORY = ROOT / "model_repository"
 
 
-def config(stage: str) -> model_config_pb2.ModelConfig:
-    return text_format.Parse((REPOSITORY / stage / "config.pbtxt").read_text("utf-8"), model_config_pb2.ModelConfig())
+def config(stage: str, repository: Path = REPOSITORY) -> model_config_pb2.ModelConfig:
+    return text_format.Parse((repository / stage / "config.pbtxt").read_text("utf-8"), model_config_pb2.ModelConfig())
 
 
 def described(tensors) -> list[tuple]:
@@ -53,6 +58,24 @@ def test_an_ensemble_uses_only_what_exists(name):
 
 def test_only_perception_is_cached():
     assert [name for name in STAGES if config(name).response_cache.enable] == [PERCEPTION.name]
+
+
+@pytest.mark.parametrize("memory", TABLE_MEMORIES)
+def test_a_repository_for_tensorrt(memory, tmp_path):
+    """Tables in float16; where they stay on the GPU, the frames are cached instead: the cache takes the CPU's tensors alone."""
+    options = EngineOptions("tensorrt", "bfloat16", recipe=Recipe(), table_memory=memory)
+    model, repository = published_config("VideoLLaMA2-7B"), tmp_path / "repository"
+    assemble(repository, options, model, tmp_path)
+    found = {name: config(name, repository) for name in STAGES}
+    cached = {"cpu": PERCEPTION, "gpu": PREPROCESS}[memory]
+    assert [name for name in STAGES if found[name].response_cache.enable] == [cached.name]
+    (group,) = found[ENCODER.name].instance_group
+    assert model_config_pb2.ModelInstanceGroup.Kind.Name(group.kind) == f"KIND_{memory.upper()}"
+    assert list(group.gpus) == ([0] if memory == "gpu" else [])
+    for name in (ENCODER.name, PERCEPTION.name):
+        types = {t.name: model_config_pb2.DataType.Name(t.data_type) for t in found[name].output}
+        assert types["prompt_embedding_table"] == "TYPE_FP16"
+    assert options.pool_bytes(model) == (64 * 845 * 4096 * 2 if memory == "gpu" else 0)
 
 
 # TensorRT-LLM 1.2.1, triton_backend/all_models/inflight_batcher_llm/tensorrt_llm/config.pbtxt: name -> type, dims.

@@ -28,9 +28,9 @@ from videollama_core.tensorrt_perceiver import check_sidecar, describe_machine
 # TensorRT's Python API as of 10.14, unchanged in 11 (python/src/infer/pyCore.cpp, pyGraph.cpp): names that may be used.
 MODULE = {
     "Logger", "Builder", "NetworkDefinitionCreationFlag", "OnnxParser", "MemoryPoolType", "ProfilingVerbosity", "Runtime",
-    "__version__",
+    "ExecutionContextAllocationStrategy", "__version__",
 }  # fmt: skip
-MEMBERS = {"STRONGLY_TYPED", "WORKSPACE", "DETAILED", "WARNING"}
+MEMBERS = {"STRONGLY_TYPED", "WORKSPACE", "DETAILED", "WARNING", "USER_MANAGED"}
 METHODS = {
     "builder": {"create_network", "create_builder_config", "create_optimization_profile", "build_serialized_network"},
     "parser": {"parse_from_file", "num_errors", "get_error"},
@@ -42,8 +42,9 @@ METHODS = {
     "_runtime": {"deserialize_cuda_engine"},
     "_engine": {
         "get_tensor_name", "num_io_tensors", "num_optimization_profiles", "get_tensor_profile_shape",
-        "create_execution_context",
+        "create_execution_context", "device_memory_size_v2",
     },
+    "context": {"set_device_memory"},  # since 10.1, as Polygraphy 0.53.6 calls it (backend/trt/runner.py)
     "_context": {
         "set_optimization_profile_async", "set_input_shape", "set_tensor_address", "get_tensor_shape", "execute_async_v3",
     },

@@ -163,14 +163,15 @@ def test_the_cpu_stage_speaks_a_part_of_the_same_contract():
 def test_one_server_per_rank_and_one_that_answers():
     server = ["tritonserver", "--model-repository=r", "--model-control-mode=explicit", "--load-model=*"]
     assert with_ranks(server, 1) == [*server, "--disable-auto-complete-config"]
-    words = with_ranks(server, 4)
+    assert with_ranks(server, 1, 10**6)[-1] == FACTS["launch"]["gpu_tensors"] + "0:1000000"
+    words = with_ranks(server, 4, 10**6)
     assert words[0] == "mpirun"
     ranks = " ".join(words).split(" : ")
     assert len(ranks) == 4
     for number, rank in enumerate(ranks):
         for flag in FACTS["launch"]["always"]:
             assert flag in rank
-        assert f"prefix{number}_" in rank
+        assert f"prefix{number}_" in rank and (FACTS["launch"]["gpu_tensors"] in rank) == (number == 0)
         for flag in FACTS["launch"]["other_ranks"]:
             assert (flag in rank.split()) == (number > 0 or flag.startswith("--model-control-mode"))
 

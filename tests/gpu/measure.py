@@ -15,6 +15,7 @@ from videollama_converters.plan import count_parameters
 from videollama_core.config import published_config
 from videollama_core.connector import Connector
 from videollama_core.decoder import Decoder
+from videollama_core.encode import to_host
 from videollama_core.generation.torch_runner import TorchRunner
 from videollama_core.messages import ResolvedSampling
 from videollama_core.sampling import Sampler
@@ -116,8 +117,8 @@ def measure(device: torch.device, name: str, requests: tuple[int, ...], text_tok
             0, 256, (config.num_frames, config.pixels.size, config.pixels.size, 3), np.uint8
         )
         index = np.arange(config.num_frames)
-        add("tower + connector, one video", lambda: perceiver.see(frames, index), encoder_work(name) / peak)
-        media = perceiver.see(frames, index).reshape(-1, config.language.width)
+        add("tower + connector, one video", lambda: to_host(perceiver.see(frames, index)), encoder_work(name) / peak)
+        media = to_host(perceiver.see(frames, index)).reshape(-1, config.language.width)
         with torch.device("meta"):
             decoder = Decoder(config.language)
         positions = len(media) + text_tokens
@@ -132,7 +133,7 @@ def measure(device: torch.device, name: str, requests: tuple[int, ...], text_tok
         add("prefill of one prompt", prefill, prefill_work(name, positions) / peak, f"{positions} positions")
 
         def first_token() -> None:
-            perceiver.see(frames, index)
+            to_host(perceiver.see(frames, index))
             prefill()
 
         add("first token (frames to scores)", first_token, (encoder_work(name) + prefill_work(name, positions)) / peak)

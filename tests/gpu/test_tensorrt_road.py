@@ -28,7 +28,7 @@ def check(graph, config, sources, folder):
     module = build_module(graph, config).to_empty(device="cpu")
     fill(module, sources, graph.name).cuda()
     inputs = tuple(value.cuda() for value in example_inputs(graph, config))
-    run = TensorRtEngine(engine, graph, describe_machine())
+    run = TensorRtEngine(engine, graph, describe_machine()).execution()
     with torch.inference_mode():
         wanted, found = module(*inputs).float().flatten(), run(*inputs).float().flatten()
     cosine = float(torch.nn.functional.cosine_similarity(found, wanted, dim=0))

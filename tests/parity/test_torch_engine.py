@@ -48,6 +48,19 @@ def test_media_tokens(case):
     assert case.close_to_tokens(encoder(case.variant).encode(found.frames, found.filterbank))
 
 
+def test_tables_that_stay_where_they_are_made():
+    """As tensors of the device, made once for equal media; the same as arrays."""
+    (case, *_) = [one for one in WITH_MEDIA if one.is_heard and one.modality == "video"]
+    made, found = bundle(case.variant), prepared(case)
+    keeping = MediaEncoder(Bundle(made.root, made.config, made.manifest | {"table_memory": "gpu"}))
+    table, key = keeping.encode_media(found.frames, found.filterbank)
+    assert isinstance(table, torch.Tensor) and table.is_contiguous()
+    assert keeping.encode_media(found.frames.copy(), found.filterbank) == (table, key)
+    plain, other = encoder(case.variant).encode_media(found.frames, found.filterbank)
+    assert isinstance(plain, np.ndarray) and other == key
+    assert np.array_equal(torch.from_dlpack(table).numpy(), plain) and case.close_to_tokens(plain)
+
+
 @pytest.mark.parametrize("chunk", [10_000, 37])
 @pytest.mark.parametrize("case", ALL, ids=name)
 def test_logits_whole_and_by_chunks(case, chunk):
@@ -155,6 +168,8 @@ def test_bfloat16_is_near_and_finite():
         ({"engine": "torch", "dtype": "float32", "max_seq_len": 10**6}, "made for 32768 positions"),
         ({"engine": "torch", "dtype": "float32", "max_seq_len": 20}, "media alone takes"),
         ({"engine": "torch", "dtype": "float32", "slots": 0}, "1 to 1024"),
+        ({"engine": "torch", "dtype": "float32", "table_memory": "gpu"}, "over gRPC.*take --engine tensorrt"),
+        ({"engine": "tensorrt", "dtype": "float16", "table_memory": "tape"}, "one of cpu, gpu"),
     ],
 )
 def test_wrong_choices_fail_before_work_begins(options, reason, tmp_path):

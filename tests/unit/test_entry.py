@@ -43,7 +43,8 @@ class Stages:
         if self.perceptions and isinstance(error := self.perceptions.pop(0), Exception):
             raise error
         rows = read_model_config(checkpoint(VARIANT)).media_tokens
-        return Perception(np.zeros((1, rows, 56), np.float32), 7, {"preprocess": (0.0, 1.0), "encoder": (1.0, 2.0)})
+        spans = {"preprocess": (0.0, 1.0), "encoder": (1.0, 2.0)}
+        return Perception(np.zeros((1, rows, 56), np.float32), rows, 7, spans)
 
     def generate(self, request_id, prompt, seen, sampling):
         self.asked.append((request_id, prompt, seen, sampling))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from conftest import checkpoint
-from videollama_core.encode import media_hash
+from videollama_core.encode import KeptTables, media_hash
 from videollama_core.errors import InvalidRequest
 from videollama_core.prompt import tokenize_prompt
 from videollama_core.text import Tokenizer
@@ -43,3 +43,18 @@ def test_every_media_position_carries_it_and_no_other():
         prompt.extra_ids(None)
     text = tokenize_prompt(tokenizer, "text alone", "text", 0, 1024)
     assert not text.extra_ids(None).any()
+
+
+def test_the_newest_tables_are_kept_and_no_more():
+    made = []
+
+    def table(key):
+        made.append(key)
+        return np.full((1, 4), key, np.float32)  # 16 bytes
+
+    kept = KeptTables(most_bytes=48)
+    for key in (1, 2, 3, 1, 4, 2, 1):
+        assert kept.get(key, lambda key=key: table(key))[0, 0] == key
+    assert made == [1, 2, 3, 4, 2]  # 4 put 2 out, which 1 had been asked after; 2 then put 3 out
+    large = KeptTables(most_bytes=8)
+    assert [large.get(5, lambda: table(5))[0, 0] for _ in range(2)] == [5, 5] and made[-2:] == [5, 5]

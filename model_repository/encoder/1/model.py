@@ -3,7 +3,7 @@
 import time
 
 from videollama_core.contract import ENCODER
-from videollama_core.encode import MediaEncoder, media_hash
+from videollama_core.encode import MediaEncoder
 from videollama_core.stage import PythonStage, bundle_of
 
 
@@ -15,10 +15,10 @@ class TritonPythonModel(PythonStage):
 
     def run(self, frames, filterbank, preprocess_span):
         began = time.time()
-        table = self.encoder.encode(frames, filterbank)
+        table, media_hash = self.encoder.encode_media(frames, filterbank)
         return {
             "prompt_embedding_table": table[None],
             "prompt_vocab_size": [[len(table)]],
-            "media_hash": [[media_hash(frames, filterbank)]],
+            "media_hash": [[media_hash]],
             "perception_spans": [*(preprocess_span if preprocess_span is not None else (0, 0)), began, time.time()],
         }
