@@ -150,6 +150,11 @@ def test_moments_say_what_sounds():
     )
     again = moment_labels(Sound("beeps", "high", (0.5,)), 2.0, 8, 187)
     assert (again[100:, 0] == 0).all() and sum(again[:, 0] == NOW.index("high")) >= 8
+    mixed = moment_labels(Sound("beeps", "mixed", (0.5, 1.5), pitches=("high", "low")), 3.0, 1, 187)
+    for start, pitch in ((0.5, "high"), (1.5, "low")):
+        near = mixed[int((start - 0.1) / 0.16) : int((start + 0.3) / 0.16) + 1, 0]
+        assert {NOW.index(pitch)} <= set(near.tolist()) <= {NOW.index(pitch), 0, UNCERTAIN}
+    assert (mixed[:, 2] == 2).all()
     glide = moment_labels(Sound("glide", glide="rising"), 3.0, 1, 187)
     assert (glide[:18, 0] == UNCERTAIN).all() and (glide[20:, 0] == 0).all()
     assert (glide[:, 1] == KINDS.index("rising")).all()

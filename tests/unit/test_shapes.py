@@ -17,6 +17,7 @@ from videollama_training.shapes.questions import ask, ask_image
 from videollama_training.shapes.sounds import (
     BEEP_SECONDS,
     CLIP_SECONDS,
+    MIXED,
     PITCHES,
     RATE,
     ask_sound,
@@ -178,7 +179,14 @@ def test_sounds_are_what_the_words_say():
                 assert number == 0
             else:
                 assert number == (len(sound.beeps) or 1)
-            if sound.pitch:
+            if sound.pitch == MIXED:
+                assert set(sound.pitches) == set(PITCHES) and not held_out
+                heard = [
+                    render_sound(sound)[round(start * RATE) :][: round(BEEP_SECONDS * RATE)] for start in sound.beeps
+                ]
+                for piece, pitch in zip(heard, sound.pitches, strict=True):
+                    assert abs(peaks(piece)[1] - PITCHES[pitch]) < 10
+            elif sound.pitch:
                 assert abs(frequency - PITCHES[sound.pitch]) < 10
             if sound.glide:
                 halves = [peaks(half)[1] for half in np.array_split(render_sound(sound), 2)]

@@ -30,6 +30,7 @@ from videollama_training.shapes.sounds import (
     PITCHES,
     SOUND_SECONDS,
     Sound,
+    draw_mixed_beeps,
     draw_sound,
     draw_sounding_scene,
     render_sound,
@@ -87,8 +88,10 @@ class _Sounds(IterableDataset):
 
 def _draw(random: Random) -> tuple[Sound, float, int]:
     """A sound, its seconds, and how often it is heard: the excerpts of a short video's track are all the same."""
-    if random.random() < 2 / 3:
-        return draw_sound(random, held_out=False), SOUND_SECONDS, 1
+    kind = random.randrange(3)
+    if kind < 2:
+        sound = draw_mixed_beeps(random) if kind else draw_sound(random, held_out=False)
+        return sound, SOUND_SECONDS, 1
     beeps = tuple(moment for each in draw_sounding_scene(random, held_out=False).beeps for moment in each)
     return Sound("beeps", "high", beeps), CLIP_SECONDS, EXCERPTS
 
@@ -103,9 +106,15 @@ def moment_labels(sound: Sound, seconds: float, repeats: int, moments: int) -> n
         if start >= seconds * repeats or sound.kind == "silence":
             continue
         if sound.kind == "beeps":
-            begins = [beep + turn * seconds for turn in range(repeats) for beep in sound.beeps]
-            share = sum(max(min(end, begin + BEEP_SECONDS) - max(start, begin), 0.0) for begin in begins)
-            labels[moment, 0] = NOW.index(sound.pitch) if share > BEEP_SECONDS / 2 else UNCERTAIN if share else 0
+            heard = dict.fromkeys(PITCHES, 0.0)
+            for turn in range(repeats):
+                for beep, pitch in sound.timed_beeps():
+                    begin = beep + turn * seconds
+                    heard[pitch] += max(min(end, begin + BEEP_SECONDS) - max(start, begin), 0.0)
+            pitch = max(heard, key=lambda pitch: heard[pitch])
+            labels[moment, 0] = (
+                NOW.index(pitch) if heard[pitch] > BEEP_SECONDS / 2 else UNCERTAIN if any(heard.values()) else 0
+            )
         else:
             labels[moment, 0] = NOW.index(sound.pitch) if sound.pitch else UNCERTAIN
     return labels

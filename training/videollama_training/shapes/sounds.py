@@ -18,26 +18,34 @@ BEEP_SECONDS = 0.12
 PITCHES = {"low": 300.0, "high": 1200.0}  # hertz
 GLIDES = {"rising": (300.0, 1200.0), "falling": (1200.0, 300.0)}
 KINDS = ("beeps", "glide", "tone", "silence")
+MIXED = "mixed"  # low and high beeps in one sound: by them numbers are learned apart from pitches
 
 
 @dataclass(frozen=True)
 class Sound:
     kind: str  # of KINDS
-    pitch: str = ""  # of PITCHES, of beeps and tones
+    pitch: str = ""  # of PITCHES, of beeps and tones; or MIXED
     beeps: tuple[float, ...] = ()  # seconds at which they begin
     glide: str = ""  # of GLIDES
+    pitches: tuple[str, ...] = ()  # of each beep, where they are mixed
+
+    def timed_beeps(self) -> list[tuple[float, str]]:
+        """When each begins, and its pitch."""
+        return list(zip(self.beeps, self.pitches or (self.pitch,) * len(self.beeps), strict=True))
 
 
 def is_held_out_sound(sound: Sound) -> bool:
     """Combinations of number and pitch kept for the test; each number and each pitch is trained."""
-    return sound.kind == "beeps" and (len(sound.beeps) + (sound.pitch == "high")) % 4 == 0
+    return sound.pitch in PITCHES and bool(sound.beeps) and (len(sound.beeps) + (sound.pitch == "high")) % 4 == 0
 
 
 def draw_sound(random: Random, held_out: bool) -> Sound:
     while True:
-        kind = "beeps" if held_out else random.choice(KINDS)
+        kind = "beeps" if held_out else random.choice((*KINDS, MIXED))
         sound = Sound(kind)
-        if kind == "beeps":
+        if kind == MIXED:
+            sound = draw_mixed_beeps(random)
+        elif kind == "beeps":
             number = random.randint(1, 5)
             sound = Sound(kind, random.choice(list(PITCHES)), tuple(_moments(random, number, 0.1, SOUND_SECONDS - 0.3)))
         elif kind == "tone":
@@ -46,6 +54,15 @@ def draw_sound(random: Random, held_out: bool) -> Sound:
             sound = Sound(kind, glide=random.choice(list(GLIDES)))
         if is_held_out_sound(sound) == held_out:
             return sound
+
+
+def draw_mixed_beeps(random: Random) -> Sound:
+    """Two to five beeps, of which some are low and some high."""
+    number = random.randint(2, 5)
+    pitches: list[str] = []
+    while len(set(pitches)) < 2:
+        pitches = random.choices(list(PITCHES), k=number)
+    return Sound("beeps", MIXED, tuple(_moments(random, number, 0.1, SOUND_SECONDS - 0.3)), pitches=tuple(pitches))
 
 
 def _moments(random: Random, number: int, low: float, high: float) -> list[float]:
@@ -65,7 +82,9 @@ def render_sound(sound: Sound, seconds: float = SOUND_SECONDS) -> np.ndarray:
         low, high = GLIDES[sound.glide]
         frequency = low * (high / low) ** (time / seconds)  # equal steps for the ear
     else:
-        frequency = np.full(len(time), PITCHES[sound.pitch])
+        frequency = np.full(len(time), PITCHES.get(sound.pitch, 0.0))
+        for start, pitch in sound.timed_beeps():
+            frequency[_during(time, start)] = PITCHES[pitch]
     samples = 0.5 * np.sin(2 * np.pi * np.cumsum(frequency) / RATE)
     if sound.kind == "beeps":
         samples *= _envelope(time, sound.beeps)
@@ -75,9 +94,14 @@ def render_sound(sound: Sound, seconds: float = SOUND_SECONDS) -> np.ndarray:
 def _envelope(time: np.ndarray, beeps: tuple[float, ...]) -> np.ndarray:
     envelope = np.zeros(len(time))
     for start in beeps:
-        inside = (time >= start) & (time < start + BEEP_SECONDS)
+        inside = _during(time, start)
         envelope[inside] = np.sin(np.pi * (time[inside] - start) / BEEP_SECONDS)  # without a click
     return envelope
+
+
+def _during(time: np.ndarray, start: float) -> np.ndarray:
+    """bool, of a beep that begins at `start`."""
+    return (time >= start) & (time < start + BEEP_SECONDS)
 
 
 def ask_sound(sound: Sound, random: Random) -> list[Item]:
@@ -86,10 +110,11 @@ def ask_sound(sound: Sound, random: Random) -> list[Item]:
     if sound.kind == "beeps":
         number = NUMBERS[len(sound.beeps)]
         noun = "beep" if len(sound.beeps) == 1 else "beeps"
+        pitch = "low and high" if sound.pitch == MIXED else sound.pitch
         return [
             Item("beeps", "open", random.choice(("How many beeps are there?", "Count the beeps.")), number),
-            Item("pitch", "open", "Are the beeps low or high?", sound.pitch),
-            Item("description", "description", "Describe the sound.", f"{number} {sound.pitch} {noun}"),
+            Item("pitch", "open", "Are the beeps low or high?", pitch),
+            Item("description", "description", "Describe the sound.", f"{number} {pitch} {noun}"),
             silent,
         ]
     if sound.kind == "glide":
