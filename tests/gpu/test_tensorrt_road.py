@@ -10,8 +10,10 @@ from videollama_converters.build_tensorrt import ENGINE_GRAPHS, build_engine
 from videollama_converters.convert import graph_sources
 from videollama_converters.engine_options import encoder_dtype
 from videollama_converters.export_onnx import build_module, example_inputs, export_graph
+from videollama_core.bundle import Bundle, engine_path
 from videollama_core.checkpoint import fill, open_checkpoint
 from videollama_core.config import published_config
+from videollama_core.encode import MediaEncoder
 from videollama_core.graphs import graphs_of
 from videollama_core.tensorrt_perceiver import TensorRtEngine, describe_machine
 from videollama_core.torch_device import pick_dtype
@@ -21,10 +23,16 @@ TINY = ("mistral-clip-8f", "qwen2-siglip-16f", "av-qwen2-siglip")
 REAL = ("VideoLLaMA2-7B", "VideoLLaMA2.1-7B-AV")
 
 
-def check(graph, config, sources, folder):
-    path, engine = folder / f"{graph.name}.onnx", folder / f"{graph.name}.engine"
+def build(graph, config, sources, folder):
+    """Its engine, where a bundle has it."""
+    path, engine = folder / f"{graph.name}.onnx", folder / engine_path(graph.name)
     export_graph(graph, config, sources, path, lambda: None, pick_dtype(encoder_dtype(graph, "bfloat16")))
     build_engine(graph, config, path, engine, folder / "timing.cache", print)
+    return engine
+
+
+def check(graph, config, sources, folder):
+    engine = build(graph, config, sources, folder)
     module = build_module(graph, config).to_empty(device="cpu")
     fill(module, sources, graph.name).cuda()
     inputs = tuple(value.cuda() for value in example_inputs(graph, config))
@@ -50,3 +58,26 @@ def test_real_size_engines(name, tmp_path):
     for graph in ENGINE_GRAPHS:
         if graph in graphs_of(config):
             check(graph, config, random_sources(build_module(graph, config), torch.float32), tmp_path)
+
+
+@pytest.mark.parametrize("variant", TINY)
+def test_recorded_shapes_take_turns(variant, tmp_path):
+    """A picture, a video and (where it hears) a sound, each recorded at its second call and replayed between the others'."""
+    parts, random = open_checkpoint(checkpoint(variant)), np.random.default_rng(0)
+    config = parts.config
+    for graph in ENGINE_GRAPHS:
+        if graph in graphs_of(config):
+            build(graph, config, graph_sources(graph, parts), tmp_path)
+    encoder = MediaEncoder(Bundle(tmp_path, config, {"engine": "tensorrt", "table_memory": "gpu"}))
+    size = config.pixels.size
+    media = [(random.integers(0, 256, (frames, size, size, 3), np.uint8), None) for frames in (1, config.num_frames)]
+    if config.audio:
+        sound = random.normal(size=(config.audio.rows, config.audio.bins)).astype(np.float32)
+        media += [(media[0][0][:0], sound), (media[1][0], sound)]
+    first = [encoder.encode(*each) for each in media]
+    for _ in range(4):
+        for each, wanted in zip(media, first, strict=True):
+            assert np.abs(encoder.encode(*each) - wanted).max() <= 1e-2 * np.abs(wanted).max()
+    tables = [encoder.encode_media(*each)[0] for each in media]
+    for table, wanted in zip(tables, first, strict=True):  # none of them was written over by a later one
+        assert table.is_cuda and np.abs(table.cpu().numpy() - wanted).max() <= 1e-2 * np.abs(wanted).max()
