@@ -83,6 +83,7 @@ class TensorRtEngine:
         self._scratch = torch.empty(self._engine.device_memory_size_v2, dtype=torch.uint8, device="cuda")
 
     def execution(self) -> "Execution":
+        """One of any number: since TensorRT 10.0 contexts may share an optimisation profile."""
         import tensorrt
 
         context = self._engine.create_execution_context(tensorrt.ExecutionContextAllocationStrategy.USER_MANAGED)
