@@ -4,6 +4,7 @@ A stage's model.py subclasses `PythonStage` (one response per request) or `Decou
 logic. `triton_python_backend_utils` exists only inside Triton's stub process (or as a small real class in tests).
 """
 
+import faulthandler
 import json
 import locale
 import logging
@@ -219,11 +220,15 @@ class DecoupledStage(PythonStage):
             if self._running >= self.max_requests:
                 raise Overloaded(f"{self._running} requests are being answered already; try again later")
             self._running += 1
-            self._gauge.set(self._running)
+            self._tell_running()
 
     def _leave(self) -> None:
         with self._lock:
             self._running -= 1
+            self._tell_running()
+
+    def _tell_running(self) -> None:
+        if self._gauge is not None:
             self._gauge.set(self._running)
 
     def _run(self, inputs: dict[str, Any], reply: Reply) -> None:
@@ -237,10 +242,14 @@ class DecoupledStage(PythonStage):
 
     def finalize(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+        with self._lock:  # a metric that outlives finalize crashes the stub
+            self._gauge = None
+            self._family = None
 
 
 def log_to_stderr(stage: str) -> None:
-    """The server's log is the stub's stderr."""
+    """The server's log is the stub's stderr; where a stage crashes, its threads' stacks are there too."""
+    faulthandler.enable()
     logging.basicConfig(
         level=os.environ.get("VL2_LOG_LEVEL", "INFO"),
         stream=sys.stderr,

@@ -192,7 +192,7 @@ def test_a_bundle_may_be_moved_and_read_only(bundle_of, tmp_path):
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopping_server_lets_running_answers_end(signal_number, bundle_of, tmp_path):
-    """The running answer is whole, a new question is refused, the exit code is 0, and no process is left."""
+    """The running answer is whole, a new question is refused, the exit code is 0, no process is left, and none crashed."""
     server = start(bundle_of(VARIANT), tmp_path / "log")
     try:
         options = {
@@ -228,6 +228,7 @@ def test_a_stopping_server_lets_running_answers_end(signal_number, bundle_of, tm
         server.process.communicate(timeout=60)
         assert server.process.returncode == 0
         assert not any(alive(pid) for pid in stubs)
+        assert "Fatal Python error" not in server.log.read_text()
         with server.client() as client, pytest.raises(ServerUnreachable):
             client.ask("Anybody?")
     finally:

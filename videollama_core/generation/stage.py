@@ -58,7 +58,8 @@ class LanguageModelStage(DecoupledStage):
         ]
         self._closing = threading.Event()
         self._scheduler.start()
-        threading.Thread(target=self._publish, name="metrics", daemon=True).start()
+        self._publisher = threading.Thread(target=self._publish, name="metrics", daemon=True)
+        self._publisher.start()
 
     def _publish(self) -> None:
         while not self._closing.wait(0.2):
@@ -112,7 +113,10 @@ class LanguageModelStage(DecoupledStage):
 
     def finalize(self) -> None:
         self._closing.set()
+        self._publisher.join()
         self._scheduler.close()
+        self._gauges.clear()  # before their families, and both before the stub's own end
+        self._families.clear()
         super().finalize()
 
 
