@@ -11,7 +11,7 @@ from random import Random
 import av
 import numpy as np
 
-from videollama_training.shapes.questions import Item, ask, ask_image, ask_picture, ask_text
+from videollama_training.shapes.questions import ask, ask_image, ask_picture, ask_text
 from videollama_training.shapes.sounds import (
     ask_sound,
     ask_sounding,
@@ -21,6 +21,7 @@ from videollama_training.shapes.sounds import (
     write_flac,
     write_sounding_clip,
 )
+from videollama_training.shapes.wording import Item
 from videollama_training.shapes.world import (
     FRAMES_PER_SECOND,
     SCENES,

@@ -6,36 +6,20 @@ verdict (yes, no, a letter), the answer says first what it saw and then what fol
 words sooner than to compare what it never said.
 """
 
-from dataclasses import dataclass
 from random import Random
 
+from videollama_training.shapes.wording import (
+    DOES,
+    NUMBERS,
+    Item,
+    conclude,
+    describe,
+    others,
+    pick,
+    put_options,
+    there_are,
+)
 from videollama_training.shapes.world import COLOURS, MOTIONS, REVERSED, SHAPES, SIZES, Actor, Scene, place_name
-
-NUMBERS = ("zero", "one", "two", "three", "four", "five")
-LETTERS = "ABCD"
-# What an action looks like, as a sentence's end and as an option.
-_DOES = {
-    "left": "moves to the left",
-    "right": "moves to the right",
-    "up": "moves up",
-    "down": "moves down",
-    "growing": "grows",
-    "shrinking": "shrinks",
-    "still": "stays still",
-    "appearing": "appears",
-    "disappearing": "disappears",
-}
-
-
-@dataclass(frozen=True)
-class Item:
-    """One question with its answer."""
-
-    topic: str  # colour, shape, size, count, motion, place, stillness, appearance, order, change, description
-    form: str  # open, yes/no, choice, description
-    question: str
-    answer: str
-    temporal: bool = False  # only the order of the frames tells; an unordered set of frames leaves two answers
 
 
 def ask(scene: Scene, random: Random, number: int) -> list[Item]:
@@ -85,32 +69,16 @@ def ask_text(random: Random) -> Item:
     elif kind == "number":
         values, begin, question = list(NUMBERS[1:]), "it is", "How many are there?"
     else:
-        values, begin, question = list(_DOES.values()), "it", "What does it do?"
+        values, begin, question = list(DOES.values()), "it", "What does it do?"
     right = random.choice(values)
     fact = f"{begin} {right}"
     told = f"{fact[0].upper()}{fact[1:]}."
     if random.random() < 0.7:
-        asked, answer = _choice(random, f"{told} {question}", right, _others(random, values, right), begin)
+        asked, answer = put_options(random, f"{told} {question}", right, others(random, values, right), begin)
         return Item(kind, "choice", asked, answer)
-    other = right if random.random() < 0.5 else _others(random, values, right, 1)[0]
+    other = right if random.random() < 0.5 else others(random, values, right, 1)[0]
     asked = f"Is it {other}?" if begin == "it is" else f"Is it true that it {other}?"
-    return Item(kind, "yes/no", f"{told} {asked}", _so(fact, other == right))
-
-
-def _pick(random: Random, *pairs: tuple[str, str]) -> tuple[str, str]:
-    return random.choice(pairs)
-
-
-def _choice(random: Random, question: str, right: str, wrong: list[str], begin: str = "it is") -> tuple[str, str]:
-    """Question with options (A)-(D), and the answer: the option's text and its letter."""
-    options = random.sample([right, *wrong], len(wrong) + 1)
-    lines = [f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False)]
-    instruction = "Answer with the option's letter."
-    return "\n".join([question, *lines, instruction]), f"{begin} {right}: ({LETTERS[options.index(right)]})"
-
-
-def _others(random: Random, values: "tuple[str, ...] | list[str]", right: str, number: int = 3) -> list[str]:
-    return random.sample([value for value in values if value != right], number)
+    return Item(kind, "yes/no", f"{told} {asked}", conclude(fact, other == right))
 
 
 def _unique(scene: Scene, random: Random) -> Actor | None:
@@ -162,13 +130,13 @@ def _look(
     """A question about how one thing looks, in any form."""
     form = random.random()
     if form < 0.5:
-        return Item(topic, "open", *_pick(random, *wordings))
+        return Item(topic, "open", *pick(random, *wordings))
     if form < 0.75:
-        asked = right if random.random() < 0.5 else _others(random, values, right, 1)[0]
-        return Item(topic, "yes/no", verdict.format(asked), _so(fact.format(right), asked == right))
+        asked = right if random.random() < 0.5 else others(random, values, right, 1)[0]
+        return Item(topic, "yes/no", verdict.format(asked), conclude(fact.format(right), asked == right))
     article = fact.removeprefix("it is ").removesuffix("{}")
-    wrong = [article + value for value in _others(random, values, right)]
-    return Item(topic, "choice", *_choice(random, wordings[0][0], article + right, wrong))
+    wrong = [article + value for value in others(random, values, right)]
+    return Item(topic, "choice", *put_options(random, wordings[0][0], article + right, wrong))
 
 
 def _size(scene: Scene, random: Random) -> Item:
@@ -177,24 +145,24 @@ def _size(scene: Scene, random: Random) -> Item:
         return _colour(scene, random)
     name = random.choice((f"{actor.colour} {actor.shape}", actor.shape))
     if random.random() < 0.6:
-        question, answer = _pick(
+        question, answer = pick(
             random,
             (f"Is the {name} small or large?", f"it is {actor.size}"),
             (f"How big is the {name}?", f"it is {actor.size}"),
         )
         return Item("size", "open", question, answer)
     asked = random.choice(list(SIZES))
-    return Item("size", "yes/no", f"Is the {name} {asked}?", _so(f"it is {actor.size}", asked == actor.size))
+    return Item("size", "yes/no", f"Is the {name} {asked}?", conclude(f"it is {actor.size}", asked == actor.size))
 
 
 def _count(scene: Scene, random: Random) -> Item:
     total = len(scene.actors)
     form = random.random()
     if form < 0.45:
-        question, answer = _pick(
+        question, answer = pick(
             random,
-            ("How many things are there?", _there_are(total, "thing")),
-            ("Count the things in the video.", _there_are(total, "thing")),
+            ("How many things are there?", there_are(total, "thing")),
+            ("Count the things in the video.", there_are(total, "thing")),
             ("How many shapes does the video show?", f"it shows {NUMBERS[total]}"),
         )
         return Item("count", "open", question, answer)
@@ -209,20 +177,12 @@ def _count(scene: Scene, random: Random) -> Item:
         answer = f"there is one {noun}" if number == 1 else f"there are {NUMBERS[number]} {plural}"
         return Item("count", "open", f"How many {plural} are there?", answer)
     if form < 0.9:
-        wrong = _others(random, [NUMBERS[n] for n in range(1, 6)], NUMBERS[total])
-        return Item("count", "choice", *_choice(random, "How many things are there?", NUMBERS[total], wrong))
+        wrong = others(random, [NUMBERS[n] for n in range(1, 6)], NUMBERS[total])
+        return Item("count", "choice", *put_options(random, "How many things are there?", NUMBERS[total], wrong))
     asked = total if random.random() < 0.5 else random.choice([n for n in range(1, 6) if n != total])
     plural = "thing" if asked == 1 else "things"
-    answer = _so(_there_are(total, "thing"), asked == total)
+    answer = conclude(there_are(total, "thing"), asked == total)
     return Item("count", "yes/no", f"Does the video show {NUMBERS[asked]} {plural}?", answer)
-
-
-def _so(fact: str, truth: bool) -> str:
-    return f"{fact}, so {'yes' if truth else 'no'}"
-
-
-def _there_are(number: int, noun: str) -> str:
-    return f"there is one {noun}" if number == 1 else f"there are {NUMBERS[number]} {noun}s"
 
 
 def _name(actor: Actor, random: Random) -> str:
@@ -236,21 +196,23 @@ def _motion(scene: Scene, random: Random) -> Item:
         return _stillness(scene, random)
     form = random.random()
     if form < 0.5:
-        question, answer = _pick(
+        question, answer = pick(
             random,
-            (f"What does {name} do?", f"it {_DOES[motion]}"),
-            ("What happens in the video?", f"the {actor.colour} {actor.shape} {_DOES[motion]}"),
-            (f"How does {name} change?", f"it {_DOES[motion]}"),
+            (f"What does {name} do?", f"it {DOES[motion]}"),
+            ("What happens in the video?", f"the {actor.colour} {actor.shape} {DOES[motion]}"),
+            (f"How does {name} change?", f"it {DOES[motion]}"),
         )
         return Item("motion", "open", question, answer, temporal=True)
     if form < 0.75:  # asked about itself or its reverse: an unordered set of frames does not tell which
         asked = motion if random.random() < 0.5 else REVERSED[motion]
-        verb = {"grows": "grow", "shrinks": "shrink"}.get(_DOES[asked], _DOES[asked].replace("moves", "move"))
+        verb = {"grows": "grow", "shrinks": "shrink"}.get(DOES[asked], DOES[asked].replace("moves", "move"))
         return Item(
-            "motion", "yes/no", f"Does {name} {verb}?", _so(f"it {_DOES[motion]}", asked == motion), temporal=True
+            "motion", "yes/no", f"Does {name} {verb}?", conclude(f"it {DOES[motion]}", asked == motion), temporal=True
         )
-    wrong = [REVERSED[motion], *_others(random, [m for m in MOTIONS if m != REVERSED[motion]], motion, 2)]
-    question, answer = _choice(random, f"What does {name} do?", _DOES[motion], [_DOES[other] for other in wrong], "it")
+    wrong = [REVERSED[motion], *others(random, [m for m in MOTIONS if m != REVERSED[motion]], motion, 2)]
+    question, answer = put_options(
+        random, f"What does {name} do?", DOES[motion], [DOES[other] for other in wrong], "it"
+    )
     return Item("motion", "choice", question, answer, temporal=True)
 
 
@@ -270,16 +232,16 @@ def _stillness(scene: Scene, random: Random) -> Item:
     name, still = _name(actor, random), actor.action == "still"
     if still and random.random() < 0.4:
         return Item("stillness", "open", f"What does {name} do?", "it stays still")
-    answer = _so("it stays still" if still else "it changes", still)
+    answer = conclude("it stays still" if still else "it changes", still)
     return Item("stillness", "yes/no", f"Does {name} stay still?", answer)
 
 
 def _appearance(scene: Scene, random: Random) -> Item:
     actor = scene.actors[0]
-    name, does = _name(actor, random), _DOES[actor.action]
+    name, does = _name(actor, random), DOES[actor.action]
     form = random.random()
     if form < 0.5:
-        question, answer = _pick(
+        question, answer = pick(
             random,
             (f"Does {name} appear or disappear?", f"it {does}"),
             ("What happens in the video?", f"the {actor.colour} {actor.shape} {does}"),
@@ -288,12 +250,12 @@ def _appearance(scene: Scene, random: Random) -> Item:
         return Item("appearance", "open", question, answer, temporal=True)
     if form < 0.75:
         asked = random.choice(("appearing", "disappearing"))
-        verb = _DOES[asked].removesuffix("s")
+        verb = DOES[asked].removesuffix("s")
         return Item(
-            "appearance", "yes/no", f"Does {name} {verb}?", _so(f"it {does}", asked == actor.action), temporal=True
+            "appearance", "yes/no", f"Does {name} {verb}?", conclude(f"it {does}", asked == actor.action), temporal=True
         )
     wrong = [REVERSED[actor.action], *random.sample([m for m in MOTIONS], 2)]
-    question, answer = _choice(random, f"What does {name} do?", does, [_DOES[other] for other in wrong], "it")
+    question, answer = put_options(random, f"What does {name} do?", does, [DOES[other] for other in wrong], "it")
     return Item("appearance", "choice", question, answer, temporal=True)
 
 
@@ -301,7 +263,7 @@ def _order(scene: Scene, random: Random) -> Item:
     first, second = (f"the {actor.colour} {actor.shape}" for actor in scene.actors)
     form = random.random()
     if form < 0.5:
-        question, answer = _pick(
+        question, answer = pick(
             random,
             ("What is shown first?", f"it is {first}"),
             ("What comes last?", f"it is {second}"),
@@ -314,13 +276,15 @@ def _order(scene: Scene, random: Random) -> Item:
         asked = (second, first) if flip else (first, second)
         word = random.choice(("before", "after"))
         question = f"Does {asked[0]} come {word} {asked[1]}?"
-        return Item("order", "yes/no", question, _so(f"{first} comes first", (word == "before") != flip), temporal=True)
+        return Item(
+            "order", "yes/no", question, conclude(f"{first} comes first", (word == "before") != flip), temporal=True
+        )
     absent = [
-        f"the {random.choice(_others(random, list(COLOURS), actor.colour))} {actor.shape}" for actor in scene.actors
+        f"the {random.choice(others(random, list(COLOURS), actor.colour))} {actor.shape}" for actor in scene.actors
     ]
     last = random.random() < 0.5
     right, other = (second, first) if last else (first, second)
-    question, answer = _choice(random, f"What comes {'last' if last else 'first'}?", right, [other, *absent])
+    question, answer = put_options(random, f"What comes {'last' if last else 'first'}?", right, [other, *absent])
     return Item("order", "choice", question, answer, temporal=True)
 
 
@@ -330,7 +294,7 @@ def _change(scene: Scene, random: Random) -> Item:
     name = f"the {actor.shape}"
     form = random.random()
     if form < 0.55:
-        question, answer = _pick(
+        question, answer = pick(
             random,
             (f"Which colour does {name} have at first?", f"it is {before}"),
             (f"Which colour does {name} have at the end?", f"it is {after}"),
@@ -345,22 +309,22 @@ def _change(scene: Scene, random: Random) -> Item:
             "change",
             "yes/no",
             f"Does {name} turn from {old} to {new}?",
-            _so(f"it turns from {before} to {after}", not flip),
+            conclude(f"it turns from {before} to {after}", not flip),
             temporal=True,
         )
     last = random.random() < 0.5
     right, other = (after, before) if last else (before, after)
     wrong = [other, *random.sample([colour for colour in COLOURS if colour not in (before, after)], 2)]
     question = f"Which colour does {name} have {'at the end' if last else 'at first'}?"
-    return Item("change", "choice", *_choice(random, question, right, wrong), temporal=True)
+    return Item("change", "choice", *put_options(random, question, right, wrong), temporal=True)
 
 
 def _turning_shape(scene: Scene, random: Random) -> Item:
     shape = scene.actors[0].shape
     if random.random() < 0.5:
         return Item("shape", "open", "Which shape changes its colour?", f"it is the {shape}")
-    asked = shape if random.random() < 0.5 else random.choice(_others(random, SHAPES, shape))
-    return Item("shape", "yes/no", f"Does a {asked} change its colour?", _so(f"the {shape} does", asked == shape))
+    asked = shape if random.random() < 0.5 else random.choice(others(random, SHAPES, shape))
+    return Item("shape", "yes/no", f"Does a {asked} change its colour?", conclude(f"the {shape} does", asked == shape))
 
 
 def _description(scene: Scene, random: Random) -> Item:
@@ -370,27 +334,6 @@ def _description(scene: Scene, random: Random) -> Item:
 
 def _is_temporal(scene: Scene) -> bool:
     return scene.kind != "count" and scene.actors[0].action != "still"
-
-
-def describe(scene: Scene) -> str:
-    """One sentence that says everything about the scene."""
-    actors = scene.actors
-    if scene.kind == "order":
-        first, second = (f"a {actor.size} {actor.colour} {actor.shape}" for actor in actors)
-        return f"{first} comes first, then {second}"
-    if scene.kind == "count":
-        if len(actors) == 1:
-            return f"there is a {actors[0].size} {actors[0].colour} {actors[0].shape}"
-        return f"there are {NUMBERS[len(actors)]} things"
-    actor = actors[0]
-    does = f"turns from {actor.colour} to {actor.colour_after}" if actor.action == "turning" else _DOES[actor.action]
-    size = "" if actor.action in ("growing", "shrinking") else f"{actor.size} "
-    colour = "" if actor.action == "turning" else f"{actor.colour} "
-    sentence = f"a {size}{colour}{actor.shape} {does}"
-    if len(actors) == 2:
-        other = actors[1]
-        sentence += f" beside a {other.size} {other.colour} {other.shape}"
-    return sentence
 
 
 _COMMON = [_colour, _shape, _size]

@@ -8,7 +8,7 @@ from random import Random
 import av
 import numpy as np
 
-from videollama_training.shapes.questions import NUMBERS, Item
+from videollama_training.shapes.wording import NUMBERS, Item
 from videollama_training.shapes.world import FRAMES_PER_SECOND, NUM_FRAMES, Scene, draw_scene, render_clip
 
 RATE = 16000  # samples per second
