@@ -9,6 +9,7 @@ the CPU engine and the C++ backend can stand in for each other.
 from dataclasses import dataclass
 
 MAX_MEDIA_BYTES = 512 * 2**20  # of one request; the server's message limit is 2 GiB - 1
+MAX_REQUESTS = 64  # answered by the entry at a time; more are refused at once
 MAX_NEW_TOKENS = 32768  # no published checkpoint has more positions
 RUNNING_METRIC = "vl2_running_requests"  # gauge on the metrics port, by stage: requests being answered
 MEDIA_KINDS = ("video", "image", "frames", "folder", "audio", "video_with_sound")

@@ -83,6 +83,7 @@ class KeptTables:
         self._tables: OrderedDict[int, Any] = OrderedDict()
 
     def get(self, media_hash: int, make: Callable[[], Any]) -> Any:
+        """The kept table [N, D], or one that is made now and kept in the place of the oldest."""
         if media_hash in self._tables:
             self._tables.move_to_end(media_hash)
             return self._tables[media_hash]
@@ -109,7 +110,7 @@ class MediaEncoder:
         return self._kept.get(key, lambda: _when_done(self._encode(frames, filterbank))), key
 
     def encode(self, frames: np.ndarray, filterbank: np.ndarray | None = None) -> np.ndarray:
-        """What is seen, then what is heard: uint8 [T, S, S, 3], float32 [R, F] -> [N, D]; T or R may be 0.
+        """What is seen, then what is heard: uint8 [T, S, S, 3], float32 [R, F] -> [N, D] as `Perceiver` types it; T or R may be 0.
 
         Raises: InvalidRequest on another size or a wrong number of frames.
         """

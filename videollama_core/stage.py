@@ -21,7 +21,7 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from videollama_core.bundle import Bundle
-from videollama_core.contract import RUNNING_METRIC, Stage, Tensor
+from videollama_core.contract import MAX_REQUESTS, RUNNING_METRIC, Stage, Tensor
 from videollama_core.errors import InvalidRequest, Overloaded, StageFailed, VideoLlamaError
 
 logger = logging.getLogger(__name__)
@@ -182,8 +182,6 @@ class Reply:
 class DecoupledStage(PythonStage):
     """A stage with any number of responses; each request runs in a thread of its own."""
 
-    max_requests = 64  # at a time; more are refused at once
-
     def handle(self, inputs: dict[str, Any], reply: Reply) -> None:
         """Answer one request, in a thread of its own. What it raises ends the reply."""
 
@@ -192,7 +190,7 @@ class DecoupledStage(PythonStage):
         return False
 
     def initialize(self, args: dict[str, str]) -> None:
-        self._threads = ThreadPoolExecutor(self.max_requests, thread_name_prefix=self.contract.name)
+        self._threads = ThreadPoolExecutor(MAX_REQUESTS, thread_name_prefix=self.contract.name)
         self._running = 0
         self._lock = threading.Lock()
         self._family = pb.MetricFamily(
@@ -217,7 +215,7 @@ class DecoupledStage(PythonStage):
 
     def _enter(self) -> None:
         with self._lock:
-            if self._running >= self.max_requests:
+            if self._running >= MAX_REQUESTS:
                 raise Overloaded(f"{self._running} requests are being answered already; try again later")
             self._running += 1
             self._tell_running()

@@ -171,13 +171,13 @@ class TensorRtPerceiver:
     @torch.inference_mode()
     def see(self, frames: np.ndarray, frame_index: np.ndarray) -> Tensor:
         with torch.cuda.stream(self._stream):
-            found = self._see(_pinned(frames), _pinned(frame_index)).half()
+            found = self._see(_pinned(frames), _pinned(frame_index)).to(torch.float16, copy=True)
         return self._handed_over(found)
 
     @torch.inference_mode()
     def hear(self, filterbank: np.ndarray) -> Tensor:
         with torch.cuda.stream(self._stream):
-            found = self._hear(_pinned(filterbank[None]))[0].half()
+            found = self._hear(_pinned(filterbank[None]))[0].to(torch.float16, copy=True)
         return self._handed_over(found)
 
     def _handed_over(self, found: Tensor) -> Tensor:

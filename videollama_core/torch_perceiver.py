@@ -55,17 +55,18 @@ class TorchPerceiver:
 
     @torch.inference_mode()
     def see(self, frames: np.ndarray, frame_index: np.ndarray) -> Tensor:
-        return self._see(torch.from_numpy(frames), torch.from_numpy(frame_index)).float()
+        return self._see(torch.from_numpy(frames), torch.from_numpy(frame_index)).to(torch.float32, copy=True)
 
     @torch.inference_mode()
     def hear(self, filterbank: np.ndarray) -> Tensor:
-        return self._hear(torch.from_numpy(filterbank)[None])[0].float()
+        return self._hear(torch.from_numpy(filterbank)[None])[0].to(torch.float32, copy=True)
 
 
 class Replayed:
     """A function of tensors; on a GPU its kernels are recorded per shape, and replayed without the host.
 
-    A shape's first call runs as it is written (and warms up), its second records.
+    A shape's first call runs as it is written (and warms up), its second records. A replay writes where the last one of its
+    shape wrote: who keeps a result copies it.
 
     Args:
         fresh: makes another such function to record, where its state must not change afterwards; default: itself.
@@ -93,7 +94,7 @@ class Replayed:
         for place, value in zip(recorded.places, inputs, strict=True):
             place.copy_(value, non_blocking=True)
         recorded.graph.replay()
-        return recorded.output.clone()  # the next replay writes there again
+        return recorded.output
 
     def _record(self, key: tuple, inputs: tuple[Tensor, ...]) -> "_Recorded":
         places, function = [value.to(self._device) for value in inputs], self._fresh()

@@ -6,6 +6,7 @@ from pathlib import Path
 from videollama_converters.gpus import GPUS
 from videollama_converters.tensorrt_llm import QUANTIZATIONS, Recipe
 from videollama_core.config import ModelConfig
+from videollama_core.contract import MAX_REQUESTS
 from videollama_core.errors import InvalidRequest
 from videollama_core.graphs import VISION_ENCODER, Graph
 
@@ -17,7 +18,6 @@ ENGINES = {
     "tensorrt": ("bfloat16", "float16", "float32"),
 }
 TABLE_MEMORIES = ("cpu", "gpu")
-POOLED_TABLES = 64  # one for each question that the entry answers at a time
 FP8_CAPABILITY = QUANTIZATIONS["fp8"][1]
 
 
@@ -109,9 +109,9 @@ class EngineOptions:
         }
 
     def pool_bytes(self, config: ModelConfig) -> int:
-        """Of the server's GPU memory for media tokens on their way; 0 where they go by the CPU."""
+        """Of the server's GPU memory for the tables of every question at a time; 0 where they go by the CPU."""
         size = Recipe.media_tokens(config) * config.language.width * 2  # float16
-        return POOLED_TABLES * size if self.table_memory == "gpu" else 0
+        return MAX_REQUESTS * size if self.table_memory == "gpu" else 0
 
     def parameters(self) -> dict[str, str]:
         """Entries of the language model stage's config.pbtxt that differ from the tracked ones."""
