@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import GOLDEN
-from videollama_core import connector, vision
-from videollama_core.config import read_model_config
-from videollama_core.connector import Connector
-from videollama_core.decoder import Decoder
-from videollama_core.vision import VisionEncoder
+from videollama_core.model import connector, vision
+from videollama_core.model.config import read_model_config
+from videollama_core.model.connector import Connector
+from videollama_core.model.decoder import Decoder
+from videollama_core.model.vision import VisionEncoder
 
 
 def copy(variant: str, folder: Path) -> Path:

@@ -69,12 +69,12 @@ class Case:
         return golden_tensors(self.variant).get(f"{self.name}.{name}")
 
     @property
-    def is_heard(self) -> bool:
+    def uses_audio(self) -> bool:
         return self.modality == "audio" or bool(self.facts.get("preprocess", {}).get("va"))
 
     @property
     def logit_tolerance(self) -> float:
-        return SOUND_LOGIT_TOLERANCE if self.is_heard else LOGIT_TOLERANCE
+        return SOUND_LOGIT_TOLERANCE if self.uses_audio else LOGIT_TOLERANCE
 
     def close_to_tokens(self, found: np.ndarray) -> bool:
         """Whether media tokens [N, D] are those recorded: all that is seen, and every so many-th that is heard."""
@@ -82,7 +82,7 @@ class Case:
         count = 0 if seen is None else len(seen)
         if seen is not None and not np.abs(found[:count] - seen).max() <= FEATURE_TOLERANCE:
             return False
-        if not self.is_heard:
+        if not self.uses_audio:
             return len(found) == count
         stride = self.facts["audio_stride"]
         if len(found) != count + self.facts["num_audio_tokens"]:
@@ -115,7 +115,7 @@ class Case:
             return "frames", [path.read_bytes() for path in self.source()]
         if self.path.is_dir():
             return "folder", [path.read_bytes() for path in sorted(self.path.iterdir())]
-        kind = "video_with_sound" if self.is_heard and self.modality == "video" else self.modality
+        kind = "video_with_audio" if self.uses_audio and self.modality == "video" else self.modality
         return kind, [self.path.read_bytes()]
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videollama_core.triton_server import ServerOptions, TritonServer
+from videollama_server.supervisor import ServerOptions, TritonServer
 
 TREE = Path(__file__).parents[1]
 CHECKPOINTS = TREE / "training/checkpoints"
@@ -37,7 +37,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
 }
 PLANS = {
     "tiny-shapes": (Measured("shapes", ORDERS),),
-    "tiny-shapes-av": (Measured("sounds", {"without the sound": ("--without-sound",)}), Measured("shapes", ORDERS)),
+    "tiny-shapes-av": (Measured("sounds", {"without the sound": ("--without-audio",)}), Measured("shapes", ORDERS)),
 }
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from videollama_core.checkpoint import open_checkpoint
-from videollama_core.frame_plan import plan_encoding
-from videollama_core.messages import Answer, Conversation, SamplingOptions, Usage
-from videollama_core.preprocess import Prepared, prepare
+from videollama_core.checkpoint.parts import open_checkpoint
+from videollama_core.media.preprocess import Prepared, prepare
+from videollama_core.media.video import Segment
+from videollama_core.model.frame_plan import plan_encoding
 from videollama_core.prompt import MODALITIES, Prompt, check_length, render_prompt, tokenize_prompt
+from videollama_core.protocol.messages import Answer, Conversation, SamplingOptions, Usage
 from videollama_core.sampling import Sampler
 from videollama_core.text import Tokenizer, read_generation_defaults
-from videollama_core.video import Segment
 
 
 @dataclass
@@ -39,18 +39,18 @@ class Pipeline:
 
     def media_tokens(self, media: Prepared) -> torch.Tensor:
         """float32 [N, D]: what is seen, then what is heard."""
-        parts = [self.see(media.frames)] if len(media.frames) else []
-        parts += [self.hear(media.filterbank)] if len(media.filterbank) else []
+        parts = [self.encode_frames(media.frames)] if len(media.frames) else []
+        parts += [self.encode_audio(media.filterbank)] if len(media.filterbank) else []
         return torch.cat(parts)
 
-    def see(self, frames: np.ndarray) -> torch.Tensor:
+    def encode_frames(self, frames: np.ndarray) -> torch.Tensor:
         """uint8 [T, S, S, 3] -> float32 [N, D]."""
         plan = plan_encoding(frames, self.config)
         features = self.vision(torch.from_numpy(plan.distinct))
         steps = self.connector(features, torch.from_numpy(plan.frame_index))
         return steps[torch.from_numpy(plan.step_index)].flatten(0, 1)
 
-    def hear(self, filterbank: np.ndarray) -> torch.Tensor:
+    def encode_audio(self, filterbank: np.ndarray) -> torch.Tensor:
         """float32 [R, F] -> float32 [N, D]."""
         assert self.audio is not None  # `prepare` refuses sound where there is none
         return self.audio(torch.from_numpy(filterbank)[None])[0]

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from videollama_core.errors import InvalidRequest, PromptTooLong
-from videollama_core.messages import Conversation
+from videollama_core.protocol.errors import InvalidRequest, PromptTooLong
+from videollama_core.protocol.messages import Conversation
 from videollama_core.text import Tokenizer
 
 PLACEHOLDERS = {"video": "<video>", "image": "<image>", "audio": "<audio>", "text": ""}
@@ -16,7 +16,7 @@ MODALITIES = {
     "folder": "video",
     "image": "image",
     "audio": "audio",
-    "video_with_sound": "video",
+    "video_with_audio": "video",
 }
 # Mistral and Mixtral checkpoints answer below Llama 2's safety prompt; its tags are part of the message, as in the
 # reference. A single newline between the paragraphs and two spaces after "while being safe." are its spelling.

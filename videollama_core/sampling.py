@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from videollama_core.messages import ResolvedSampling
+from videollama_core.protocol.messages import ResolvedSampling
 
 
 def penalise(logits: np.ndarray, generated: list[int], penalty: float) -> np.ndarray:

@@ -14,9 +14,9 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as RustTokenizer
 
-from videollama_core.config import read_json
-from videollama_core.errors import ArtifactMismatch, InvalidRequest
-from videollama_core.messages import GenerationDefaults
+from videollama_core.model.config import read_json
+from videollama_core.protocol.errors import ArtifactMismatch, InvalidRequest
+from videollama_core.protocol.messages import GenerationDefaults
 
 
 def _one_mark_per_byte(error: UnicodeError) -> tuple[str, int]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from videollama_benchmarks.answers import choose_option, find_letter, find_option, letter_of
 from videollama_benchmarks.items import Item, Task, Verdict, find_video, need, read_json_file
-from videollama_core.errors import BadSample
+from videollama_core.protocol.errors import BadSample
 
 LETTER_INSTRUCTION = "Answer with the option's letter from the given choices directly and only give the best option."
 # MVBench's tasks: file below json/, folder below video/, whether a part of the video is meant, whether it is a folder

@@ -37,7 +37,7 @@ _EPILOG = f"\b\nBenchmarks:\n{_LIST}\n\nExample: vl2 eval mvbench /data/MVBench 
     help="Order in which the model sees the frames: what do answers owe to time?",
 )
 @click.option("--num-frames", default=16, show_default=True, help="Frames that the checkpoint looks at (for --order).")
-@click.option("--without-sound", is_flag=True, help="Ask about videos without their sound: what do answers owe to it?")
+@click.option("--without-audio", is_flag=True, help="Ask about videos without their sound: what do answers owe to it?")
 @click.option("--judge-url", help="OpenAI-compatible endpoint of the judge; its key is read from JUDGE_API_KEY.")
 @click.option("--judge-model", help="Name of the judge's model.")
 @click.option("--judge-concurrency", default=4, show_default=True)
@@ -54,7 +54,7 @@ def evaluate(
     timeout: float,
     order: str,
     num_frames: int,
-    without_sound: bool,
+    without_audio: bool,
     judge_url: str | None,
     judge_model: str | None,
     judge_concurrency: int,
@@ -71,12 +71,12 @@ def evaluate(
     if chosen.judge and not (judge_url and judge_model):
         raise click.UsageError(f"{task} is read by a judge: name --judge-url and --judge-model")
     items = chosen.load(folder)[:limit]
-    if without_sound:
+    if without_audio:
         items = [replace(item, kind="video") for item in items if item.kind == "video+audio"]
     run.check_names(items)
     frames = sources.FrameOrder(order, num_frames) if order != "true" else None
     tokens = max_new_tokens or chosen.max_new_tokens
-    about = {"task": task, "order": order, "without_sound": without_sound, "max_new_tokens": tokens}
+    about = {"task": task, "order": order, "without_audio": without_audio, "max_new_tokens": tokens}
     key = dict(about)
     about["from"] = str(checkpoint or url)
     answers = run.Journal(out / "answers.jsonl", key)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from videollama_core.video import Segment, load_media
+from videollama_core.media.video import Segment, load_media
 
 TILE = 112  # pixels of a frame's longer side
 GAP, LINE = 6, 18

@@ -15,7 +15,7 @@ from videollama_benchmarks.contact_sheet import draw_contact_sheet, read_strip
 from videollama_benchmarks.items import Item
 from videollama_benchmarks.shapes import load_shapes, read_shapes
 from videollama_client import Answer, Client
-from videollama_core.errors import ServerFailed
+from videollama_core.protocol.errors import ServerFailed
 
 _TREE = Path(__file__).parents[2]
 CHECKPOINT = _TREE / "training/checkpoints/tiny-shapes"

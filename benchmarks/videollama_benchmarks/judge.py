@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import httpx2 as httpx
 
 from videollama_benchmarks.items import JudgeQuestion
-from videollama_core.errors import DeadlineExceeded, InvalidRequest, ServerUnreachable, StageFailed, VideoLlamaError
+from videollama_core.protocol.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ServerUnreachable,
+    StageFailed,
+    VideoLlamaError,
+)
 
 ATTEMPTS = 4
 _FORMAT = 'Reply with one JSON object and nothing else: {{{fields}"score": a whole number from 0 (worst) to 5 (best)}}.'

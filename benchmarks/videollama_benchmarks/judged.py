@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from videollama_benchmarks.items import Item, JudgeQuestion, Task, find_video, need, read_json_file, read_text_file
-from videollama_core.errors import BadSample
+from videollama_core.protocol.errors import BadSample
 
 _QA = (
     "You compare the answer of a video question answering system with the correct one. Synonyms and paraphrases are "

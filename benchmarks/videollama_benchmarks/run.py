@@ -14,7 +14,7 @@ from tqdm import tqdm
 from videollama_benchmarks.items import Item, Task, Verdict
 from videollama_benchmarks.judge import Judge
 from videollama_benchmarks.sources import Answerer
-from videollama_core.errors import (
+from videollama_core.protocol.errors import (
     ArtifactMismatch,
     InvalidRequest,
     Overloaded,
@@ -83,7 +83,7 @@ def work(
     todo = [name for name in names if name not in journal.results]
     with tqdm(total=len(names), initial=len(names) - len(todo), desc=title, unit="item") as bar:
         with ThreadPoolExecutor(concurrency) as pool:
-            futures = {pool.submit(_patiently, do, name): name for name in todo}
+            futures = {pool.submit(_with_restarts, do, name): name for name in todo}
             try:
                 for future in as_completed(futures):
                     name = futures[future]
@@ -99,7 +99,7 @@ def work(
     return failed
 
 
-def _patiently(do: Callable[[str], Any], name: str) -> Any:
+def _with_restarts(do: Callable[[str], Any], name: str) -> Any:
     for attempt in range(ATTEMPTS):
         try:
             return do(name)

@@ -18,7 +18,7 @@ def _item(entry: dict, path: Path) -> Item:
     question, answer = (need(message, "value", path) for message in need(entry, "conversations", path))
     return Item(
         name=need(entry, "id", path),
-        kind="video+audio" if entry.get("with_sound") else kind,
+        kind="video+audio" if entry.get("with_audio") else kind,
         media=path.parent / entry[kind],
         questions=(question.removeprefix(f"<{kind}>\n"),),
         truth=answer,

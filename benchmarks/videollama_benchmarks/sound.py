@@ -8,7 +8,7 @@ from pathlib import Path
 
 from videollama_benchmarks.answers import find_letter, letter_of, same_word
 from videollama_benchmarks.items import Item, Task, Verdict, find_video, need, read_json_file, read_text_file
-from videollama_core.errors import BadSample
+from videollama_core.protocol.errors import BadSample
 
 SCENES = (
     "beach",

@@ -10,8 +10,8 @@ import numpy as np
 from videollama_benchmarks.items import Item
 from videollama_client import Client
 from videollama_client.media import read_media
-from videollama_core.errors import UnreadableMedia
-from videollama_core.messages import SamplingOptions
+from videollama_core.protocol.errors import UnreadableMedia
+from videollama_core.protocol.messages import SamplingOptions
 
 ORDERS = ("true", "shuffled", "reversed")
 Answerer = Callable[[Item, str], str]
@@ -30,8 +30,8 @@ def service(client: Client, max_new_tokens: int, timeout: float, frames: "FrameO
 
 def in_process(folder: Path, tower: Path | None, max_new_tokens: int, frames: "FrameOrder | None") -> Answerer:
     """Answers of the plain pipeline, one at a time."""
+    from videollama_core.media.video import Segment
     from videollama_core.pipeline import Pipeline
-    from videollama_core.video import Segment
 
     pipeline = Pipeline(folder, tower)
 
@@ -50,7 +50,7 @@ def _media(item: Item, frames: "FrameOrder | None") -> dict[str, Any]:
     if not item.media.exists():
         raise UnreadableMedia(f"{item.media} is missing")
     if item.kind == "video+audio":
-        return {"video": item.media, "with_sound": True}
+        return {"video": item.media, "with_audio": True}
     if frames is not None and item.kind == "video":
         return {"video": frames(item)}
     return {item.kind: item.media}
@@ -69,7 +69,7 @@ class FrameOrder:
 
     def __call__(self, item: Item) -> np.ndarray:
         """uint8 [T, H, W, 3]."""
-        from videollama_core.video import Segment, load_media
+        from videollama_core.media.video import Segment, load_media
 
         chosen = load_media("video", [item.media.read_bytes()], Segment(item.start, item.end), self.num_frames)
         frames = list(chosen.rgb)

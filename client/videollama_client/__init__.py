@@ -2,7 +2,7 @@
 
 from videollama_client.client import AnswerStream, Client
 from videollama_client.client_async import AsyncAnswerStream, AsyncClient
-from videollama_core.errors import (
+from videollama_core.protocol.errors import (
     BadSampling,
     BadSegment,
     Cancelled,
@@ -15,7 +15,7 @@ from videollama_core.errors import (
     UnreadableMedia,
     VideoLlamaError,
 )
-from videollama_core.messages import Answer, Usage
+from videollama_core.protocol.messages import Answer, Usage
 
 __all__ = [
     "Answer",

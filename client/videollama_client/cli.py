@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from videollama_client import Client
-from videollama_core.errors import VideoLlamaError
+from videollama_core.protocol.errors import VideoLlamaError
 
 # What a file's name says it is; everything else is a video.
 SUFFIXES = {
@@ -22,8 +22,8 @@ SUFFIXES = {
 _OTHER_COMMANDS = {
     "convert": ("videollama_converters.cli", "convert", "Convert a checkpoint into a folder that `vl2 serve` takes."),
     "plan": ("videollama_converters.cli", "plan", "Which GPUs each published checkpoint needs."),
-    "doctor": ("videollama_core.doctor", "doctor", "Whether this machine can serve, and what is missing."),
-    "serve": ("videollama_core.serve_cli", "serve", "Start a Triton server on a converted checkpoint."),
+    "doctor": ("videollama_server.doctor", "doctor", "Whether this machine can serve, and what is missing."),
+    "serve": ("videollama_server.cli", "serve", "Start a Triton server on a converted checkpoint."),
     "train": ("videollama_training.cli", "train", "Train a checkpoint on your own data."),
     "shapes": ("videollama_training.shapes.cli", "shapes", "Write a data set of moving shapes."),
     "eval": ("videollama_benchmarks.cli", "evaluate", "Measure answers on a benchmark."),
@@ -69,7 +69,7 @@ def main_group() -> None:
 @click.option("--video", type=click.Path(path_type=Path), help="Video file, gif, or folder of frames.")
 @click.option("--image", type=click.Path(path_type=Path), help="Picture.")
 @click.option("--audio", type=click.Path(path_type=Path), help="Sound file; 30 s of it are heard.")
-@click.option("--with-sound", is_flag=True, help="Hear the video's sound track too.")
+@click.option("--with-audio", is_flag=True, help="Hear the video's sound track too.")
 @click.option("--start", type=float, help="Seconds: first moment to look at, or of a sound to hear.")
 @click.option("--end", type=float, help="Seconds: last moment to look at, or of a sound to hear.")
 @click.option("--max-new-tokens", type=int, help="At most this many tokens.")

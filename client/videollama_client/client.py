@@ -13,9 +13,9 @@ import grpc
 
 from videollama_client import transport
 from videollama_client.wire import AnswerReader, Source, Video, build_ping, build_question
-from videollama_core.contract import ENTRY
-from videollama_core.errors import Cancelled, ServerUnreachable, StageFailed, StageRestarting, VideoLlamaError
-from videollama_core.messages import Answer
+from videollama_core.protocol.contract import ENTRY
+from videollama_core.protocol.errors import Cancelled, ServerUnreachable, StageFailed, StageRestarting, VideoLlamaError
+from videollama_core.protocol.messages import Answer
 
 SILENCE_SECONDS = 1.0  # after so long without a message, ask whether the process that has the request still lives
 PING_SECONDS = 10.0
@@ -24,7 +24,7 @@ RESTART_SECONDS = 15.0  # how long a request that was not accepted is sent again
 
 
 @dataclass(frozen=True)
-class Pulse:
+class Heartbeat:
     """A ping of the entry: when it began, and which process answered or what went wrong."""
 
     began: float = -math.inf
@@ -109,14 +109,14 @@ class AnswerStream:
             pass  # whatever holds it up, the answer is whole or its error raised
 
     def _next_message(self) -> Any:
-        pulse = None
+        heartbeat = None
         while True:
             try:
                 message = self._messages.get(timeout=SILENCE_SECONDS)
             except queue.Empty:
-                if pulse is not None:  # a second of silence later: what a slow process sent before it has arrived
-                    pulse.check(self._reader.process)
-                pulse = self._client._feel_pulse()
+                if heartbeat is not None:  # a second of silence later: what a slow process sent before it has arrived
+                    heartbeat.check(self._reader.process)
+                heartbeat = self._client._check_heartbeat()
                 continue
             if isinstance(message, grpc.RpcError):
                 error = transport.translate(message, self._client.address)
@@ -155,7 +155,7 @@ class Client:
         self._stub = transport.Stub(self._channel)
         self._active: dict[str, AnswerStream] = {}
         self._met = False  # the server has answered before
-        self._pulse, self._pulse_lock = Pulse(), threading.Lock()
+        self._heartbeat, self._heartbeat_lock = Heartbeat(), threading.Lock()
 
     def stream(
         self,
@@ -164,7 +164,7 @@ class Client:
         video: Video | None = None,
         image: Source | None = None,
         audio: Source | None = None,
-        with_sound: bool = False,
+        with_audio: bool = False,
         timeout: float | None = None,
         request_id: str | None = None,
         **options: Any,
@@ -176,14 +176,14 @@ class Client:
             video: path, folder of frames, bytes, uint8 [T, H, W, 3], or a list of frames or image paths.
             image: path, bytes or uint8 [H, W, 3].
             audio: path or bytes of a sound file; 30 s of it are heard, from `start` on.
-            with_sound: the video's sound track is heard too.
+            with_audio: the video's sound track is heard too.
             timeout: seconds until DeadlineExceeded.
             options: start and end (seconds of the video or sound), max_new_tokens, temperature (0 is greedy), top_p, top_k,
                 seed, repetition_penalty, stop (strings). None means the checkpoint's own default.
-        Raises: an error of videollama_core.errors, here or while iterating.
+        Raises: an error of videollama_core.protocol.errors, here or while iterating.
         """
         request_id = request_id or uuid.uuid4().hex
-        media = {"video": video, "image": image, "audio": audio, "with_sound": with_sound}
+        media = {"video": video, "image": image, "audio": audio, "with_audio": with_audio}
         request = build_question(question, request_id, media | options)
         timeout = timeout or self._timeout
         call = lambda: self._stub.ModelStreamInfer(iter([request]), timeout=timeout)  # noqa: E731
@@ -221,23 +221,23 @@ class Client:
                 )
             time.sleep(0.1)
 
-    def _feel_pulse(self) -> Pulse:
+    def _check_heartbeat(self) -> Heartbeat:
         """One ping for all requests that wait in silence: they must not be what keeps the server busy."""
         asked = time.monotonic()
-        with self._pulse_lock:
-            if not self._pulse.counts_for(asked):
-                self._pulse = self._ping()
-            return self._pulse
+        with self._heartbeat_lock:
+            if not self._heartbeat.counts_for(asked):
+                self._heartbeat = self._ping()
+            return self._heartbeat
 
-    def _ping(self) -> Pulse:
+    def _ping(self) -> Heartbeat:
         began, reader = time.monotonic(), AnswerReader()
         try:
             with transport.translated(self.address):
                 for message in self._stub.ModelStreamInfer(iter([build_ping()]), timeout=PING_SECONDS):
                     reader.read(message)
         except VideoLlamaError as error:
-            return Pulse(began, error=error)
-        return Pulse(began, reader.process)
+            return Heartbeat(began, error=error)
+        return Heartbeat(began, reader.process)
 
     def _forget(self, request_id: str) -> None:
         self._active.pop(request_id, None)

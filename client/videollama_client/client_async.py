@@ -9,11 +9,11 @@ from typing import Any
 import grpc
 
 from videollama_client import transport
-from videollama_client.client import PING_SECONDS, RESEND_SECONDS, RESTART_SECONDS, SILENCE_SECONDS, Pulse
+from videollama_client.client import PING_SECONDS, RESEND_SECONDS, RESTART_SECONDS, SILENCE_SECONDS, Heartbeat
 from videollama_client.wire import AnswerReader, Source, Video, build_ping, build_question
-from videollama_core.contract import ENTRY
-from videollama_core.errors import Cancelled, ServerUnreachable, StageRestarting, VideoLlamaError
-from videollama_core.messages import Answer
+from videollama_core.protocol.contract import ENTRY
+from videollama_core.protocol.errors import Cancelled, ServerUnreachable, StageRestarting, VideoLlamaError
+from videollama_core.protocol.messages import Answer
 
 
 class AsyncAnswerStream:
@@ -63,12 +63,12 @@ class AsyncAnswerStream:
 
     async def _next_message(self) -> Any:
         read = asyncio.ensure_future(self._call.read())
-        pulse = None
+        heartbeat = None
         try:
             while not (await asyncio.wait({read}, timeout=SILENCE_SECONDS))[0]:
-                if pulse is not None:  # a second of silence later: what a slow process sent before it has arrived
-                    pulse.check(self._reader.process)
-                pulse = await self._client._feel_pulse()
+                if heartbeat is not None:  # a second of silence later: what a slow process sent before it has arrived
+                    heartbeat.check(self._reader.process)
+                heartbeat = await self._client._check_heartbeat()
             message = await read
             self._client._met = True
             return message
@@ -115,7 +115,7 @@ class AsyncClient:
         self._stub = transport.Stub(self._channel)
         self._active: dict[str, AsyncAnswerStream] = {}
         self._met = False  # the server has answered before
-        self._pulse, self._pulse_lock = Pulse(), asyncio.Lock()
+        self._heartbeat, self._heartbeat_lock = Heartbeat(), asyncio.Lock()
 
     def stream(
         self,
@@ -124,14 +124,14 @@ class AsyncClient:
         video: Video | None = None,
         image: Source | None = None,
         audio: Source | None = None,
-        with_sound: bool = False,
+        with_audio: bool = False,
         timeout: float | None = None,
         request_id: str | None = None,
         **options: Any,
     ) -> AsyncAnswerStream:
         """Ask, and iterate (`async for`) over the pieces of text as they come."""
         request_id = request_id or uuid.uuid4().hex
-        media = {"video": video, "image": image, "audio": audio, "with_sound": with_sound}
+        media = {"video": video, "image": image, "audio": audio, "with_audio": with_audio}
         request = build_question(question, request_id, media | options)
         timeout = timeout or self._timeout
         call = lambda: self._stub.ModelStreamInfer(_once(request), timeout=timeout)  # noqa: E731
@@ -166,22 +166,22 @@ class AsyncClient:
                 )
             await asyncio.sleep(0.1)
 
-    async def _feel_pulse(self) -> Pulse:
+    async def _check_heartbeat(self) -> Heartbeat:
         asked = time.monotonic()
-        async with self._pulse_lock:
-            if not self._pulse.counts_for(asked):
-                self._pulse = await self._ping()
-            return self._pulse
+        async with self._heartbeat_lock:
+            if not self._heartbeat.counts_for(asked):
+                self._heartbeat = await self._ping()
+            return self._heartbeat
 
-    async def _ping(self) -> Pulse:
+    async def _ping(self) -> Heartbeat:
         began, reader = time.monotonic(), AnswerReader()
         try:
             with transport.translated(self.address):
                 async for message in self._stub.ModelStreamInfer(_once(build_ping()), timeout=PING_SECONDS):
                     reader.read(message)
         except VideoLlamaError as error:
-            return Pulse(began, error=error)
-        return Pulse(began, reader.process)
+            return Heartbeat(began, error=error)
+        return Heartbeat(began, reader.process)
 
     def _forget(self, request_id: str) -> None:
         self._active.pop(request_id, None)

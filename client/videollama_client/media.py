@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from videollama_core.contract import MAX_MEDIA_BYTES
-from videollama_core.errors import InvalidRequest, UnreadableMedia
+from videollama_core.protocol.contract import MAX_MEDIA_BYTES
+from videollama_core.protocol.errors import InvalidRequest, UnreadableMedia
 
 Source = str | os.PathLike[str] | bytes | np.ndarray
 Video = Source | Sequence[Source]
@@ -22,7 +22,7 @@ class Media:
 
 
 def read_media(
-    video: Video | None = None, image: Source | None = None, audio: Source | None = None, with_sound: bool = False
+    video: Video | None = None, image: Source | None = None, audio: Source | None = None, with_audio: bool = False
 ) -> Media | None:
     """Read what a question is about.
 
@@ -31,14 +31,14 @@ def read_media(
             paths of pictures, encoded pictures).
         image: path, encoded bytes or uint8 [H, W, 3].
         audio: path or encoded bytes of a sound file.
-        with_sound: the video's sound track is heard too.
+        with_audio: the video's sound track is heard too.
     Raises: InvalidRequest, UnreadableMedia.
     """
     found = [name for name, one in (("video", video), ("image", image), ("audio", audio)) if one is not None]
     if len(found) > 1:
         raise InvalidRequest(f"found {' and '.join(found)}; one question is about one of them (a video may have sound)")
-    if with_sound and (video is None or not _is_one_file(video)):
-        raise InvalidRequest("with_sound needs a video file: frames, folders, images and sounds have no sound track")
+    if with_audio and (video is None or not _is_one_file(video)):
+        raise InvalidRequest("with_audio needs a video file: frames, folders, images and sounds have no sound track")
     if audio is not None:
         if isinstance(audio, np.ndarray):
             raise InvalidRequest("audio is an array; it takes a path or the bytes of a sound file")
@@ -55,7 +55,7 @@ def read_media(
         return _limited(Media("frames", (_read_one(video, 4),)))
     if isinstance(video, (str, os.PathLike)) and Path(video).is_dir():
         return _limited(Media("folder", _read_folder(Path(video))))
-    return _limited(Media("video_with_sound" if with_sound else "video", (_read_one(video, 4),)))  # type: ignore[arg-type]
+    return _limited(Media("video_with_audio" if with_audio else "video", (_read_one(video, 4),)))  # type: ignore[arg-type]
 
 
 def _is_one_file(video: Video) -> bool:

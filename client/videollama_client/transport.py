@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from videollama_core.errors import (
+from videollama_core.protocol.errors import (
     Cancelled,
     DeadlineExceeded,
     InvalidRequest,

@@ -13,14 +13,14 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from videollama_client.media import Media, Source, Video, read_media
-from videollama_core.contract import ENTRY, OPTIONS, Tensor
-from videollama_core.errors import BadSegment, InvalidRequest, StageFailed, from_wire
-from videollama_core.messages import Answer, SamplingOptions, Usage, as_conversation
+from videollama_core.protocol.contract import ENTRY, OPTIONS, Tensor
+from videollama_core.protocol.errors import BadSegment, InvalidRequest, StageFailed, from_wire
+from videollama_core.protocol.messages import Answer, SamplingOptions, Usage, as_conversation
 
 _NUMPY = {"INT32": np.int32, "FP32": np.float32, "FP64": np.float64, "UINT64": np.uint64, "BOOL": np.bool_}
 _OPTION_NAMES = {option.name for option in OPTIONS} | {"stop"}
-_MEDIA_NAMES = {"video", "image", "audio", "with_sound", "start", "end"}
-_TIMED_KINDS = ("video", "video_with_sound", "folder", "audio")
+_MEDIA_NAMES = {"video", "image", "audio", "with_audio", "start", "end"}
+_TIMED_KINDS = ("video", "video_with_audio", "folder", "audio")
 
 
 def build_question(
@@ -33,7 +33,7 @@ def build_question(
             f"unknown option {unknown[0]!r}; options are {', '.join(sorted(_OPTION_NAMES | _MEDIA_NAMES))}"
         )
     media = read_media(
-        arguments.get("video"), arguments.get("image"), arguments.get("audio"), bool(arguments.get("with_sound"))
+        arguments.get("video"), arguments.get("image"), arguments.get("audio"), bool(arguments.get("with_audio"))
     )
     start, end = arguments.get("start"), arguments.get("end")
     _check_segment(start, end, media)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from videollama_converters.engine_options import EngineOptions
 from videollama_converters.tensorrt_llm_config import render_config
-from videollama_core.bundle import LANGUAGE_ENGINE, LANGUAGE_FOLDER
-from videollama_core.config import ModelConfig
-from videollama_core.contract import ENCODER, LANGUAGE_MODEL, PERCEPTION, PREPROCESS, STAGES
-from videollama_core.errors import ArtifactMismatch
+from videollama_core.engines.bundle import LANGUAGE_ENGINE, LANGUAGE_FOLDER
+from videollama_core.model.config import ModelConfig
+from videollama_core.protocol.contract import ENCODER, LANGUAGE_MODEL, PERCEPTION, PREPROCESS, STAGES
+from videollama_core.protocol.errors import ArtifactMismatch
 
 
 def tracked_repository() -> Path:
@@ -46,14 +46,14 @@ def assemble(target: Path, options: EngineOptions, config: ModelConfig, bundle: 
             _replace(
                 target / name / "config.pbtxt", r'("prompt_embedding_table", data_type: )TYPE_FP32', r"\1TYPE_FP16"
             )
-        if options.table_memory == "gpu":
-            keep_tables_on_gpu(target)
+        if options.media_token_memory == "gpu":
+            keep_media_tokens_on_gpu(target)
         return
     for key, value in options.parameters().items():
         _replace(path, rf'(key: "{key}", value {{ string_value: )"[^"]*"', rf'\g<1>"{value}"')
 
 
-def keep_tables_on_gpu(target: Path) -> None:
+def keep_media_tokens_on_gpu(target: Path) -> None:
     """The response cache takes tensors of the CPU alone: frames are kept there, and tables by the encoder itself."""
     _replace(target / PERCEPTION.name / "config.pbtxt", r"(response_cache \{ enable: )true", r"\1false")
     with (target / PREPROCESS.name / "config.pbtxt").open("a", encoding="utf-8") as file:

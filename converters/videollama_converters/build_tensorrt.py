@@ -12,11 +12,11 @@ from typing import Any
 import onnx
 
 from videollama_converters.export_onnx import example_inputs
-from videollama_core.config import ModelConfig
-from videollama_core.errors import ArtifactMismatch
-from videollama_core.graphs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, Graph
-from videollama_core.tensorrt_perceiver import describe_machine
-from videollama_core.video import MAX_FRAMES
+from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, Graph
+from videollama_core.engines.tensorrt_encoders import describe_machine
+from videollama_core.media.video import MAX_FRAMES
+from videollama_core.model.config import ModelConfig
+from videollama_core.protocol.errors import ArtifactMismatch
 
 WORKSPACE_BYTES = 8 * 2**30
 ENGINE_GRAPHS = (VISION_ENCODER, CONNECTOR, AUDIO_ENCODER)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from videollama_converters.engine_options import ENGINES, TABLE_MEMORIES, EngineOptions
+from videollama_converters.engine_options import ENGINES, MEDIA_TOKEN_MEMORIES, EngineOptions
 from videollama_converters.gpus import GPUS
 from videollama_converters.tensorrt_llm import KV_DTYPES, QUANTIZATIONS, Recipe
-from videollama_core.errors import InvalidRequest, VideoLlamaError
-from videollama_core.variants import VARIANTS
+from videollama_core.checkpoint.variants import VARIANTS
+from videollama_core.protocol.errors import InvalidRequest, VideoLlamaError
 
 
 class ProgressBar:
@@ -79,8 +79,8 @@ class ProgressBar:
     "--gpu", type=click.Choice(list(GPUS)), default="H100", show_default=True, help="TensorRT-LLM: built for."
 )
 @click.option(
-    "--table-memory",
-    type=click.Choice(list(TABLE_MEMORIES)),
+    "--media-token-memory",
+    type=click.Choice(list(MEDIA_TOKEN_MEMORIES)),
     default="cpu",
     show_default=True,
     help="TensorRT: where media tokens lie between encoder and language model; gpu saves two copies of about 10 MB.",
@@ -103,7 +103,7 @@ def convert(
     ep: int,
     max_batch_size: int,
     gpu: str,
-    table_memory: str,
+    media_token_memory: str,
     dry_run: bool,
 ) -> None:
     """Convert CHECKPOINT, a published VideoLLaMA 2 folder, into a folder that `vl2 serve` takes.
@@ -117,7 +117,7 @@ def convert(
     try:
         recipe = Recipe("float16", quantize or "", kv_dtype, tp, pp, ep, max_batch_size, max_seq_len or 4096, gpu)
         options = EngineOptions(
-            engine, dtype or ENGINES[engine][0], max_seq_len, slots, recipe, table_memory, fp8_tower
+            engine, dtype or ENGINES[engine][0], max_seq_len, slots, recipe, media_token_memory, fp8_tower
         )
         if dry_run:
             from videollama_converters.dry_run import describe

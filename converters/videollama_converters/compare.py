@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from videollama_converters.export_onnx import build_module, example_inputs
-from videollama_core.checkpoint import fill
-from videollama_core.config import ModelConfig
-from videollama_core.engine import OnnxEngine
-from videollama_core.errors import ParityFailed
-from videollama_core.graphs import Graph
-from videollama_core.shards import Sources
+from videollama_core.checkpoint.parts import fill
+from videollama_core.checkpoint.shards import Sources
+from videollama_core.engines.onnx_runtime import OnnxEngine
+from videollama_core.engines.specs import Graph
+from videollama_core.model.config import ModelConfig
+from videollama_core.protocol.errors import ParityFailed
 
 # Largest relative difference allowed, |a - b| / max(1, largest |b|), in float32. Sums of different order move the last
 # bits: tiny models stay below 3e-6, real widths (1024 and more) below 5e-5.

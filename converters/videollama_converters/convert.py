@@ -22,9 +22,12 @@ from videollama_converters.engine_options import EngineOptions, encoder_dtype
 from videollama_converters.export_onnx import export_graph
 from videollama_converters.fp8 import calibrate, quantize
 from videollama_converters.split_language_model import split_language_model
-from videollama_converters.steps import Step, Workshop, files_below, sha256, write_json
+from videollama_converters.steps import BundleWriter, Step, files_below, sha256, write_json
 from videollama_converters.tensorrt_operators import check_graph
-from videollama_core.bundle import (
+from videollama_core.checkpoint.parts import CheckpointParts, open_checkpoint
+from videollama_core.checkpoint.shards import Sources
+from videollama_core.checkpoint.tokenizer_files import TOKENIZER_FILES
+from videollama_core.engines.bundle import (
     ENCODER_WEIGHTS,
     FORMAT,
     LANGUAGE_ENGINE,
@@ -33,15 +36,12 @@ from videollama_core.bundle import (
     engine_path,
     graph_path,
 )
-from videollama_core.checkpoint import CheckpointParts, open_checkpoint
-from videollama_core.config import SOUNDING_KINDS
-from videollama_core.contract import MEDIA_KINDS
-from videollama_core.errors import ArtifactMismatch
-from videollama_core.graphs import AUDIO_ENCODER, CONNECTOR, DECODER, EMBEDDING, VISION_ENCODER, Graph, graphs_of
-from videollama_core.shards import Sources
-from videollama_core.tensorrt_perceiver import describe_machine
-from videollama_core.tokenizer_files import TOKENIZER_FILES
-from videollama_core.torch_device import pick_dtype
+from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, DECODER, EMBEDDING, VISION_ENCODER, Graph, graphs_of
+from videollama_core.engines.tensorrt_encoders import describe_machine
+from videollama_core.engines.torch_device import pick_dtype
+from videollama_core.model.config import AUDIO_KINDS
+from videollama_core.protocol.contract import MEDIA_KINDS
+from videollama_core.protocol.errors import ArtifactMismatch
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def convert(
     progress: Progress = SilentProgress(),
     options: EngineOptions = EngineOptions(),
 ) -> Path:
-    """Convert a published checkpoint folder into a bundle (videollama_core/bundle.py).
+    """Convert a published checkpoint folder into a bundle (videollama_core/engines/bundle.py).
 
     Args:
         tower: folder of the vision tower; needed when it is not near the checkpoint and not a published one.
@@ -87,32 +87,32 @@ def convert(
     options.check(config)
     if options.engine == "tensorrt":
         describe_machine()  # before hours of work, not after
-    with Workshop(out).locked() as workshop:
+    with BundleWriter(out).locked() as writer:
         source = _read_source(parts, progress)
         for step in plan_steps(parts, source, out, progress, options):
             progress.start(step.name, _work(step, parts))
-            reused = workshop.is_valid(step)
+            reused = writer.is_valid(step)
             if not reused:
-                workshop.make(step)
+                writer.make(step)
             progress.done(reused)
-        workshop.write_manifest(
+        writer.write_manifest(
             {
                 "format": FORMAT,
                 "name": checkpoint.resolve().name,
                 "model": config.to_dict(),
                 "media_tokens": {
-                    kind: config.tokens_of(kind) for kind in MEDIA_KINDS if config.audio or kind not in SOUNDING_KINDS
+                    kind: config.tokens_of(kind) for kind in MEDIA_KINDS if config.audio or kind not in AUDIO_KINDS
                 },
                 "max_seq_len": options.positions(config),
                 "engine": options.engine,
                 "dtype": options.dtype,
                 "slots": int(options.parameters().get("max_num_sequences", 0)),
                 "world_size": options.recipe.world_size if options.engine == "tensorrt" else 0,
-                "table_memory": options.table_memory,
+                "media_token_memory": options.media_token_memory,
                 "pool_bytes": options.pool_bytes(config),
                 "versions": {package: metadata.version(package) for package in ("torch", "onnx", "onnxruntime")},
                 "source": source,
-                "files": workshop.files(),
+                "files": writer.files(),
             }
         )
     return out

@@ -3,15 +3,16 @@
 import shlex
 from pathlib import Path
 
+from videollama_server.multi_gpu import with_ranks
+
 from videollama_converters.build_tensorrt import ENGINE_GRAPHS, profiles
 from videollama_converters.engine_options import EngineOptions, encoder_dtype
 from videollama_converters.tensorrt_llm import script
 from videollama_converters.tensorrt_llm_config import render_config
-from videollama_core.bundle import LANGUAGE_ENGINE, LANGUAGE_FOLDER, REPOSITORY, engine_path, graph_path
-from videollama_core.checkpoint import open_checkpoint
-from videollama_core.errors import InvalidRequest
-from videollama_core.graphs import VISION_ENCODER, graphs_of
-from videollama_core.multi_gpu import with_ranks
+from videollama_core.checkpoint.parts import open_checkpoint
+from videollama_core.engines.bundle import LANGUAGE_ENGINE, LANGUAGE_FOLDER, REPOSITORY, engine_path, graph_path
+from videollama_core.engines.specs import VISION_ENCODER, graphs_of
+from videollama_core.protocol.errors import InvalidRequest
 
 
 def describe(checkpoint: Path, out: Path, tower: Path | None, base: Path | None, options: EngineOptions) -> str:

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from videollama_core.checkpoint import CheckpointParts
-from videollama_core.shards import Sources
-from videollama_core.torch_device import pick_dtype
+from videollama_core.checkpoint.parts import CheckpointParts
+from videollama_core.checkpoint.shards import Sources
+from videollama_core.engines.torch_device import pick_dtype
 
 
 def encoder_sources(parts: CheckpointParts) -> Sources:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from videollama_converters.gpus import GPUS
 from videollama_converters.tensorrt_llm import QUANTIZATIONS, Recipe
-from videollama_core.config import ModelConfig
-from videollama_core.contract import MAX_REQUESTS
-from videollama_core.errors import InvalidRequest
-from videollama_core.graphs import VISION_ENCODER, Graph
+from videollama_core.engines.specs import VISION_ENCODER, Graph
+from videollama_core.model.config import ModelConfig
+from videollama_core.protocol.contract import MAX_REQUESTS
+from videollama_core.protocol.errors import InvalidRequest
 
 # engine -> types in which it computes, the default first. On TensorRT this is the vision tower's: connector and audio encoder
 # never go to bfloat16 (encoder_dtype), and the media tokens are float16, the language model's type there.
@@ -17,7 +17,7 @@ ENGINES = {
     "torch": ("bfloat16", "float16", "float32"),
     "tensorrt": ("bfloat16", "float16", "float32"),
 }
-TABLE_MEMORIES = ("cpu", "gpu")
+MEDIA_TOKEN_MEMORIES = ("cpu", "gpu")
 FP8_CAPABILITY = QUANTIZATIONS["fp8"][1]
 
 
@@ -39,7 +39,7 @@ class EngineOptions:
     max_seq_len: int | None = None  # positions of prompt and answer together
     slots: int | None = None  # requests that the language model answers at a time
     recipe: Recipe = field(default_factory=Recipe)  # of the language model on TensorRT-LLM
-    table_memory: str = "cpu"  # where media tokens lie between the encoder and the language model
+    media_token_memory: str = "cpu"  # where media tokens lie between the encoder and the language model
     fp8_media: tuple[Path, ...] = ()  # videos and pictures for the scales of a tower in fp8; none: no fp8
 
     def __post_init__(self) -> None:
@@ -51,12 +51,14 @@ class EngineOptions:
             )
         if self.fp8_media and self.engine != "tensorrt":
             raise InvalidRequest(f"fp8 is TensorRT's; engine {self.engine} takes {', '.join(ENGINES[self.engine])}")
-        if self.table_memory not in TABLE_MEMORIES:
-            raise InvalidRequest(f"table-memory is {self.table_memory!r}; it is one of {', '.join(TABLE_MEMORIES)}")
-        if self.table_memory == "gpu" and self.engine != "tensorrt":
+        if self.media_token_memory not in MEDIA_TOKEN_MEMORIES:
+            raise InvalidRequest(
+                f"media-token-memory is {self.media_token_memory!r}; it is one of {', '.join(MEDIA_TOKEN_MEMORIES)}"
+            )
+        if self.media_token_memory == "gpu" and self.engine != "tensorrt":
             raise InvalidRequest(
                 f"engine {self.engine} hands media tokens to the language model over gRPC, from the CPU's memory: "
-                "leave out --table-memory gpu, or take --engine tensorrt"
+                "leave out --media-token-memory gpu, or take --engine tensorrt"
             )
         if self.slots is not None and not 1 <= self.slots <= 1024:
             raise InvalidRequest(f"slots is {self.slots}; it takes 1 to 1024")
@@ -105,13 +107,13 @@ class EngineOptions:
             "engine": self.engine,
             "parameters": self.parameters(),
             "recipe": recipe,
-            "table_memory": self.table_memory,
+            "media_token_memory": self.media_token_memory,
         }
 
     def pool_bytes(self, config: ModelConfig) -> int:
         """Of the server's GPU memory for the tables of every question at a time; 0 where they go by the CPU."""
         size = Recipe.media_tokens(config) * config.language.width * 2  # float16
-        return MAX_REQUESTS * size if self.table_memory == "gpu" else 0
+        return MAX_REQUESTS * size if self.media_token_memory == "gpu" else 0
 
     def parameters(self) -> dict[str, str]:
         """Entries of the language model stage's config.pbtxt that differ from the tracked ones."""

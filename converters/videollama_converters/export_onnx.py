@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from videollama_converters.tidy_graph import tidy
-from videollama_core.audio import AudioEncoder
-from videollama_core.config import ModelConfig
-from videollama_core.connector import Connector
-from videollama_core.decoder import Decoder
-from videollama_core.graphs import AUDIO_ENCODER, CONNECTOR, DECODER, EMBEDDING, VISION_ENCODER, Graph
-from videollama_core.vision import VisionEncoder
+from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, DECODER, EMBEDDING, VISION_ENCODER, Graph
+from videollama_core.model.audio import AudioEncoder
+from videollama_core.model.config import ModelConfig
+from videollama_core.model.connector import Connector
+from videollama_core.model.decoder import Decoder
+from videollama_core.model.vision import VisionEncoder
 
 OPSET = 18  # what TensorRT 10 and ONNX Runtime both read; LayerNormalization is one node from 17 on
 Sources = dict[str, Callable[[], Tensor]]

@@ -15,10 +15,10 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from videollama_core.checkpoint import CheckpointParts
-from videollama_core.errors import InvalidRequest
-from videollama_core.preprocess import prepare
-from videollama_core.video import Segment
+from videollama_core.checkpoint.parts import CheckpointParts
+from videollama_core.media.preprocess import prepare
+from videollama_core.media.video import Segment
+from videollama_core.protocol.errors import InvalidRequest
 
 LARGEST = 448.0
 OPSET = 19  # first with fp8

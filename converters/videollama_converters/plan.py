@@ -9,12 +9,12 @@ from functools import cache
 import torch
 
 from videollama_converters.gpus import GPUS
-from videollama_core.audio import AudioEncoder
-from videollama_core.config import ModelConfig, published_config
-from videollama_core.connector import Connector
-from videollama_core.decoder import Decoder
-from videollama_core.variants import VARIANTS
-from videollama_core.vision import VisionEncoder
+from videollama_core.checkpoint.variants import VARIANTS
+from videollama_core.model.audio import AudioEncoder
+from videollama_core.model.config import ModelConfig, published_config
+from videollama_core.model.connector import Connector
+from videollama_core.model.decoder import Decoder
+from videollama_core.model.vision import VisionEncoder
 
 USABLE = 0.9  # of a GPU's memory
 RESERVE = 6e9  # bytes per GPU for activations, graphs and the CUDA context
@@ -91,7 +91,7 @@ def plan_row(name: str, gpu: str, quantization: str) -> Row:
 
 
 def _media_tokens(config: ModelConfig) -> int:
-    return config.tokens_of("video_with_sound" if config.audio else "video")
+    return config.tokens_of("video_with_audio" if config.audio else "video")
 
 
 def make_plan() -> list[Row]:

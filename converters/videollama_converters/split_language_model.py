@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from videollama_core.checkpoint import CheckpointParts
-from videollama_core.config import LanguageConfig, read_json
-from videollama_core.decoder import Decoder
-from videollama_core.shards import write_shards
-from videollama_core.tokenizer_files import copy_tokenizer
+from videollama_core.checkpoint.parts import CheckpointParts
+from videollama_core.checkpoint.shards import write_shards
+from videollama_core.checkpoint.tokenizer_files import copy_tokenizer
+from videollama_core.model.config import LanguageConfig, read_json
+from videollama_core.model.decoder import Decoder
 
 ARCHITECTURES = {
     "mistral": ("MistralForCausalLM", "mistral"),

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from videollama_core.bundle import MANIFEST
-from videollama_core.errors import ArtifactMismatch
+from videollama_core.engines.bundle import MANIFEST
+from videollama_core.protocol.errors import ArtifactMismatch
 
 STATE = ".steps.json"
 PARTIAL = ".partial"
@@ -45,7 +45,7 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-class Workshop:
+class BundleWriter:
     """The bundle's folder while it is made."""
 
     def __init__(self, root: Path) -> None:
@@ -59,7 +59,7 @@ class Workshop:
                 self._state = {}  # cut off while it was written: everything is made again
 
     @contextmanager
-    def locked(self) -> Iterator["Workshop"]:
+    def locked(self) -> Iterator["BundleWriter"]:
         """Raises: ArtifactMismatch if another conversion writes here."""
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / LOCK).open("w") as lock:

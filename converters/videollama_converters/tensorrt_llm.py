@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from videollama_converters.gpus import GPUS, Gpu
-from videollama_core.config import ModelConfig
-from videollama_core.errors import InvalidRequest
+from videollama_core.model.config import ModelConfig
+from videollama_core.protocol.errors import InvalidRequest
 
 RELEASE = "1.2.1"
 CONTAINER = "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"
@@ -98,7 +98,7 @@ class Recipe:
     @staticmethod
     def media_tokens(config: ModelConfig) -> int:
         """Rows of the largest prompt table: a video, with its sound where the checkpoint hears."""
-        return config.tokens_of("video_with_sound" if config.audio else "video")
+        return config.tokens_of("video_with_audio" if config.audio else "video")
 
     # --- commands ---
 

@@ -7,7 +7,7 @@ v1.2.1. A scalar has dims [1] and is reshaped to [], as there.
 from dataclasses import dataclass
 
 from videollama_converters.tensorrt_llm import KV_DTYPES, Recipe
-from videollama_core.config import ModelConfig
+from videollama_core.model.config import ModelConfig
 
 WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
 TABLE_TYPES = {"bfloat16": "TYPE_BF16", "float16": "TYPE_FP16"}

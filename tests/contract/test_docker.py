@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from videollama_core.contract import RUNNING_METRIC
+from videollama_core.protocol.contract import RUNNING_METRIC
 
 DOCKER = ROOT / "docker"
 IMAGES = sorted(DOCKER.glob("*/Dockerfile"))
@@ -95,7 +95,7 @@ def test_prometheus_and_the_dashboard_ask_for_what_is_there():
     prometheus = yaml.safe_load((DOCKER / "prometheus.yml").read_text("utf-8"))
     (target,) = prometheus["scrape_configs"][0]["static_configs"][0]["targets"]
     assert target == "server:8002" and COMPOSE["services"]["cpu"]["networks"]["default"]["aliases"] == ["server"]
-    source = (ROOT / "videollama_core/generation/stage.py").read_text("utf-8")
+    source = (ROOT / "server/videollama_server/stages/language_model.py").read_text("utf-8")
     own = {RUNNING_METRIC, *re.findall(r'"(vl2_llm_\w+)"', source)}
     dashboard = json.loads((DOCKER / "grafana/dashboards/videollama2.json").read_text("utf-8"))
     used = {

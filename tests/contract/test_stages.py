@@ -1,4 +1,4 @@
-"""Every config.pbtxt, graph and adapter against videollama_core/contract.py."""
+"""Every config.pbtxt, graph and adapter against videollama_core/protocol/contract.py."""
 
 import ast
 from pathlib import Path
@@ -9,10 +9,10 @@ from tritonclient.grpc import model_config_pb2
 
 from conftest import ROOT
 from videollama_converters.assemble import assemble
-from videollama_converters.engine_options import TABLE_MEMORIES, EngineOptions
+from videollama_converters.engine_options import MEDIA_TOKEN_MEMORIES, EngineOptions
 from videollama_converters.tensorrt_llm import Recipe
-from videollama_core.config import published_config
-from videollama_core.contract import ENCODER, ENSEMBLE, ENTRY, LANGUAGE_MODEL, PERCEPTION, PREPROCESS, STAGES
+from videollama_core.model.config import published_config
+from videollama_core.protocol.contract import ENCODER, ENSEMBLE, ENTRY, LANGUAGE_MODEL, PERCEPTION, PREPROCESS, STAGES
 
 REPOSITORY = ROOT / "model_repository"
 
@@ -60,10 +60,10 @@ def test_only_perception_is_cached():
     assert [name for name in STAGES if config(name).response_cache.enable] == [PERCEPTION.name]
 
 
-@pytest.mark.parametrize("memory", TABLE_MEMORIES)
+@pytest.mark.parametrize("memory", MEDIA_TOKEN_MEMORIES)
 def test_a_repository_for_tensorrt(memory, tmp_path):
     """Tables in float16; where they stay on the GPU, the frames are cached instead: the cache takes the CPU's tensors alone."""
-    options = EngineOptions("tensorrt", "bfloat16", recipe=Recipe(), table_memory=memory)
+    options = EngineOptions("tensorrt", "bfloat16", recipe=Recipe(), media_token_memory=memory)
     model, repository = published_config("VideoLLaMA2-7B"), tmp_path / "repository"
     assemble(repository, options, model, tmp_path)
     found = {name: config(name, repository) for name in STAGES}

@@ -18,12 +18,12 @@ from videollama_converters.engine_options import EngineOptions, encoder_dtype
 from videollama_converters.export_onnx import build_module, example_inputs, export_graph
 from videollama_converters.tensorrt_llm import Recipe
 from videollama_converters.tensorrt_operators import check_graph
-from videollama_core.bundle import Bundle
-from videollama_core.checkpoint import fill, open_checkpoint
-from videollama_core.engine import OnnxEngine
-from videollama_core.errors import ArtifactMismatch, InvalidRequest
-from videollama_core.graphs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, graphs_of
-from videollama_core.tensorrt_perceiver import check_sidecar, describe_machine
+from videollama_core.checkpoint.parts import fill, open_checkpoint
+from videollama_core.engines.bundle import Bundle
+from videollama_core.engines.onnx_runtime import OnnxEngine
+from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, graphs_of
+from videollama_core.engines.tensorrt_encoders import check_sidecar, describe_machine
+from videollama_core.protocol.errors import ArtifactMismatch, InvalidRequest
 
 # TensorRT's Python API as of 10.14, unchanged in 11 (python/src/infer/pyCore.cpp, pyGraph.cpp): names that may be used.
 MODULE = {
@@ -49,7 +49,10 @@ METHODS = {
         "set_optimization_profile_async", "set_input_shape", "set_tensor_address", "get_tensor_shape", "execute_async_v3",
     },
 }  # fmt: skip
-SOURCES = (ROOT / "converters/videollama_converters/build_tensorrt.py", ROOT / "videollama_core/tensorrt_perceiver.py")
+SOURCES = (
+    ROOT / "converters/videollama_converters/build_tensorrt.py",
+    ROOT / "videollama_core/engines/tensorrt_encoders.py",
+)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from videollama_server.multi_gpu import with_ranks
 
 from conftest import ROOT
 from videollama_converters.build_tensorrt import ENGINE_GRAPHS, MOST_STEPS, profiles
@@ -12,12 +13,11 @@ from videollama_converters.gpus import GPUS
 from videollama_converters.plan import LEAST_REQUESTS, count_parameters, make_plan
 from videollama_converters.tensorrt_llm import Recipe
 from videollama_converters.tensorrt_llm_config import INPUTS, OUTPUTS, parameters, render_config
-from videollama_core import contract
-from videollama_core.config import published_config
-from videollama_core.errors import InvalidRequest
-from videollama_core.graphs import CONNECTOR, graphs_of
-from videollama_core.multi_gpu import with_ranks
-from videollama_core.variants import VARIANTS
+from videollama_core.checkpoint.variants import VARIANTS
+from videollama_core.engines.specs import CONNECTOR, graphs_of
+from videollama_core.model.config import published_config
+from videollama_core.protocol import contract
+from videollama_core.protocol.errors import InvalidRequest
 
 FACTS = json.loads((Path(__file__).parent / "facts_tensorrt_llm.json").read_text("utf-8"))
 CONFIG = FACTS["config"]
@@ -66,7 +66,7 @@ def test_the_engine_takes_what_the_service_sends(name):
     assert known["inflight_batching_needs"].items() <= used.items()
     for pair in known["excludes"]:
         assert not set(pair) <= set(used)
-    media = config.tokens_of("video_with_sound" if config.audio else "video")
+    media = config.tokens_of("video_with_audio" if config.audio else "video")
     assert int(used["--max_multimodal_len"]) == recipe.max_batch_size * media
     assert int(used["--max_input_len"]) < int(used["--max_seq_len"]) == recipe.max_seq_len
     assert int(used["--workers"]) == recipe.world_size
@@ -245,8 +245,8 @@ def test_the_plan_names_every_checkpoint_and_gpu():
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_profiles_hold_every_shape_that_is_planned(name):
-    from videollama_core.frame_plan import plan_time_steps
-    from videollama_core.video import MAX_FRAMES
+    from videollama_core.media.video import MAX_FRAMES
+    from videollama_core.model.frame_plan import plan_time_steps
 
     config = published_config(name)
     for graph in ENGINE_GRAPHS:

@@ -18,7 +18,7 @@ OURS = {
     "videollama_benchmarks",
 }
 # What the bare install may import of the hub: it brings numpy and the standard library only.
-LIGHT = {"videollama_core.contract", "videollama_core.errors", "videollama_core.messages"}
+LIGHT = {"videollama_core.protocol.contract", "videollama_core.protocol.errors", "videollama_core.protocol.messages"}
 
 
 def imports(folder):

@@ -12,15 +12,15 @@ import torch
 
 from videollama_converters.gpus import GPUS
 from videollama_converters.plan import count_parameters
-from videollama_core.config import published_config
-from videollama_core.connector import Connector
-from videollama_core.decoder import Decoder
-from videollama_core.encode import to_host
+from videollama_core.engines.media_encoder import to_host
+from videollama_core.engines.torch_encoders import TorchEncoders
 from videollama_core.generation.torch_runner import TorchRunner
-from videollama_core.messages import ResolvedSampling
+from videollama_core.model.config import published_config
+from videollama_core.model.connector import Connector
+from videollama_core.model.decoder import Decoder
+from videollama_core.model.vision import VisionEncoder
+from videollama_core.protocol.messages import ResolvedSampling
 from videollama_core.sampling import Sampler
-from videollama_core.torch_perceiver import TorchPerceiver
-from videollama_core.vision import VisionEncoder
 
 REPEATS = 10
 NEW_TOKENS = 64
@@ -112,13 +112,17 @@ def measure(device: torch.device, name: str, requests: tuple[int, ...], text_tok
     with torch.inference_mode():
         with torch.device("meta"):
             vision, connector = VisionEncoder(config.vision, config.pixels), Connector(config)
-        perceiver = TorchPerceiver(randomised(vision, device), randomised(connector, device))
+        encoders = TorchEncoders(randomised(vision, device), randomised(connector, device))
         frames = np.random.default_rng(0).integers(
             0, 256, (config.num_frames, config.pixels.size, config.pixels.size, 3), np.uint8
         )
         index = np.arange(config.num_frames)
-        add("tower + connector, one video", lambda: to_host(perceiver.see(frames, index)), encoder_work(name) / peak)
-        media = to_host(perceiver.see(frames, index)).reshape(-1, config.language.width)
+        add(
+            "tower + connector, one video",
+            lambda: to_host(encoders.encode_frames(frames, index)),
+            encoder_work(name) / peak,
+        )
+        media = to_host(encoders.encode_frames(frames, index)).reshape(-1, config.language.width)
         with torch.device("meta"):
             decoder = Decoder(config.language)
         positions = len(media) + text_tokens
@@ -133,7 +137,7 @@ def measure(device: torch.device, name: str, requests: tuple[int, ...], text_tok
         add("prefill of one prompt", prefill, prefill_work(name, positions) / peak, f"{positions} positions")
 
         def first_token() -> None:
-            to_host(perceiver.see(frames, index))
+            to_host(encoders.encode_frames(frames, index))
             prefill()
 
         add("first token (frames to scores)", first_token, (encoder_work(name) + prefill_work(name, positions)) / peak)

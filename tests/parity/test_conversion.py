@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from checkpoints import copy, edit_json, edit_tensors, random_checkpoint
 from conftest import checkpoint, golden
 from videollama_converters.convert import convert
-from videollama_core.bundle import Bundle
-from videollama_core.encode import MediaEncoder
-from videollama_core.errors import ArtifactMismatch, CheckpointMismatch, ParityFailed
-from videollama_core.generation.runner import OnnxRunner
+from videollama_core.engines.bundle import Bundle
+from videollama_core.engines.media_encoder import MediaEncoder
+from videollama_core.generation.onnx_runner import OnnxRunner
 from videollama_core.pipeline import Pipeline
+from videollama_core.protocol.errors import ArtifactMismatch, CheckpointMismatch, ParityFailed
 from videollama_core.text import Tokenizer
 
 SMALL = "mistral-clip-8f"  # a single file, quick to edit
@@ -48,7 +48,7 @@ def test_other_shapes_convert_and_agree(shape, tmp_path):
     for count in (bundle.config.num_frames, 1):
         frames = rng.integers(0, 256, (count, size, size, 3), np.uint8)
         with torch.inference_mode():
-            wanted = oracle.see(frames)
+            wanted = oracle.encode_frames(frames)
         found = encoder.encode(frames)
         assert found.shape == (bundle.config.media_tokens, bundle.config.language.width)
         assert np.abs(found - wanted.numpy()).max() < 1e-4

@@ -17,11 +17,11 @@ from videollama_converters.export_onnx import export_graph
 from videollama_converters.fp8 import LARGEST, calibrate, quantize
 from videollama_converters.tensorrt_llm import Recipe
 from videollama_converters.tensorrt_operators import check_graph
-from videollama_core.checkpoint import open_checkpoint
-from videollama_core.errors import InvalidRequest
-from videollama_core.graphs import VISION_ENCODER
-from videollama_core.preprocess import prepare
-from videollama_core.video import Segment
+from videollama_core.checkpoint.parts import open_checkpoint
+from videollama_core.engines.specs import VISION_ENCODER
+from videollama_core.media.preprocess import prepare
+from videollama_core.media.video import Segment
+from videollama_core.protocol.errors import InvalidRequest
 
 SEEN = (MEDIA / "plain_96x64.mp4", MEDIA / "desert.jpg")
 # Three bits of mantissa: 6 % per product, which an ordinary sum averages. Random weights average worse than trained ones.

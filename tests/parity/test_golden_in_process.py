@@ -7,20 +7,20 @@ import pytest
 import torch
 
 from conftest import FEATURE_TOLERANCE, LOGIT_TOLERANCE, SOUND_TOKEN_TOLERANCE, VARIANTS, Case, cases, checkpoint
-from videollama_core.bundle import Bundle
-from videollama_core.encode import MediaEncoder
-from videollama_core.engine import OnnxEngine
-from videollama_core.generation.runner import OnnxRunner
-from videollama_core.graphs import VISION_ENCODER
-from videollama_core.messages import SamplingOptions
+from videollama_core.engines.bundle import Bundle
+from videollama_core.engines.media_encoder import MediaEncoder
+from videollama_core.engines.onnx_runtime import OnnxEngine
+from videollama_core.engines.specs import VISION_ENCODER
+from videollama_core.generation.onnx_runner import OnnxRunner
+from videollama_core.media.preprocess import Prepared
+from videollama_core.media.video import Segment, load_media
 from videollama_core.pipeline import Pipeline
-from videollama_core.preprocess import Prepared
-from videollama_core.video import Segment, load_media
+from videollama_core.protocol.messages import SamplingOptions
 
 ALL = [case for variant in VARIANTS for case in cases(variant)]
 WITH_MEDIA = [case for case in ALL if case.modality != "text"]
 SEEN = [case for case in WITH_MEDIA if case.modality != "audio"]
-HEARD = [case for case in WITH_MEDIA if case.is_heard]
+HEARD = [case for case in WITH_MEDIA if case.uses_audio]
 
 
 def name(case: Case) -> str:
@@ -52,7 +52,7 @@ def close(found: np.ndarray, wanted: np.ndarray, tolerance: float) -> bool:
 @pytest.mark.parametrize("case", [one for one in SEEN if not one.starts_from_pixels()], ids=name)
 def test_frames_and_pixels_are_exact(case):
     kind, files = case.files()
-    kind = kind.removesuffix("_with_sound")
+    kind = kind.removesuffix("_with_audio")
     frames = load_media(kind, files, Segment(**case.segment), pipeline(case.variant).config.num_frames)
     kept = case.facts.get("distinct_gif_frames_kept", case.facts.get("sampled_indices"))
     if kept is not None:
@@ -85,7 +85,7 @@ def test_hearing_from_the_stored_filterbank():
     ours, stored = pipeline(case.variant), case.tensor("fbank_bf16")
     features = ours.audio.tower(torch.from_numpy(stored)[None])[0]
     assert close(features.numpy(), case.tensor("beats_output"), FEATURE_TOLERANCE)
-    heard = ours.hear(stored)
+    heard = ours.encode_audio(stored)
     prompt = ours.prompt(case.conversation, "audio", len(heard))
     assert close(ours.inputs_embeds(prompt, heard)[0].numpy(), case.tensor("inputs_embeds"), FEATURE_TOLERANCE)
     assert close(next(ours.logits(prompt, heard)), case.tensor("prefill_logits"), LOGIT_TOLERANCE)
@@ -107,7 +107,7 @@ def test_logits_in_pytorch(case):
     embeds = ours.inputs_embeds(prompt, media)
     stored = case.tensor("inputs_embeds")
     if stored is not None:
-        assert close(embeds[0].numpy(), stored, SOUND_TOKEN_TOLERANCE if case.is_heard else FEATURE_TOLERANCE)
+        assert close(embeds[0].numpy(), stored, SOUND_TOKEN_TOLERANCE if case.uses_audio else FEATURE_TOLERANCE)
     assert close(next(ours.logits(prompt, media)), case.tensor("prefill_logits"), case.logit_tolerance)
 
 

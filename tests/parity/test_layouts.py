@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 
 from checkpoints import copy, edit_json
 from conftest import GOLDEN, checkpoint
-from videollama_core import vision
-from videollama_core.checkpoint import open_checkpoint
-from videollama_core.errors import CheckpointMismatch
+from videollama_core.checkpoint.parts import open_checkpoint
+from videollama_core.model import vision
+from videollama_core.protocol.errors import CheckpointMismatch
 
 BASE, LORA = "mistral-clip-8f-base", "mistral-clip-8f-lora"
 

@@ -11,13 +11,13 @@ from test_golden_in_process import ALL, WITH_MEDIA, close, media_tokens, name, p
 from conftest import ROOT, VARIANTS, cases, checkpoint
 from videollama_converters.convert import convert
 from videollama_converters.engine_options import EngineOptions
-from videollama_core.bundle import Bundle
-from videollama_core.encode import MediaEncoder
-from videollama_core.errors import ArtifactMismatch, InvalidRequest
-from videollama_core.generation.runner import OnnxRunner
+from videollama_core.engines.bundle import Bundle
+from videollama_core.engines.media_encoder import MediaEncoder
+from videollama_core.generation.onnx_runner import OnnxRunner
 from videollama_core.generation.scheduler import GenerationRequest, Scheduler
 from videollama_core.generation.torch_runner import TorchRunner, TorchScores, load_decoder
-from videollama_core.messages import ResolvedSampling
+from videollama_core.protocol.errors import ArtifactMismatch, InvalidRequest
+from videollama_core.protocol.messages import ResolvedSampling
 from videollama_core.sampling import Sampler
 
 
@@ -50,9 +50,9 @@ def test_media_tokens(case):
 
 def test_tables_that_stay_where_they_are_made():
     """As tensors of the device, made once for equal media; the same as arrays."""
-    (case, *_) = [one for one in WITH_MEDIA if one.is_heard and one.modality == "video"]
+    (case, *_) = [one for one in WITH_MEDIA if one.uses_audio and one.modality == "video"]
     made, found = bundle(case.variant), prepared(case)
-    keeping = MediaEncoder(Bundle(made.root, made.config, made.manifest | {"table_memory": "gpu"}))
+    keeping = MediaEncoder(Bundle(made.root, made.config, made.manifest | {"media_token_memory": "gpu"}))
     table, key = keeping.encode_media(found.frames, found.filterbank)
     assert isinstance(table, torch.Tensor) and table.is_contiguous()
     assert keeping.encode_media(found.frames.copy(), found.filterbank) == (table, key)
@@ -168,8 +168,8 @@ def test_bfloat16_is_near_and_finite():
         ({"engine": "torch", "dtype": "float32", "max_seq_len": 10**6}, "made for 32768 positions"),
         ({"engine": "torch", "dtype": "float32", "max_seq_len": 20}, "media alone takes"),
         ({"engine": "torch", "dtype": "float32", "slots": 0}, "1 to 1024"),
-        ({"engine": "torch", "dtype": "float32", "table_memory": "gpu"}, "over gRPC.*take --engine tensorrt"),
-        ({"engine": "tensorrt", "dtype": "float16", "table_memory": "tape"}, "one of cpu, gpu"),
+        ({"engine": "torch", "dtype": "float32", "media_token_memory": "gpu"}, "over gRPC.*take --engine tensorrt"),
+        ({"engine": "tensorrt", "dtype": "float16", "media_token_memory": "tape"}, "one of cpu, gpu"),
     ],
 )
 def test_wrong_choices_fail_before_work_begins(options, reason, tmp_path):

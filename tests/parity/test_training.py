@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import MEDIA
-from videollama_core.checkpoint import open_checkpoint
-from videollama_core.errors import BadSample, CheckpointMismatch, InvalidRequest
+from videollama_core.checkpoint.parts import open_checkpoint
 from videollama_core.pipeline import Pipeline
+from videollama_core.protocol.errors import BadSample, CheckpointMismatch, InvalidRequest
 from videollama_core.text import Tokenizer
 from videollama_training.cli import train as command
 from videollama_training.data import Collator, RowDataset
@@ -131,7 +131,7 @@ def test_a_picture_costs_one_time_step_and_gives_all_tokens(world):
     together = model.media_tokens(batch["frames"], batch["frame_index"])
     pipeline = Pipeline(world / "start")
     for place, row in enumerate(rows):
-        assert torch.allclose(together[place], pipeline.see(row.media.frames), atol=1e-5)
+        assert torch.allclose(together[place], pipeline.encode_frames(row.media.frames), atol=1e-5)
 
 
 def test_the_same_seed_gives_the_same_losses_and_the_loss_falls(world, tmp_path):

@@ -6,21 +6,21 @@ import pytest
 import torch
 
 from conftest import AUDIO_VARIANT, MEDIA, checkpoint
-from videollama_core.checkpoint import open_checkpoint
-from videollama_core.errors import BadSample, InvalidRequest
+from videollama_core.checkpoint.parts import open_checkpoint
+from videollama_core.media.audio import filterbank
 from videollama_core.pipeline import Pipeline
-from videollama_core.sound import filterbank
+from videollama_core.protocol.errors import BadSample, InvalidRequest
 from videollama_core.text import Tokenizer
 from videollama_training.data import Collator, RowDataset
 from videollama_training.model import TrainableModel
 from videollama_training.samples import read_samples
-from videollama_training.shapes.ears import EARS, KINDS, NOW, UNCERTAIN, add_ears, moment_labels
+from videollama_training.shapes.audio_tower import AUDIO_TOWER, KINDS, NOW, UNCERTAIN, add_audio_tower, moment_labels
 from videollama_training.shapes.sounds import Sound
 from videollama_training.train import TrainingOptions, train
 
 MEDIA_OF = {
     "audio": {"audio": "stereo_44k1_2s.wav"},
-    "video_with_sound": {"video": "plain_96x64.mp4", "with_sound": True},
+    "video_with_audio": {"video": "plain_96x64.mp4", "with_audio": True},
     "video": {"video": "vfr_80x60.mp4"},
     "text": {},
 }
@@ -66,7 +66,7 @@ def test_what_is_heard_in_training_is_what_is_heard_in_service(tmp_path):
         if kind != "text":
             (file,) = (value for value in media.values() if isinstance(value, str))
             tokens = pipeline.media_tokens(pipeline.prepare(kind, [(MEDIA / file).read_bytes()]))
-        modality = "video" if kind == "video_with_sound" else kind
+        modality = "video" if kind == "video_with_audio" else kind
         count = 0 if tokens is None else len(tokens)
         prompt = pipeline.prompt([{"role": "user", "content": "What is it?"}], modality, count)
         scores = torch.from_numpy(next(pipeline.logits(prompt, tokens)))
@@ -83,7 +83,7 @@ def test_what_is_heard_in_training_is_what_is_heard_in_service(tmp_path):
     ],
 )
 def test_only_what_is_named_moves_and_what_is_written_is_read_back(tmp_path, changes, moved):
-    samples(tmp_path, "audio", "video_with_sound")
+    samples(tmp_path, "audio", "video_with_audio")
     written = train(options(tmp_path, **changes)).checkpoint
     before, after = open_checkpoint(checkpoint(AUDIO_VARIANT)), open_checkpoint(written)
     after.check()
@@ -129,10 +129,10 @@ def test_ears_are_trained_only_where_there_are_some_and_where_they_can_be_writte
 
 
 def test_a_tiny_checkpoint_gets_ears_in_the_published_layout(tmp_path):
-    add_ears(checkpoint("tiny-shapes"), tmp_path / "av", seed=1, steps=2)
+    add_audio_tower(checkpoint("tiny-shapes"), tmp_path / "av", seed=1, steps=2)
     parts = open_checkpoint(tmp_path / "av")
     parts.check()
-    assert parts.config.audio == EARS and parts.config.language.max_positions == 2048
+    assert parts.config.audio == AUDIO_TOWER and parts.config.language.max_positions == 2048
     assert parts.audio_encoder()(torch.from_numpy(filterbank(torch.zeros(480_000).numpy()))[None]).shape == (
         1,
         1496,

@@ -9,11 +9,11 @@ from checkpoints import random_checkpoint
 from conftest import MEDIA
 from service.servers import serving
 from videollama_converters.convert import convert
-from videollama_core.bundle import Bundle
-from videollama_core.errors import Cancelled, InvalidRequest
-from videollama_core.generation.runner import load_runner
+from videollama_core.engines.bundle import Bundle
+from videollama_core.generation.onnx_runner import load_runner
 from videollama_core.generation.scheduler import GenerationRequest, Scheduler
-from videollama_core.messages import ResolvedSampling
+from videollama_core.protocol.errors import Cancelled, InvalidRequest
+from videollama_core.protocol.messages import ResolvedSampling
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's and its libraries' own

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from videollama_converters.export_onnx import build_module, example_inputs, export_graph
 from videollama_converters.tensorrt_operators import check_graph
-from videollama_core.checkpoint import fill
-from videollama_core.config import published_config
-from videollama_core.engine import OnnxEngine
-from videollama_core.graphs import GRAPHS
-from videollama_core.shards import SHARD_BYTES, write_shards
+from videollama_core.checkpoint.parts import fill
+from videollama_core.checkpoint.shards import SHARD_BYTES, write_shards
+from videollama_core.engines.onnx_runtime import OnnxEngine
+from videollama_core.engines.specs import GRAPHS
+from videollama_core.model.config import published_config
 
 
 def draw(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -80,7 +80,7 @@ def measure_graph(checkpoint: str, name: str, folder: Path, dtype: torch.dtype =
 
 def measure_split(checkpoint: str, layers: int, folder: Path) -> dict[str, object]:
     """The language model's tensors through the writer of `llm/`."""
-    from videollama_core.decoder import Decoder
+    from videollama_core.model.decoder import Decoder
 
     language = published_config(checkpoint).language
     if layers:

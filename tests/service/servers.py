@@ -15,7 +15,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import np_to_triton_dtype
 
 from videollama_client import Client
-from videollama_core.contract import STAGES
+from videollama_core.protocol.contract import STAGES
 
 
 def vl2(*words: object) -> list[str]:

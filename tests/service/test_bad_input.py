@@ -12,7 +12,7 @@ from tritonclient.utils import np_to_triton_dtype
 
 from conftest import MEDIA
 from videollama_client import BadSampling, BadSegment, InvalidRequest, PromptTooLong, UnreadableMedia
-from videollama_core.errors import from_wire
+from videollama_core.protocol.errors import from_wire
 
 VARIANT = "mistral-clip-8f"
 VIDEO = MEDIA / "plain_96x64.mp4"

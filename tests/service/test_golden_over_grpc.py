@@ -7,7 +7,7 @@ import pytest
 
 from conftest import FEATURE_TOLERANCE, VARIANTS, cases, golden
 from videollama_client import BadSegment
-from videollama_core.contract import PERCEPTION
+from videollama_core.protocol.contract import PERCEPTION
 
 ALL = [case for variant in VARIANTS for case in cases(variant)]
 # The public entry refuses a reversed segment; the reference silently swaps it (in process, and in `perception`, so do we).
@@ -21,7 +21,7 @@ def name(case) -> str:
 
 def media_of(case) -> dict:
     """Arguments of `ask`."""
-    sound = {"with_sound": True} if case.is_heard and case.modality == "video" else {}
+    sound = {"with_audio": True} if case.uses_audio and case.modality == "video" else {}
     return {} if case.modality == "text" else {case.modality: case.source()} | sound
 
 

@@ -8,7 +8,7 @@ import pytest
 from videollama_benchmarks.choices import LETTER_INSTRUCTION, MVBENCH
 from videollama_benchmarks.cli import TASKS
 from videollama_benchmarks.report import summarise
-from videollama_core.errors import BadSample
+from videollama_core.protocol.errors import BadSample
 
 
 def write(path, content):

@@ -55,7 +55,7 @@ def test_a_command_whose_packages_are_missing_says_which(command):
         (("ask", "hi", "--colour", "red"), 2, "No such option"),
         (("ask", str(MEDIA / "plain_96x64.mp4"), "hi", "--start", "3", "--end", "1"), 2, "BadSegment"),
         (("ask", "missing.wav", "hi"), 2, "UnreadableMedia: missing.wav cannot be read: No such file"),
-        (("ask", str(MEDIA / "image_90x50.png"), "hi", "--with-sound"), 2, "with_sound needs a video file"),
+        (("ask", str(MEDIA / "image_90x50.png"), "hi", "--with-audio"), 2, "with_audio needs a video file"),
         (("plan", "--checkpoint", "VideoLLaMA3"), 2, "is not a published checkpoint; they are VideoLLaMA2-7B-Base"),
         (("convert", str(checkpoint("qwen2-clip-8f")), "--out", "/tmp/x", "--dry-run"), 2, "--dry-run tells of"),
         (

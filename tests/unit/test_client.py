@@ -11,7 +11,7 @@ from conftest import MEDIA
 from videollama_client import Client, ServerUnreachable
 from videollama_client.media import read_media
 from videollama_client.wire import AnswerReader, build_question
-from videollama_core.errors import BadSegment, InvalidRequest, StageFailed, UnreadableMedia
+from videollama_core.protocol.errors import BadSegment, InvalidRequest, StageFailed, UnreadableMedia
 from wire_messages import message
 
 
@@ -60,14 +60,14 @@ def test_sound_from_everything_a_caller_has():
     clip = MEDIA / "plain_96x64.mp4"
     assert read_media(audio=MEDIA / "tone_16k_mono_4s.wav").kind == "audio"
     assert read_media(audio=b"bytes").files == (b"bytes",)
-    assert read_media(video=clip, with_sound=True).kind == "video_with_sound"
+    assert read_media(video=clip, with_audio=True).kind == "video_with_audio"
     for wrong in (
         {"audio": b"a", "video": clip},
         {"audio": np.zeros(5)},
-        {"video": MEDIA / "frames_dir", "with_sound": True},
-        {"video": [b"frame"], "with_sound": True},
-        {"image": b"a", "with_sound": True},
-        {"with_sound": True},
+        {"video": MEDIA / "frames_dir", "with_audio": True},
+        {"video": [b"frame"], "with_audio": True},
+        {"image": b"a", "with_audio": True},
+        {"with_audio": True},
     ):
         with pytest.raises(InvalidRequest):
             read_media(**wrong)

@@ -5,15 +5,22 @@ import shutil
 
 import numpy as np
 import pytest
+from videollama_server.stages import entry
+from videollama_server.stages.entry import Entry, Perception, Question
 
 from conftest import checkpoint
-from videollama_core import entry
-from videollama_core.bundle import Bundle
-from videollama_core.config import read_model_config
-from videollama_core.entry import Entry, Perception, Question
-from videollama_core.errors import BadSegment, Cancelled, InvalidRequest, PromptTooLong, StageFailed, StageRestarting
-from videollama_core.messages import SamplingOptions, as_conversation
-from videollama_core.video import Segment
+from videollama_core.engines.bundle import Bundle
+from videollama_core.media.video import Segment
+from videollama_core.model.config import read_model_config
+from videollama_core.protocol.errors import (
+    BadSegment,
+    Cancelled,
+    InvalidRequest,
+    PromptTooLong,
+    StageFailed,
+    StageRestarting,
+)
+from videollama_core.protocol.messages import SamplingOptions, as_conversation
 
 VARIANT = "qwen2-clip-8f"
 

@@ -1,7 +1,7 @@
 import pytest
 
-from videollama_core import errors
-from videollama_core.errors import (
+from videollama_core.protocol import errors
+from videollama_core.protocol.errors import (
     KINDS,
     Overloaded,
     ServerUnreachable,

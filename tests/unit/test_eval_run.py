@@ -11,7 +11,7 @@ from videollama_benchmarks import run
 from videollama_benchmarks.items import Item, JudgeQuestion, Task, Verdict
 from videollama_benchmarks.judge import Judge, read_judgement
 from videollama_benchmarks.report import table, write_report
-from videollama_core.errors import (
+from videollama_core.protocol.errors import (
     ArtifactMismatch,
     InvalidRequest,
     Overloaded,

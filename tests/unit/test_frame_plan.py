@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from conftest import checkpoint
-from videollama_core.config import read_model_config
-from videollama_core.connector import Connector
-from videollama_core.frame_plan import plan_encoding, plan_time_steps
+from videollama_core.model.config import read_model_config
+from videollama_core.model.connector import Connector
+from videollama_core.model.frame_plan import plan_encoding, plan_time_steps
 
 CONFIGS = {name: read_model_config(checkpoint(name)) for name in ("mistral-clip-8f", "qwen2-siglip-16f")}
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from conftest import checkpoint
-from videollama_core.encode import KeptTables, media_hash
-from videollama_core.errors import InvalidRequest
+from videollama_core.engines.media_encoder import MediaTokenCache, media_hash
 from videollama_core.prompt import tokenize_prompt
+from videollama_core.protocol.errors import InvalidRequest
 from videollama_core.text import Tokenizer
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
@@ -52,9 +52,9 @@ def test_the_newest_tables_are_kept_and_no_more():
         made.append(key)
         return np.full((1, 4), key, np.float32)  # 16 bytes
 
-    kept = KeptTables(most_bytes=48)
+    kept = MediaTokenCache(most_bytes=48)
     for key in (1, 2, 3, 1, 4, 2, 1):
         assert kept.get(key, lambda key=key: table(key))[0, 0] == key
     assert made == [1, 2, 3, 4, 2]  # 4 put 2 out, which 1 had been asked after; 2 then put 3 out
-    large = KeptTables(most_bytes=8)
+    large = MediaTokenCache(most_bytes=8)
     assert [large.get(5, lambda: table(5))[0, 0] for _ in range(2)] == [5, 5] and made[-2:] == [5, 5]

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from conftest import DECODER_DEPENDENT, GOLDEN, MEDIA, decode_all
-from videollama_core.config import PixelConfig
-from videollama_core.pixels import pad_to_square, to_tower_size
-from videollama_core.variants import CLIP_MEAN, CLIP_STD
-from videollama_core.video import Segment, load_media
+from videollama_core.checkpoint.variants import CLIP_MEAN, CLIP_STD
+from videollama_core.media.pixels import pad_to_square, to_tower_size
+from videollama_core.media.video import Segment, load_media
+from videollama_core.model.config import PixelConfig
 
 ENTRIES = json.loads((GOLDEN / "preprocess" / "real_sizes.json").read_text("utf-8"))["entries"]
 CONFIGS = {
@@ -53,7 +53,7 @@ def test_padding_centres_on_the_mean_colour():
 
 
 def test_a_repeated_picture_is_resized_once(monkeypatch):
-    from videollama_core import pixels
+    from videollama_core.media import pixels
 
     calls = []
     original = pixels._resize

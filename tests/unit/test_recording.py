@@ -10,14 +10,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from videollama_core.audio import AudioEncoder
-from videollama_core.config import published_config
-from videollama_core.connector import Connector
-from videollama_core.decoder import Decoder
+from videollama_core.checkpoint.variants import VARIANTS
+from videollama_core.engines.torch_encoders import TorchEncoders
 from videollama_core.generation.torch_runner import TorchRunner
-from videollama_core.torch_perceiver import TorchPerceiver
-from videollama_core.variants import VARIANTS
-from videollama_core.vision import VisionEncoder
+from videollama_core.model.audio import AudioEncoder
+from videollama_core.model.config import published_config
+from videollama_core.model.connector import Connector
+from videollama_core.model.decoder import Decoder
+from videollama_core.model.vision import VisionEncoder
 
 DEVICE = torch.device("meta")
 
@@ -53,13 +53,13 @@ def test_no_recorded_function_needs_the_host(name):
         vision, connector = VisionEncoder(config.vision, config.pixels), Connector(config)
         audio = AudioEncoder(config.audio, config.language.width).bfloat16() if config.audio else None
         decoder = Decoder(config.language).bfloat16()
-    perceiver, runner = TorchPerceiver(vision.bfloat16(), connector.bfloat16(), audio), TorchRunner(decoder, 16, 2048)
+    encoders, runner = TorchEncoders(vision.bfloat16(), connector.bfloat16(), audio), TorchRunner(decoder, 16, 2048)
     size, frames, width = config.pixels.size, config.num_frames, config.language.width
     with torch.inference_mode(), OnOneDevice(), NoNumbersOfTheHost():
-        steps = perceiver._media_steps(empty(frames, size, size, 3, dtype=torch.uint8), empty(frames))
+        steps = encoders._media_steps(empty(frames, size, size, 3, dtype=torch.uint8), empty(frames))
         assert steps.shape[-1] == width and steps.shape[0] * steps.shape[1] == config.media_tokens
         if config.audio:
-            heard = perceiver._audio_tokens(empty(1, config.audio.rows, config.audio.bins, dtype=torch.float32))
+            heard = encoders._audio_tokens(empty(1, config.audio.rows, config.audio.bins, dtype=torch.float32))
             assert heard.shape == (1, config.tokens_of("audio"), width)
         scores = runner._step(1024, empty(4), empty(4))
         assert scores.shape == (4, config.language.vocab_size) and scores.dtype is torch.float32

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from conftest import MEDIA, checkpoint
-from videollama_core.errors import BadSample
+from videollama_core.protocol.errors import BadSample
 from videollama_core.text import Tokenizer
 from videollama_training.samples import Sample, read_sample, read_samples, tokenize
 
@@ -35,7 +35,7 @@ def entry(**changes):
         ({"conversations": ["What?", "That."]}, "message 0 is from 'str'"),
         ({"video": None, "audio": "gone.wav"}, "gone.wav is missing"),
         ({"audio": "tone_16k_mono_4s.wav"}, "found video and audio; one sample is about one media"),
-        ({"video": None, "image": "desert.jpg", "with_sound": True}, "with_sound is said of image"),
+        ({"video": None, "image": "desert.jpg", "with_audio": True}, "with_audio is said of image"),
     ],
 )
 def test_a_bad_sample_is_named_with_its_reason(changes, reason):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from conftest import VARIANTS, cases
-from videollama_core.contract import MAX_NEW_TOKENS
-from videollama_core.errors import BadSampling
-from videollama_core.messages import GenerationDefaults, SamplingOptions
+from videollama_core.protocol.contract import MAX_NEW_TOKENS
+from videollama_core.protocol.errors import BadSampling
+from videollama_core.protocol.messages import GenerationDefaults, SamplingOptions
 from videollama_core.sampling import Sampler, penalise, probabilities
 
 DEFAULTS = GenerationDefaults(end_ids=(2,), top_k=50, repetition_penalty=1.0)

@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from videollama_core.errors import Cancelled, InvalidRequest, Overloaded, PromptTooLong, StageFailed
 from videollama_core.generation.scheduler import GenerationRequest, Scheduler
-from videollama_core.messages import ResolvedSampling
+from videollama_core.protocol.errors import Cancelled, InvalidRequest, Overloaded, PromptTooLong, StageFailed
+from videollama_core.protocol.messages import ResolvedSampling
 
 VOCAB = 50
 END = 49

@@ -10,9 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import GOLDEN, MEDIA
-from videollama_core.audio import bucket_of
-from videollama_core.errors import BadSegment, UnreadableMedia
-from videollama_core.sound import (
+from videollama_core.media.audio import (
     RATE,
     SAMPLES,
     file_waveform,
@@ -22,7 +20,9 @@ from videollama_core.sound import (
     to_bfloat16,
     track_waveform,
 )
-from videollama_core.video import Segment
+from videollama_core.media.video import Segment
+from videollama_core.model.audio import bucket_of
+from videollama_core.protocol.errors import BadSegment, UnreadableMedia
 
 STORED = load_file(GOLDEN / "preprocess" / "audio.safetensors")
 ENTRIES = json.loads((GOLDEN / "preprocess" / "audio.json").read_text("utf-8"))["entries"]

@@ -7,9 +7,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from videollama_core.messages import ResolvedSampling
+from videollama_core.media.video import Segment
 from videollama_core.prompt import Prompt
-from videollama_core.video import Segment
+from videollama_core.protocol.messages import ResolvedSampling
 
 ANSWERS = {
     "prompt_vocab_size": np.array([[3]], np.int32),
@@ -57,11 +57,11 @@ def calls(monkeypatch):
     module.Tensor, module.InferenceRequest, module.on_gpu = Tensor, InferenceRequest, False
     module.get_output_tensor_by_name = lambda response, name: response.outputs.get(name)
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    for name in ("videollama_core.stage", "videollama_core.stage_calls"):
+    for name in ("videollama_server.stages.python_backend", "videollama_server.stages.calls"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    found = importlib.import_module("videollama_core.stage_calls")
+    found = importlib.import_module("videollama_server.stages.calls")
     yield found, module, sent
-    for name in ("videollama_core.stage", "videollama_core.stage_calls"):
+    for name in ("videollama_server.stages.python_backend", "videollama_server.stages.calls"):
         sys.modules.pop(name, None)
 
 

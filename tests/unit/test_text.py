@@ -3,7 +3,7 @@ import random
 import pytest
 
 from conftest import VARIANTS, checkpoint, golden, language_folder
-from videollama_core.errors import ArtifactMismatch, InvalidRequest
+from videollama_core.protocol.errors import ArtifactMismatch, InvalidRequest
 from videollama_core.text import AnswerText, Tokenizer
 
 PLACEHOLDER_IDS = {"<image>": -200, "<video>": -201, "<audio>": -202}

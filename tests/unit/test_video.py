@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from conftest import GOLDEN, MEDIA, decode_all
-from videollama_core import video
-from videollama_core.errors import BadSegment, InvalidRequest, UnreadableMedia
-from videollama_core.video import (
+from videollama_core.media import video
+from videollama_core.media.video import (
     Segment,
     candidate_range,
     choose_frames,
@@ -20,6 +19,7 @@ from videollama_core.video import (
     choose_in_segment,
     load_media,
 )
+from videollama_core.protocol.errors import BadSegment, InvalidRequest, UnreadableMedia
 
 TABLES = json.loads((GOLDEN / "preprocess" / "frame_sampling.json").read_text("utf-8"))
 

@@ -4,8 +4,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from videollama_core.decoder import Decoder
-from videollama_core.errors import InvalidRequest
+from videollama_core.model.decoder import Decoder
+from videollama_core.protocol.errors import InvalidRequest
 
 
 def add_adapters(decoder: Decoder, rank: int, alpha: int, dropout: float, four_bit: bool) -> nn.Module:

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from videollama_core.config import ModelConfig
-from videollama_core.errors import BadSample, VideoLlamaError
-from videollama_core.preprocess import Prepared, prepare
-from videollama_core.sound import BINS
+from videollama_core.media.audio import BINS
+from videollama_core.media.preprocess import Prepared, prepare
+from videollama_core.media.video import Segment
+from videollama_core.model.config import ModelConfig
+from videollama_core.protocol.errors import BadSample, VideoLlamaError
 from videollama_core.text import Tokenizer
-from videollama_core.video import Segment
 from videollama_training.model import PADDING, SHARED, Batch
 from videollama_training.samples import Sample, Tokens, tokenize
 

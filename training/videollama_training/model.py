@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.nn import functional
 
-from videollama_core import audio as audio_module
-from videollama_core import connector as connector_module
-from videollama_core import decoder as decoder_module
-from videollama_core import vision as vision_module
-from videollama_core.checkpoint import CheckpointParts
-from videollama_core.config import ModelConfig
-from videollama_core.decoder import Decoder
-from videollama_core.frame_plan import plan_time_steps
+from videollama_core.checkpoint.parts import CheckpointParts
+from videollama_core.model import audio as audio_module
+from videollama_core.model import connector as connector_module
+from videollama_core.model import decoder as decoder_module
+from videollama_core.model import vision as vision_module
+from videollama_core.model.config import ModelConfig
+from videollama_core.model.decoder import Decoder
+from videollama_core.model.frame_plan import plan_time_steps
 
 SHARED, PADDING = 0, -1  # values of `Batch.question`
 

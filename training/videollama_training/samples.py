@@ -2,7 +2,7 @@
 
 A sample is {id, image | video | audio: path, conversations: [{from: human | gpt, value}]}, with at most one media. The
 placeholder of the media moves to the front of every message that holds it and is followed by a newline. A video whose sound
-track is heard too says `with_sound: true`: the published data keeps such samples in a file of their own.
+track is heard too says `with_audio: true`: the published data keeps such samples in a file of their own.
 """
 
 import json
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videollama_core.errors import BadSample, InvalidRequest
 from videollama_core.prompt import MODALITIES, PLACEHOLDERS
+from videollama_core.protocol.errors import BadSample, InvalidRequest
 from videollama_core.text import Tokenizer
 
 MEDIA_KINDS = ("video", "image", "audio")
@@ -24,7 +24,7 @@ class Sample:
     """One conversation about one media, or about none."""
 
     name: str  # the sample's id, or its place in the file
-    kind: str  # video, image, audio, video_with_sound, or text
+    kind: str  # video, image, audio, video_with_audio, or text
     media: Path | None
     turns: tuple[tuple[str, str], ...]  # (question, answer) pairs without placeholders
 
@@ -96,10 +96,10 @@ def read_sample(entry: Any, place: int, folder: Path) -> Sample:
     if not (folder / media).exists():
         raise bad(f"{folder / media} is missing")
     kind = kinds[0]
-    if entry.get("with_sound"):
+    if entry.get("with_audio"):
         if kind != "video":
-            raise bad(f"with_sound is said of {kind}; only a video has frames and sound")
-        kind = "video_with_sound"
+            raise bad(f"with_audio is said of {kind}; only a video has frames and sound")
+        kind = "video_with_audio"
     return Sample(name, kind, folder / media, tuple(zip(values[::2], values[1::2], strict=True)))
 
 

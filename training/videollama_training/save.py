@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from videollama_core import audio, connector, vision
-from videollama_core.checkpoint import (
+from videollama_core.checkpoint.parts import (
     ADAPTER_FILES,
     BIAS_TABLE,
     CONNECTOR_FILE,
@@ -24,9 +23,10 @@ from videollama_core.checkpoint import (
     CheckpointParts,
     tap_lengths,
 )
-from videollama_core.config import read_json
-from videollama_core.shards import write_shards
-from videollama_core.tokenizer_files import copy_tokenizer
+from videollama_core.checkpoint.shards import write_shards
+from videollama_core.checkpoint.tokenizer_files import copy_tokenizer
+from videollama_core.model import audio, connector, vision
+from videollama_core.model.config import read_json
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -11,10 +11,10 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from videollama_core.checkpoint import CheckpointParts, open_checkpoint
-from videollama_core.errors import BadSample, CheckpointMismatch, InvalidRequest
+from videollama_core.checkpoint.parts import CheckpointParts, open_checkpoint
+from videollama_core.checkpoint.tokenizer_files import copy_tokenizer
+from videollama_core.protocol.errors import BadSample, CheckpointMismatch, InvalidRequest
 from videollama_core.text import Tokenizer
-from videollama_core.tokenizer_files import copy_tokenizer
 from videollama_training.curve import draw_curve
 from videollama_training.data import BadSamples, Collator, LengthGroups, RowDataset
 from videollama_training.model import TrainableModel
@@ -158,7 +158,7 @@ def read_all(options: TrainingOptions, bad: BadSamples) -> list[Sample]:
 
 def prepare_model(parts: CheckpointParts, tokenizer: Tokenizer, options: TrainingOptions) -> TrainableModel:
     """The model with exactly those parameters trainable that `options.tune` names."""
-    _check_ears(parts, options)
+    _check_audio_tower(parts, options)
     model = TrainableModel(parts, tokenizer.pad_id)
     model.connector.requires_grad_(options.tune != "audio")
     model.vision.requires_grad_(options.tune_tower)
@@ -180,7 +180,7 @@ def prepare_model(parts: CheckpointParts, tokenizer: Tokenizer, options: Trainin
     return model
 
 
-def _check_ears(parts: CheckpointParts, options: TrainingOptions) -> None:
+def _check_audio_tower(parts: CheckpointParts, options: TrainingOptions) -> None:
     """Raises: InvalidRequest where the layout that is to be written cannot hold what is to be trained."""
     if parts.config.audio is None and (options.tune == "audio" or options.tune_audio_tower):
         raise InvalidRequest(f"{options.checkpoint} has no audio tower; its ears cannot be trained")

@@ -1,1 +1,1 @@
-"""The language model's stage outside TensorRT-LLM: one scheduler over a small runner interface."""
+"""The language model: one scheduler over a small runner interface. May import every room of the core."""

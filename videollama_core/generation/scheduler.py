@@ -12,9 +12,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from videollama_core.errors import Cancelled, InvalidRequest, Overloaded, PromptTooLong, StageFailed, VideoLlamaError
-from videollama_core.generation.runner import Runner
-from videollama_core.messages import ResolvedSampling
+from videollama_core.generation.onnx_runner import Runner
+from videollama_core.protocol.errors import (
+    Cancelled,
+    InvalidRequest,
+    Overloaded,
+    PromptTooLong,
+    StageFailed,
+    VideoLlamaError,
+)
+from videollama_core.protocol.messages import ResolvedSampling
 from videollama_core.sampling import Sampler
 
 logger = logging.getLogger(__name__)

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from videollama_core.bundle import Bundle
-from videollama_core.checkpoint import fill
-from videollama_core.decoder import Decoder, DecoderLayer, MixtureOfExperts, rotary_tables, rotate
-from videollama_core.errors import ArtifactMismatch
+from videollama_core.checkpoint.parts import fill
+from videollama_core.checkpoint.shards import Shards
+from videollama_core.engines.bundle import Bundle
+from videollama_core.engines.torch_device import pick_device, pick_dtype
+from videollama_core.engines.torch_encoders import CudaGraphCache
+from videollama_core.model.decoder import Decoder, DecoderLayer, MixtureOfExperts, rotary_tables, rotate
+from videollama_core.protocol.errors import ArtifactMismatch
 from videollama_core.sampling import Sampler
-from videollama_core.shards import Shards
-from videollama_core.torch_device import pick_device, pick_dtype
-from videollama_core.torch_perceiver import Replayed
 
 STEP = 512  # positions by which the part of the cache that a decoding step reads grows
 
@@ -82,7 +82,7 @@ class TorchRunner:
         self._cache = torch.zeros(shape, dtype=self.dtype, device=self.device)
         self._visible = torch.zeros(num_slots, max_length + 1, dtype=torch.bool, device=self.device)
         self._length = [0] * num_slots
-        self._steps: dict[tuple[int, int], Replayed] = {}
+        self._steps: dict[tuple[int, int], CudaGraphCache] = {}
 
     def free(self, slot: int) -> None:
         self._length[slot] = 0
@@ -123,7 +123,7 @@ class TorchRunner:
             token[slot] = one
         longest = max(self._length[slot] for slot in slots) + 1
         reach = min(-(-longest // STEP) * STEP, self.max_length + 1)
-        step = self._steps.setdefault((rows, reach), Replayed(lambda *x: self._step(reach, *x), self.device))
+        step = self._steps.setdefault((rows, reach), CudaGraphCache(lambda *x: self._step(reach, *x), self.device))
         # A busy slot that is not asked for may reach further than this step reads: it writes behind its own end, too.
         logits = step(torch.tensor(token), torch.tensor(self._length[:rows]))
         for slot in slots:

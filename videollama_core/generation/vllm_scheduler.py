@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from videollama_core.bundle import Bundle
-from videollama_core.errors import InvalidRequest
+from videollama_core.checkpoint.shards import Shards
+from videollama_core.engines.bundle import Bundle
 from videollama_core.generation.scheduler import GenerationRequest, Scheduler
-from videollama_core.shards import Shards
+from videollama_core.protocol.errors import InvalidRequest
 
 EMBEDDING = "model.embed_tokens.weight"
 _PENALTY = "penalty_of_generated"

@@ -1,7 +1,8 @@
 """Output ids -> text, for the static ensemble."""
 
-from videollama_core.contract import DETOKENIZE
-from videollama_core.stage import PythonStage, bundle_of
+from videollama_server.stages.python_backend import PythonStage, bundle_of
+
+from videollama_core.protocol.contract import DETOKENIZE
 from videollama_core.text import AnswerText
 
 

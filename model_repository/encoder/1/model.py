@@ -2,9 +2,10 @@
 
 import time
 
-from videollama_core.contract import ENCODER
-from videollama_core.encode import MediaEncoder
-from videollama_core.stage import PythonStage, bundle_of
+from videollama_server.stages.python_backend import PythonStage, bundle_of
+
+from videollama_core.engines.media_encoder import MediaEncoder
+from videollama_core.protocol.contract import ENCODER
 
 
 class TritonPythonModel(PythonStage):

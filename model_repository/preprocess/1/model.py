@@ -2,10 +2,11 @@
 
 import time
 
-from videollama_core.contract import PREPROCESS
-from videollama_core.preprocess import prepare
-from videollama_core.stage import PythonStage, bundle_of, scalar
-from videollama_core.video import Segment
+from videollama_server.stages.python_backend import PythonStage, bundle_of, scalar
+
+from videollama_core.media.preprocess import prepare
+from videollama_core.media.video import Segment
+from videollama_core.protocol.contract import PREPROCESS
 
 
 class TritonPythonModel(PythonStage):

@@ -1,10 +1,11 @@
 """Question or messages -> input ids and sampling tensors of the language model, for the static ensemble."""
 
-from videollama_core.contract import PROMPT
-from videollama_core.entry import build_prompt
-from videollama_core.entry_stage import read_conversation, read_options
-from videollama_core.stage import PythonStage, bundle_of, scalar
-from videollama_core.stage_calls import language_model_inputs
+from videollama_server.stages.calls import language_model_inputs
+from videollama_server.stages.entry import build_prompt
+from videollama_server.stages.entry_stage import read_conversation, read_options
+from videollama_server.stages.python_backend import PythonStage, bundle_of, scalar
+
+from videollama_core.protocol.contract import PROMPT
 
 
 class TritonPythonModel(PythonStage):

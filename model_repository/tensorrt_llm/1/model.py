@@ -1,6 +1,6 @@
 """The language model on a CPU, behind TensorRT-LLM's own tensors."""
 
-from videollama_core.generation.stage import LanguageModelStage
+from videollama_server.stages.language_model import LanguageModelStage
 
 
 class TritonPythonModel(LanguageModelStage):

@@ -20,9 +20,9 @@ from tqdm import tqdm
 )
 @click.option("--tower-steps", default=0, show_default=True, help="Lessons for its vision tower alone.")
 @click.option(
-    "--ears-for", type=click.Path(path_type=Path), help="Begin with this checkpoint, and give it an audio tower."
+    "--add-audio-tower", type=click.Path(path_type=Path), help="Begin with this checkpoint, and give it an audio tower."
 )
-@click.option("--ear-steps", default=0, show_default=True, help="Lessons for that audio tower alone.")
+@click.option("--audio-tower-steps", default=0, show_default=True, help="Lessons for that audio tower alone.")
 def shapes(
     out: Path,
     pictures: int,
@@ -33,8 +33,8 @@ def shapes(
     seed: int,
     start: bool,
     tower_steps: int,
-    ears_for: Path | None,
-    ear_steps: int,
+    add_audio_tower_to: Path | None,
+    audio_tower_steps: int,
 ) -> None:
     """Write a data set of moving shapes, in the reference's training format.
 
@@ -70,10 +70,10 @@ def shapes(
         with tqdm(total=number, desc=f"{name:9}", unit=" media") as bar:
             found = make_split(out, name, make, number, bar.update)
             entries += found if name != TEXTS else []  # the tokenizer learns its words from what is seen
-    if ears_for is not None:
-        from videollama_training.shapes.ears import add_ears
+    if add_audio_tower_to is not None:
+        from videollama_training.shapes.audio_tower import add_audio_tower
 
-        add_ears(ears_for, out / "start", seed, ear_steps)
+        add_audio_tower(add_audio_tower_to, out / "start", seed, audio_tower_steps)
     elif start:
         words = (message["value"] for entry in entries for message in entry["conversations"])
         make_start(out / "start", words, seed, tower_steps)

@@ -62,13 +62,13 @@ def make_media(folder: Path, number: int, seed: int, held_out: bool) -> list[dic
     return [_entry(f"{number:05d}-{place}", f"{split}/{name}", item) for place, item in enumerate(items)]
 
 
-def _entry(name: str, file: str, item: Item, with_sound: bool = False) -> dict:
+def _entry(name: str, file: str, item: Item, with_audio: bool = False) -> dict:
     kind = {"": "text", "png": "image", "flac": "audio"}.get(file.rpartition(".")[2], "video")
     about = {key: value for key, value in asdict(item).items() if key not in ("question", "answer")}
     return {
         "id": name,
         **({kind: file} if file else {}),
-        **({"with_sound": True} if with_sound else {}),
+        **({"with_audio": True} if with_audio else {}),
         "conversations": [
             {"from": "human", "value": f"<{kind}>\n{item.question}" if file else item.question},
             {"from": "gpt", "value": _sentence(item.answer)},

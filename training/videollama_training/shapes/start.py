@@ -11,11 +11,11 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from torch import nn
 
-from videollama_core import connector, vision
-from videollama_core.config import read_model_config
-from videollama_core.connector import Connector
-from videollama_core.decoder import Decoder
-from videollama_core.vision import VisionEncoder
+from videollama_core.model import connector, vision
+from videollama_core.model.config import read_model_config
+from videollama_core.model.connector import Connector
+from videollama_core.model.decoder import Decoder
+from videollama_core.model.vision import VisionEncoder
 from videollama_training.shapes.tower import pretrain_tower
 
 TOWER = "towers/siglip-tiny-patch8-64"

@@ -14,9 +14,9 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
-from videollama_core.config import PixelConfig
-from videollama_core.pixels import to_tower_size
-from videollama_core.vision import VisionEncoder
+from videollama_core.media.pixels import to_tower_size
+from videollama_core.model.config import PixelConfig
+from videollama_core.model.vision import VisionEncoder
 from videollama_training.shapes.world import COLOURS, SCENES, SHAPES, SIDE, SIZES, Scene, draw_scene, render_frame
 
 NOTHING, UNCERTAIN = 0, -100  # labels of a patch: the ground, and what cannot be told

@@ -1,0 +1,92 @@
+"""Where a Triton server lies on this machine, and what its Python stages need."""
+
+import os
+import shutil
+import sys
+import sysconfig
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from videollama_core.protocol.errors import ServerFailed
+
+ADDRESS_VARIABLE = "VL2_GRPC_ADDRESS"  # host:port of the server's own gRPC port, for its stages
+LANGUAGE_MODEL_VARIABLE = "VL2_LLM"  # "vllm": that runs the language model; "own": the bundle's own engine
+
+
+@dataclass(frozen=True)
+class Installation:
+    """Where a Triton server lies, and what it needs from its environment."""
+
+    binary: Path
+    backends: Path
+    caches: Path
+    libraries: tuple[Path, ...] = ()
+
+
+def find_installation(runtime: Path) -> Installation:
+    """The container's server in /opt/tritonserver, else the one in the wheel nvidia-pytriton.
+
+    Args:
+        runtime: empty folder; receives the backend with the stub of this Python.
+    Raises: ServerFailed if there is none, or none for this platform and Python.
+    """
+    container = Path("/opt/tritonserver")
+    if (container / "bin/tritonserver").is_file():
+        return Installation(container / "bin/tritonserver", container / "backends", container / "caches")
+    spec = find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        raise ServerFailed(
+            "no Triton server here: neither /opt/tritonserver nor the wheel; pip install 'videollama2-service[serve]' (or '.[serve]' in the source tree) on Linux x86-64"
+        )
+    wheel = Path(spec.origin).parent / "tritonserver"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        known = ", ".join(sorted(path.name for path in (wheel / "python_backend_stubs").glob("*")))
+        raise ServerFailed(f"the Triton wheel has no Python backend for Python {version}; it has {known}")
+    backend = runtime / "backends" / "python"
+    backend.mkdir(parents=True)
+    for file in (wheel / "backends" / "python").iterdir():
+        if file.is_file():
+            (backend / file.name).symlink_to(file)
+    # A copy: the stub must not be found through a link, or it looks for its libraries in the link's folder.
+    shutil.copy2(stub, backend / stub.name)
+    return Installation(
+        wheel / "bin/tritonserver",
+        backend.parent,
+        wheel / "caches",
+        (wheel.parents[1] / "nvidia_pytriton.libs", _python_library()),
+    )
+
+
+def _python_library() -> Path:
+    """Folder of libpython, which the stub needs. Raises: ServerFailed for a Python built without it."""
+    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+    for folder in (
+        sysconfig.get_config_var("LIBDIR"),
+        str(Path(sys.base_prefix) / "lib"),
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib64",
+        "/usr/local/lib",
+    ):
+        if folder and (Path(folder) / name).is_file():
+            return Path(folder)
+    raise ServerFailed(
+        f"{name} is not on this machine, and Triton's Python backend needs it; install it (Debian: apt install {name.split('.so')[0]}) or use a Python built with --enable-shared"
+    )
+
+
+def stage_environment(installation: Installation, address: str, llm: str = "own") -> dict[str, str]:
+    """The stubs use this interpreter's packages, find the server's own gRPC port, and what runs the language model."""
+    environment = dict(os.environ) | {ADDRESS_VARIABLE: address, LANGUAGE_MODEL_VARIABLE: llm}
+    libraries = [str(folder) for folder in installation.libraries]
+    if libraries:
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join(
+            [*libraries, *filter(None, [environment.get("LD_LIBRARY_PATH")])]
+        )
+    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in sys.path if path))
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
+    environment["PYTHONUNBUFFERED"] = "1"
+    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return environment

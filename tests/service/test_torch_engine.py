@@ -1,0 +1,79 @@
+"""`--engine torch` behind the same stages: the recorded answers over gRPC, many at a time."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from conftest import ROOT, case, cases, checkpoint
+from service.servers import serving
+from service.test_golden_over_grpc import PERCEPTION_OUTPUTS, REVERSED, media_of, strings
+from videollama_converters.assemble import keep_media_tokens_on_gpu
+from videollama_converters.convert import convert
+from videollama_converters.engine_options import EngineOptions
+
+VARIANT = "av-qwen2-siglip"
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    options = EngineOptions(engine="torch", dtype="float32", max_seq_len=4096, slots=4)
+    return convert(checkpoint(VARIANT), ROOT / f"build/tests/{VARIANT}-torch", options=options)
+
+
+@pytest.fixture(scope="module")
+def server(bundle, tmp_path_factory):
+    with serving(bundle, tmp_path_factory.mktemp("torch") / "server.log") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def keeping(bundle, tmp_path_factory):
+    """The repository of `--media-token-memory gpu`, with the one word changed that asks Triton for a GPU: tables leave the encoder
+    by DLPack, which keeps them, and the response cache is at the frames."""
+    folder = tmp_path_factory.mktemp("keeping")
+    copy = folder / "bundle"
+    shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["media_token_memory"] = "gpu"
+    keep_media_tokens_on_gpu(copy / "model_repository")
+    config = copy / "model_repository/encoder/config.pbtxt"
+    text = config.read_text()
+    assert text.count("kind: KIND_GPU, count: 1, gpus: [ 0 ]") == 1
+    config.write_text(text.replace("kind: KIND_GPU, count: 1, gpus: [ 0 ]", "kind: KIND_CPU, count: 1"))
+    for name in manifest["files"]:
+        manifest["files"][name]["bytes"] = (copy / name).stat().st_size
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with serving(copy, folder / "server.log") as running:
+        yield running
+
+
+@pytest.mark.parametrize("road", ["server", "keeping"])
+def test_recorded_answers(road, request):
+    server = request.getfixturevalue(road)
+    wanted = [case for case in cases(VARIANT) if case.name != REVERSED]
+
+    def ask(case):
+        with server.client() as client:
+            return client.ask(
+                case.facts["instruct"], **media_of(case), **case.segment, max_new_tokens=case.max_new_tokens
+            )
+
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        answers = list(pool.map(ask, wanted))
+    assert [answer.output_ids for answer in answers] == [case.facts["output_ids"] for case in wanted]
+    assert [answer.text for answer in answers] == [case.facts["text"] for case in wanted]
+
+
+def test_a_second_question_decodes_nothing(keeping):
+    known = case(VARIANT, "video_audio")
+    kind, files = known.files()
+    media = {"media": strings(*files), "media_kind": strings(kind)}
+    first, second = (keeping.call("perception", PERCEPTION_OUTPUTS, **media) for _ in range(2))
+    assert (first["prompt_embedding_table"] == second["prompt_embedding_table"]).all()
+    assert (first["perception_spans"][:2] == second["perception_spans"][:2]).all()  # of the frames' one decoding
+    assert first["perception_spans"][2] != second["perception_spans"][2]  # and the encoder was asked again
+    with keeping.client() as client:
+        answer = client.ask(known.facts["instruct"], **media_of(known), max_new_tokens=known.max_new_tokens)
+    assert answer.output_ids == known.facts["output_ids"] and answer.seconds["preprocess"] == 0

@@ -1,0 +1,162 @@
+"""Ears for a tiny checkpoint that sees: an audio tower with lessons of its own, and a projector with random weights.
+
+The published tower comes pretrained (BEATs, on AudioSet's tags); this one learns to say at every patch what sounds there, what
+kind of sound the whole is, and how many beeps it holds. B sounds, P patches of each.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, IterableDataset
+from tqdm import tqdm
+
+from videollama_core.media.audio import EXCERPTS, HOP, RATE, SAMPLES, WINDOW, filterbank
+from videollama_core.model import audio
+from videollama_core.model.audio import AudioEncoder, AudioTower
+from videollama_core.model.config import AudioConfig, read_json, read_model_config
+from videollama_training.save import published_names
+from videollama_training.shapes.sounds import (
+    BEEP_SECONDS,
+    CLIP_SECONDS,
+    GLIDES,
+    PITCHES,
+    SOUND_SECONDS,
+    Sound,
+    draw_mixed_beeps,
+    draw_sound,
+    draw_sounding_scene,
+    render_sound,
+)
+
+AUDIO_TOWER = AudioConfig(width=96, mlp_width=256, layers=2, heads=4, patch_width=64)
+MAX_POSITIONS = 2048  # what is heard takes 1,496 of them
+UNCERTAIN = -100
+NOW = ("nothing", *PITCHES)  # what sounds at a moment
+KINDS = ("beeps", "steady", *GLIDES, "silence")
+MOST_BEEPS = 5
+SHORT_ROWS = 512  # of the first lessons: 5 s, a thirtieth of the work
+_HEADS = (len(NOW), len(KINDS), MOST_BEEPS + 1)
+
+
+def add_audio_tower(checkpoint: Path, folder: Path, seed: int, steps: int) -> None:
+    """Write `checkpoint` with an audio tower that had `steps` lessons, in the published audio-visual layout."""
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.md", "*.png", "results.json"))
+    config = read_json(folder / "config.json")
+    config["max_position_embeddings"] = MAX_POSITIONS
+    (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    torch.manual_seed(seed)
+    module = AudioEncoder(AUDIO_TOWER, read_model_config(folder).language.width)
+    for name, parameter in module.named_parameters():
+        if parameter.dim() == 2:
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 if "bias" not in name else 0.02)
+    if steps:
+        pretrain_audio_tower(module.tower, steps, seed)
+    tensors = published_names({f"audio.{name}": tensor for name, tensor in module.state_dict().items()})
+    own = (f"{audio.PREFIX}encoder.pos_conv.0.weight", f"{audio.PREFIX}encoder.relative_attention_bias.weight")
+    tensors = {
+        name: tensor.to(torch.bfloat16).contiguous().clone() for name, tensor in tensors.items() if name not in own
+    }
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | tensors, path, metadata={"format": "pt"})
+
+
+class _Sounds(IterableDataset):
+    """Endless sounds and sound tracks, with labels of their patches."""
+
+    def __init__(self, rows: int, seed: int) -> None:
+        self.rows, self.seed = rows, seed
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        random, noise = Random(f"{self.seed}/ears"), np.random.default_rng(self.seed)
+        samples = WINDOW + (self.rows - 1) * HOP
+        while True:
+            sound, seconds, repeats = _draw(random)
+            heard = np.tile(render_sound(sound, seconds), repeats)
+            waveform = np.pad(heard, (0, SAMPLES))[:samples]
+            if random.random() < 0.5:  # what a codec leaves of silence
+                waveform[: len(heard)] += noise.normal(0.0, 10.0 ** random.uniform(-5, -3), len(waveform[: len(heard)]))
+            yield filterbank(waveform), moment_labels(sound, seconds, repeats, self.rows // audio.PATCH)
+
+
+def _draw(random: Random) -> tuple[Sound, float, int]:
+    """A sound, its seconds, and how often it is heard: the excerpts of a short video's track are all the same."""
+    kind = random.randrange(3)
+    if kind < 2:
+        sound = draw_mixed_beeps(random) if kind else draw_sound(random, held_out=False)
+        return sound, SOUND_SECONDS, 1
+    beeps = tuple(moment for each in draw_sounding_scene(random, held_out=False).beeps for moment in each)
+    return Sound("beeps", "high", beeps), CLIP_SECONDS, EXCERPTS
+
+
+def moment_labels(sound: Sound, seconds: float, repeats: int, moments: int) -> np.ndarray:
+    """int64 [moments, 3]: what sounds now (of NOW), the kind of the whole (of KINDS), and its number of beeps."""
+    length = audio.PATCH * HOP / RATE
+    kind = {"tone": "steady", "glide": sound.glide}.get(sound.kind, sound.kind)
+    labels = np.tile(np.array([0, KINDS.index(kind), len(sound.beeps)]), (moments, 1))
+    for moment in range(moments):
+        start, end = moment * length, (moment + 1) * length + WINDOW / RATE
+        if start >= seconds * repeats or sound.kind == "silence":
+            continue
+        if sound.kind == "beeps":
+            heard = dict.fromkeys(PITCHES, 0.0)
+            for turn in range(repeats):
+                for beep, pitch in sound.timed_beeps():
+                    begin = beep + turn * seconds
+                    heard[pitch] += max(min(end, begin + BEEP_SECONDS) - max(start, begin), 0.0)
+            pitch = max(heard, key=lambda pitch: heard[pitch])
+            labels[moment, 0] = (
+                NOW.index(pitch) if heard[pitch] > BEEP_SECONDS / 2 else UNCERTAIN if any(heard.values()) else 0
+            )
+        else:
+            labels[moment, 0] = NOW.index(sound.pitch) if sound.pitch else UNCERTAIN
+    return labels
+
+
+def pretrain_audio_tower(tower: AudioTower, steps: int, seed: int) -> dict[str, float]:
+    """Train in place: most steps hear 5 s, the last twentieth all 30 s. Returns the share of right labels."""
+    torch.manual_seed(seed)
+    heads = nn.Linear(AUDIO_TOWER.width, sum(_HEADS))
+    parameters = [*tower.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
+    last = max(steps // 20, 1)
+    rounds = ((SHORT_ROWS, 32, steps - last), (AUDIO_TOWER.rows, 4, last))
+    right = torch.zeros(3)
+    with tqdm(total=steps, desc="ears", unit=" steps") as bar:
+        for rows, batch, number in rounds:
+            batches = iter(DataLoader(_Sounds(rows, seed + rows), batch, num_workers=1, prefetch_factor=8))
+            right.zero_()
+            for _ in range(number):
+                sounds, labels = next(batches)
+                with torch.autocast("cpu", torch.bfloat16):
+                    features = tower(sounds)
+                per_patch = labels.repeat_interleave(AUDIO_TOWER.bins // audio.PATCH, dim=1)  # the bands of a moment
+                logits = heads(features.float()).split(_HEADS, -1)
+                loss = sum((_loss(logits[k], per_patch[..., k]) for k in range(3)), torch.zeros(()))
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+                schedule.step()
+                now = torch.stack([_share(logits[k], per_patch[..., k]) for k in range(3)])
+                right += now / number
+                bar.set_postfix(loss=f"{loss.item():.3f}", beeps=f"{now[2]:.2f}", refresh=False)
+                bar.update()
+    return dict(zip(("now", "kind", "beeps"), right.tolist(), strict=True))
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=UNCERTAIN)
+
+
+def _share(logits: Tensor, labels: Tensor) -> Tensor:
+    known = labels != UNCERTAIN
+    return (logits.argmax(-1) == labels)[known].float().mean()

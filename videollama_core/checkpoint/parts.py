@@ -1,0 +1,332 @@
+"""Checkpoint folders: split their tensors by part, and prove that none is missing or left over."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from videollama_core.checkpoint.shards import Shards, Sources
+from videollama_core.model import audio, connector, vision
+from videollama_core.model.audio import AudioEncoder
+from videollama_core.model.config import AudioConfig, ModelConfig, find_named_folder, read_json, read_model_config
+from videollama_core.model.connector import Connector
+from videollama_core.model.decoder import Decoder
+from videollama_core.model.vision import VisionEncoder
+from videollama_core.protocol.errors import CheckpointMismatch
+
+# Tensors that a checkpoint may hold and the answer never needs, by part.
+_UNUSED_VISION = ("post_layernorm.", "head.", "embeddings.position_ids")
+_UNUSED_LANGUAGE = (".rotary_emb.inv_freq",)
+_UNUSED_AUDIO = ("predictor.",)
+BIAS_TABLE = "self_attn.relative_attention_bias.weight"  # of every layer or of the first: one and the same
+_TOWER_FILE_PREFIX = "vision_model."  # in the tower's own files; everything else there is its text half
+CONNECTOR_FILE = "mm_projector.bin"  # all that a Base folder adds to its language model and tower
+NON_LORA_FILE = "non_lora_trainables.bin"  # what was trained beside the adapters: the connector
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the parts of a checkpoint lie."""
+
+    layout: str  # chat | base | lora
+    checkpoint: Path
+    tower: Path | None
+    language: Path  # of the language model and its tokenizer: the checkpoint itself, or the base model
+
+
+def open_checkpoint(folder: Path, tower: Path | None = None, base: Path | None = None) -> "CheckpointParts":
+    """A checkpoint of any published layout, told by its files: chat, Base (`mm_projector.bin` alone), or adapters.
+
+    Args:
+        tower: folder of the vision tower; needed where neither the checkpoint nor a folder near it holds its weights.
+        base: folder of the base language model; needed for Base folders and adapters whose `_name_or_path` is not near.
+    Raises: CheckpointMismatch.
+    """
+    if not folder.is_dir():
+        raise CheckpointMismatch(f"{folder} is not a folder; name the folder of a VideoLLaMA 2 checkpoint")
+    content = read_json(folder / "config.json")
+    tower = tower or find_named_folder(folder, content.get("mm_vision_tower") or "")
+    config = read_model_config(folder, tower)
+    layout = find_layout(folder)
+    if layout == "chat":
+        if base is not None:
+            raise CheckpointMismatch(
+                f"{folder} is a whole (chat) checkpoint, which has no base model: leave out --base"
+            )
+        return CheckpointParts(config, Folders(layout, folder, tower, folder))
+    name = content.get("_name_or_path") or ""
+    base = base or find_named_folder(folder, name)
+    if base is None:
+        what = "a Base folder (the connector alone)" if layout == "base" else "a folder of adapters"
+        raise CheckpointMismatch(
+            f"{folder} is {what}; its language model {name!r} is not a folder near it: name it with --base"
+        )
+    _check_base(content, read_json(base / "config.json"), folder, base)
+    return CheckpointParts(config, Folders(layout, folder, tower, base))
+
+
+def find_layout(folder: Path) -> str:
+    """chat, base or lora, by the files that are there."""
+    if (folder / "adapter_config.json").is_file():
+        return "lora"
+    whole = any(list(folder.glob(pattern)) for pattern in ("model*.safetensors*", "pytorch_model*.bin*"))
+    return "base" if (folder / CONNECTOR_FILE).is_file() and not whole else "chat"
+
+
+def _check_base(content: dict[str, Any], base: dict[str, Any], folder: Path, path: Path) -> None:
+    for key in ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size"):
+        if content.get(key) != base.get(key):
+            raise CheckpointMismatch(
+                f"{folder} was made on a model with {key} {content.get(key)}, but {path} has {base.get(key)}: "
+                "name the right one with --base"
+            )
+
+
+class CheckpointParts:
+    """A checkpoint's tensors under their published names, split into vision tower, connector and language model."""
+
+    def __init__(self, config: ModelConfig, folders: Folders) -> None:
+        self.config, self.folders = config, folders
+        shards = Shards.open(folders.language)
+        self._files = shards.paths()
+        self._tensors: Sources = shards.sources()
+        if not any(name.startswith(vision.PREFIX) for name in self._tensors):
+            self._tensors |= self._read_tower(folders.tower, folders.language)
+        if folders.layout == "base":
+            self._tensors |= self._side_file(CONNECTOR_FILE).sources()
+        elif folders.layout == "lora":
+            if (folders.checkpoint / NON_LORA_FILE).is_file():
+                self._tensors |= _renamed(self._side_file(NON_LORA_FILE).sources())
+            self._merge_adapters()
+        if any(name.startswith(audio.PREFIX) for name in self._tensors):
+            self.config = replace(config, audio=self._audio_config())
+        others = (vision.PREFIX, connector.PREFIX, audio.PREFIX, audio.PROJECTOR_PREFIX)
+        self.language_names = [
+            name for name in self._tensors if not name.startswith(others) and not name.endswith(_UNUSED_LANGUAGE)
+        ]
+
+    def _side_file(self, name: str) -> Shards:
+        path = self.folders.checkpoint / name
+        self._files.append(path)
+        return Shards.of_file(path)
+
+    def _read_tower(self, tower: Path | None, folder: Path) -> Sources:
+        if tower is None:
+            raise CheckpointMismatch(
+                f"{folder} holds no weights of the vision tower ({vision.PREFIX}*); name the tower's folder with --tower"
+            )
+        shards = Shards.open(tower)
+        self._files += shards.paths()
+        return {
+            vision.PREFIX + name.removeprefix(_TOWER_FILE_PREFIX): read
+            for name, read in shards.sources().items()
+            if name.startswith(_TOWER_FILE_PREFIX)
+        }
+
+    def _merge_adapters(self) -> None:
+        """W + scale * B A in float32, for each weight that an adapter names, read when it is asked for."""
+        folder = self.folders.checkpoint
+        scale = _adapter_scale(read_json(folder / "adapter_config.json"), folder)
+        name = next((name for name in ADAPTER_FILES if (folder / name).is_file()), None)
+        if name is None:
+            raise CheckpointMismatch(f"{folder} holds adapter_config.json, but neither {' nor '.join(ADAPTER_FILES)}")
+        adapters = self._side_file(name).sources()
+        for stored, read_b in adapters.items():
+            if ".lora_B." not in stored:
+                continue
+            read_a = adapters.get(stored.replace(".lora_B.", ".lora_A."))
+            target = stored.removeprefix("base_model.model.").split(".lora_B.")[0] + ".weight"
+            if read_a is None or target not in self._tensors:
+                raise CheckpointMismatch(
+                    f"{folder / name} changes {target}, "
+                    + ("but has no lora_A for it" if read_a is None else "which the base model does not have")
+                )
+            self._tensors[target] = partial(_merged, self._tensors[target], read_a, read_b, scale, target)
+
+    def paths(self) -> list[Path]:
+        """Every file that weights are read from."""
+        return sorted(set(self._files))
+
+    def names(self) -> list[str]:
+        """Published names of all tensors, those that the answer never needs included."""
+        return list(self._tensors)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor by its published name, adapters merged."""
+        return self._tensors[name]()
+
+    def _below(self, prefix: str) -> Sources:
+        return {name.removeprefix(prefix): read for name, read in self._tensors.items() if name.startswith(prefix)}
+
+    def vision_sources(self) -> Sources:
+        later = tuple(f"encoder.layers.{n}." for n in range(self.config.vision.used_layers, self.config.vision.layers))
+        unused = (*_UNUSED_VISION, *later)
+        return {name: read for name, read in self._below(vision.PREFIX).items() if not name.startswith(unused)}
+
+    def connector_sources(self) -> Sources:
+        return self._below(connector.PREFIX)
+
+    def _audio_config(self) -> AudioConfig:
+        """Sizes of the audio tower, from its tensors. Raises: CheckpointMismatch."""
+
+        def shape(name: str) -> tuple[int, ...]:
+            if audio.PREFIX + name not in self._tensors:
+                raise CheckpointMismatch(f"the audio tower lacks {name}")
+            return tuple(self._tensors[audio.PREFIX + name]().shape)
+
+        numbers = [name.split("layers.")[1].split(".")[0] for name in self._below(audio.PREFIX) if "layers." in name]
+        return AudioConfig(
+            width=shape("post_extract_proj.weight")[0],
+            mlp_width=shape("encoder.layers.0.fc1.weight")[0],
+            layers=len(set(numbers)),
+            heads=shape("encoder.layers.0.self_attn.grep_a")[1],
+            patch_width=shape("patch_embedding.weight")[0],
+        )
+
+    def audio_sources(self) -> Sources:
+        """Of tower and projector; the position convolution's weight made from its direction and length."""
+        tower = {name: read for name, read in self._below(audio.PREFIX).items() if not name.startswith(_UNUSED_AUDIO)}
+        tables = [tower.pop(name) for name in list(tower) if name.endswith(BIAS_TABLE)]
+        if tables:
+            tower["encoder.relative_attention_bias.weight"] = partial(_shared, tables)
+        conv = "encoder.pos_conv.0.weight"
+        if f"{conv}_g" in tower and f"{conv}_v" in tower:
+            tower[conv] = partial(_normed_weight, tower.pop(f"{conv}_g"), tower.pop(f"{conv}_v"))
+        projector = self._below(audio.PROJECTOR_PREFIX)
+        return {f"tower.{name}": read for name, read in tower.items()} | {
+            f"projector.{name}": read for name, read in projector.items()
+        }
+
+    def audio_encoder(self) -> AudioEncoder | None:
+        if self.config.audio is None:
+            return None
+        module = AudioEncoder(self.config.audio, self.config.language.width)
+        return fill(module, self.audio_sources(), "audio tower")
+
+    def language_sources(self) -> Sources:
+        return {name: self._tensors[name] for name in self.language_names}
+
+    def vision_encoder(self) -> VisionEncoder:
+        return fill(VisionEncoder(self.config.vision, self.config.pixels), self.vision_sources(), "vision tower")
+
+    def connector(self) -> Connector:
+        return fill(Connector(self.config), self.connector_sources(), "connector")
+
+    def decoder(self) -> Decoder:
+        return fill(Decoder(self.config.language), self.language_sources(), "language model")
+
+    def check(self) -> None:
+        """Raises: CheckpointMismatch unless every part is complete, nothing is left over, and all shapes fit."""
+        with torch.device("meta"):
+            modules: list[tuple[nn.Module, str, Sources]] = [
+                (VisionEncoder(self.config.vision, self.config.pixels), "vision tower", self.vision_sources()),
+                (Connector(self.config), "connector", self.connector_sources()),
+                (Decoder(self.config.language), "language model", self.language_sources()),
+            ]
+            if self.config.audio is not None:
+                tower = AudioEncoder(self.config.audio, self.config.language.width)
+                modules.append((tower, "audio tower", self.audio_sources()))
+        for module, part, readers in modules:
+            expected = module.state_dict()
+            _check_names(expected, readers, _is_tied(module), part)
+            for name, read in readers.items():
+                _check_tensor(name, read(), expected[name], part)
+
+
+def _renamed(tensors: Sources) -> Sources:
+    """Names of `non_lora_trainables.bin` as published: without the wrappers that training put around the model."""
+    names = {name.removeprefix("base_model."): read for name, read in tensors.items()}
+    if any(name.startswith("model.model.") for name in names):
+        names = {name.removeprefix("model."): read for name, read in names.items()}
+    return names
+
+
+def _adapter_scale(config: dict[str, Any], folder: Path) -> float:
+    """Raises: CheckpointMismatch for a kind of adapter that is not plain LoRA."""
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if config.get("peft_type", "LORA") != "LORA" or not rank or alpha is None:
+        raise CheckpointMismatch(f"{folder}/adapter_config.json: {config.get('peft_type')} with r {rank}; wanted LoRA")
+    for key in ("use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern"):
+        if config.get(key):
+            raise CheckpointMismatch(f"{folder}/adapter_config.json: {key} is {config[key]}; only plain LoRA is merged")
+    if config.get("bias", "none") != "none":
+        raise CheckpointMismatch(f"{folder}/adapter_config.json: bias is {config['bias']!r}; wanted 'none'")
+    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
+
+
+def _merged(
+    read: Callable[[], Tensor], read_a: Callable[[], Tensor], read_b: Callable[[], Tensor], scale: float, name: str
+) -> Tensor:
+    weight, a, b = read().float(), read_a().float(), read_b().float()
+    if (b.shape[0], a.shape[1]) != tuple(weight.shape) or a.shape[0] != b.shape[1]:
+        raise CheckpointMismatch(
+            f"the adapter of {name} is {list(b.shape)} x {list(a.shape)}, but the weight is {list(weight.shape)}"
+        )
+    return weight + scale * (b @ a)
+
+
+def _shared(tables: list[Callable[[], Tensor]]) -> Tensor:
+    """Raises: CheckpointMismatch unless all layers hold the same table."""
+    first = tables[0]()
+    if any(not torch.equal(first, read()) for read in tables[1:]):
+        raise CheckpointMismatch("the audio tower's layers hold different tables of relative positions; one is shared")
+    return first
+
+
+def _normed_weight(read_length: Callable[[], Tensor], read_direction: Callable[[], Tensor]) -> Tensor:
+    """Weight norm with one length per kernel tap, in float32."""
+    direction = read_direction().float()
+    return read_length().float() * direction / tap_lengths(direction)
+
+
+def tap_lengths(weight: Tensor) -> Tensor:
+    """[out, in, taps] -> [1, 1, taps]."""
+    return (weight.float().square().sum((0, 1), keepdim=True) + 1e-6).sqrt()
+
+
+def _is_tied(module: nn.Module) -> bool:
+    return isinstance(module, Decoder) and module.config.tied
+
+
+def _check_names(expected: Iterable[str], found: Iterable[str], tied: bool, part: str) -> None:
+    expected, found = set(expected), set(found)
+    if tied:
+        expected.discard("lm_head.weight")
+        found.discard("lm_head.weight")
+    missing, extra = sorted(expected - found), sorted(found - expected)
+    if missing:
+        raise CheckpointMismatch(
+            f"the {part} lacks {len(missing)} tensors: {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}"
+        )
+    if extra:
+        raise CheckpointMismatch(
+            f"the checkpoint holds {len(extra)} tensors that no part of the model uses: {', '.join(extra[:3])}"
+            f"{', ...' * (len(extra) > 3)}"
+        )
+
+
+def _check_tensor(name: str, found: Tensor, wanted: Tensor, part: str) -> None:
+    if found.shape != wanted.shape:
+        raise CheckpointMismatch(f"{part}: {name} is {list(found.shape)}; the config wants {list(wanted.shape)}")
+    if not found.is_floating_point():
+        raise CheckpointMismatch(f"{part}: {name} is {found.dtype}; floating point was wanted")
+    if not torch.isfinite(found).all():
+        raise CheckpointMismatch(f"{part}: {name} holds values that are not finite: the file is damaged")
+
+
+def fill(module: nn.Module, sources: Sources, part: str) -> Any:
+    """Copy stored tensors into the module, as float32. Raises: CheckpointMismatch if one is missing, left over or misshapen."""
+    parameters = module.state_dict()
+    _check_names(parameters, sources, _is_tied(module), part)
+    for name, read in sources.items():
+        tensor = read()
+        _check_tensor(name, tensor, parameters[name], part)
+        parameters[name].copy_(tensor)
+    if isinstance(module, Decoder) and module.config.tied:
+        module.lm_head.weight = module.model.embed_tokens.weight
+    return module.eval().requires_grad_(False)

@@ -1,0 +1,82 @@
+"""A checkpoint's tokenizer files, completed with the fast tokenizer.json where it has only the slow ones."""
+
+import shutil
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers
+from tokenizers.models import BPE
+
+from videollama_core.model.config import read_json
+from videollama_core.protocol.errors import CheckpointMismatch
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Tokenizer files as they are; tokenizer.json is made from the slow tokenizer's files where it is missing."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    if not (folder / "tokenizer_config.json").is_file():
+        raise CheckpointMismatch(
+            f"{source} has no tokenizer_config.json; copy the checkpoint's tokenizer files into it"
+        )
+    if not (folder / "tokenizer.json").is_file():
+        make_fast_tokenizer(source, folder / "tokenizer.json")
+
+
+def make_fast_tokenizer(source: Path, path: Path) -> None:
+    """tokenizer.json from tokenizer.model, or from vocab.json and merges.txt."""
+    try:
+        if (source / "tokenizer.model").is_file():
+            tokenizer = _from_sentencepiece(source)
+        else:
+            from transformers import AutoTokenizer  # seconds to import, and rarely needed
+
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True).backend_tokenizer
+        tokenizer.save(str(path))
+    except (OSError, ValueError, AttributeError, ImportError, KeyError, RuntimeError) as error:
+        raise CheckpointMismatch(
+            f"{source} has no tokenizer.json, and none can be made of tokenizer.model, or vocab.json and merges.txt: {error}"
+        ) from error
+
+
+def _from_sentencepiece(source: Path) -> Tokenizer:
+    """Llama's BPE vocabulary with byte fallback; transformers' own converter needs another protobuf than tritonclient.
+
+    SentencePiece stores no merges, but scores: a pair of pieces merges as early as the score of what it makes is high.
+    """
+    from sentencepiece import SentencePieceProcessor
+
+    config = read_json(source / "tokenizer_config.json")
+    model = SentencePieceProcessor(model_file=str(source / "tokenizer.model"))
+    ids = {model.id_to_piece(index): index for index in range(model.get_piece_size())}
+    merges = []
+    for piece, index in ids.items():
+        pairs = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
+        known = [pair for pair in pairs if pair[0] in ids and pair[1] in ids]
+        known.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
+        merges += [(model.get_score(index), pair) for pair in known]
+    merges.sort(key=lambda entry: -entry[0])
+    unknown = model.id_to_piece(model.unk_id())
+    tokenizer = Tokenizer(
+        BPE(ids, [pair for _, pair in merges], unk_token=unknown, fuse_unk=True, byte_fallback=True)  # type: ignore[arg-type]
+    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    for _, token in sorted((int(index), token) for index, token in config.get("added_tokens_decoder", {}).items()):
+        made = AddedToken(token.pop("content"), **token)
+        (tokenizer.add_special_tokens if made.special else tokenizer.add_tokens)([made])
+    return tokenizer

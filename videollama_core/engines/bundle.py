@@ -1,0 +1,113 @@
+"""A converted checkpoint, as the stages see it: build/NAME.
+
+manifest.json       written last: without it nothing here is whole
+onnx/               the graphs (.onnx with .onnx.data), for --engine onnx and tensorrt
+torch/              weights of the encoders, for --engine torch
+engines/            TensorRT engines with their side-cars, for --engine tensorrt
+llm/                the decoder as a plain Hugging Face directory, with tokenizer and chat template
+model_repository/   ready to serve
+parity.json         difference between each graph and its PyTorch module
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from videollama_core.model.config import ModelConfig
+from videollama_core.protocol.errors import ArtifactMismatch
+from videollama_core.protocol.messages import GenerationDefaults
+from videollama_core.text import Tokenizer, read_generation_defaults
+
+FORMAT = 2  # of the folder; a bundle of another format must be converted again
+MANIFEST = "manifest.json"
+LANGUAGE_FOLDER = "llm"
+LANGUAGE_ENGINE = "engines/llm/engine"  # of TensorRT-LLM
+REPOSITORY = "model_repository"
+ENCODER_WEIGHTS = "torch/encoders.safetensors"  # vision.*, connector.*, audio.*, of a bundle for PyTorch
+
+
+def graph_path(name: str) -> str:
+    return f"onnx/{name}.onnx"
+
+
+def engine_path(name: str) -> str:
+    """Of a TensorRT engine; its side-car lies beside it with the suffix .json."""
+    return f"engines/{name}.engine"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    root: Path
+    config: ModelConfig
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, root: Path) -> "Bundle":
+        """Raises: ArtifactMismatch if the folder is not whole, damaged or of another format."""
+        path = root / MANIFEST
+        if not root.is_dir():
+            raise ArtifactMismatch(f"{root} is not a folder; name one that `vl2 convert CHECKPOINT --out {root}` made")
+        if not path.is_file():
+            raise ArtifactMismatch(
+                f"{root} has no {MANIFEST}: not a converted checkpoint, or its conversion did not end; run vl2 convert"
+            )
+        try:
+            manifest = json.loads(path.read_text("utf-8"))
+            config = ModelConfig.from_dict(manifest["model"])
+            files = {str(name): int(entry["bytes"]) for name, entry in manifest["files"].items()}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ArtifactMismatch(f"{path} is damaged ({error!r}); convert again") from error
+        if manifest.get("format") != FORMAT:
+            raise ArtifactMismatch(
+                f"{path} is of format {manifest.get('format')}; this version reads {FORMAT}: convert again"
+            )
+        for name, size in files.items():
+            found = (root / name).stat().st_size if (root / name).is_file() else None
+            if found != size:
+                state = "is missing" if found is None else f"has {found} bytes"
+                raise ArtifactMismatch(f"{root / name} {state}; the manifest lists {size} bytes: convert again")
+        return cls(root, config, manifest)
+
+    @property
+    def engine(self) -> str:
+        """What runs the encoders: onnx, torch or tensorrt."""
+        return str(self.manifest["engine"])
+
+    @property
+    def dtype(self) -> str:
+        """In which the engine computes."""
+        return str(self.manifest["dtype"])
+
+    @property
+    def world_size(self) -> int:
+        """GPUs of the language model on TensorRT-LLM; 0 where another engine runs it."""
+        return int(self.manifest.get("world_size", 0))
+
+    @property
+    def keeps_media_tokens_on_gpu(self) -> bool:
+        """Whether media tokens stay on the GPU between the encoder and the language model."""
+        return self.manifest.get("media_token_memory", "cpu") == "gpu"
+
+    @property
+    def pool_bytes(self) -> int:
+        """Of GPU memory that the server sets aside for media tokens on their way."""
+        return int(self.manifest.get("pool_bytes", 0))
+
+    @property
+    def max_seq_len(self) -> int:
+        """Positions of prompt and answer together that the language model takes."""
+        return int(self.manifest["max_seq_len"])
+
+    def graph(self, name: str) -> Path:
+        return self.root / graph_path(name)
+
+    @property
+    def language_folder(self) -> Path:
+        return self.root / LANGUAGE_FOLDER
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.language_folder)
+
+    def generation_defaults(self, tokenizer: Tokenizer) -> GenerationDefaults:
+        return read_generation_defaults(self.language_folder, tokenizer)

@@ -1,0 +1,193 @@
+"""The encoders on TensorRT 10.14 engines, which `vl2 convert --engine tensorrt` built.
+
+PyTorch brings the buffers, the stream and the recording of CUDA graphs; `tensorrt` brings the kernels. Nothing leaves the
+GPU between tower and connector. Whether the media tokens do is the bundle's choice (`vl2 convert --media-token-memory`).
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from videollama_core.engines.bundle import Bundle, engine_path
+from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, Graph
+from videollama_core.engines.torch_encoders import CudaGraphCache
+from videollama_core.protocol.errors import ArtifactMismatch
+
+_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "uint8": torch.uint8,
+    "int64": torch.int64,
+}
+
+
+def describe_machine() -> dict[str, Any]:
+    """What an engine is bound to. Raises: ArtifactMismatch where there is no GPU or no TensorRT."""
+    try:
+        import tensorrt
+    except ImportError as error:
+        raise ArtifactMismatch(
+            "the package tensorrt is missing: engines are built and run in the pinned container (docker/), or convert with "
+            "--engine torch"
+        ) from error
+    if not torch.cuda.is_available():
+        raise ArtifactMismatch("no GPU can be used here: nvidia-smi tells why; or convert with --engine onnx")
+    major, minor = torch.cuda.get_device_capability()
+    return {
+        "tensorrt": tensorrt.__version__,
+        "gpu": torch.cuda.get_device_name(),
+        "capability": f"{major}.{minor}",
+        "cuda": torch.version.cuda,
+    }
+
+
+def check_sidecar(path: Path, machine: dict[str, Any]) -> dict[str, Any]:
+    """The facts written beside an engine. Raises: ArtifactMismatch unless it was built for this machine."""
+    sidecar = path.with_suffix(".json")
+    try:
+        found = json.loads(sidecar.read_text("utf-8"))
+        built_on = found["machine"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactMismatch(f"{sidecar} is missing or damaged ({error!r}); convert again on this machine") from error
+    # The name of the GPU may differ within one capability; TensorRT then warns of lost speed, and runs.
+    for key in ("tensorrt", "capability"):
+        if built_on.get(key) != machine[key]:
+            raise ArtifactMismatch(
+                f"{path} was built for {key} {built_on.get(key)} ({built_on.get('gpu')}), and this machine has {machine[key]} "
+                f"({machine['gpu']}): convert again here, in the container that serves"
+            )
+    return found
+
+
+class TensorRtEngine:
+    """One engine. Its executions take turns on one stream, so that one piece of memory serves all of them."""
+
+    def __init__(self, path: Path, graph: Graph, machine: dict[str, Any]) -> None:
+        import tensorrt
+
+        facts = check_sidecar(path, machine)
+        self._runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING))
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise ArtifactMismatch(f"{path} cannot be loaded by TensorRT {machine['tensorrt']}: convert again here")
+        names = [self._engine.get_tensor_name(place) for place in range(self._engine.num_io_tensors)]
+        if sorted(names) != sorted((*graph.inputs, *graph.outputs)):
+            raise ArtifactMismatch(f"{path} has the tensors {names}; wanted {(*graph.inputs, *graph.outputs)}")
+        self.graph, self.dtypes = graph, {name: _DTYPES[found] for name, found in facts["dtypes"].items()}
+        self._scratch = torch.empty(self._engine.device_memory_size_v2, dtype=torch.uint8, device="cuda")
+
+    def execution(self) -> "Execution":
+        """One of any number: since TensorRT 10.0 contexts may share an optimisation profile."""
+        import tensorrt
+
+        context = self._engine.create_execution_context(tensorrt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        context.set_device_memory(self._scratch.data_ptr(), self._scratch.nbytes)
+        return Execution(self, context)
+
+    def profile_for(self, inputs: dict[str, Tensor]) -> int:
+        """Raises: ArtifactMismatch for shapes that the engine was not built for."""
+        for number in range(self._engine.num_optimization_profiles):
+            bounds = {name: self._engine.get_tensor_profile_shape(name, number) for name in inputs}
+            if all(
+                len(value.shape) == len(bounds[name][0])
+                and all(
+                    low <= size <= high
+                    for low, size, high in zip(bounds[name][0], value.shape, bounds[name][2], strict=True)
+                )
+                for name, value in inputs.items()
+            ):
+                return number
+        shapes = {name: list(value.shape) for name, value in inputs.items()}
+        raise ArtifactMismatch(f"no profile of {self.graph.name} takes {shapes}; convert again")
+
+
+class Execution:
+    """An engine with a context of its own, called from one thread.
+
+    What is recorded of a context is good as long as its shapes stay: every CUDA graph records an execution of its own.
+    """
+
+    def __init__(self, engine: TensorRtEngine, context: Any) -> None:
+        self._owner, self._context = engine, context
+        self._shapes: dict[str, torch.Size] = {}
+
+    def __call__(self, *values: Tensor) -> Tensor:
+        """Inputs in the graph's order, on the GPU -> its one output."""
+        graph, dtypes = self._owner.graph, self._owner.dtypes
+        inputs = {
+            name: value.to(dtypes[name]).contiguous() for name, value in zip(graph.inputs, values, strict=True)
+        }  # kept alive until the work is enqueued
+        stream = torch.cuda.current_stream()
+        self._set_shapes(inputs, stream)
+        for name, value in inputs.items():
+            self._context.set_tensor_address(name, value.data_ptr())
+        (name,) = graph.outputs
+        output = torch.empty(tuple(self._context.get_tensor_shape(name)), dtype=dtypes[name], device="cuda")
+        self._context.set_tensor_address(name, output.data_ptr())
+        if not self._context.execute_async_v3(stream.cuda_stream):
+            raise ArtifactMismatch(f"TensorRT refused to run {graph.name}; its log says why")
+        return output
+
+    def _set_shapes(self, inputs: dict[str, Tensor], stream: torch.cuda.Stream) -> None:
+        shapes = {name: value.shape for name, value in inputs.items()}
+        if shapes == self._shapes:  # nothing but the work itself is recorded
+            return
+        self._context.set_optimization_profile_async(self._owner.profile_for(inputs), stream.cuda_stream)
+        for name, shape in shapes.items():
+            self._context.set_input_shape(name, tuple(shape))
+        self._shapes = shapes
+
+
+class TensorRtEncoders:
+    """Engines of one bundle, on a stream of their own: TensorRT waits for the host on CUDA's default one.
+
+    Media tokens are float16: the language model's type on TensorRT-LLM (assemble.py).
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        machine, device = describe_machine(), torch.device("cuda")
+
+        def load(graph: Graph) -> TensorRtEngine:
+            return TensorRtEngine(bundle.root / engine_path(graph.name), graph, machine)
+
+        self._stream = torch.cuda.Stream()
+        vision, connector = load(VISION_ENCODER), load(CONNECTOR)
+
+        def seeing() -> Callable[..., Tensor]:
+            tower, connect = vision.execution(), connector.execution()
+            return lambda frames, index: connect(tower(frames), index)
+
+        self._encode_frames = CudaGraphCache(seeing(), device, seeing)
+        if bundle.config.audio:
+            hearing = load(AUDIO_ENCODER).execution
+            self._encode_audio = CudaGraphCache(hearing(), device, hearing)
+
+    @torch.inference_mode()
+    def encode_frames(self, frames: np.ndarray, frame_index: np.ndarray) -> Tensor:
+        with torch.cuda.stream(self._stream):
+            found = self._encode_frames(_pinned(frames), _pinned(frame_index)).to(torch.float16, copy=True)
+        return self._handed_over(found)
+
+    @torch.inference_mode()
+    def encode_audio(self, filterbank: np.ndarray) -> Tensor:
+        with torch.cuda.stream(self._stream):
+            found = self._encode_audio(_pinned(filterbank[None]))[0].to(torch.float16, copy=True)
+        return self._handed_over(found)
+
+    def _handed_over(self, found: Tensor) -> Tensor:
+        """To the stream that the caller works on."""
+        caller = torch.cuda.current_stream()
+        caller.wait_stream(self._stream)
+        found.record_stream(caller)
+        return found
+
+
+def _pinned(array: np.ndarray) -> Tensor:
+    """A copy in memory that the GPU reads without the host."""
+    return torch.from_numpy(np.ascontiguousarray(array)).pin_memory()

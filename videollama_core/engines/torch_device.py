@@ -1,0 +1,19 @@
+"""Where PyTorch computes, and in which type."""
+
+import torch
+
+from videollama_core.protocol.errors import ArtifactMismatch
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def pick_device() -> torch.device:
+    """The GPU that this process may use, else the CPU."""
+    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+
+
+def pick_dtype(name: str) -> torch.dtype:
+    """Raises: ArtifactMismatch."""
+    if name not in DTYPES:
+        raise ArtifactMismatch(f"the manifest's dtype is {name!r}; PyTorch computes in {', '.join(DTYPES)}")
+    return DTYPES[name]

@@ -1,0 +1,119 @@
+"""The encoders on PyTorch: a GPU where there is one, the CPU elsewhere. The modules are those that graphs are exported from.
+
+On a GPU nothing leaves it between tower and connector, and a shape that comes a second time is replayed as a CUDA graph.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from videollama_core.checkpoint.parts import fill
+from videollama_core.checkpoint.shards import Shards
+from videollama_core.engines.bundle import ENCODER_WEIGHTS, Bundle
+from videollama_core.engines.torch_device import pick_device, pick_dtype
+from videollama_core.model.audio import AudioEncoder
+from videollama_core.model.connector import Connector
+from videollama_core.model.vision import VisionEncoder
+
+MAX_GRAPHS = 8  # kept per function; each holds its activations
+
+
+def load_torch_encoders(bundle: Bundle, device: torch.device | None = None) -> "TorchEncoders":
+    """The encoders of a bundle that was converted with --engine torch."""
+    config, weights = bundle.config, Shards.of_file(bundle.root / ENCODER_WEIGHTS)
+
+    def load(part: str, module: nn.Module) -> nn.Module:
+        return fill(module, weights.sources(f"{part}."), part).to(device or pick_device(), pick_dtype(bundle.dtype))
+
+    return TorchEncoders(
+        load("vision", VisionEncoder(config.vision, config.pixels)),
+        load("connector", Connector(config)),
+        load("audio", AudioEncoder(config.audio, config.language.width)) if config.audio else None,
+    )
+
+
+class TorchEncoders:
+    """Modules on one device, in one type."""
+
+    def __init__(self, vision: nn.Module, connector: nn.Module, audio: nn.Module | None = None) -> None:
+        self.vision, self.connector, self.audio = vision, connector, audio
+        first = next(vision.parameters())
+        self.device, self.dtype = first.device, first.dtype
+        # A sequence of frames that repeats none has a fixed index: the graph of the usual case.
+        self._encode_frames = CudaGraphCache(self._media_steps, self.device)
+        self._encode_audio = CudaGraphCache(self._audio_tokens, self.device)
+
+    def _media_steps(self, frames: Tensor, frame_index: Tensor) -> Tensor:
+        return self.connector(self.vision(frames), frame_index)
+
+    def _audio_tokens(self, filterbank: Tensor) -> Tensor:
+        assert self.audio is not None
+        return self.audio(filterbank.to(self.dtype))
+
+    @torch.inference_mode()
+    def encode_frames(self, frames: np.ndarray, frame_index: np.ndarray) -> Tensor:
+        return self._encode_frames(torch.from_numpy(frames), torch.from_numpy(frame_index)).to(torch.float32, copy=True)
+
+    @torch.inference_mode()
+    def encode_audio(self, filterbank: np.ndarray) -> Tensor:
+        return self._encode_audio(torch.from_numpy(filterbank)[None])[0].to(torch.float32, copy=True)
+
+
+class CudaGraphCache:
+    """A function of tensors; on a GPU its kernels are recorded per shape, and replayed without the host.
+
+    A shape's first call runs as it is written (and warms up), its second records. A replay writes where the last one of its
+    shape wrote: who keeps a result copies it.
+
+    Args:
+        fresh: makes another such function to record, where its state must not change afterwards; default: itself.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        device: torch.device,
+        fresh: Callable[[], Callable[..., Tensor]] | None = None,
+    ) -> None:
+        self._function, self._device = function, device
+        self._fresh = fresh or (lambda: function)
+        self._graphs: dict[tuple, _Recorded | None] = {}
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if self._device.type != "cuda":
+            return self._function(*(value.to(self._device) for value in inputs))
+        key = tuple((tuple(value.shape), value.dtype) for value in inputs)
+        if key not in self._graphs:
+            if len(self._graphs) < MAX_GRAPHS:
+                self._graphs[key] = None
+            return self._function(*(value.to(self._device) for value in inputs))
+        recorded = self._graphs[key] or self._record(key, inputs)
+        for place, value in zip(recorded.places, inputs, strict=True):
+            place.copy_(value, non_blocking=True)
+        recorded.graph.replay()
+        return recorded.output
+
+    def _record(self, key: tuple, inputs: tuple[Tensor, ...]) -> "_Recorded":
+        places, function = [value.to(self._device) for value in inputs], self._fresh()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                function(*places)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = function(*places)
+        found = self._graphs[key] = _Recorded(graph, places, output, function)
+        return found
+
+
+@dataclass
+class _Recorded:
+    graph: torch.cuda.CUDAGraph
+    places: list[Tensor]  # of the inputs
+    output: Tensor
+    function: Callable[..., Tensor]  # what it was recorded of lives as long

@@ -1,0 +1,167 @@
+"""Encoded sound -> Kaldi filterbanks, as BEATs wants them.
+
+A sound file keeps its first channel and is resampled after padding; a video's track is mixed down and heard in eight
+excerpts of two seconds: both as in the reference. Decoding goes through PyAV, with the bounds of video.py.
+"""
+
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import av
+import numpy as np
+
+from videollama_core.media.video import DECODE_SECONDS, Segment, open_container, reason
+from videollama_core.protocol.errors import BadSegment, UnreadableMedia
+
+RATE = 16000  # samples per second of what the model hears
+SECONDS = 30  # of silence-padded sound per request
+SAMPLES = RATE * SECONDS
+EXCERPTS, EXCERPT_SECONDS = 8, 2.0  # of a video's track
+BINS = 128  # mel bands
+WINDOW, HOP, FFT = 400, 160, 512  # samples: 25 ms every 10 ms
+ROWS = 1 + (SAMPLES - WINDOW) // HOP  # 2998, complete windows only
+PREEMPHASIS = 0.97
+LOWEST, HIGHEST = 20.0, 8000.0  # Hz
+FLOOR = 1.1920929e-7  # float32's epsilon, below which a power counts as silence
+MAX_RATE = 384_000  # samples per second of a file
+MAX_SAMPLES = MAX_RATE * 3600  # decoded at most
+
+
+def load_sound(kind: str, data: bytes, segment: Segment = Segment()) -> np.ndarray:
+    """float32 [ROWS, BINS] of a sound file ("audio") or of a video's track ("video_with_audio").
+
+    A sound file is heard for 30 s from `segment.start` on (the reference takes a random window). The segment of a video
+    chooses its frames and not its sound, as in the reference.
+    Raises: UnreadableMedia, BadSegment.
+    """
+    if not data:
+        raise UnreadableMedia("the file is empty (0 bytes)")
+    return filterbank(file_waveform(data, segment) if kind == "audio" else track_waveform(data))
+
+
+# --- waveforms: float64 [SAMPLES] ----------------------------------------------------------------------------------------
+
+
+def file_waveform(data: bytes, segment: Segment = Segment()) -> np.ndarray:
+    """First channel, padded with zeros to 30 s at the file's own rate, then resampled. Values in [-1, 1]."""
+    with open_container(data) as container:
+        if not container.streams.audio:
+            raise UnreadableMedia("the file has no sound; send a wav, flac, mp3, ogg, m4a or a video with sound")
+        rate = container.streams.audio[0].rate
+        if not rate or not 1000 <= rate <= MAX_RATE:
+            raise UnreadableMedia(f"the sound has {rate} samples per second; 1000 to {MAX_RATE} can be heard")
+        first = int((segment.start or 0.0) * rate)
+        last = first + SECONDS * rate
+        if segment.end is not None:
+            last = min(last, int(segment.end * rate))
+        chunks, position = [], 0
+        for samples in _decode(container):
+            chunks.append(samples[max(first - position, 0) : max(last - position, 0)])
+            position += len(samples)
+            if position >= last:
+                break
+    heard = np.concatenate(chunks) if chunks else np.zeros(0)
+    if not len(heard):
+        raise BadSegment(
+            f"no sound lies between {segment.start or 0:g} s and {last / rate:g} s: the file holds {position / rate:.2f} s"
+        )
+    return resample(np.pad(heard, (0, SECONDS * rate - len(heard))), SAMPLES)
+
+
+def track_waveform(data: bytes) -> np.ndarray:
+    """Eight excerpts of two seconds, one behind the other; the last one never reaches the end. Silence without a track."""
+    with open_container(data) as container:
+        if not container.streams.audio:
+            return np.zeros(SAMPLES)
+        resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
+        try:
+            samples = np.concatenate([np.zeros(0, np.int16), *_decode(container, resampler)])
+        except UnreadableMedia:
+            return np.zeros(SAMPLES)  # what cannot be decoded is silence, as in the reference
+    seconds = len(samples) / RATE
+    starts = [number * max(seconds - EXCERPT_SECONDS, 0.0) / EXCERPTS for number in range(EXCERPTS)]
+    excerpts = [samples[int(start * RATE) : int((start + EXCERPT_SECONDS) * RATE)] for start in starts]
+    heard = np.concatenate(excerpts)[:SAMPLES] / 32768.0
+    return np.pad(heard, (0, SAMPLES - len(heard)))
+
+
+def _decode(
+    container: "av.container.InputContainer", resampler: av.AudioResampler | None = None
+) -> Iterator[np.ndarray]:
+    """Yields the samples of the first track: float64 of its first channel, or whatever the resampler makes."""
+    deadline, taken = time.monotonic() + DECODE_SECONDS, 0
+    stream = container.streams.audio[0]
+    try:
+        for frame in container.decode(stream):
+            for part in resampler.resample(frame) if resampler else (frame,):
+                samples = part.to_ndarray()
+                yield samples[0] if resampler else _first_channel(samples, part)
+                taken += part.samples
+            if taken > MAX_SAMPLES or time.monotonic() > deadline:
+                raise UnreadableMedia(f"the sound takes more than {DECODE_SECONDS:g} s to decode; send a shorter one")
+        for part in resampler.resample(None) if resampler else ():
+            yield part.to_ndarray()[0]
+    except (av.FFmpegError, ValueError) as error:
+        if not taken:
+            raise UnreadableMedia(f"the sound cannot be decoded: {reason(error)}") from error
+
+
+def _first_channel(samples: np.ndarray, frame: av.AudioFrame) -> np.ndarray:
+    channels = 1 if frame.format.is_planar else len(frame.layout.channels)
+    first = samples[0][::channels]
+    if first.dtype == np.uint8:
+        return (first.astype(np.float64) - 128.0) / 128.0
+    if first.dtype.kind == "i":
+        return first / -float(np.iinfo(first.dtype).min)
+    return first.astype(np.float64)
+
+
+def resample(samples: np.ndarray, number: int) -> np.ndarray:
+    """Band-limited resampling of one period in the frequency domain: float64 [N] -> [number]."""
+    if len(samples) == number:
+        return samples
+    spectrum = np.fft.rfft(samples)
+    shorter = min(len(samples), number)
+    kept = np.zeros(number // 2 + 1, spectrum.dtype)
+    kept[: shorter // 2 + 1] = spectrum[: shorter // 2 + 1]
+    if shorter % 2 == 0:  # the Nyquist bin of the shorter one stands for two, or is one of two
+        kept[shorter // 2] *= 2.0 if number < len(samples) else 0.5
+    return np.fft.irfft(kept, number) * (number / len(samples))
+
+
+# --- filterbanks ---------------------------------------------------------------------------------------------------------
+
+
+def filterbank(waveform: np.ndarray) -> np.ndarray:
+    """[SAMPLES] in [-1, 1] -> float32 [ROWS, BINS], every value rounded to bfloat16: the published model was fed so."""
+    samples = waveform.astype(np.float64) * 32768.0
+    frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW)[::HOP]
+    frames = frames - frames.mean(axis=1, keepdims=True)
+    before = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
+    turn = 2.0 * np.pi * np.arange(WINDOW) / (WINDOW - 1)
+    frames = (frames - PREEMPHASIS * before) * (0.5 - 0.5 * np.cos(turn)) ** 0.85  # Kaldi's "povey" window
+    power = np.abs(np.fft.rfft(frames, FFT)) ** 2
+    return to_bfloat16(np.log(np.maximum(power[:, : FFT // 2] @ _triangles(), FLOOR)))
+
+
+@lru_cache
+def _triangles() -> np.ndarray:
+    """float64 [FFT / 2, BINS]: how much of each frequency a band takes; the Nyquist frequency counts nowhere."""
+    low, high = _mel(np.float64(LOWEST)), _mel(np.float64(HIGHEST))
+    step = (high - low) / (BINS + 1)
+    left = low + np.arange(BINS) * step
+    frequency = _mel(np.arange(FFT // 2) * RATE / FFT)[:, None]
+    return np.maximum(0.0, np.minimum((frequency - left) / step, (left + 2 * step - frequency) / step))
+
+
+def _mel(hertz: Any) -> Any:
+    return 1127.0 * np.log(1.0 + hertz / 700.0)
+
+
+def to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """The nearest bfloat16 of each finite value, ties to even, as float32."""
+    bits = values.astype(np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return rounded.view(np.float32)

@@ -1,0 +1,123 @@
+"""The audio tower (BEATs) and its projector: filterbanks -> audio tokens.
+
+Parameter names are the published ones below `model.audio_tower.` and `model.mm_projector_a.`; the position convolution's
+weight is what its stored direction and length give (checkpoint.py), and the table of relative positions, which all layers
+share, exists once. B sounds, R rows and F bands of a filterbank, P patches, C width, D language model width.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from videollama_core.model.config import AudioConfig
+
+PREFIX = "model.audio_tower."
+PROJECTOR_PREFIX = "model.mm_projector_a."
+MEAN, DEVIATION = 15.41663, 2 * 6.55582  # of the filterbanks that BEATs was trained on
+EPS = 1e-5
+BUCKETS, MAX_DISTANCE = 320, 800  # of relative positions
+PATCH = 16  # rows and bands
+KERNEL, GROUPS = 128, 16  # of the position convolution
+
+
+class Attention(nn.Module):
+    """Attention whose relative position bias is scaled by a gate of each query."""
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.heads, config.width // config.heads
+        self.q_proj = nn.Linear(config.width, config.width)
+        self.k_proj = nn.Linear(config.width, config.width)
+        self.v_proj = nn.Linear(config.width, config.width)
+        self.out_proj = nn.Linear(config.width, config.width)
+        self.grep_linear = nn.Linear(self.head_dim, 8)
+        self.grep_a = nn.Parameter(torch.ones(1, config.heads, 1, 1))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)  # [B, P, C] -> [B, heads, P, head_dim]
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """x [B, P, C], bias [heads, P, P] -> [B, P, C]."""
+        query, key, value = self._split(self.q_proj(x)), self._split(self.k_proj(x)), self._split(self.v_proj(x))
+        gates = torch.sigmoid(self.grep_linear(query).unflatten(-1, (2, 4)).sum(-1))  # [B, heads, P, 2]
+        gate = gates[..., :1] * (gates[..., 1:] * self.grep_a - 1.0) + 2.0
+        scores = query @ key.transpose(-1, -2) * self.head_dim**-0.5 + gate * bias
+        return self.out_proj((torch.softmax(scores, dim=-1) @ value).transpose(1, 2).flatten(2))
+
+
+class Layer(nn.Module):
+    """Norms come after the additions; what is added to is scaled up (DeepNorm)."""
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.self_attn_layer_norm = nn.LayerNorm(config.width, eps=EPS)
+        self.fc1 = nn.Linear(config.width, config.mlp_width)
+        self.fc2 = nn.Linear(config.mlp_width, config.width)
+        self.final_layer_norm = nn.LayerNorm(config.width, eps=EPS)
+        self.scale = (2 * config.layers) ** 0.25
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        x = self.self_attn_layer_norm(self.scale * x + self.self_attn(x, bias))
+        return self.final_layer_norm(self.scale * x + self.fc2(functional.gelu(self.fc1(x))))
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.pos_conv = nn.ModuleList(
+            [nn.Conv1d(config.width, config.width, KERNEL, padding=KERNEL // 2, groups=GROUPS)]
+        )
+        self.layer_norm = nn.LayerNorm(config.width, eps=EPS)
+        self.relative_attention_bias = nn.Embedding(BUCKETS, config.heads)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        near = self.pos_conv[0](x.transpose(1, 2))[..., :-1].transpose(1, 2)  # an even kernel gives one too many
+        x = self.layer_norm(x + functional.gelu(near))
+        place = torch.arange(x.shape[1], device=x.device)
+        bias = self.relative_attention_bias(bucket_of(place[None, :] - place[:, None])).permute(2, 0, 1)
+        for layer in self.layers:
+            x = layer(x, bias)
+        return x
+
+
+def bucket_of(offset: Tensor) -> Tensor:
+    """int64 offsets (key minus query) -> bucket: one side each, near ones exact, far ones by logarithm."""
+    half, exact = BUCKETS // 2, BUCKETS // 4
+    distance = offset.abs()
+    far = torch.log(distance.clamp(min=1).float() / exact) / math.log(MAX_DISTANCE / exact) * (half - exact)
+    bucket = torch.where(distance < exact, distance, (exact + far.long()).clamp(max=half - 1))
+    return bucket + half * (offset > 0).long()
+
+
+class AudioTower(nn.Module):
+    """filterbank [B, R, F] -> audio features [B, P, C]; patches of one moment follow one another."""
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.patch_embedding = nn.Conv2d(1, config.patch_width, PATCH, stride=PATCH, bias=False)
+        self.layer_norm = nn.LayerNorm(config.patch_width, eps=EPS)
+        self.post_extract_proj = nn.Linear(config.patch_width, config.width)
+        self.encoder = Encoder(config)
+
+    def forward(self, filterbank: Tensor) -> Tensor:
+        x = ((filterbank - MEAN) / DEVIATION).unsqueeze(1)
+        patches = self.patch_embedding(x).flatten(2).transpose(1, 2)  # [B, E, R/16, F/16] -> [B, P, E]
+        return self.encoder(self.post_extract_proj(self.layer_norm(patches)))
+
+
+class AudioEncoder(nn.Module):
+    """filterbank [B, R, F] -> audio tokens [B, P, D]: tower and projector."""
+
+    def __init__(self, config: AudioConfig, language_width: int) -> None:
+        super().__init__()
+        self.tower = AudioTower(config)
+        self.projector = nn.Sequential(
+            nn.Linear(config.width, language_width), nn.GELU(), nn.Linear(language_width, language_width)
+        )
+
+    def forward(self, filterbank: Tensor) -> Tensor:
+        return self.projector(self.tower(filterbank))

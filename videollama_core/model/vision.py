@@ -1,0 +1,122 @@
+"""The vision tower: CLIP or SigLIP up to the selected hidden state.
+
+Parameter names are the published ones below `model.vision_tower.vision_tower.vision_model.`. Layers after the selected
+hidden state, the last norm and SigLIP's pooling head never influence the output and do not exist here.
+U distinct frames, S image side, P patches (and the class token inside the tower), C width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from videollama_core.model.config import PixelConfig, VisionConfig
+
+PREFIX = "model.vision_tower.vision_tower.vision_model."
+
+
+def activation(name: str, x: Tensor) -> Tensor:
+    if name == "quick_gelu":
+        return x * torch.sigmoid(1.702 * x)
+    if name == "gelu_pytorch_tanh":
+        return functional.gelu(x, approximate="tanh")
+    if name == "gelu":
+        return functional.gelu(x)
+    raise ValueError(f"activation {name!r}")
+
+
+class Embeddings(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.clip = config.kind == "clip"
+        if self.clip:
+            self.class_embedding = nn.Parameter(torch.zeros(config.width))
+        self.patch_embedding = nn.Conv2d(
+            3, config.width, config.patch_size, stride=config.patch_size, bias=not self.clip
+        )
+        self.position_embedding = nn.Embedding(config.grid**2 + self.clip, config.width)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [U, 3, S, S] -> [U, P, C], rows first
+        if self.clip:
+            first = self.class_embedding.expand(patches.shape[0], 1, -1)
+            patches = torch.cat([first, patches], dim=1)
+        return patches + self.position_embedding.weight
+
+
+class Attention(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.heads, config.width // config.heads
+        self.q_proj = nn.Linear(config.width, config.width)
+        self.k_proj = nn.Linear(config.width, config.width)
+        self.v_proj = nn.Linear(config.width, config.width)
+        self.out_proj = nn.Linear(config.width, config.width)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)  # [U, P, C] -> [U, heads, P, head_dim]
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self._split(self.q_proj(x)), self._split(self.k_proj(x)), self._split(self.v_proj(x))
+        weights = torch.softmax(query @ key.transpose(-1, -2) * self.head_dim**-0.5, dim=-1)
+        return self.out_proj((weights @ value).transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.fc1 = nn.Linear(config.width, config.mlp_width)
+        self.fc2 = nn.Linear(config.mlp_width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(activation(self.activation, self.fc1(x)))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.width, eps=config.eps)
+        self.self_attn = Attention(config)
+        self.layer_norm2 = nn.LayerNorm(config.width, eps=config.eps)
+        self.mlp = Mlp(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.used_layers))
+
+
+class VisionEncoder(nn.Module):
+    """frames uint8 [U, S, S, 3] -> vision_features [U, P, C]. Rescale and normalise are folded in."""
+
+    def __init__(self, config: VisionConfig, pixels: PixelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        if config.kind == "clip":
+            self.pre_layrnorm = nn.LayerNorm(config.width, eps=config.eps)  # spelled so in every checkpoint
+        self.encoder = Encoder(config)
+        self.pixels = pixels
+
+    def normalise(self, frames: Tensor) -> Tensor:
+        """uint8 [U, S, S, 3] -> float32 [U, 3, S, S], in float32 whatever the type of the weights."""
+        # The cast comes first: TensorRT takes uint8 at the graph's door alone.
+        channels = (frames.to(torch.float32) * self.pixels.scale).unbind(-1)
+        scaled = [
+            (channel - mean) / std
+            for channel, mean, std in zip(channels, self.pixels.mean, self.pixels.std, strict=True)
+        ]
+        return torch.stack(scaled, dim=1)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = self.embeddings(self.normalise(frames).to(self.embeddings.position_embedding.weight.dtype))
+        if self.config.kind == "clip":
+            x = self.pre_layrnorm(x)
+        for layer in self.encoder.layers:
+            x = layer(x)
+        return x[:, 1:] if self.config.kind == "clip" else x  # without the class token
