@@ -17,7 +17,7 @@ def tracked_repository() -> Path:
     """model_repository/ of this source tree, or the copy inside the installed package."""
     for folder in (
         Path(__file__).parents[2] / "model_repository",
-        Path(str(resources.files("videollama_core") / "model_repository")),
+        Path(str(resources.files("videollama_server") / "model_repository")),
     ):
         if (folder / "videollama2" / "config.pbtxt").is_file():
             return folder

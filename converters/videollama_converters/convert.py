@@ -16,6 +16,7 @@ import torch
 
 from videollama_converters import assemble as assembling
 from videollama_converters.build_tensorrt import ENGINE_GRAPHS, build_engine
+from videollama_converters.code_hash import code_hash
 from videollama_converters.compare import compare
 from videollama_converters.encoder_weights import encoder_sources, write_encoder_weights
 from videollama_converters.engine_options import EngineOptions, encoder_dtype
@@ -135,7 +136,7 @@ def graph_sources(graph: Graph, parts: CheckpointParts) -> Sources:
 def plan_steps(
     parts: CheckpointParts, source: dict[str, str], out: Path, progress: Progress, options: EngineOptions
 ) -> list[Step]:
-    code = _code_hash()
+    code = code_hash(__name__)
     exports = [
         Step(
             graph.name,
@@ -306,33 +307,4 @@ def _tree_hash(folder: Path) -> str:
     for path in files_below(folder):
         if "__pycache__" not in path.parts:
             digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _code_hash() -> str:
-    """Of the code that decides what a conversion writes."""
-    import videollama_core
-
-    folders = (Path(videollama_core.__file__).parent, Path(__file__).parent)
-    names = (
-        "vision.py",
-        "connector.py",
-        "audio.py",
-        "decoder.py",
-        "config.py",
-        "checkpoint.py",
-        "shards.py",
-        "graphs.py",
-        "export_onnx.py",
-        "tidy_graph.py",
-        "fp8.py",
-        "split_language_model.py",
-        "tokenizer_files.py",
-        "compare.py",
-    )
-    digest = hashlib.sha256()
-    for folder in folders:
-        for name in names:
-            if (folder / name).is_file():
-                digest.update((folder / name).read_bytes())
     return digest.hexdigest()

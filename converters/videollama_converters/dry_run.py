@@ -3,8 +3,6 @@
 import shlex
 from pathlib import Path
 
-from videollama_server.multi_gpu import with_ranks
-
 from videollama_converters.build_tensorrt import ENGINE_GRAPHS, profiles
 from videollama_converters.engine_options import EngineOptions, encoder_dtype
 from videollama_converters.tensorrt_llm import script
@@ -13,6 +11,7 @@ from videollama_core.checkpoint.parts import open_checkpoint
 from videollama_core.engines.bundle import LANGUAGE_ENGINE, LANGUAGE_FOLDER, REPOSITORY, engine_path, graph_path
 from videollama_core.engines.specs import VISION_ENCODER, graphs_of
 from videollama_core.protocol.errors import InvalidRequest
+from videollama_server.multi_gpu import with_ranks
 
 
 def describe(checkpoint: Path, out: Path, tower: Path | None, base: Path | None, options: EngineOptions) -> str:

@@ -115,9 +115,15 @@ def test_the_language_model_speaks_tensorrt_llm():
 @pytest.mark.parametrize("path", sorted(REPOSITORY.glob("*/1/model.py")), ids=lambda path: path.parts[-3])
 def test_an_adapter_is_thin(path):
     text = path.read_text("utf-8")
-    assert len(text.splitlines()) < 40
-    imported = {node.module for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)}
-    assert all(module.startswith("videollama_core") for module in imported)
+    assert len(text.splitlines()) < 10
+    imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    # A bundle holds a copy of this file: one stable name of ours, so that our modules may be arranged anew.
+    assert [ast.unparse(node) for node in imports] == ["from videollama_server.stages import load_stage"]
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("*/1/model.py")), ids=lambda path: path.parts[-3])
+def test_an_adapter_loads_the_stage_of_its_folder(path):
+    assert f'load_stage("{path.parts[-3]}")' in path.read_text("utf-8")
 
 
 def test_every_python_stage_has_an_adapter():

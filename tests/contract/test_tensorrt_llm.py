@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-from videollama_server.multi_gpu import with_ranks
 
 from conftest import ROOT
 from videollama_converters.build_tensorrt import ENGINE_GRAPHS, MOST_STEPS, profiles
@@ -18,6 +17,7 @@ from videollama_core.engines.specs import CONNECTOR, graphs_of
 from videollama_core.model.config import published_config
 from videollama_core.protocol import contract
 from videollama_core.protocol.errors import InvalidRequest
+from videollama_server.multi_gpu import with_ranks
 
 FACTS = json.loads((Path(__file__).parent / "facts_tensorrt_llm.json").read_text("utf-8"))
 CONFIG = FACTS["config"]

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from videollama_server.supervisor import check_vllm
 
 from videollama_core.generation.vllm_scheduler import penalise
 from videollama_core.protocol.errors import ArtifactMismatch, ServerFailed
 from videollama_core.protocol.messages import ResolvedSampling
 from videollama_core.sampling import Sampler
+from videollama_server.supervisor import check_vllm
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.05, 3.0])

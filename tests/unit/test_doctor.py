@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from videollama_server.doctor import FAIL, OK, WARN, _fits_memory, _fits_tensorrt, examine
 
 from videollama_core.engines.bundle import Bundle
+from videollama_server.doctor import FAIL, OK, WARN, _fits_memory, _fits_tensorrt, examine
 
 
 def states(found):

@@ -5,8 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-from videollama_server.stages import entry
-from videollama_server.stages.entry import Entry, Perception, Question
 
 from conftest import checkpoint
 from videollama_core.engines.bundle import Bundle
@@ -21,6 +19,8 @@ from videollama_core.protocol.errors import (
     StageRestarting,
 )
 from videollama_core.protocol.messages import SamplingOptions, as_conversation
+from videollama_server.stages import entry
+from videollama_server.stages.entry import Entry, Perception, Question
 
 VARIANT = "qwen2-clip-8f"
 

@@ -19,7 +19,7 @@ from videollama_core.protocol.errors import ArtifactMismatch
 from videollama_core.protocol.messages import GenerationDefaults
 from videollama_core.text import Tokenizer, read_generation_defaults
 
-FORMAT = 2  # of the folder; a bundle of another format must be converted again
+FORMAT = 3  # of the folder; a bundle of another format must be converted again
 MANIFEST = "manifest.json"
 LANGUAGE_FOLDER = "llm"
 LANGUAGE_ENGINE = "engines/llm/engine"  # of TensorRT-LLM

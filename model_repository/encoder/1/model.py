@@ -1,25 +1,5 @@
-"""Pixels and filterbanks -> media tokens: vision encoder, connector, audio encoder."""
+"""Frames and filterbanks -> media tokens."""
 
-import time
+from videollama_server.stages import load_stage
 
-from videollama_server.stages.python_backend import PythonStage, bundle_of
-
-from videollama_core.engines.media_encoder import MediaEncoder
-from videollama_core.protocol.contract import ENCODER
-
-
-class TritonPythonModel(PythonStage):
-    contract = ENCODER
-
-    def load(self, args):
-        self.encoder = MediaEncoder(bundle_of(args))
-
-    def run(self, frames, filterbank, preprocess_span):
-        began = time.time()
-        table, media_hash = self.encoder.encode_media(frames, filterbank)
-        return {
-            "prompt_embedding_table": table[None],
-            "prompt_vocab_size": [[len(table)]],
-            "media_hash": [[media_hash]],
-            "perception_spans": [*(preprocess_span if preprocess_span is not None else (0, 0)), began, time.time()],
-        }
+TritonPythonModel = load_stage("encoder")

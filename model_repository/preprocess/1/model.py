@@ -1,28 +1,5 @@
-"""Media + options -> pixels and filterbanks. Decoding lives here alone: a hostile file can kill only this process."""
+"""Media and options -> frames and filterbanks."""
 
-import time
+from videollama_server.stages import load_stage
 
-from videollama_server.stages.python_backend import PythonStage, bundle_of, scalar
-
-from videollama_core.media.preprocess import prepare
-from videollama_core.media.video import Segment
-from videollama_core.protocol.contract import PREPROCESS
-
-
-class TritonPythonModel(PythonStage):
-    contract = PREPROCESS
-
-    def load(self, args):
-        self.config = bundle_of(args).config
-
-    def run(self, media, media_kind, start, end):
-        began = time.time()
-        segment = Segment(scalar(start, "start"), scalar(end, "end"))
-        found = prepare(scalar(media_kind, "media_kind"), list(media), segment, self.config)
-        return {
-            "frames": found.frames,
-            "filterbank": found.filterbank,
-            "frame_index": found.index,
-            "frame_time": found.time,
-            "preprocess_span": [began, time.time()],
-        }
+TritonPythonModel = load_stage("preprocess")

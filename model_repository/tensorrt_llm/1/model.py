@@ -1,7 +1,5 @@
-"""The language model on a CPU, behind TensorRT-LLM's own tensors."""
+"""The language model outside the C++ backend, behind TensorRT-LLM's own tensors."""
 
-from videollama_server.stages.language_model import LanguageModelStage
+from videollama_server.stages import load_stage
 
-
-class TritonPythonModel(LanguageModelStage):
-    pass
+TritonPythonModel = load_stage("tensorrt_llm")

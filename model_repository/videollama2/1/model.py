@@ -1,7 +1,5 @@
 """The public entry: a question about media in, pieces of the answer out."""
 
-from videollama_server.stages.entry_stage import EntryStage
+from videollama_server.stages import load_stage
 
-
-class TritonPythonModel(EntryStage):
-    pass
+TritonPythonModel = load_stage("videollama2")

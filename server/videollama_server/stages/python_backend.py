@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -115,13 +116,11 @@ class PythonStage:
     """A stage with one response per request."""
 
     contract: Stage
+    # Arrays of the contract's inputs by name (None for an absent optional one) -> values of its outputs.
+    run: Callable[..., dict[str, Any]]
 
     def load(self, args: dict[str, str]) -> None:
         """Once, before the first request. An error keeps the server from becoming ready."""
-
-    def run(self, **inputs: Any) -> dict[str, Any]:
-        """Arrays of the contract's inputs -> values of its outputs."""
-        raise StageFailed(f"stage {self.contract.name} answers nothing")
 
     def initialize(self, args: dict[str, str]) -> None:
         log_to_stderr(self.contract.name)
