@@ -1,38 +1,29 @@
 """Start a Triton server on a bundle, keep its stages alive, and stop it without losing an answer."""
 
-import ctypes
 import importlib.util
-import json
 import logging
 import os
-import re
-import secrets
 import shutil
 import signal
-import socket
-import subprocess
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
 
 from videollama_core.engines.bundle import REPOSITORY, Bundle
 from videollama_core.protocol import contract
-from videollama_core.protocol.contract import RUNNING_METRIC
 from videollama_core.protocol.errors import ArtifactMismatch, ServerFailed
 from videollama_server.installation import Installation, find_installation, stage_environment
 from videollama_server.multi_gpu import with_ranks
+from videollama_server.ports import choose_ports, loopback_of
+from videollama_server.process import ADMIN_HEADER, Addresses, TritonProcess
+from videollama_server.processes import stage_processes
 
 logger = logging.getLogger(__name__)
-_ADMIN = "vl2-admin"  # header that opens the model repository's API, which can run code, to this process alone
 _SUPERVISE_SECONDS = 0.5
 _CALL_THREADS = 160  # of a Python stage for its calls to others; each running answer of the entry holds one or two
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass
@@ -59,11 +50,6 @@ def check_vllm(bundle: Bundle) -> None:
         raise ServerFailed(
             "--llm vllm was asked for, and this Python has no vllm; install it as docs/gpu.md says, or leave --llm out"
         )
-
-
-def _reachable(host: str) -> str:
-    """Where a server that listens on `host` is found from its own machine."""
-    return "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104: compared, not bound
 
 
 @dataclass
@@ -97,35 +83,34 @@ class TritonServer:
                 "--metrics-port": options.metrics_port,
             },
         )
-        self._secret = secrets.token_urlsafe(24)
         self.log = options.log or self._runtime / "server.log"
+        self._secret = TritonProcess.new_secret()
+        addresses = Addresses(options.host, self.grpc_port, self.http_port, self.metrics_port)
+        self._triton = TritonProcess(addresses, self.log, self._secret)
         self._installation = find_installation(self._runtime)
         self._launch()
 
     def _launch(self) -> None:
+        own_address = f"{loopback_of(self.options.host)}:{self.grpc_port}"
+        self._triton.launch(
+            self._command(self._installation), stage_environment(self._installation, own_address, self.options.llm)
+        )
         try:
-            log: IO[bytes] = self.log.open("ab")
-        except OSError as error:
-            raise ServerFailed(
-                f"the log {self.log} cannot be written: {error.strerror}; choose another with --log"
-            ) from error
-        with log:
-            self._log_start = log.tell()
-            self._process = subprocess.Popen(
-                self._command(self._installation),
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                env=stage_environment(
-                    self._installation, f"{_reachable(self.options.host)}:{self.grpc_port}", self.options.llm
-                ),
-                start_new_session=True,  # Ctrl-C reaches this process alone, which then drains
-                preexec_fn=_die_with_parent,
-            )
-        self._wait_until_ready()
+            self._triton.wait_until_ready(self.options.start_seconds)
+        except ServerFailed as error:
+            raise ServerFailed(f"{error} (log: {self._keep_log()})") from error
         self._closing = threading.Event()
-        self._stage_pids = self._find_stage_pids()
+        self._stages = stage_processes(self._triton.pid)
         threading.Thread(target=self._supervise, args=(self._closing,), name="supervisor", daemon=True).start()
+
+    def _keep_log(self) -> Path:
+        """The log outlives the run when it tells of a failure."""
+        if self.options.log is not None:
+            return self.log
+        handle, name = tempfile.mkstemp(prefix="vl2-serve-", suffix=".log")
+        os.close(handle)
+        shutil.copyfile(self.log, name)
+        return Path(name)
 
     def _command(self, installation: Installation) -> list[str]:
         options = self.options
@@ -143,8 +128,8 @@ class TritonServer:
             f"--metrics-port={self.metrics_port}",
             "--model-control-mode=explicit",
             "--load-model=*",
-            f"--grpc-restricted-protocol=model-repository,shared-memory:{_ADMIN}={self._secret}",
-            f"--http-restricted-api=model-repository,shared-memory:{_ADMIN}={self._secret}",
+            f"--grpc-restricted-protocol=model-repository,shared-memory:{ADMIN_HEADER}={self._secret}",
+            f"--http-restricted-api=model-repository,shared-memory:{ADMIN_HEADER}={self._secret}",
             f"--backend-config=python,thread-pool-size={_CALL_THREADS}",
             "--exit-timeout-secs=5",
         ]
@@ -154,66 +139,14 @@ class TritonServer:
     def address(self) -> str:
         return f"{self.options.host}:{self.grpc_port}"
 
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + self.options.start_seconds
-        while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                raise ServerFailed(
-                    f"Triton ended with code {self._process.returncode} while it started. {self._reason()}"
-                )
-            try:
-                self._http("GET", "/v2/health/ready", timeout=2)
-                return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
-        raise ServerFailed(
-            f"Triton was not ready after {self.options.start_seconds:g} s; its log is {self._keep_log()}"
-        )
-
-    def _reason(self) -> str:
-        """The failing stage's own words, from the log."""
-        with self.log.open("rb") as file:
-            file.seek(self._log_start)
-            text = file.read().decode(errors="replace")
-        failures = re.findall(r"failed to load '(\w+)' version \d+: (.*)", text)
-        if failures:
-            return "; ".join(f"stage {stage}: {_clean(reason)}" for stage, reason in failures)
-        errors = [line for line in text.splitlines() if re.match(r"E\d{4} ", line)]
-        return f"{errors[-1] if errors else 'It left no reason.'} (log: {self._keep_log()})"
-
-    def _keep_log(self) -> Path:
-        """The log outlives the run when it tells of a failure."""
-        if self.options.log is None:
-            handle, name = tempfile.mkstemp(prefix="vl2-serve-", suffix=".log")
-            os.close(handle)
-            shutil.copyfile(self.log, name)
-            return Path(name)
-        return self.log
-
     # --- while it runs ---
 
     def is_running(self) -> bool:
-        return self._process.poll() is None
+        return self._triton.is_running()
 
     def wait(self) -> int:
         """Until the server ends by itself; its exit code."""
-        return self._process.wait()
-
-    def _find_stage_pids(self) -> dict[int, str]:
-        """Process id -> stage, of every stub of this server."""
-        found = {}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-                command = (stat.parent / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if int(parent) != self._process.pid or state in "ZX":
-                continue
-            script = next((Path(os.fsdecode(part)) for part in command if part.endswith(b"/1/model.py")), None)
-            if script is not None and script.parts[-3] in contract.STAGES:
-                found[int(stat.parent.name)] = script.parts[-3]
-        return found
+        return self._triton.wait()
 
     def _supervise(self, closing: threading.Event) -> None:
         """Start stages again whose process died.
@@ -222,10 +155,10 @@ class TritonServer:
         stage is loaded anew; requests that the other processes of an ordinary stage work on end first.
         """
         while not closing.wait(_SUPERVISE_SECONDS) and self.is_running():
-            alive = self._find_stage_pids()
-            missing = set(Counter(self._stage_pids.values()) - Counter(alive.values()))
+            alive = stage_processes(self._triton.pid)
+            missing = set(Counter(self._stages.values()) - Counter(alive.values()))
             if not missing:
-                self._stage_pids = alive
+                self._stages = alive
                 continue
             logger.warning("the process of %s died; starting it again", ", ".join(sorted(missing)))
             try:
@@ -237,24 +170,13 @@ class TritonServer:
                         if stage == contract.LANGUAGE_MODEL.name:
                             os.kill(pid, signal.SIGKILL)
                 for stage in sorted(missing):
-                    self._reload(stage)
-            except (urllib.error.URLError, OSError) as error:
+                    self._triton.unload(stage)
+                    self._triton.load(stage, timeout=self.options.start_seconds)
+            except OSError as error:
                 logger.error("%s cannot be started again: %s", ", ".join(sorted(missing)), error)
 
-    def _reload(self, stage: str) -> None:
-        models = f"/v2/repository/models/{stage}"
-        self._http("POST", f"{models}/unload", {"parameters": {"unload_dependents": False}})
-        self._http("POST", f"{models}/load", {}, timeout=self.options.start_seconds)
-
-    def _http(self, method: str, path: str, body: dict[str, Any] | None = None, timeout: float = 10) -> bytes:
-        request = urllib.request.Request(
-            f"http://{self.options.host}:{self.http_port}{path}",
-            data=None if body is None else json.dumps(body).encode(),
-            headers={_ADMIN: self._secret, "Content-Type": "application/json"},
-            method=method,
-        )
-        with urllib.request.urlopen(request, timeout=timeout) as response:
-            return response.read()
+    def _running_requests(self) -> int:
+        return self._triton.running_requests(contract.ENTRY.name)
 
     # --- the end ---
 
@@ -264,85 +186,31 @@ class TritonServer:
         if self.is_running():
             try:
                 self._drain()
-            except (urllib.error.URLError, OSError) as error:
+            except OSError as error:
                 logger.warning("the server does not drain: %s", error)
         self.kill()
 
     def _drain(self) -> None:
-        doors = (contract.ENTRY.name, contract.ENSEMBLE.name)
-        for stage in doors:
-            self._http("POST", f"/v2/repository/models/{stage}/unload", {"parameters": {"unload_dependents": False}})
+        for stage in (contract.ENTRY.name, contract.ENSEMBLE.name):
+            self._triton.unload(stage)
         deadline = time.monotonic() + self.options.drain_seconds
         while self._running_requests() and time.monotonic() < deadline and self.is_running():
             time.sleep(0.05)
 
-    def _running_requests(self) -> int:
-        """Of the entry, by its own count (its last one if it died): Triton's would go on counting what died with it."""
-        with urllib.request.urlopen(f"http://{self.options.host}:{self.metrics_port}/metrics", timeout=10) as response:
-            text = response.read().decode()
-        return sum(
-            int(float(value))
-            for value in re.findall(rf'^{RUNNING_METRIC}{{.*"{contract.ENTRY.name}".*}} (\S+)$', text, re.MULTILINE)
-        )
-
     def restart(self) -> None:
         """Start a server that ended by itself again, on the same ports. Raises: ServerFailed."""
         self._closing.set()
-        self._end_processes()
+        self._triton.end()
         self._launch()
 
     def kill(self) -> None:
         """End the server's processes now, and remove what it wrote."""
-        self._end_processes()
+        if hasattr(self, "_triton"):
+            self._triton.end()
         shutil.rmtree(self._runtime, ignore_errors=True)
-
-    def _end_processes(self) -> None:
-        process = getattr(self, "_process", None)
-        if process is not None and process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(8)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        if process is not None:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)  # stubs that outlived their server
-            except ProcessLookupError:
-                pass
 
     def __enter__(self) -> "TritonServer":
         return self.start()
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-def _die_with_parent() -> None:
-    """Linux: the server gets SIGTERM when this process is gone, however it went."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def choose_ports(host: str, wanted: dict[str, int]) -> list[int]:
-    """A free port for each 0, the others as they are. Raises: ServerFailed if one is taken."""
-    held: list[socket.socket] = []
-    try:
-        for flag, port in wanted.items():
-            probe = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            held.append(probe)
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except (OSError, OverflowError) as error:
-                raise ServerFailed(
-                    f"port {port} of {host} cannot be used ({getattr(error, 'strerror', None) or error}); choose another with {flag}, or 0 for a free one"
-                ) from error
-        return [probe.getsockname()[1] for probe in held]
-    finally:
-        for probe in held:
-            probe.close()
-
-
-def _clean(reason: str) -> str:
-    """Triton's code word and its traceback marks are noise here."""
-    return re.sub(r"^(Internal|Invalid argument|Unavailable): ", "", reason.strip()).strip()

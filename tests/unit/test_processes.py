@@ -1,0 +1,28 @@
+"""The supervisor reads /proc, where other programs may be named anything."""
+
+from videollama_server.processes import stage_processes
+
+
+def write_process(proc, pid: int, name: bytes, parent: int, command: bytes, state: bytes = b"S") -> None:
+    folder = proc / str(pid)
+    folder.mkdir()
+    (folder / "stat").write_bytes(b"%d (%s) %s %d 1 1" % (pid, name, state, parent))
+    (folder / "cmdline").write_bytes(command)
+
+
+def test_stages_of_one_server(tmp_path):
+    stub = b"triton_python_backend_stub\0/bundle/model_repository/%s/1/model.py\0"
+    write_process(tmp_path, 11, b"stub", 7, stub % b"encoder")
+    write_process(tmp_path, 12, b"stub", 7, stub % b"preprocess", state=b"Z")
+    write_process(tmp_path, 13, b"stub", 8, stub % b"encoder")
+    write_process(tmp_path, 14, b"sh", 7, b"sh\0-c\0true\0")
+    assert stage_processes(7, tmp_path) == {11: "encoder"}
+
+
+def test_a_foreign_process_with_any_bytes_in_its_name_is_passed_over(tmp_path):
+    """A program whose name is not UTF-8 ended the supervisor's thread: dead stages were not started again."""
+    write_process(tmp_path, 10, b"\xff) S 7 (\xfe", 1, b"\xff\xfe\0")
+    write_process(tmp_path, 11, b"stub", 7, b"stub\0/\xff/encoder/1/model.py\0")
+    (tmp_path / "12").mkdir()
+    (tmp_path / "12" / "stat").write_bytes(b"")
+    assert stage_processes(7, tmp_path) == {11: "encoder"}
