@@ -11,23 +11,29 @@ from conftest import ROOT
 README = (ROOT / "README.md").read_text("utf-8")
 
 
-def test_every_path_of_the_tree_exists():
-    tree = re.search(r"## File tree\n\n```\n(.*?)```", README, re.DOTALL)[1]
-    folder = ""
-    for line in tree.splitlines():
-        for name in re.findall(r"(?:^\s*|; |<-> )([\w/.]+\.(?:py|md|sh|txt)|^\s*[\w/]+/)", line):
-            name = name.strip()
-            if name.endswith("/") and not line.startswith(" "):
-                folder = name
-                assert (ROOT / name).is_dir(), name
-            else:
-                assert any((ROOT / base / name).exists() for base in ("", folder)), name
+TREE = re.search(r"## File tree\n\n```\n(.*?)```", README, re.DOTALL)[1]
 
 
-def test_every_module_of_the_hub_is_in_the_tree():
-    named = set(re.findall(r"\w+\.py", README))
-    missing = {path.name for path in (ROOT / "videollama_core").glob("*.py")} - named - {"__init__.py"}
-    assert not missing
+def test_every_folder_of_the_tree_exists():
+    parent = ""
+    for line in TREE.splitlines():
+        if found := re.match(r"([\w/]+/) ", line):
+            parent = found[1]
+            assert (ROOT / parent).is_dir(), parent
+        elif found := re.match(r"  ([\w/]+/) ", line):
+            assert (ROOT / parent / found[1]).is_dir(), line
+
+
+def test_every_file_of_the_tree_exists():
+    tracked = {path.name for path in ROOT.rglob("*") if not {".venv", ".git"} & set(path.parts)}
+    for name in re.findall(r"[\w/]+\.(?:py|md|sh|txt|yaml)\b", TREE):
+        assert name.split("/")[-1] in tracked, name
+
+
+def test_every_module_of_core_and_server_is_in_the_tree():
+    named = set(re.findall(r"\w+\.py", TREE))
+    found = {path.name for folder in ("videollama_core", "server") for path in (ROOT / folder).rglob("*.py")}
+    assert not found - named - {"__init__.py"}
 
 
 def test_the_two_commands_are_targets_of_the_makefile():

@@ -33,7 +33,7 @@ def slow(tmp_path_factory):
 
 
 def generated(server) -> float:
-    return server.settled("vl2_llm_generated_tokens")
+    return server.settled("vl2_llm_generated_tokens_total")
 
 
 def wait_until_free(server) -> None:

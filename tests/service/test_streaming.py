@@ -112,7 +112,7 @@ def test_eight_questions_at_once_answer_as_alone(server_of):
 
     with server.client() as client:
         alone = [ask(client, question) for question in questions]
-        steps = server.settled("vl2_llm_decode_steps")
+        steps = server.settled("vl2_llm_decode_steps_total")
         together: list = [None] * 8
         start = threading.Barrier(8)
 
@@ -126,7 +126,7 @@ def test_eight_questions_at_once_answer_as_alone(server_of):
         for thread in threads:
             thread.join(60)
     assert together == alone
-    shared = server.settled("vl2_llm_decode_steps") - steps
+    shared = server.settled("vl2_llm_decode_steps_total") - steps
     assert shared < sum(len(ids) - 1 for ids in alone)  # some steps were for several requests
 
 

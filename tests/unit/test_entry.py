@@ -15,6 +15,7 @@ from videollama_core.protocol.errors import (
     Cancelled,
     InvalidRequest,
     PromptTooLong,
+    StageDied,
     StageFailed,
     StageRestarting,
 )
@@ -123,7 +124,7 @@ def test_a_failing_stage_stops_the_language_model(bundle):
 
 def test_a_stage_that_is_being_started_again_is_waited_for(bundle, monkeypatch):
     monkeypatch.setattr(entry, "POLL_SECONDS", 0.001)
-    restarting = StageRestarting("Stub process 'encoder_0_0' is not healthy")
+    restarting = StageDied("Stub process 'encoder_0_0' is not healthy")
     stages = Stages([restarting], [restarting], [[5], None], perceptions=[restarting, restarting])
     _, ids, _ = run(bundle, stages, ask(kind="image", files=(b"x",)))
     assert ids == [5] and len({request_id for request_id, *_ in stages.asked}) == 3
@@ -131,7 +132,7 @@ def test_a_stage_that_is_being_started_again_is_waited_for(bundle, monkeypatch):
 
 def test_a_file_that_kills_its_stage_is_given_up(bundle, monkeypatch):
     monkeypatch.setattr(entry, "POLL_SECONDS", 0.001)
-    deadly = [StageRestarting("Stub process 'preprocess_0_0' is not healthy") for _ in range(10)]
+    deadly = [StageDied("Stub process 'preprocess_0_0' is not healthy") for _ in range(10)]
     stages = Stages(perceptions=deadly)
     with pytest.raises(StageRestarting):
         run(bundle, stages, ask(kind="video", files=(b"x",)))
@@ -139,7 +140,7 @@ def test_a_file_that_kills_its_stage_is_given_up(bundle, monkeypatch):
 
 
 def test_an_answer_that_has_begun_is_not_begun_again(bundle):
-    stages = Stages([[5], StageRestarting("not healthy")], [[6], None])
+    stages = Stages([[5], StageDied("not healthy")], [[6], None])
     with pytest.raises(StageRestarting):
         run(bundle, stages, ask())
     assert len(stages.asked) == 1

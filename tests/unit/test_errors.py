@@ -5,6 +5,7 @@ from videollama_core.protocol.errors import (
     KINDS,
     Overloaded,
     ServerUnreachable,
+    StageDied,
     StageFailed,
     StageRestarting,
     VideoLlamaError,
@@ -31,7 +32,7 @@ def test_every_kind_has_codes(kind):
 @pytest.mark.parametrize(
     ("message", "kind"),
     [
-        ("Stub process 'tensorrt_llm_0_0' is not healthy.", StageRestarting),
+        ("Stub process 'tensorrt_llm_0_0' is not healthy.", StageDied),
         ("Request for unknown model: 'videollama2' has no available versions", StageRestarting),
         ("Failed for execute the inference request. Model 'tensorrt_llm' is not ready.", StageRestarting),
         ("Request for unknown model: 'x' is not found", ServerUnreachable),

@@ -1,6 +1,6 @@
 """The supervisor reads /proc, where other programs may be named anything."""
 
-from videollama_server.processes import stage_processes
+from videollama_server.processes import is_alive, stage_of, stage_processes
 
 
 def write_process(proc, pid: int, name: bytes, parent: int, command: bytes, state: bytes = b"S") -> None:
@@ -26,3 +26,11 @@ def test_a_foreign_process_with_any_bytes_in_its_name_is_passed_over(tmp_path):
     (tmp_path / "12").mkdir()
     (tmp_path / "12" / "stat").write_bytes(b"")
     assert stage_processes(7, tmp_path) == {11: "encoder"}
+
+
+def test_one_process(tmp_path):
+    write_process(tmp_path, 11, b"stub", 7, b"stub\0/b/encoder/1/model.py\0")
+    write_process(tmp_path, 12, b"stub", 7, b"stub\0/b/encoder/1/model.py\0", state=b"Z")
+    assert stage_of(11, tmp_path) == "encoder" and is_alive(11, tmp_path)
+    assert stage_of(12, tmp_path) is None and not is_alive(12, tmp_path)
+    assert stage_of(13, tmp_path) is None and not is_alive(13, tmp_path)

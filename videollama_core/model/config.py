@@ -56,10 +56,33 @@ class PixelConfig:
 
 
 @dataclass(frozen=True)
-class VisionConfig:
-    """CLIP's or SigLIP's vision transformer."""
+class TowerFamily:
+    """What sets one family of vision towers apart; everything else is in the tower's own config."""
 
-    kind: str  # clip | siglip
+    class_token: bool  # stands before the patches, and is dropped from the features
+    pre_norm: bool  # a LayerNorm between embeddings and layers
+    patch_bias: bool  # of the patch embedding's convolution
+    crop: bool  # shorter side to S and centre crop; otherwise straight to S x S
+    activation: str  # where the config does not say
+    eps: float  # likewise
+
+
+# model_type of the tower's config, less "_vision_model" -> its family.
+TOWER_FAMILIES = {
+    "clip": TowerFamily(
+        class_token=True, pre_norm=True, patch_bias=False, crop=True, activation="quick_gelu", eps=1e-5
+    ),
+    "siglip": TowerFamily(
+        class_token=False, pre_norm=False, patch_bias=True, crop=False, activation="gelu_pytorch_tanh", eps=1e-6
+    ),
+}
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A vision transformer of one of the known families."""
+
+    kind: str  # key of TOWER_FAMILIES
     width: int
     mlp_width: int
     layers: int
@@ -69,7 +92,10 @@ class VisionConfig:
     activation: str
     eps: float
     select_layer: int  # index into the list of hidden states, embedding output first
-    keep_class_token: bool  # CLIP only
+
+    @property
+    def family(self) -> TowerFamily:
+        return TOWER_FAMILIES[self.kind]
 
     @property
     def grid(self) -> int:
@@ -77,7 +103,7 @@ class VisionConfig:
 
     @property
     def tokens(self) -> int:
-        return self.grid**2 + self.keep_class_token
+        return self.grid**2
 
     @property
     def used_layers(self) -> int:
@@ -243,17 +269,14 @@ def _need(content: dict[str, Any], key: str, what: str) -> Any:
 
 def _vision_config(content: dict[str, Any], model: dict[str, Any]) -> VisionConfig:
     kind = str(content.get("model_type", "")).removesuffix("_vision_model")
-    if kind not in ("clip", "siglip"):
+    if kind not in TOWER_FAMILIES:
         raise CheckpointMismatch(
-            f"the vision tower has model_type {content.get('model_type')!r}; wanted clip or siglip"
+            f"the vision tower has model_type {content.get('model_type')!r}; wanted {' or '.join(TOWER_FAMILIES)}"
         )
+    family = TOWER_FAMILIES[kind]
     feature = model.get("mm_vision_select_feature", "patch")
-    if feature != "patch" and not (feature == "cls_patch" and kind == "clip"):
-        raise CheckpointMismatch(f"mm_vision_select_feature is {feature!r}; wanted patch (or cls_patch with CLIP)")
-    if feature == "cls_patch":
-        raise CheckpointMismatch(
-            "mm_vision_select_feature cls_patch gives a token count that no STC connector can arrange"
-        )
+    if feature != "patch":  # with the class token, no STC connector can arrange the tokens on a grid
+        raise CheckpointMismatch(f"mm_vision_select_feature is {feature!r}; wanted patch")
     config = VisionConfig(
         kind=kind,
         width=_need(content, "hidden_size", "vision tower"),
@@ -262,10 +285,9 @@ def _vision_config(content: dict[str, Any], model: dict[str, Any]) -> VisionConf
         heads=_need(content, "num_attention_heads", "vision tower"),
         image_size=_need(content, "image_size", "vision tower"),
         patch_size=_need(content, "patch_size", "vision tower"),
-        activation=content.get("hidden_act", "quick_gelu" if kind == "clip" else "gelu_pytorch_tanh"),
-        eps=content.get("layer_norm_eps", 1e-5 if kind == "clip" else 1e-6),
+        activation=content.get("hidden_act", family.activation),
+        eps=content.get("layer_norm_eps", family.eps),
         select_layer=model.get("mm_vision_select_layer", -2),
-        keep_class_token=False,
     )
     if not 0 <= config.used_layers <= config.layers:
         raise CheckpointMismatch(
@@ -275,7 +297,7 @@ def _vision_config(content: dict[str, Any], model: dict[str, Any]) -> VisionConf
 
 
 def _pixel_config(content: dict[str, Any], vision: VisionConfig) -> PixelConfig:
-    size = content.get("crop_size", content.get("size")) if vision.kind == "clip" else content.get("size")
+    size = content.get("crop_size", content.get("size")) if vision.family.crop else content.get("size")
     if isinstance(size, dict):
         size = size.get("shortest_edge") or size.get("height")
     if size != vision.image_size:
@@ -284,7 +306,7 @@ def _pixel_config(content: dict[str, Any], vision: VisionConfig) -> PixelConfig:
         )
     return PixelConfig(
         size=size,
-        crop=vision.kind == "clip",
+        crop=vision.family.crop,
         mean=tuple(_need(content, "image_mean", "image processor")),
         std=tuple(_need(content, "image_std", "image processor")),
         scale=content.get("rescale_factor", 0.00392156862745098),

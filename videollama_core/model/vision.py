@@ -1,4 +1,4 @@
-"""The vision tower: CLIP or SigLIP up to the selected hidden state.
+"""The vision tower up to the selected hidden state, for every family of `config.TOWER_FAMILIES`.
 
 Parameter names are the published ones below `model.vision_tower.vision_tower.vision_model.`. Layers after the selected
 hidden state, the last norm and SigLIP's pooling head never influence the output and do not exist here.
@@ -27,17 +27,18 @@ def activation(name: str, x: Tensor) -> Tensor:
 class Embeddings(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.clip = config.kind == "clip"
-        if self.clip:
+        family = config.family
+        self.class_token = family.class_token
+        if family.class_token:
             self.class_embedding = nn.Parameter(torch.zeros(config.width))
         self.patch_embedding = nn.Conv2d(
-            3, config.width, config.patch_size, stride=config.patch_size, bias=not self.clip
+            3, config.width, config.patch_size, stride=config.patch_size, bias=family.patch_bias
         )
-        self.position_embedding = nn.Embedding(config.grid**2 + self.clip, config.width)
+        self.position_embedding = nn.Embedding(config.grid**2 + family.class_token, config.width)
 
     def forward(self, pixels: Tensor) -> Tensor:
         patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [U, 3, S, S] -> [U, P, C], rows first
-        if self.clip:
+        if self.class_token:
             first = self.class_embedding.expand(patches.shape[0], 1, -1)
             patches = torch.cat([first, patches], dim=1)
         return patches + self.position_embedding.weight
@@ -98,14 +99,14 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
-        if config.kind == "clip":
+        if config.family.pre_norm:
             self.pre_layrnorm = nn.LayerNorm(config.width, eps=config.eps)  # spelled so in every checkpoint
         self.encoder = Encoder(config)
         self.pixels = pixels
 
     def normalise(self, frames: Tensor) -> Tensor:
         """uint8 [U, S, S, 3] -> float32 [U, 3, S, S], in float32 whatever the type of the weights."""
-        # The cast comes first: TensorRT takes uint8 at the graph's door alone.
+        # The cast comes first: TensorRT takes uint8 as a graph's input alone.
         channels = (frames.to(torch.float32) * self.pixels.scale).unbind(-1)
         scaled = [
             (channel - mean) / std
@@ -115,8 +116,8 @@ class VisionEncoder(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         x = self.embeddings(self.normalise(frames).to(self.embeddings.position_embedding.weight.dtype))
-        if self.config.kind == "clip":
+        if self.config.family.pre_norm:
             x = self.pre_layrnorm(x)
         for layer in self.encoder.layers:
             x = layer(x)
-        return x[:, 1:] if self.config.kind == "clip" else x  # without the class token
+        return x[:, 1:] if self.config.family.class_token else x

@@ -11,7 +11,8 @@
     +-- DeadlineExceeded          the caller's own timeout passed (client only)
     +-- Cancelled                 the caller left
     +-- StageFailed               a stage of the server broke; the operator reads its log
-    |   +-- StageRestarting       its process died and is being started again; the request was not begun
+    |   +-- StageRestarting       its process is being started again; the request was not begun
+    |       +-- StageDied         likewise, and its process died with this request on it: it may be what kills it
     +-- ArtifactMismatch          converted files are missing, damaged or of another version
     +-- CheckpointMismatch        a checkpoint is incomplete, or not of this family
     +-- ParityFailed              a converted graph disagrees with the PyTorch module
@@ -89,6 +90,10 @@ class StageRestarting(StageFailed):
     exit_code = 3
 
 
+class StageDied(StageRestarting):
+    pass
+
+
 class ArtifactMismatch(VideoLlamaError):
     pass
 
@@ -117,7 +122,8 @@ KINDS = {kind.__name__: kind for kind in _leaves(VideoLlamaError)}
 _WIRE = re.compile(rf"\b({'|'.join(sorted(KINDS, key=len, reverse=True))}): (.*)", re.DOTALL)
 # What Triton itself says, and what it means to a caller.
 _TRITON_SAYS: list[tuple[re.Pattern[str], type[VideoLlamaError]]] = [
-    (re.compile(r"Stub process '\w+' is not healthy|has no available versions|is not ready"), StageRestarting),
+    (re.compile(r"Stub process '\w+' is not healthy"), StageDied),
+    (re.compile(r"has no available versions|is not ready"), StageRestarting),
     (re.compile(r"[Ee]xceeds maximum queue size"), Overloaded),
     (re.compile(r"unknown model|shutting down|Server not ready"), ServerUnreachable),
     (
@@ -136,5 +142,5 @@ def from_wire(message: str) -> VideoLlamaError:
     for pattern, kind in _TRITON_SAYS:
         if pattern.search(message):
             advice = "; the stage is being started again, or the server is stopping: send the request again"
-            return kind(message + (advice if kind is StageRestarting else ""))
+            return kind(message + (advice if issubclass(kind, StageRestarting) else ""))
     return StageFailed(message)

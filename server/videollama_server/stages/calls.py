@@ -4,7 +4,6 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,6 +16,7 @@ from videollama_core.prompt import Prompt
 from videollama_core.protocol import contract
 from videollama_core.protocol.errors import StageFailed, VideoLlamaError, from_wire
 from videollama_core.protocol.messages import ResolvedSampling
+from videollama_server.processes import is_alive, stage_of, stage_processes
 from videollama_server.stages.entry import Generation, Perception
 from videollama_server.stages.python_backend import to_array, to_tensor
 
@@ -119,7 +119,7 @@ class _TritonGeneration:
         try:
             message = self._messages.get(timeout=timeout)
         except queue.Empty:
-            if self._process is not None and not process_alive(self._process):
+            if self._process is not None and not is_alive(self._process):
                 raise StageFailed(
                     f"stage {contract.LANGUAGE_MODEL.name}: its process died while it answered; it is being started again, "
                     "send the request again"
@@ -132,7 +132,7 @@ class _TritonGeneration:
     def stop(self) -> None:
         """The `stop` request of the TensorRT-LLM contract: a request that BLS started is not cancelled by itself."""
         inputs = {"input_ids": [[0]], "input_lengths": [[1]], "request_output_len": [[1]], "stop": [[True]]}
-        if self._process is None or process_alive(self._process):
+        if self._process is None or is_alive(self._process):
             for _ in self._responses(inputs, self._request_id):
                 pass
 
@@ -204,32 +204,7 @@ class StageProcess:
 
     def find(self) -> int | None:
         """Its process id; None where it has none (a C++ backend) or it cannot be seen."""
-        if not _runs(self._known, self._stage):
-            self._known = next((pid for pid in _children(os.getppid()) if _runs(pid, self._stage)), -1)
+        if stage_of(self._known) != self._stage:
+            found = stage_processes(os.getppid())
+            self._known = next((pid for pid, stage in found.items() if stage == self._stage), -1)
         return None if self._known < 0 else self._known
-
-
-def _runs(pid: int, stage: str) -> bool:
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return any(part.endswith(f"/{stage}/1/model.py".encode()) for part in command) and process_alive(pid)
-
-
-def _children(pid: int) -> Iterator[int]:
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid:
-            yield int(stat.parent.name)
-
-
-def process_alive(pid: int) -> bool:
-    """False too for a process that ended and was not waited for."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:
-        return False

@@ -14,7 +14,7 @@ from videollama_core.engines.bundle import Bundle
 from videollama_core.media.video import Segment
 from videollama_core.prompt import MODALITIES, Prompt, check_length, render_prompt, tokenize_prompt
 from videollama_core.protocol.contract import MAX_MEDIA_BYTES, MEDIA_KINDS
-from videollama_core.protocol.errors import Cancelled, InvalidRequest, StageRestarting
+from videollama_core.protocol.errors import Cancelled, InvalidRequest, StageDied, StageRestarting
 from videollama_core.protocol.messages import Conversation, ResolvedSampling, SamplingOptions, Usage
 from videollama_core.text import AnswerText
 
@@ -161,7 +161,7 @@ class Entry:
             try:
                 return self._stages.perceive(question.kind, question.files, question.segment)
             except StageRestarting as error:
-                deaths += "not healthy" in str(error)
+                deaths += isinstance(error, StageDied)
                 if deaths > DEATHS_ALLOWED or time.monotonic() > deadline or is_cancelled():
                     raise
             time.sleep(POLL_SECONDS)

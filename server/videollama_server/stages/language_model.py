@@ -1,12 +1,10 @@
 """The language model's stage: TensorRT-LLM's tensors around the scheduler."""
 
 import os
-import threading
 import uuid
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb
 
 from videollama_core.engines.bundle import Bundle
 from videollama_core.generation.onnx_runner import load_runner
@@ -15,16 +13,22 @@ from videollama_core.protocol import contract
 from videollama_core.protocol.errors import InvalidRequest, VideoLlamaError
 from videollama_core.protocol.messages import ResolvedSampling, SamplingOptions
 from videollama_server.installation import LANGUAGE_MODEL_VARIABLE
+from videollama_server.stages.metrics import Metric, MetricsPublisher
 from videollama_server.stages.python_backend import DecoupledStage, Reply, bundle_of, parameter, scalar
 
-_METRICS = (
-    ("vl2_llm_iterations", "Iterations of the language model's scheduler", "iterations"),
-    ("vl2_llm_decode_steps", "Decoding steps, one for all running requests together", "decode_steps"),
-    ("vl2_llm_generated_tokens", "Tokens generated", "generated_tokens"),
-    ("vl2_llm_cancelled", "Requests ended by a stop or because their caller left", "cancelled"),
-    ("vl2_llm_running", "Requests that hold a slot", "num_running"),
-    ("vl2_llm_waiting", "Requests that wait for a slot", "num_waiting"),
-)
+
+def _metrics(scheduler: Scheduler) -> tuple[Metric, ...]:
+    counters = scheduler.counters
+    return (
+        Metric("vl2_llm_iterations_total", "Iterations of the scheduler", lambda: counters.iterations),
+        Metric(
+            "vl2_llm_decode_steps_total", "Decoding steps, one for all running requests", lambda: counters.decode_steps
+        ),
+        Metric("vl2_llm_generated_tokens_total", "Tokens generated", lambda: counters.generated_tokens),
+        Metric("vl2_llm_cancelled_total", "Requests stopped, or left by their caller", lambda: counters.cancelled),
+        Metric("vl2_llm_running", "Requests that hold a slot", lambda: scheduler.num_running),
+        Metric("vl2_llm_waiting", "Requests that wait for a slot", lambda: scheduler.num_waiting),
+    )
 
 
 def load_scheduler(bundle: Bundle, num_slots: int, max_waiting: int, prefill_chunk: int) -> Scheduler:
@@ -48,24 +52,8 @@ class LanguageModelStage(DecoupledStage):
             max_waiting=int(parameter(args, "max_queue_size")),
             prefill_chunk=int(parameter(args, "prefill_chunk_len")),
         )
-        # The families are kept: a metric dies with its family.
-        self._families = [
-            pb.MetricFamily(name=name, description=text, kind=pb.MetricFamily.GAUGE) for name, text, _ in _METRICS
-        ]
-        self._gauges = [
-            (family.Metric(labels={"model": self.contract.name}), field)
-            for family, (_, _, field) in zip(self._families, _METRICS, strict=True)
-        ]
-        self._closing = threading.Event()
         self._scheduler.start()
-        self._publisher = threading.Thread(target=self._publish, name="metrics", daemon=True)
-        self._publisher.start()
-
-    def _publish(self) -> None:
-        while not self._closing.wait(0.2):
-            for gauge, field in self._gauges:
-                source = self._scheduler if field.startswith("num_") else self._scheduler.counters
-                gauge.set(getattr(source, field))
+        self._publisher = MetricsPublisher(self.contract.name, _metrics(self._scheduler))
 
     def handle_at_once(self, inputs: dict[str, Any], request_id: str, reply: Reply) -> bool:
         """Requests only wait in the scheduler's queue, so none needs a thread."""
@@ -112,11 +100,8 @@ class LanguageModelStage(DecoupledStage):
         return media
 
     def finalize(self) -> None:
-        self._closing.set()
-        self._publisher.join()
+        self._publisher.close()
         self._scheduler.close()
-        self._gauges.clear()  # before their families, and both before the stub's own end
-        self._families.clear()
         super().finalize()
 
 
