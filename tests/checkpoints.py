@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import GOLDEN
+from videollama_core.checkpoint.read_config import read_model_config
 from videollama_core.model import connector, vision
-from videollama_core.model.config import read_model_config
 from videollama_core.model.connector import Connector
 from videollama_core.model.decoder import Decoder
 from videollama_core.model.vision import VisionEncoder

@@ -14,7 +14,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as RustTokenizer
 
-from videollama_core.model.config import read_json
+from videollama_core.checkpoint.read_config import read_json
 from videollama_core.protocol.errors import ArtifactMismatch, InvalidRequest
 from videollama_core.protocol.messages import GenerationDefaults
 

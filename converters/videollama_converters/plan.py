@@ -9,9 +9,10 @@ from functools import cache
 import torch
 
 from videollama_converters.gpus import GPUS
+from videollama_core.checkpoint.read_config import published_config
 from videollama_core.checkpoint.variants import VARIANTS
 from videollama_core.model.audio import AudioEncoder
-from videollama_core.model.config import ModelConfig, published_config
+from videollama_core.model.config import ModelConfig
 from videollama_core.model.connector import Connector
 from videollama_core.model.decoder import Decoder
 from videollama_core.model.vision import VisionEncoder

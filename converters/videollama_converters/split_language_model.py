@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from videollama_core.checkpoint.parts import CheckpointParts
+from videollama_core.checkpoint.read_config import read_json
 from videollama_core.checkpoint.shards import write_shards
 from videollama_core.checkpoint.tokenizer_files import copy_tokenizer
-from videollama_core.model.config import LanguageConfig, read_json
+from videollama_core.model.config import LanguageConfig
 from videollama_core.model.decoder import Decoder
 
 ARCHITECTURES = {

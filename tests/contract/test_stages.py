@@ -11,7 +11,7 @@ from conftest import ROOT
 from videollama_converters.assemble import assemble
 from videollama_converters.engine_options import MEDIA_TOKEN_MEMORIES, EngineOptions
 from videollama_converters.tensorrt_llm import Recipe
-from videollama_core.model.config import published_config
+from videollama_core.checkpoint.read_config import published_config
 from videollama_core.protocol.contract import ENCODER, ENSEMBLE, ENTRY, LANGUAGE_MODEL, PERCEPTION, PREPROCESS, STAGES
 
 REPOSITORY = ROOT / "model_repository"

@@ -12,9 +12,9 @@ from videollama_converters.gpus import GPUS
 from videollama_converters.plan import LEAST_REQUESTS, count_parameters, make_plan
 from videollama_converters.tensorrt_llm import Recipe
 from videollama_converters.tensorrt_llm_config import INPUTS, OUTPUTS, parameters, render_config
+from videollama_core.checkpoint.read_config import published_config
 from videollama_core.checkpoint.variants import VARIANTS
 from videollama_core.engines.specs import CONNECTOR, graphs_of
-from videollama_core.model.config import published_config
 from videollama_core.protocol import contract
 from videollama_core.protocol.errors import InvalidRequest
 from videollama_server.multi_gpu import with_ranks

@@ -30,10 +30,10 @@ ROOMS = {
     "media": ("protocol", "model.config"),
     "checkpoint": ("protocol", "model"),
     "sampling": ("protocol",),
-    "text": ("protocol",),
+    "text": ("protocol", "checkpoint.read_config"),
     "prompt": ("protocol", "text"),
     "engines": ("protocol", "model", "media", "checkpoint", "text"),
-    "generation": ("protocol", "model", "checkpoint", "engines", "sampling", "text"),
+    "generation": ("protocol", "model", "checkpoint", "engines", "sampling"),
     "pipeline": ("protocol", "model", "media", "checkpoint", "engines", "sampling", "text", "prompt"),
 }
 MOST_FILES = 12  # of a room: past that, a stranger no longer sees what is in it

@@ -12,10 +12,10 @@ import torch
 
 from videollama_converters.gpus import GPUS
 from videollama_converters.plan import count_parameters
+from videollama_core.checkpoint.read_config import published_config
 from videollama_core.engines.media_encoder import to_host
 from videollama_core.engines.torch_encoders import TorchEncoders
 from videollama_core.generation.torch_runner import TorchRunner
-from videollama_core.model.config import published_config
 from videollama_core.model.connector import Connector
 from videollama_core.model.decoder import Decoder
 from videollama_core.model.vision import VisionEncoder

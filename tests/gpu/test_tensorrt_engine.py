@@ -11,12 +11,12 @@ from videollama_converters.convert import graph_sources
 from videollama_converters.engine_options import encoder_dtype
 from videollama_converters.export_onnx import build_module, example_inputs, export_graph
 from videollama_core.checkpoint.parts import fill, open_checkpoint
+from videollama_core.checkpoint.read_config import published_config
 from videollama_core.engines.bundle import Bundle, engine_path
 from videollama_core.engines.media_encoder import MediaEncoder
 from videollama_core.engines.specs import graphs_of
 from videollama_core.engines.tensorrt_encoders import TensorRtEngine, describe_machine
 from videollama_core.engines.torch_device import pick_dtype
-from videollama_core.model.config import published_config
 
 pytest.importorskip("tensorrt", reason="TensorRT is not installed: run in the pinned container (docker/server)")
 TINY = ("mistral-clip-8f", "qwen2-siglip-16f", "av-qwen2-siglip")

@@ -22,10 +22,10 @@ from torch import Tensor
 from videollama_converters.export_onnx import build_module, example_inputs, export_graph
 from videollama_converters.tensorrt_operators import check_graph
 from videollama_core.checkpoint.parts import fill
+from videollama_core.checkpoint.read_config import published_config
 from videollama_core.checkpoint.shards import SHARD_BYTES, write_shards
 from videollama_core.engines.onnx_runtime import OnnxEngine
 from videollama_core.engines.specs import GRAPHS
-from videollama_core.model.config import published_config
 
 
 def draw(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:

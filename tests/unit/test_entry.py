@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from conftest import checkpoint
+from videollama_core.checkpoint.read_config import read_model_config
 from videollama_core.engines.bundle import Bundle
 from videollama_core.media.video import Segment
-from videollama_core.model.config import read_model_config
 from videollama_core.protocol.errors import (
     BadSegment,
     Cancelled,

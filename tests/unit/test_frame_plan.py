@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conftest import checkpoint
-from videollama_core.model.config import read_model_config
+from videollama_core.checkpoint.read_config import read_model_config
 from videollama_core.model.connector import Connector
 from videollama_core.model.frame_plan import plan_encoding, plan_time_steps
 

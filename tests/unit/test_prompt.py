@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from conftest import VARIANTS, cases, checkpoint, language_folder
-from videollama_core.model.config import read_model_config
+from videollama_core.checkpoint.read_config import read_model_config
 from videollama_core.prompt import SYSTEM_TEXT, Prompt, check_length, render_prompt, tokenize_prompt
 from videollama_core.protocol.errors import InvalidRequest, PromptTooLong
 from videollama_core.text import Tokenizer

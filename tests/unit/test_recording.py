@@ -10,11 +10,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from videollama_core.checkpoint.read_config import published_config
 from videollama_core.checkpoint.variants import VARIANTS
 from videollama_core.engines.torch_encoders import TorchEncoders
 from videollama_core.generation.torch_runner import TorchRunner
 from videollama_core.model.audio import AudioEncoder
-from videollama_core.model.config import published_config
 from videollama_core.model.connector import Connector
 from videollama_core.model.decoder import Decoder
 from videollama_core.model.vision import VisionEncoder

@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from videollama_core.model.config import read_model_config
+from videollama_core.checkpoint.read_config import read_model_config
 from videollama_core.model.vision import VisionEncoder
 from videollama_training.shapes.cli import shapes as shapes_command
 from videollama_training.shapes.make import make_media

@@ -23,10 +23,10 @@ from videollama_core.checkpoint.parts import (
     CheckpointParts,
     tap_lengths,
 )
+from videollama_core.checkpoint.read_config import read_json
 from videollama_core.checkpoint.shards import write_shards
 from videollama_core.checkpoint.tokenizer_files import copy_tokenizer
 from videollama_core.model import audio, connector, vision
-from videollama_core.model.config import read_json
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from videollama_core.checkpoint.read_config import find_named_folder, read_json, read_model_config
 from videollama_core.checkpoint.shards import Shards, Sources
 from videollama_core.model import audio, connector, vision
 from videollama_core.model.audio import AudioEncoder
-from videollama_core.model.config import AudioConfig, ModelConfig, find_named_folder, read_json, read_model_config
+from videollama_core.model.config import AudioConfig, ModelConfig
 from videollama_core.model.connector import Connector
 from videollama_core.model.decoder import Decoder
 from videollama_core.model.vision import VisionEncoder

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from videollama_core.model.config import read_json
+from videollama_core.checkpoint.read_config import read_json
 from videollama_core.protocol.errors import CheckpointMismatch
 
 SHARD_BYTES = 2 * 2**30

@@ -6,7 +6,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 
-from videollama_core.model.config import read_json
+from videollama_core.checkpoint.read_config import read_json
 from videollama_core.protocol.errors import CheckpointMismatch
 
 TOKENIZER_FILES = (

@@ -6,6 +6,8 @@ published folders name the tower by its hub id only) and the counts to expect.
 
 from dataclasses import dataclass
 
+from videollama_core.model.config import media_token_count
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -78,16 +80,6 @@ class Variant:
     def media_tokens(self) -> int:
         """Of a video or an image: 845 for 8 frames of CLIP-336, 1521 for 16, 1352 for 16 frames of SigLIP-384."""
         return media_token_count(self.connector, self.num_frames, self.grid)
-
-
-def downsampled(length: int, connector: str) -> int:
-    """Cells that the connector's Conv3d (kernel 2, stride 2) leaves of an axis."""
-    padding = {"stc_connector": 1, "stc_connector_v35": 0}[connector]
-    return (length + 2 * padding - 2) // 2 + 1
-
-
-def media_token_count(connector: str, num_frames: int, grid: int) -> int:
-    return downsampled(num_frames, connector) * downsampled(grid, connector) ** 2
 
 
 _CLIP, _SIGLIP = TOWERS

@@ -18,10 +18,11 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
+from videollama_core.checkpoint.read_config import read_json, read_model_config
 from videollama_core.media.audio import EXCERPTS, HOP, RATE, SAMPLES, WINDOW, filterbank
 from videollama_core.model import audio
 from videollama_core.model.audio import AudioEncoder, AudioTower
-from videollama_core.model.config import AudioConfig, read_json, read_model_config
+from videollama_core.model.config import AudioConfig
 from videollama_training.save import published_names
 from videollama_training.shapes.sounds import (
     BEEP_SECONDS,

@@ -11,8 +11,8 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from torch import nn
 
+from videollama_core.checkpoint.read_config import read_model_config
 from videollama_core.model import connector, vision
-from videollama_core.model.config import read_model_config
 from videollama_core.model.connector import Connector
 from videollama_core.model.decoder import Decoder
 from videollama_core.model.vision import VisionEncoder
