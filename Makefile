@@ -1,6 +1,6 @@
 # `make demo` and `make test` are the two commands; both make .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-real-size test-gpu check clean
+.PHONY: help setup demo test test-real-size test-gpu check docs clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -25,6 +25,9 @@ check: setup ## format, lint, types and all tests
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
 	@.venv/bin/python -m pytest
+
+docs: setup ## build the documentation as a site, build/site/index.html
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build -q && echo build/site/index.html
 
 clean: ## remove converted checkpoints (build/*/) and caches
 	@rm -rf build/*/ .pytest_cache .ruff_cache .mypy_cache

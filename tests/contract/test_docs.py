@@ -1,0 +1,33 @@
+"""The documentation builds as a site without a warning, and its API page is made from the docstrings."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+import videollama_client
+from conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    target = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(target)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # an advertisement of its successor
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+    return target
+
+
+def test_the_api_page_shows_what_the_client_exports(site):
+    page = (site / "api/index.html").read_text("utf-8")
+    anchors = {anchor.rpartition(".")[2] for anchor in re.findall(r'id="(videollama_[\w.]+)"', page)}
+    assert set(videollama_client.__all__) <= anchors
+
+
+def test_every_page_of_the_folder_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text("utf-8")
+    missing = [path.name for path in (ROOT / "docs").glob("*.md") if path.name not in navigation]
+    assert not missing
