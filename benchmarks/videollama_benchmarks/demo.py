@@ -14,7 +14,7 @@ import click
 from videollama_benchmarks.contact_sheet import draw_contact_sheet, read_strip
 from videollama_benchmarks.items import Item
 from videollama_benchmarks.shapes import load_shapes, read_shapes
-from videollama_client import Answer, Client
+from videollama_client import Answer, Client, QuestionOptions
 from videollama_core.protocol.errors import ServerFailed
 
 _TREE = Path(__file__).parents[2]
@@ -85,8 +85,8 @@ def choose_items(folder: Path = HELD_OUT) -> list[Item]:
     return [chosen[topic] for topic in TOPICS if topic in chosen]
 
 
-def _media(item: Item) -> dict[str, Path]:
-    return {item.kind: item.media}
+def _media(item: Item) -> QuestionOptions:
+    return {"image": item.media} if item.kind == "image" else {"video": item.media}
 
 
 def _ask(client: Client, address: str, item: Item, max_new_tokens: int) -> Asked:

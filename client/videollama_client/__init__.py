@@ -2,6 +2,7 @@
 
 from videollama_client.client import AnswerStream, Client
 from videollama_client.client_async import AsyncAnswerStream, AsyncClient
+from videollama_client.options import QuestionOptions
 from videollama_core.protocol.errors import (
     BadSampling,
     BadSegment,
@@ -30,6 +31,7 @@ __all__ = [
     "InvalidRequest",
     "Overloaded",
     "PromptTooLong",
+    "QuestionOptions",
     "ServerUnreachable",
     "StageFailed",
     "UnreadableMedia",

@@ -1,47 +1,21 @@
 """The client for ordinary code. `ask` is `stream`, joined."""
 
-import math
 import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Unpack
 
 import grpc
 
 from videollama_client import transport
-from videollama_client.wire import AnswerReader, Source, Video, build_ping, build_question
+from videollama_client.options import Question, QuestionOptions
+from videollama_client.request_state import PING_SECONDS, RESEND_SECONDS, SILENCE_SECONDS, Heartbeat, RequestState
+from videollama_client.wire import AnswerReader, build_ping, build_question
 from videollama_core.protocol.contract import ENTRY
-from videollama_core.protocol.errors import Cancelled, ServerUnreachable, StageFailed, StageRestarting, VideoLlamaError
+from videollama_core.protocol.errors import ServerUnreachable, VideoLlamaError
 from videollama_core.protocol.messages import Answer
-
-SILENCE_SECONDS = 1.0  # after so long without a message, ask whether the process that has the request still lives
-PING_SECONDS = 10.0
-RESEND_SECONDS = 0.2
-RESTART_SECONDS = 15.0  # how long a request that was not accepted is sent again while the entry is being started again
-
-
-@dataclass(frozen=True)
-class Heartbeat:
-    """A ping of the entry: when it began, and which process answered or what went wrong."""
-
-    began: float = -math.inf
-    process: str | None = None
-    error: VideoLlamaError | None = None
-
-    def counts_for(self, asked: float) -> bool:
-        """Whether it tells about a request that has been silent for SILENCE_SECONDS at `asked`: it was sent later."""
-        return self.began >= asked - SILENCE_SECONDS
-
-    def check(self, process: str | None) -> None:
-        """Raises: StageFailed unless the process that has a request still answers; StageRestarting if none has it yet."""
-        kind = StageRestarting if process is None else StageFailed
-        if self.error is not None:
-            raise kind(f"stage {ENTRY.name} does not answer ({self.error}); send the request again") from self.error
-        if self.process != process:
-            raise kind(f"stage {ENTRY.name}: its process died while it answered; send the request again")
 
 
 class AnswerStream:
@@ -50,9 +24,8 @@ class AnswerStream:
     def __init__(self, client: "Client", request_id: str, call: Callable[[], Any], timeout: float | None) -> None:
         self.request_id = request_id
         self._client, self._new_call = client, call
-        self._reader = AnswerReader()
-        self._cancelled = False
-        self._deadline = time.monotonic() + min(RESTART_SECONDS, timeout or RESTART_SECONDS)
+        self._state = RequestState(timeout)
+        self._reader = self._state.reader
         self._send()
 
     def _send(self) -> None:
@@ -79,11 +52,7 @@ class AnswerStream:
                         break
                     piece = self._reader.read(message)
                 except VideoLlamaError as error:
-                    if self._cancelled:
-                        raise Cancelled("the request was cancelled") from error
-                    taken = self._reader.process is not None
-                    if taken or not isinstance(error, StageRestarting) or time.monotonic() > self._deadline:
-                        raise
+                    self._state.send_again_or_raise(error)
                     time.sleep(RESEND_SECONDS)
                     if not self._reader.ended:
                         self._call.cancel()
@@ -120,15 +89,13 @@ class AnswerStream:
                 continue
             if isinstance(message, grpc.RpcError):
                 error = transport.translate(message, self._client.address)
-                if isinstance(error, ServerUnreachable) and self._client._met and self._reader.process is None:
-                    raise StageRestarting(str(error)) from message  # it was there a moment ago
-                raise error from message
+                raise self._state.of_lost_server(error, self._client._met) from message
             self._client._met = True
             return message
 
     def cancel(self) -> None:
         """Stop the answer; the server frees its place at once. Iterating on raises Cancelled."""
-        self._cancelled = True
+        self._state.cancelled = True
         if not self._reader.ended:
             self._call.cancel()
 
@@ -157,43 +124,25 @@ class Client:
         self._met = False  # the server has answered before
         self._heartbeat, self._heartbeat_lock = Heartbeat(), threading.Lock()
 
-    def stream(
-        self,
-        question: str | Sequence[dict[str, str]],
-        *,
-        video: Video | None = None,
-        image: Source | None = None,
-        audio: Source | None = None,
-        with_audio: bool = False,
-        timeout: float | None = None,
-        request_id: str | None = None,
-        **options: Any,
-    ) -> AnswerStream:
+    def stream(self, question: Question, **options: Unpack[QuestionOptions]) -> AnswerStream:
         """Ask, and iterate over the pieces of text as they come.
 
         Args:
             question: one user turn, or a list of {role, content} messages; media belongs to the first.
-            video: path, folder of frames, bytes, uint8 [T, H, W, 3], or a list of frames or image paths.
-            image: path, bytes or uint8 [H, W, 3].
-            audio: path or bytes of a sound file; 30 s of it are heard, from `start` on.
-            with_audio: the video's sound track is heard too.
-            timeout: seconds until DeadlineExceeded.
-            options: start and end (seconds of the video or sound), max_new_tokens, temperature (0 is greedy), top_p, top_k,
-                seed, repetition_penalty, stop (strings). None means the checkpoint's own default.
+            options: media and how to answer, see `QuestionOptions`.
         Raises: an error of videollama_core.protocol.errors, here or while iterating.
         """
-        request_id = request_id or uuid.uuid4().hex
-        media = {"video": video, "image": image, "audio": audio, "with_audio": with_audio}
-        request = build_question(question, request_id, media | options)
-        timeout = timeout or self._timeout
+        request_id = options.pop("request_id", None) or uuid.uuid4().hex
+        timeout = options.pop("timeout", None) or self._timeout
+        request = build_question(question, request_id, options)
         call = lambda: self._stub.ModelStreamInfer(iter([request]), timeout=timeout)  # noqa: E731
         stream = AnswerStream(self, request_id, call, timeout)
         self._active[request_id] = stream
         return stream
 
-    def ask(self, question: str | Sequence[dict[str, str]], **arguments: Any) -> Answer:
-        """The whole answer; arguments are those of `stream`."""
-        return self.stream(question, **arguments).answer
+    def ask(self, question: Question, **options: Unpack[QuestionOptions]) -> Answer:
+        """The whole answer; arguments and errors are those of `stream`."""
+        return self.stream(question, **options).answer
 
     def cancel(self, request_id: str) -> bool:
         """Cancel a request that another thread waits for; False if it is not running."""

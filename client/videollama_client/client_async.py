@@ -3,16 +3,17 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Unpack
 
 import grpc
 
 from videollama_client import transport
-from videollama_client.client import PING_SECONDS, RESEND_SECONDS, RESTART_SECONDS, SILENCE_SECONDS, Heartbeat
-from videollama_client.wire import AnswerReader, Source, Video, build_ping, build_question
+from videollama_client.options import Question, QuestionOptions
+from videollama_client.request_state import PING_SECONDS, RESEND_SECONDS, SILENCE_SECONDS, Heartbeat, RequestState
+from videollama_client.wire import AnswerReader, build_ping, build_question
 from videollama_core.protocol.contract import ENTRY
-from videollama_core.protocol.errors import Cancelled, ServerUnreachable, StageRestarting, VideoLlamaError
+from videollama_core.protocol.errors import Cancelled, ServerUnreachable, VideoLlamaError
 from videollama_core.protocol.messages import Answer
 
 
@@ -22,9 +23,8 @@ class AsyncAnswerStream:
     def __init__(self, client: "AsyncClient", request_id: str, call: Callable[[], Any], timeout: float | None) -> None:
         self.request_id = request_id
         self._client, self._new_call = client, call
-        self._reader = AnswerReader()
-        self._cancelled = False
-        self._deadline = time.monotonic() + min(RESTART_SECONDS, timeout or RESTART_SECONDS)
+        self._state = RequestState(timeout)
+        self._reader = self._state.reader
         self._send()
 
     def _send(self) -> None:
@@ -40,11 +40,7 @@ class AsyncAnswerStream:
                         break
                     piece = self._reader.read(message)
                 except VideoLlamaError as error:
-                    if self._cancelled:
-                        raise Cancelled("the request was cancelled") from error
-                    taken = self._reader.process is not None
-                    if taken or not isinstance(error, StageRestarting) or time.monotonic() > self._deadline:
-                        raise
+                    self._state.send_again_or_raise(error)
                     await asyncio.sleep(RESEND_SECONDS)
                     if not self._reader.ended:
                         self._call.cancel()
@@ -74,11 +70,9 @@ class AsyncAnswerStream:
             return message
         except grpc.RpcError as error:
             ours = transport.translate(error, self._client.address)
-            if isinstance(ours, ServerUnreachable) and self._client._met and self._reader.process is None:
-                raise StageRestarting(str(ours)) from error  # it was there a moment ago
-            raise ours from error
+            raise self._state.of_lost_server(ours, self._client._met) from error
         except asyncio.CancelledError:
-            if self._cancelled:  # by `cancel`, not by the task's owner
+            if self._state.cancelled:  # by `cancel`, not by the task's owner
                 raise Cancelled("the request was cancelled") from None
             raise
         finally:
@@ -94,7 +88,7 @@ class AsyncAnswerStream:
             read.cancel()
 
     def cancel(self) -> None:
-        self._cancelled = True
+        self._state.cancelled = True
         if not self._reader.ended:
             self._call.cancel()
 
@@ -117,30 +111,19 @@ class AsyncClient:
         self._met = False  # the server has answered before
         self._heartbeat, self._heartbeat_lock = Heartbeat(), asyncio.Lock()
 
-    def stream(
-        self,
-        question: str | Sequence[dict[str, str]],
-        *,
-        video: Video | None = None,
-        image: Source | None = None,
-        audio: Source | None = None,
-        with_audio: bool = False,
-        timeout: float | None = None,
-        request_id: str | None = None,
-        **options: Any,
-    ) -> AsyncAnswerStream:
-        """Ask, and iterate (`async for`) over the pieces of text as they come."""
-        request_id = request_id or uuid.uuid4().hex
-        media = {"video": video, "image": image, "audio": audio, "with_audio": with_audio}
-        request = build_question(question, request_id, media | options)
-        timeout = timeout or self._timeout
+    def stream(self, question: Question, **options: Unpack[QuestionOptions]) -> AsyncAnswerStream:
+        """Ask, and iterate (`async for`) over the pieces of text as they come; arguments and errors are those of `Client`."""
+        request_id = options.pop("request_id", None) or uuid.uuid4().hex
+        timeout = options.pop("timeout", None) or self._timeout
+        request = build_question(question, request_id, options)
         call = lambda: self._stub.ModelStreamInfer(_once(request), timeout=timeout)  # noqa: E731
         stream = AsyncAnswerStream(self, request_id, call, timeout)
         self._active[request_id] = stream
         return stream
 
-    async def ask(self, question: str | Sequence[dict[str, str]], **arguments: Any) -> Answer:
-        return await self.stream(question, **arguments).answer()
+    async def ask(self, question: Question, **options: Unpack[QuestionOptions]) -> Answer:
+        """The whole answer."""
+        return await self.stream(question, **options).answer()
 
     def cancel(self, request_id: str) -> bool:
         """Cancel a running request; False if it is not running."""

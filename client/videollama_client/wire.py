@@ -6,13 +6,14 @@ Beside transport.py the only file that knows Triton's messages (the KServe v2 pr
 import json
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from videollama_client.media import Media, Source, Video, read_media
+from videollama_client.media import Media, read_media
+from videollama_client.options import Question
 from videollama_core.protocol.contract import ENTRY, OPTIONS, Tensor
 from videollama_core.protocol.errors import BadSegment, InvalidRequest, StageFailed, from_wire
 from videollama_core.protocol.messages import Answer, SamplingOptions, Usage, as_conversation
@@ -24,7 +25,7 @@ _TIMED_KINDS = ("video", "video_with_audio", "folder", "audio")
 
 
 def build_question(
-    question: str | Sequence[dict[str, str]], request_id: str | None, arguments: dict[str, Any]
+    question: Question, request_id: str | None, arguments: Mapping[str, Any]
 ) -> "service_pb2.ModelInferRequest":
     """The request for `ask(question, **arguments)`. Raises: InvalidRequest and its kinds, before anything is sent."""
     unknown = sorted(set(arguments) - _OPTION_NAMES - _MEDIA_NAMES)
@@ -130,6 +131,3 @@ class AnswerReader:
         if self.answer is None:
             raise StageFailed("the server ended the stream before the answer was whole; send the request again")
         return self.answer
-
-
-__all__ = ["AnswerReader", "Source", "Video", "build_ping", "build_question"]

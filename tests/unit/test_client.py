@@ -18,7 +18,8 @@ from wire_messages import message
 def test_the_public_face_is_exact():
     assert set(videollama_client.__all__) == {
         "Answer", "AnswerStream", "AsyncAnswerStream", "AsyncClient", "BadSampling", "BadSegment", "Cancelled", "Client",
-        "DeadlineExceeded", "InvalidRequest", "Overloaded", "PromptTooLong", "ServerUnreachable", "StageFailed",
+        "DeadlineExceeded", "InvalidRequest", "Overloaded", "PromptTooLong",
+        "QuestionOptions", "ServerUnreachable", "StageFailed",
         "UnreadableMedia", "Usage", "VideoLlamaError",
     }  # fmt: skip
 

@@ -1,0 +1,46 @@
+"""What a caller may say with a question, once for every method of the sync and the async client."""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+from videollama_client.media import Source, Video
+
+Question = str | Sequence[dict[str, str]]  # one user turn, or {role, content} messages; media belongs to the first
+
+
+class QuestionOptions(TypedDict, total=False):
+    """Keywords of `ask` and `stream`. An option left out, or None, means the checkpoint's own default.
+
+    Attributes:
+        video: path, folder of frames, bytes, uint8 [T, H, W, 3], or a list of frames or image paths.
+        image: path, bytes or uint8 [H, W, 3].
+        audio: path or bytes of an audio file; 30 s of it are used, from `start` on.
+        with_audio: use the video's audio track as well.
+        start: seconds; the first moment of the video or audio to use.
+        end: seconds; the last moment to use.
+        max_new_tokens: at most this many tokens.
+        temperature: 0 is greedy.
+        top_k: only the best K tokens; 0 is off.
+        top_p: nucleus, in (0, 1].
+        repetition_penalty: 1 is off; counts generated tokens only.
+        seed: the same seed gives the same text.
+        stop: the text ends before the first of these strings.
+        timeout: seconds until DeadlineExceeded.
+        request_id: names the request in logs and for `cancel`.
+    """
+
+    video: Video | None
+    image: Source | None
+    audio: Source | None
+    with_audio: bool
+    start: float | None
+    end: float | None
+    max_new_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    repetition_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str]
+    timeout: float | None
+    request_id: str | None
