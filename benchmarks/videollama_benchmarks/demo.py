@@ -65,7 +65,7 @@ def demo(checkpoint: Path, video: Path | None, questions: tuple[str, ...], out: 
         with Client(address) as client:
             asked = [_ask(client, address, item, max_new_tokens) for item in items]
             _say(f"vl2 ask {_short(items[0].media)} {items[0].questions[0].splitlines()[0]!r}   (the same clip again)")
-            _print_times(client.ask(items[0].questions[0], max_new_tokens=max_new_tokens, **_media(items[0])))
+            _print_times(client.ask(items[0].questions[0], **_options(items[0], max_new_tokens)))
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(60)
@@ -85,8 +85,8 @@ def choose_items(folder: Path = HELD_OUT) -> list[Item]:
     return [chosen[topic] for topic in TOPICS if topic in chosen]
 
 
-def _media(item: Item) -> QuestionOptions:
-    return {"image": item.media} if item.kind == "image" else {"video": item.media}
+def _options(item: Item, max_new_tokens: int) -> QuestionOptions:
+    return {"video": item.media, "max_new_tokens": max_new_tokens}
 
 
 def _ask(client: Client, address: str, item: Item, max_new_tokens: int) -> Asked:
@@ -97,7 +97,7 @@ def _ask(client: Client, address: str, item: Item, max_new_tokens: int) -> Asked
     if item.truth is not None:
         click.echo(f"  true answer  {item.truth}")
     click.echo("  answer       ", nl=False)
-    stream = client.stream(question, max_new_tokens=max_new_tokens, **_media(item))  # type: ignore[arg-type]
+    stream = client.stream(question, **_options(item, max_new_tokens))
     for piece in stream:
         first = first or time.monotonic() - began
         click.echo(piece, nl=False)
