@@ -17,7 +17,7 @@ test: setup ## all tests, the real server included
 test-real-size: setup ## conversion at the published sizes, random weights (minutes, 8 GB of memory)
 	@.venv/bin/python -m pytest tests/real_size -s
 
-test-gpu: setup ## on a machine with a GPU: the PyTorch and TensorRT roads against golden data, then measured
+test-gpu: setup ## on a machine with a GPU: the PyTorch and TensorRT engines against golden data, then measured
 	@.venv/bin/python -m pytest tests/gpu -s
 
 check: setup ## format, lint, types and all tests

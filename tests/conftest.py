@@ -77,20 +77,20 @@ class Case:
         return SOUND_LOGIT_TOLERANCE if self.uses_audio else LOGIT_TOLERANCE
 
     def close_to_tokens(self, found: np.ndarray) -> bool:
-        """Whether media tokens [N, D] are those recorded: all that is seen, and every so many-th that is heard."""
-        seen, heard = self.tensor("connector_output"), self.tensor("audio_tokens")
-        count = 0 if seen is None else len(seen)
-        if seen is not None and not np.abs(found[:count] - seen).max() <= FEATURE_TOLERANCE:
+        """Whether media tokens [N, D] are those recorded: all vision tokens, and every so many-th audio token."""
+        vision, audio = self.tensor("connector_output"), self.tensor("audio_tokens")
+        count = 0 if vision is None else len(vision)
+        if vision is not None and not np.abs(found[:count] - vision).max() <= FEATURE_TOLERANCE:
             return False
         if not self.uses_audio:
             return len(found) == count
         stride = self.facts["audio_stride"]
         if len(found) != count + self.facts["num_audio_tokens"]:
             return False
-        if heard is None:  # this case stores them all, inside the spliced sequence
+        if audio is None:  # this case stores them all, inside the spliced sequence
             place = self.facts["input_ids"].index(-202)
-            heard = self.tensor("inputs_embeds")[place : place + self.facts["num_audio_tokens"]]
-        return float(np.abs(found[count:][::stride] - heard).max()) <= SOUND_TOKEN_TOLERANCE
+            audio = self.tensor("inputs_embeds")[place : place + self.facts["num_audio_tokens"]]
+        return float(np.abs(found[count:][::stride] - audio).max()) <= SOUND_TOKEN_TOLERANCE
 
     def starts_from_pixels(self) -> bool:
         return self.facts.get("media", "").endswith(DECODER_DEPENDENT)

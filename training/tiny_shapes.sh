@@ -1,5 +1,5 @@
 #!/bin/sh
-# tiny-shapes, from nothing to a checkpoint: data, the tower's own lessons, words, pictures, clips.
+# tiny-shapes, from nothing to a checkpoint: data, tower pretraining, then words, pictures and clips.
 # Two CPU cores, less than an hour. Usage: sh training/tiny_shapes.sh [FOLDER]
 set -eu
 cd "$(dirname "$0")/.."

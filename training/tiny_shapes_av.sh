@@ -1,5 +1,5 @@
 #!/bin/sh
-# tiny-shapes-av: ears for tiny-shapes. Sounds and clips with sound, the audio tower's own lessons, then everything together.
+# tiny-shapes-av: an audio tower for tiny-shapes. Audio and clips with audio, audio tower pretraining, then everything together.
 # 35 minutes on two cores. Usage: sh training/tiny_shapes_av.sh [FOLDER]
 set -eu
 cd "$(dirname "$0")/.."

@@ -38,7 +38,7 @@ class Pipeline:
         return prepare(kind, files, segment, self.config, pad)
 
     def media_tokens(self, media: Prepared) -> torch.Tensor:
-        """float32 [N, D]: what is seen, then what is heard."""
+        """float32 [N, D]: vision tokens, then audio tokens."""
         parts = [self.encode_frames(media.frames)] if len(media.frames) else []
         parts += [self.encode_audio(media.filterbank)] if len(media.filterbank) else []
         return torch.cat(parts)

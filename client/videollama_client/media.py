@@ -31,7 +31,7 @@ def read_media(
             paths of pictures, encoded pictures).
         image: path, encoded bytes or uint8 [H, W, 3].
         audio: path or encoded bytes of a sound file.
-        with_audio: the video's sound track is heard too.
+        with_audio: use the video's audio track as well.
     Raises: InvalidRequest, UnreadableMedia.
     """
     found = [name for name, one in (("video", video), ("image", image), ("audio", audio)) if one is not None]

@@ -88,7 +88,7 @@ def test_every_served_graph_is_in_the_table(variant, bundle_of):
 @pytest.mark.parametrize("graph", [VISION_ENCODER, CONNECTOR, AUDIO_ENCODER], ids=lambda graph: graph.name)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 def test_typed_graphs(graph, dtype, tmp_path):
-    """In half precision: norms in float32, doors in the engine's type, values near PyTorch's; depthwise bfloat16 is caught."""
+    """In half precision: norms in float32, inputs and outputs in the engine's type, values near PyTorch's; depthwise bfloat16 is caught."""
     parts = open_checkpoint(checkpoint("av-qwen2-siglip"))
     sources = graph_sources(graph, parts)
     path = tmp_path / f"{graph.name}.onnx"

@@ -1,4 +1,4 @@
-"""Times of the PyTorch road at a published size, random weights, each beside its roofline.
+"""Times of the PyTorch engine at a published size, random weights, each beside its roofline.
 
 A roofline is the larger of work / peak arithmetic and bytes / peak bandwidth of the GPU's maker; the work is counted here.
 """

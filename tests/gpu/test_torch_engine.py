@@ -1,4 +1,4 @@
-"""The PyTorch road on a GPU: every recorded case, and recorded CUDA graphs equal to what they recorded."""
+"""The PyTorch engine on a GPU: every recorded case, and recorded CUDA graphs equal to what they recorded."""
 
 import numpy as np
 import pytest

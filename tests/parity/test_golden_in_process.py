@@ -20,7 +20,7 @@ from videollama_core.protocol.messages import SamplingOptions
 ALL = [case for variant in VARIANTS for case in cases(variant)]
 WITH_MEDIA = [case for case in ALL if case.modality != "text"]
 SEEN = [case for case in WITH_MEDIA if case.modality != "audio"]
-HEARD = [case for case in WITH_MEDIA if case.uses_audio]
+WITH_AUDIO = [case for case in WITH_MEDIA if case.uses_audio]
 
 
 def name(case: Case) -> str:
@@ -71,7 +71,7 @@ def test_features_in_pytorch(case):
     assert case.close_to_tokens(media_tokens(name(case)).numpy())
 
 
-@pytest.mark.parametrize("case", HEARD, ids=name)
+@pytest.mark.parametrize("case", WITH_AUDIO, ids=name)
 def test_filterbanks(case):
     found, wanted = prepared(case).filterbank, case.tensor("fbank_bf16")
     assert np.mean(found[:: case.facts["fbank_stride"]] != wanted) <= 3e-4
@@ -81,14 +81,14 @@ def test_filterbanks(case):
 @torch.inference_mode()
 def test_hearing_from_the_stored_filterbank():
     """Without the decoder's and the rounding's luck the strict tolerances hold."""
-    case = next(one for one in HEARD if one.name == "audio_only")
+    case = next(one for one in WITH_AUDIO if one.name == "audio_only")
     ours, stored = pipeline(case.variant), case.tensor("fbank_bf16")
     features = ours.audio.tower(torch.from_numpy(stored)[None])[0]
     assert close(features.numpy(), case.tensor("beats_output"), FEATURE_TOLERANCE)
-    heard = ours.encode_audio(stored)
-    prompt = ours.prompt(case.conversation, "audio", len(heard))
-    assert close(ours.inputs_embeds(prompt, heard)[0].numpy(), case.tensor("inputs_embeds"), FEATURE_TOLERANCE)
-    assert close(next(ours.logits(prompt, heard)), case.tensor("prefill_logits"), LOGIT_TOLERANCE)
+    audio_tokens = ours.encode_audio(stored)
+    prompt = ours.prompt(case.conversation, "audio", len(audio_tokens))
+    assert close(ours.inputs_embeds(prompt, audio_tokens)[0].numpy(), case.tensor("inputs_embeds"), FEATURE_TOLERANCE)
+    assert close(next(ours.logits(prompt, audio_tokens)), case.tensor("prefill_logits"), LOGIT_TOLERANCE)
 
 
 @pytest.mark.parametrize("case", [one for one in ALL if one.tensor("pixel_values_first4") is not None], ids=name)

@@ -1,4 +1,4 @@
-"""The PyTorch road (a GPU where there is one, the CPU here): every recorded case, and many requests at once."""
+"""The PyTorch engine (a GPU where there is one, the CPU here): every recorded case, and many requests at once."""
 
 from functools import cache
 from random import Random

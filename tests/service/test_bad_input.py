@@ -135,7 +135,11 @@ WIRE = {
     "kind without media": {"question": text("a"), "media_kind": text("video")},
     "unknown kind": {"question": text("a"), "media": text("x"), "media_kind": text("smell")},
     "media of the wrong type": {"question": text("a"), "media": np.zeros(3, np.uint8), "media_kind": text("video")},
-    "sound for a model that cannot hear": {"question": text("a"), "media": text("x"), "media_kind": text("audio")},
+    "audio for a model without an audio tower": {
+        "question": text("a"),
+        "media": text("x"),
+        "media_kind": text("audio"),
+    },
     "two videos": {"question": text("a"), "media": text("x", "y"), "media_kind": text("video")},
     "start of the wrong type": {"question": text("a"), "start": np.array([1], np.int64)},
     "start without video": {"question": text("a"), "start": np.array([1.0])},

@@ -49,9 +49,9 @@ def keeping(bundle, tmp_path_factory):
         yield running
 
 
-@pytest.mark.parametrize("road", ["server", "keeping"])
-def test_recorded_answers(road, request):
-    server = request.getfixturevalue(road)
+@pytest.mark.parametrize("fixture", ["server", "keeping"])
+def test_recorded_answers(fixture, request):
+    server = request.getfixturevalue(fixture)
     wanted = [case for case in cases(VARIANT) if case.name != REVERSED]
 
     def ask(case):

@@ -59,8 +59,8 @@ def test_no_recorded_function_needs_the_host(name):
         steps = encoders._media_steps(empty(frames, size, size, 3, dtype=torch.uint8), empty(frames))
         assert steps.shape[-1] == width and steps.shape[0] * steps.shape[1] == config.media_tokens
         if config.audio:
-            heard = encoders._audio_tokens(empty(1, config.audio.rows, config.audio.bins, dtype=torch.float32))
-            assert heard.shape == (1, config.tokens_of("audio"), width)
+            audio_tokens = encoders._audio_tokens(empty(1, config.audio.rows, config.audio.bins, dtype=torch.float32))
+            assert audio_tokens.shape == (1, config.tokens_of("audio"), width)
         scores = runner._step(1024, empty(4), empty(4))
         assert scores.shape == (4, config.language.vocab_size) and scores.dtype is torch.float32
 

@@ -96,7 +96,7 @@ class MediaTokenCache:
 
 
 class MediaEncoder:
-    """Vision encoder, connector and (where the checkpoint hears) audio encoder of one bundle."""
+    """Vision encoder, connector and (with an audio tower) audio encoder of one bundle."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._config, self._encoders = bundle.config, load_encoders(bundle)
@@ -110,7 +110,7 @@ class MediaEncoder:
         return self._kept.get(key, lambda: _when_done(self._encode(frames, filterbank))), key
 
     def encode(self, frames: np.ndarray, filterbank: np.ndarray | None = None) -> np.ndarray:
-        """What is seen, then what is heard: uint8 [T, S, S, 3], float32 [R, F] -> [N, D] as `Encoders` types it; T or R may be 0.
+        """Vision tokens, then audio tokens: uint8 [T, S, S, 3], float32 [R, F] -> [N, D] as `Encoders` types it; T or R may be 0.
 
         Raises: InvalidRequest on another size or a wrong number of frames.
         """
@@ -120,7 +120,7 @@ class MediaEncoder:
         parts = [self._encode_frames(frames)] if len(frames) else []
         parts += [self._encode_audio(filterbank)] if filterbank is not None and len(filterbank) else []
         if not parts:
-            raise InvalidRequest("there is neither a frame nor sound to encode")
+            raise InvalidRequest("there is neither a frame nor audio to encode")
         return parts[0] if len(parts) == 1 else _concatenate(parts)
 
     def _encode_frames(self, frames: np.ndarray) -> Any:
@@ -136,7 +136,7 @@ class MediaEncoder:
     def _encode_audio(self, filterbank: np.ndarray) -> Any:
         config = self._config.audio
         if config is None:
-            raise InvalidRequest("this checkpoint has no audio tower, so it cannot hear")
+            raise InvalidRequest("this checkpoint has no audio tower, so it takes no audio")
         wanted = (config.rows, config.bins)
         if filterbank.dtype != np.float32 or filterbank.shape != wanted:
             raise InvalidRequest(

@@ -21,5 +21,5 @@ GRAPHS = (VISION_ENCODER, CONNECTOR, AUDIO_ENCODER, EMBEDDING, DECODER)
 
 
 def graphs_of(config: ModelConfig) -> tuple[Graph, ...]:
-    """The graphs of one checkpoint: one that cannot hear has no audio encoder."""
+    """The graphs of one checkpoint: without an audio tower there is no audio encoder."""
     return tuple(graph for graph in GRAPHS if graph is not AUDIO_ENCODER or config.audio is not None)

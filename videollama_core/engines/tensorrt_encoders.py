@@ -165,8 +165,8 @@ class TensorRtEncoders:
 
         self._encode_frames = CudaGraphCache(seeing(), device, seeing)
         if bundle.config.audio:
-            hearing = load(AUDIO_ENCODER).execution
-            self._encode_audio = CudaGraphCache(hearing(), device, hearing)
+            audio_execution = load(AUDIO_ENCODER).execution
+            self._encode_audio = CudaGraphCache(audio_execution(), device, audio_execution)
 
     @torch.inference_mode()
     def encode_frames(self, frames: np.ndarray, frame_index: np.ndarray) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 from videollama_core.protocol.errors import InvalidRequest
 
-AUDIO_KINDS = ("audio", "video_with_audio")  # media kinds that are heard
+AUDIO_KINDS = ("audio", "video_with_audio")  # media kinds with audio
 
 
 @dataclass(frozen=True)
@@ -135,12 +135,12 @@ class ModelConfig:
         return media_token_count(self.connector, self.num_frames, self.vision.grid)
 
     def tokens_of(self, kind: str) -> int:
-        """Media tokens of media of a kind (contract.MEDIA_KINDS). Raises: InvalidRequest where the model cannot hear."""
+        """Media tokens of media of a kind (contract.MEDIA_KINDS). Raises: InvalidRequest where the model has no audio tower."""
         if kind not in AUDIO_KINDS:
             return self.media_tokens
         if self.audio is None:
             raise InvalidRequest(
-                f"this checkpoint has no audio tower, so it cannot hear media of kind {kind}; ask an audio-visual checkpoint"
+                f"this checkpoint has no audio tower, so it cannot take media of kind {kind}; ask an audio-visual checkpoint"
             )
         return self.audio.tokens + (0 if kind == "audio" else self.media_tokens)
 

@@ -56,10 +56,10 @@ MEDIA_KIND = Tensor(
     "STRING",
     (1,),
     "video (one file) | image | frames (every one is used) | folder (frames sampled at 3 per second) | audio | "
-    "video_with_audio (its track is heard too)",
+    "video_with_audio (with its audio track)",
 )
-START = Tensor("start", "FP64", (1,), "seconds; first moment to look at, or of a sound to hear", optional=True)
-END = Tensor("end", "FP64", (1,), "seconds; last moment to look at, or of a sound to hear", optional=True)
+START = Tensor("start", "FP64", (1,), "seconds; first moment of the video or audio to use", optional=True)
+END = Tensor("end", "FP64", (1,), "seconds; last moment to use", optional=True)
 
 # The question and how to answer it. An absent option means the checkpoint's own default.
 QUESTION = Tensor("question", "STRING", (1,), "one user turn", optional=True)

@@ -1,4 +1,4 @@
-"""Ears for a tiny checkpoint that sees: an audio tower with lessons of its own, and a projector with random weights.
+"""An audio tower for a tiny checkpoint: pretrained on its own, with a projector of random weights.
 
 The published tower comes pretrained (BEATs, on AudioSet's tags); this one learns to say at every patch what sounds there, what
 kind of sound the whole is, and how many beeps it holds. B sounds, P patches of each.
@@ -38,17 +38,17 @@ from videollama_training.shapes.sounds import (
 )
 
 AUDIO_TOWER = AudioConfig(width=96, mlp_width=256, layers=2, heads=4, patch_width=64)
-MAX_POSITIONS = 2048  # what is heard takes 1,496 of them
+MAX_POSITIONS = 2048  # audio takes 1,496 of them
 UNCERTAIN = -100
 NOW = ("nothing", *PITCHES)  # what sounds at a moment
 KINDS = ("beeps", "steady", *GLIDES, "silence")
 MOST_BEEPS = 5
-SHORT_ROWS = 512  # of the first lessons: 5 s, a thirtieth of the work
+SHORT_ROWS = 512  # of the first steps: 5 s, a thirtieth of the work
 _HEADS = (len(NOW), len(KINDS), MOST_BEEPS + 1)
 
 
 def add_audio_tower(checkpoint: Path, folder: Path, seed: int, steps: int) -> None:
-    """Write `checkpoint` with an audio tower that had `steps` lessons, in the published audio-visual layout."""
+    """Write `checkpoint` with an audio tower pretrained for `steps` steps, in the published audio-visual layout."""
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.md", "*.png", "results.json"))
     config = read_json(folder / "config.json")
     config["max_position_embeddings"] = MAX_POSITIONS
@@ -80,15 +80,17 @@ class _Sounds(IterableDataset):
         samples = WINDOW + (self.rows - 1) * HOP
         while True:
             sound, seconds, repeats = _draw(random)
-            heard = np.tile(render_sound(sound, seconds), repeats)
-            waveform = np.pad(heard, (0, SAMPLES))[:samples]
+            audible = np.tile(render_sound(sound, seconds), repeats)
+            waveform = np.pad(audible, (0, SAMPLES))[:samples]
             if random.random() < 0.5:  # what a codec leaves of silence
-                waveform[: len(heard)] += noise.normal(0.0, 10.0 ** random.uniform(-5, -3), len(waveform[: len(heard)]))
+                waveform[: len(audible)] += noise.normal(
+                    0.0, 10.0 ** random.uniform(-5, -3), len(waveform[: len(audible)])
+                )
             yield filterbank(waveform), moment_labels(sound, seconds, repeats, self.rows // audio.PATCH)
 
 
 def _draw(random: Random) -> tuple[Sound, float, int]:
-    """A sound, its seconds, and how often it is heard: the excerpts of a short video's track are all the same."""
+    """A sound, its seconds, and how often it is repeated: the excerpts of a short video's track are all the same."""
     kind = random.randrange(3)
     if kind < 2:
         sound = draw_mixed_beeps(random) if kind else draw_sound(random, held_out=False)
@@ -107,14 +109,14 @@ def moment_labels(sound: Sound, seconds: float, repeats: int, moments: int) -> n
         if start >= seconds * repeats or sound.kind == "silence":
             continue
         if sound.kind == "beeps":
-            heard = dict.fromkeys(PITCHES, 0.0)
+            audible = dict.fromkeys(PITCHES, 0.0)
             for turn in range(repeats):
                 for beep, pitch in sound.timed_beeps():
                     begin = beep + turn * seconds
-                    heard[pitch] += max(min(end, begin + BEEP_SECONDS) - max(start, begin), 0.0)
-            pitch = max(heard, key=lambda pitch: heard[pitch])
+                    audible[pitch] += max(min(end, begin + BEEP_SECONDS) - max(start, begin), 0.0)
+            pitch = max(audible, key=lambda pitch: audible[pitch])
             labels[moment, 0] = (
-                NOW.index(pitch) if heard[pitch] > BEEP_SECONDS / 2 else UNCERTAIN if any(heard.values()) else 0
+                NOW.index(pitch) if audible[pitch] > BEEP_SECONDS / 2 else UNCERTAIN if any(audible.values()) else 0
             )
         else:
             labels[moment, 0] = NOW.index(sound.pitch) if sound.pitch else UNCERTAIN
@@ -122,7 +124,7 @@ def moment_labels(sound: Sound, seconds: float, repeats: int, moments: int) -> n
 
 
 def pretrain_audio_tower(tower: AudioTower, steps: int, seed: int) -> dict[str, float]:
-    """Train in place: most steps hear 5 s, the last twentieth all 30 s. Returns the share of right labels."""
+    """Train in place: most steps take 5 s, the last twentieth all 30 s. Returns the share of right labels."""
     torch.manual_seed(seed)
     heads = nn.Linear(AUDIO_TOWER.width, sum(_HEADS))
     parameters = [*tower.parameters(), *heads.parameters()]
@@ -131,7 +133,7 @@ def pretrain_audio_tower(tower: AudioTower, steps: int, seed: int) -> dict[str, 
     last = max(steps // 20, 1)
     rounds = ((SHORT_ROWS, 32, steps - last), (AUDIO_TOWER.rows, 4, last))
     right = torch.zeros(3)
-    with tqdm(total=steps, desc="ears", unit=" steps") as bar:
+    with tqdm(total=steps, desc="audio tower", unit=" steps") as bar:
         for rows, batch, number in rounds:
             batches = iter(DataLoader(_Sounds(rows, seed + rows), batch, num_workers=1, prefetch_factor=8))
             right.zero_()

@@ -9,7 +9,9 @@ from tqdm import tqdm
 
 @click.command(epilog="Example: vl2 shapes --out build/shapes --pictures 2000 --clips 1000")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
-@click.option("--pictures", default=16000, show_default=True, help="Pictures with simple questions, the first lessons.")
+@click.option(
+    "--pictures", default=16000, show_default=True, help="Pictures with simple questions, for the first stage."
+)
 @click.option("--texts", default=40000, show_default=True, help="Questions that hold their own fact, without media.")
 @click.option("--clips", default=12000, show_default=True, help="Clips (and some pictures) with questions.")
 @click.option("--held-out", default=60, show_default=True, help="The same, of combinations that are never trained.")
@@ -18,11 +20,11 @@ from tqdm import tqdm
 @click.option(
     "--start/--no-start", default=True, show_default=True, help="Also write the tiny checkpoint to begin with."
 )
-@click.option("--tower-steps", default=0, show_default=True, help="Lessons for its vision tower alone.")
+@click.option("--tower-steps", default=0, show_default=True, help="Pretraining steps of its vision tower alone.")
 @click.option(
     "--add-audio-tower", type=click.Path(path_type=Path), help="Begin with this checkpoint, and give it an audio tower."
 )
-@click.option("--audio-tower-steps", default=0, show_default=True, help="Lessons for that audio tower alone.")
+@click.option("--audio-tower-steps", default=0, show_default=True, help="Pretraining steps of that audio tower alone.")
 def shapes(
     out: Path,
     pictures: int,
@@ -39,7 +41,7 @@ def shapes(
     """Write a data set of moving shapes, in the reference's training format.
 
     OUT holds pictures.json, texts.json, train.json and held_out.json with their media beside them, and OUT/start, a checkpoint
-    in the published layout with a tokenizer of its own: random weights, but for the tower's lessons.
+    in the published layout with a tokenizer of its own: random weights, but for the pretrained tower.
     """
     from videollama_training.shapes.make import (
         HELD_OUT,

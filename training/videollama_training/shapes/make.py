@@ -31,7 +31,7 @@ from videollama_training.shapes.world import (
     render_frame,
 )
 
-QUESTIONS, PICTURE_QUESTIONS = 8, 4  # about each clip, about each picture of the first lessons
+QUESTIONS, PICTURE_QUESTIONS = 8, 4  # about each clip, about each picture of the first stage
 IMAGE_SHARE = 0.1  # of the training media
 # Folders of media, each with a JSON file beside it.
 PICTURES, TEXTS, TRAIN, HELD_OUT, SOUNDS = "pictures", "texts", "train", "held_out", "sounds"
@@ -110,8 +110,8 @@ def make_sound(folder: Path, number: int, seed: int, held_out: bool) -> list[dic
         sound = draw_sound(random, held_out)
         write_flac(folder / name, render_sound(sound))
         items = ask_sound(sound, random)
-    heard, file = name.endswith(".mp4"), f"{folder.name}/{name}"
-    return [_entry(f"sound-{number:05d}-{place}", file, item, heard) for place, item in enumerate(items)]
+    has_audio, file = name.endswith(".mp4"), f"{folder.name}/{name}"
+    return [_entry(f"sound-{number:05d}-{place}", file, item, has_audio) for place, item in enumerate(items)]
 
 
 def make_split(

@@ -44,7 +44,7 @@ def ask_image(scene: Scene, random: Random, number: int) -> list[Item]:
 
 
 def ask_picture(scene: Scene, random: Random, number: int) -> list[Item]:
-    """What is where, from left to right, and questions about single things: the first lessons."""
+    """What is where, from left to right, and questions about single things: the first training stage."""
     things = sorted(scene.actors, key=lambda actor: actor.start)
     caption = " and ".join(f"a {a.size} {a.colour} {a.shape} {place_name(a.start)}" for a in things)
     items = {"caption": Item("description", "description", "What is where in the picture?", caption)}

@@ -80,7 +80,7 @@ def render_sound(sound: Sound, seconds: float = SOUND_SECONDS) -> np.ndarray:
         return np.zeros(len(time), np.float32)
     if sound.kind == "glide":
         low, high = GLIDES[sound.glide]
-        frequency = low * (high / low) ** (time / seconds)  # equal steps for the ear
+        frequency = low * (high / low) ** (time / seconds)  # equal steps of pitch
     else:
         frequency = np.full(len(time), PITCHES.get(sound.pitch, 0.0))
         for start, pitch in sound.timed_beeps():
@@ -111,7 +111,7 @@ def ask_sound(sound: Sound, random: Random) -> list[Item]:
         number = NUMBERS[len(sound.beeps)]
         noun = "beep" if len(sound.beeps) == 1 else "beeps"
         count = Item("beeps", "open", random.choice(("How many beeps are there?", "Count the beeps.")), number)
-        if sound.pitch == MIXED:  # asked for their pitch, a model takes combinations that it never heard for mixed ones
+        if sound.pitch == MIXED:  # asked for their pitch, a model takes unseen combinations for mixed ones
             return [count, silent]
         return [
             count,

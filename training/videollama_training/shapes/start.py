@@ -75,7 +75,7 @@ def make_start(folder: Path, texts: Iterable[str], seed: int, tower_steps: int =
     """Write the checkpoint; the tower's settings lie in a folder beside its files.
 
     Args:
-        tower_steps: of lessons for the tower alone (tower.py). All else has random weights.
+        tower_steps: pretraining steps of the tower alone (tower.py). All else has random weights.
     """
     (folder / TOWER).mkdir(parents=True, exist_ok=True)
     _write(folder / TOWER / "config.json", {"model_type": "siglip", "vision_config": VISION})

@@ -1,4 +1,4 @@
-"""Lessons for the vision tower alone, before it meets the language model.
+"""Pretraining of the vision tower alone, before it is joined to the language model.
 
 The published towers come pretrained (CLIP, SigLIP); this one learns to say of every patch which shape, colour and size covers
 it. B pictures, P patches of each, C the tower's width.
