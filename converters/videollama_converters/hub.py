@@ -31,7 +31,14 @@ from videollama_core.checkpoint.tokenizer_files import TOKENIZER_FILES
 from videollama_core.checkpoint.variants import TOWERS
 from videollama_core.model import vision
 from videollama_core.model.config import find_named_folder, read_json
-from videollama_core.protocol.errors import AccessDenied, DiskFull, HubUnreachable, InvalidRequest, NotOnHub
+from videollama_core.protocol.errors import (
+    AccessDenied,
+    DiskFull,
+    DownloadFailed,
+    HubUnreachable,
+    InvalidRequest,
+    NotOnHub,
+)
 
 # The files of a part beside its weights.
 SMALL_FILES = {
@@ -198,42 +205,48 @@ def _check_cached(name: str, folder: Path, part: str, weights: bool, reason: Exc
 @contextmanager
 def _translated(name: str, revision: str | None) -> Iterator[None]:
     """huggingface_hub's errors as ours."""
-    page = f"{constants.ENDPOINT}/{name}"
     try:
         yield
-    except GatedRepoError as error:
-        raise AccessDenied(
-            f"{name} is gated: ask for access at {page}, then log in with `hf auth login` or set HF_TOKEN"
+    except (EntryNotFoundError, HTTPError, OfflineModeIsEnabled) as error:
+        cause = error.__cause__
+        wrapped = isinstance(error, LocalEntryNotFoundError) and isinstance(cause, HfHubHTTPError)
+        raise _as_ours(cause if wrapped and cause else error, name, revision) from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise DiskFull(
+            f"the disk of {constants.HF_HUB_CACHE} is full: make room, or name a folder of another disk with HF_HOME"
         ) from error
-    except RevisionNotFoundError as error:
-        raise NotOnHub(f"{name} on the hub has no revision {revision!r}; see {page}/commits/main") from error
-    except RepositoryNotFoundError as error:
-        raise NotOnHub(
+
+
+def _as_ours(error: BaseException, name: str, revision: str | None) -> DownloadFailed:
+    page = f"{constants.ENDPOINT}/{name}"
+    if isinstance(error, GatedRepoError):
+        return AccessDenied(
+            f"{name} is gated: ask for access at {page}, then log in with `hf auth login` or set HF_TOKEN"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return NotOnHub(f"{name} on the hub has no revision {revision!r}; see {page}/commits/main")
+    if isinstance(error, RepositoryNotFoundError):
+        return NotOnHub(
             f"{name} is no folder here, and the hub has no such repository ({page}), or a private one: "
             "check the name, or log in with `hf auth login` or set HF_TOKEN"
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise HubUnreachable(
-            f"{name} is no folder here, is not in the cache ({constants.HF_HUB_CACHE}), and the hub was not asked: "
+        )
+    if isinstance(error, LocalEntryNotFoundError):
+        return HubUnreachable(
+            f"{name} is no folder here, is not in the cache ({constants.HF_HUB_CACHE}), and the hub did not answer: "
             f"{_in_words(error.__cause__ or error)}"
-        ) from error
-    except EntryNotFoundError as error:
-        raise NotOnHub(f"{name} on the hub has no config.json: it is not a checkpoint") from error
-    except HfHubHTTPError as error:
+        )
+    if isinstance(error, EntryNotFoundError):
+        return NotOnHub(f"{name} on the hub has no config.json: it is not a checkpoint")
+    if isinstance(error, HfHubHTTPError):
         code = error.response.status_code
         if code in (401, 403):
-            raise AccessDenied(
+            return AccessDenied(
                 f"the hub refuses {name} ({code}): check HF_TOKEN or `hf auth login`, and its access at {page}"
-            ) from error
-        raise HubUnreachable(f"the hub answers {code} for {name} ({page}): try again later") from error
-    except (HTTPError, OfflineModeIsEnabled) as error:
-        raise HubUnreachable(f"{name} cannot be fetched: {_in_words(error)}") from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise DiskFull(
-                f"the disk of {constants.HF_HUB_CACHE} is full: make room, or name a folder of another disk with HF_HOME"
-            ) from error
-        raise
+            )
+        return HubUnreachable(f"the hub answers {code} for {name} ({page}): try again later")
+    return HubUnreachable(f"{name} cannot be fetched: {_in_words(error)}")
 
 
 def _in_words(reason: BaseException) -> str:
@@ -241,6 +254,4 @@ def _in_words(reason: BaseException) -> str:
         return "HF_HUB_OFFLINE is set"
     if isinstance(reason, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
         return "only the cache was to be looked at"
-    if isinstance(reason, HfHubHTTPError):
-        return f"{constants.ENDPOINT} answers {reason.response.status_code}"
     return f"no connection to {constants.ENDPOINT} ({reason})"
