@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,14 @@ class Chat:
         """The medium and what of it: those of video, image, audio, with_audio, start and end that are set."""
         return {name: value for name in ABOUT if (value := self._options.get(name)) not in (None, False)}
 
+    def take(self, line: str) -> bool:
+        """Answer a question or do what a command says; False ends the chat. Raises: InvalidRequest and other kinds."""
+        if line.startswith("/"):
+            return self.command(line)
+        if line:
+            self.answer(line)
+        return True
+
     def answer(self, question: str) -> None:
         """Print the answer as it comes and keep it; Ctrl-C stops it, and what was written of it is kept."""
         asked = [*self._messages, {"role": "user", "content": question}]
@@ -85,16 +94,19 @@ class Chat:
             raise InvalidRequest(f"{name} is not a command; they are {', '.join(COMMANDS)}")
         if name in ("/media", "/save") and not argument:
             raise InvalidRequest(f"{name} takes a {'path' if name == '/media' else 'file'}: {name} NAME")
-        path = Path(argument.strip().strip("'\"")).expanduser()
-        if name == "/media":
-            self._change_media(path)
-        elif name == "/save":
-            self._save(path)
-        elif name == "/reset":
-            self._messages = []
-            note("(what was said is forgotten)")
-        elif name == "/help":
-            note(HELP)
+        path = Path(os.path.expanduser(argument.strip().strip("'\"")))
+        try:
+            if name == "/media":
+                self._change_media(path)
+            elif name == "/save":
+                self._save(path)
+            elif name == "/reset":
+                self._messages = []
+                note("(what was said is forgotten)")
+            elif name == "/help":
+                note(HELP)
+        except OSError as error:
+            raise InvalidRequest(f"{name} {path}: {error.strerror}") from error
         return name != "/quit"
 
     def _change_media(self, path: Path) -> None:
@@ -111,28 +123,20 @@ class Chat:
             raise InvalidRequest(f"{path} exists, and is not of this chat; name another file")
         about = {name: str(value) if name in KINDS else value for name, value in self.about.items()}
         content = {"media": about, "messages": self._messages}
-        try:
-            path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", "utf-8")
-        except OSError as error:
-            raise InvalidRequest(f"{path} cannot be written: {error.strerror}") from error
+        path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", "utf-8")
         self._saved.add(path.resolve())
         note(f"({len(self._messages)} messages in {path})")
 
 
 def read_line(interactive: bool) -> str | None:
-    """The next line, None at the end. On a terminal Ctrl-C gives the line up, not the chat."""
-    while True:
-        try:
-            if interactive:
-                return input("> ")
-            return sys.stdin.readline() or None
-        except EOFError:
-            click.echo()
-            return None
-        except KeyboardInterrupt:
-            if not interactive:
-                raise
-            note("\n(Ctrl-D or /quit ends the chat)")
+    """The next line; None at the end."""
+    if not interactive:
+        return sys.stdin.readline().replace("\0", " ") or None  # which no path may hold
+    try:
+        return input("> ")
+    except EOFError:
+        click.echo()
+        return None
 
 
 def converse(client: Client, options: dict[str, Any]) -> int:
@@ -149,17 +153,18 @@ def converse(client: Client, options: dict[str, Any]) -> int:
         )
         note(f"About {about}. /help lists the commands; Ctrl-D ends.")
     code = 0
-    while (line := read_line(interactive)) is not None:
-        line = line.strip()
+    while True:
         try:
-            if line.startswith("/"):
-                if not talk.command(line):
-                    break
-            elif line:
-                talk.answer(line)
+            line = read_line(interactive)
+            if line is None or not talk.take(line.strip()):
+                break
         except VideoLlamaError as error:
             note(f"vl2: {error.kind}: {error}")
             code = error.exit_code
+        except KeyboardInterrupt:  # while no answer was being written
+            if not interactive:
+                raise
+            note("\n(Ctrl-D or /quit ends the chat)")
     return 0 if interactive else code
 
 
