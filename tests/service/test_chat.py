@@ -88,7 +88,7 @@ def test_an_error_is_one_line_and_the_chat_goes_on(server_of, tmp_path):
         f"/save {tmp_path}/no/where.json": "no/where.json: No such file or directory",
         f"/save {'x' * 300}": "File name too long",
         f"/media {'x' * 300}": "File name too long",
-        "/media ~nobody/\0.mp4": "UnreadableMedia: ~nobody/ .mp4 cannot be read: No such file",
+        "/media ~no-such-person/\0.mp4": "UnreadableMedia: ~no-such-person/ .mp4 cannot be read: No such file",
         "/mediax": "/mediax is not a command; they are /media, /reset, /save, /help, /quit",
         "x" * 200_000: "PromptTooLong",
     }
