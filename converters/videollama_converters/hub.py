@@ -143,7 +143,12 @@ def fetch(
         try:
             if not download:
                 raise OfflineModeIsEnabled("nothing was to be downloaded")
-            listing = HfApi().model_info(name, revision=folder.name, files_metadata=True).siblings or []
+            listing = (
+                HfApi()
+                .model_info(name, revision=folder.name, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+                .siblings
+                or []
+            )
         except (OfflineModeIsEnabled, HTTPError) as error:
             if isinstance(error, HfHubHTTPError):
                 raise
@@ -179,7 +184,8 @@ def _weight_files(name: str, names: Collection[str], read: Callable[[str], Path]
     for file in WEIGHT_FILES:
         index = f"{file}.index.json"
         if index in names:
-            shards = sorted(set((read_json(read(index)).get("weight_map") or {}).values()))
+            weight_map = read_json(read(index)).get("weight_map")
+            shards = sorted({str(shard) for shard in weight_map.values()}) if isinstance(weight_map, dict) else []
             lost = [shard for shard in shards if shard not in names]
             if lost:
                 raise NotOnHub(f"{name} on the hub lacks {lost[0]}, which its {index} names")

@@ -63,26 +63,34 @@ class Download:
         return f"{self._bytes / 1e9:.2f} of {self._total / 1e9:.2f} GB"
 
     def _check_disk(self) -> None:
-        there = sum(path.stat().st_size for file in self._files if (path := self._partial(file)) and path.exists())
+        more = self._total - sum(map(self._size_there, self._files))
         place = next(path for path in (self._blobs, *self._blobs.parents) if path.exists())
         free = shutil.disk_usage(place).free
-        if self._total - there > free:
+        if more > free:
             raise DiskFull(
-                f"{self._name} takes {(self._total - there) / 1e9:.2f} GB more, but {place} has {free / 1e9:.2f} GB free: "
+                f"{self._name} takes {more / 1e9:.2f} GB more, but {place} has {free / 1e9:.2f} GB free: "
                 "make room, or name a folder of another disk with HF_HOME"
             )
 
-    def _partial(self, file: RepoSibling) -> Path | None:
-        return self._blobs / f"{file.lfs.sha256}.partial" if file.lfs else None
+    def _size_there(self, file: RepoSibling) -> int:
+        """Bytes of a large file that are on the disk: all, of another commit that has the same file, or a part."""
+        if file.lfs is None:
+            return 0
+        paths = (self._blobs / file.lfs.sha256, self._blobs / f"{file.lfs.sha256}.partial")
+        return next((path.stat().st_size for path in paths if path.exists()), 0)
 
     def _fetch_large(self, file: str, size: int, digest: str) -> None:
         """A file whose hash is known -> blobs/HASH, which huggingface_hub then takes as its own."""
         blob = self._blobs / digest
         self._blobs.mkdir(parents=True, exist_ok=True)
         partial = self._blobs / f"{digest}.partial"
+        if blob.exists():
+            self._count(size)
+            return
         with partial.open("ab") as target:
             fcntl.flock(target, fcntl.LOCK_EX)  # another process may fetch the same
             if blob.exists():
+                partial.unlink(missing_ok=True)
                 self._count(size)
                 return
             there = target.seek(0, os.SEEK_END)

@@ -106,6 +106,7 @@ def test_a_hub_id_is_converted_as_its_folder_is_and_fetched_once(hub, tmp_path):
     repository.files["README.md"] = b"# another model card"
     code, stderr = run_convert(hub, tmp_path, ID)
     assert code == 0 and stderr.count("still valid") == 3 - 1 + 7
+    assert not list(tmp_path.rglob("*.partial"))
     assert Bundle.open(tmp_path / "out").manifest["origin"]["checkpoint"] == f"{ID}@{repository.commit}"
 
 
@@ -246,6 +247,22 @@ def test_a_disk_that_is_too_small_is_said_before(here, monkeypatch):
     with pytest.raises(DiskFull, match=r"takes 0\.00 GB more, but .* has 0\.00 GB free: .*HF_HOME"):
         locate(ID)
     assert not [name for name in here.fetched() if name.endswith(".safetensors")]
+
+
+def test_what_is_there_needs_no_room(here, monkeypatch):
+    """Another commit with the same weights fits on a full disk."""
+    repository = publish(here, CHAT)
+    locate(ID)
+    repository.files["README.md"] = b"# another model card"
+    usage, before = shutil.disk_usage("/"), len(here.requests)
+    monkeypatch.setattr(hub_download.shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+    assert locate(ID).checkpoint.name == repository.commit and here.fetched(before) == []
+
+
+def test_an_index_that_is_none_is_said(here):
+    publish(here, CHAT).files["model.safetensors.index.json"] = b'{"weight_map": []}'
+    with pytest.raises(CheckpointMismatch, match="has no weight_map"):
+        locate(ID)
 
 
 def weights_of(hub: hub_server.Hub) -> bytes:
