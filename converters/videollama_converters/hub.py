@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    RevisionResolutionError,
 )
 from huggingface_hub.utils import validate_repo_id
 
@@ -137,22 +138,22 @@ def fetch(
     Raises: DownloadFailed and its kinds, Cancelled.
     """
     with _translated(name, revision):
-        # This resolves the revision, and falls back to the cache where the hub cannot be asked.
-        config = hf_hub_download(name, "config.json", revision=revision, local_files_only=not download)
-        folder = Path(config).parent
+        hub, listing = HfApi(), None
+        reason: Exception = OfflineModeIsEnabled()
+        # The commit that the cache remembers, where the hub cannot be asked.
+        commit = hub.resolve_revision(name, revision=revision, local_files_only=not download).resolved
         try:
-            if not download:
-                raise OfflineModeIsEnabled("nothing was to be downloaded")
-            listing = (
-                HfApi()
-                .model_info(name, revision=folder.name, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
-                .siblings
-                or []
-            )
+            if download:
+                timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+                listing = hub.model_info(name, revision=commit, files_metadata=True, timeout=timeout).siblings
+        except HfHubHTTPError:
+            raise
         except (OfflineModeIsEnabled, HTTPError) as error:
-            if isinstance(error, HfHubHTTPError):
-                raise
-            _check_cached(name, folder, part, weights, error)
+            reason = error
+        config = hf_hub_download(name, "config.json", revision=commit, local_files_only=listing is None)
+        folder = Path(config).parent
+        if listing is None:
+            _check_cached(name, folder, part, weights, reason)
             return folder
         files = {file.rfilename: file for file in listing}
         read = lambda file: Path(hf_hub_download(name, file, revision=folder.name))  # noqa: E731
@@ -213,10 +214,9 @@ def _translated(name: str, revision: str | None) -> Iterator[None]:
     """huggingface_hub's errors as ours."""
     try:
         yield
-    except (EntryNotFoundError, HTTPError, OfflineModeIsEnabled) as error:
+    except (EntryNotFoundError, HTTPError, OfflineModeIsEnabled, RevisionResolutionError) as error:
         cause = error.__cause__
-        wrapped = isinstance(error, LocalEntryNotFoundError) and isinstance(cause, HfHubHTTPError)
-        raise _as_ours(cause if wrapped and cause else error, name, revision) from error
+        raise _as_ours(cause if isinstance(cause, HfHubHTTPError) else error, name, revision) from error
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -238,7 +238,7 @@ def _as_ours(error: BaseException, name: str, revision: str | None) -> DownloadF
             f"{name} is no folder here, and the hub has no such repository ({page}), or a private one: "
             "check the name, or log in with `hf auth login` or set HF_TOKEN"
         )
-    if isinstance(error, LocalEntryNotFoundError):
+    if isinstance(error, (LocalEntryNotFoundError, RevisionResolutionError)):
         return HubUnreachable(
             f"{name} is no folder here, is not in the cache ({constants.HF_HUB_CACHE}), and the hub did not answer: "
             f"{_in_words(error.__cause__ or error)}"
@@ -258,6 +258,6 @@ def _as_ours(error: BaseException, name: str, revision: str | None) -> DownloadF
 def _in_words(reason: BaseException) -> str:
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
-    if isinstance(reason, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
+    if isinstance(reason, (OfflineModeIsEnabled, LocalEntryNotFoundError, RevisionResolutionError)):
         return "only the cache was to be looked at"
     return f"no connection to {constants.ENDPOINT} ({reason})"
