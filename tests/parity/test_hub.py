@@ -17,7 +17,6 @@ import hub_server
 from conftest import GOLDEN, checkpoint
 from hub_server import digest
 from videollama_converters import hub_download
-from videollama_converters.convert import convert
 from videollama_converters.hub import is_hub_id, locate
 from videollama_core.checkpoint.parts import open_checkpoint
 from videollama_core.engines.bundle import Bundle
@@ -75,13 +74,13 @@ def run_convert(hub: hub_server.Hub, folder: Path, *words: str, **environment: s
     return process.returncode, stderr
 
 
-def test_a_hub_id_is_converted_as_its_folder_is_and_fetched_once(hub, tmp_path):
+def test_a_hub_id_is_converted_as_its_folder_is_and_fetched_once(hub, tmp_path, bundle_of):
     """A Base folder, which needs tower and base model: equal files, then nothing sent again, then no server at all."""
     repository = publish(hub, BASE_VARIANT)
     code, stderr = run_convert(hub, tmp_path, ID)
     assert code == 0, stderr
     found = Bundle.open(tmp_path / "out").manifest
-    wanted = Bundle.open(convert(checkpoint(BASE_VARIANT), tmp_path / "from_folder")).manifest
+    wanted = Bundle.open(bundle_of(BASE_VARIANT)).manifest
     for name, entry in wanted["files"].items():
         assert name.startswith("model_repository/") or found["files"][name] == entry, name
     assert found["source"] == wanted["source"] and found["name"] == ID
