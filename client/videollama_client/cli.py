@@ -11,13 +11,10 @@ from typing import Any
 import click
 
 from videollama_client import Client
+from videollama_client.chat import chat
+from videollama_client.question_options import question_options, with_media
 from videollama_core.protocol.errors import VideoLlamaError
 
-# What a file's name says it is; everything else is a video.
-SUFFIXES = {
-    "image": {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"},
-    "audio": {".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aiff", ".wma"},
-}
 # Commands of the other parts, imported when called: the bare install is the client alone.
 _OTHER_COMMANDS = {
     "convert": ("videollama_converters.cli", "convert", "Convert a checkpoint into a folder that `vl2 serve` takes."),
@@ -66,48 +63,25 @@ def main_group() -> None:
     epilog='Example: vl2 ask clip.mp4 "What happens?" --start 1.5 --end 4',
 )
 @click.argument("words", nargs=-1, required=True, metavar="[MEDIA] QUESTION")
-@click.option("--video", type=click.Path(path_type=Path), help="Video file, gif, or folder of frames.")
-@click.option("--image", type=click.Path(path_type=Path), help="Picture.")
-@click.option("--audio", type=click.Path(path_type=Path), help="Audio file; 30 s of it are used.")
-@click.option("--with-audio", is_flag=True, help="Use the video's audio track as well.")
-@click.option("--start", type=float, help="Seconds: first moment of the video or audio to use.")
-@click.option("--end", type=float, help="Seconds: last moment to use.")
-@click.option("--max-new-tokens", type=int, help="At most this many tokens.")
-@click.option("--temperature", type=float, help="0 is greedy, and the default.")
-@click.option("--top-p", type=float, help="Nucleus of the sampling.")
-@click.option("--top-k", type=int, help="Only the best K tokens; 0 is off.")
-@click.option("--seed", type=int, help="Same seed, same text.")
-@click.option("--repetition-penalty", type=float, help="1 is off; default: the checkpoint's own.")
-@click.option("--stop", multiple=True, help="End the text before this string; may be repeated.")
-@click.option("--timeout", type=float, help="Seconds until the request is given up.")
-@click.option("--url", default="localhost:8001", show_default=True, help="host:port of the server's gRPC port.")
+@question_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming text.")
-def ask(
-    words: tuple[str, ...],
-    video: Path | None,
-    image: Path | None,
-    audio: Path | None,
-    url: str,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def ask(words: tuple[str, ...], url: str, as_json: bool, **options: Any) -> None:
     """Ask QUESTION about MEDIA (video, gif, folder of frames, picture or sound), or about nothing."""
     if len(words) > 2:
         raise click.UsageError(f"found {len(words)} words; put the question in quotes")
     *media, question = words
     if media:
-        if video or image or audio:
-            raise click.UsageError("name the media once: as the first word, or with --video, --image or --audio")
-        path = Path(media[0])
-        kind = next((kind for kind, suffixes in SUFFIXES.items() if path.suffix.lower() in suffixes), "video")
-        video, image, audio = (path if kind == name else None for name in ("video", "image", "audio"))
+        options = with_media(options, Path(media[0]))
     with Client(url) as client:
-        stream = client.stream(question, video=video, image=image, audio=audio, **options)
+        stream = client.stream(question, **options)
         for piece in stream:
             if not as_json:
                 click.echo(piece, nl=False)
                 sys.stdout.flush()
         click.echo(json.dumps(dataclasses.asdict(stream.answer), ensure_ascii=False) if as_json else "")
+
+
+main_group.add_command(chat)
 
 
 @main_group.command()
@@ -123,7 +97,7 @@ def health(url: str, seconds: float) -> None:
 def run(command: Callable[..., Any]) -> int:
     """The exit code of a command; an error becomes one line."""
     try:
-        command(standalone_mode=False)
+        code = command(standalone_mode=False)
     except VideoLlamaError as error:
         click.echo(f"vl2: {error.kind}: {error}", err=True)
         return error.exit_code
@@ -144,7 +118,7 @@ def run(command: Callable[..., Any]) -> int:
     except OSError as error:
         click.echo(f"vl2: {error.filename or ''}: {error.strerror or error}", err=True)
         return 1
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def main() -> None:

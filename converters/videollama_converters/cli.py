@@ -1,62 +1,26 @@
 """`vl2 convert`."""
 
 import json
-import sys
-import time
 from pathlib import Path
 
 import click
 
 from videollama_converters.engine_options import ENGINES, MEDIA_TOKEN_MEMORIES, EngineOptions
 from videollama_converters.gpus import GPUS
+from videollama_converters.progress import ProgressBar
 from videollama_converters.tensorrt_llm import KV_DTYPES, QUANTIZATIONS, Recipe
 from videollama_core.checkpoint.variants import VARIANTS
 from videollama_core.protocol.errors import InvalidRequest, VideoLlamaError
 
 
-class ProgressBar:
-    """One line per step on stderr; a moving bar on a terminal."""
-
-    def __init__(self) -> None:
-        self._moving = sys.stderr.isatty()
-        self._task, self._total, self._count = "", 0, 0
-
-    def start(self, task: str, total: int) -> None:
-        self._task, self._total, self._count, self._began = task, max(total, 1), 0, time.monotonic()
-        self._draw("")
-
-    def advance(self) -> None:
-        self._count = min(self._count + 1, self._total)
-        self._draw("")
-
-    def done(self, reused: bool) -> None:
-        seconds = time.monotonic() - self._began
-        self._count = self._total
-        self._draw("still valid" if reused else f"{seconds:.1f} s")
-        if not self._moving:
-            click.echo(f"{self._task:24} {'still valid' if reused else f'{seconds:.1f} s'}", err=True)
-        else:
-            click.echo("", err=True)
-
-    def _draw(self, note: str) -> None:
-        if self._moving:
-            filled = 30 * self._count // self._total
-            click.echo(
-                f"\r{self._task:24} [{'#' * filled}{'.' * (30 - filled)}] {self._count}/{self._total} {note}",
-                nl=False,
-                err=True,
-            )
-
-
-@click.command(epilog="Example: vl2 convert VideoLLaMA2.1-7B-16F --out build/2.1-7b --tower siglip-so400m-patch14-384")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.command(
+    epilog="Examples: vl2 convert DAMO-NLP-SG/VideoLLaMA2.1-7B-16F --out build/2.1-7b; vl2 convert ./folder --out build/mine"
+)
+@click.argument("checkpoint")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write, such as build/NAME.")
-@click.option(
-    "--tower", type=click.Path(path_type=Path), help="Folder of the vision tower, where it is not near the checkpoint."
-)
-@click.option(
-    "--base", type=click.Path(path_type=Path), help="Folder of the base language model, for Base folders and adapters."
-)
+@click.option("--revision", help="Branch, tag or commit of CHECKPOINT on the hub; default: main.")
+@click.option("--tower", help="Vision tower, where it is not near the checkpoint: a folder, or its id on the hub.")
+@click.option("--base", help="Base language model, for Base folders and adapters: a folder, or its id on the hub.")
 @click.option("--engine", type=click.Choice(list(ENGINES)), default="onnx", show_default=True, help="What runs it.")
 @click.option("--dtype", help="In which the engine computes; onnx float32, the others bfloat16 by default.")
 @click.option(
@@ -87,10 +51,11 @@ class ProgressBar:
 )
 @click.option("--dry-run", is_flag=True, help="TensorRT: print every command and setting; write nothing.")
 def convert(
-    checkpoint: Path,
+    checkpoint: str,
     out: Path,
-    tower: Path | None,
-    base: Path | None,
+    revision: str | None,
+    tower: str | None,
+    base: str | None,
     engine: str,
     dtype: str | None,
     max_seq_len: int | None,
@@ -106,25 +71,28 @@ def convert(
     media_token_memory: str,
     dry_run: bool,
 ) -> None:
-    """Convert CHECKPOINT, a published VideoLLaMA 2 folder, into a folder that `vl2 serve` takes.
+    """Convert CHECKPOINT, a VideoLLaMA 2 folder or its id on the Hugging Face hub, into a folder that `vl2 serve` takes.
 
-    A second run makes only what is missing or no longer valid.
+    What is named by an id is downloaded into the hub's cache (HF_HOME), with the tower and base model that it names; a path
+    that exists is taken first. A second run downloads and makes only what is missing or no longer valid.
     """
-    from videollama_converters.convert import (
-        convert as run,
-    )  # torch takes seconds to import; --help does not wait for it
+    # torch takes seconds to import; --help does not wait for it.
+    from videollama_converters.convert import convert as run
+    from videollama_converters.hub import locate
 
     try:
         recipe = Recipe("float16", quantize or "", kv_dtype, tp, pp, ep, max_batch_size, max_seq_len or 4096, gpu)
         options = EngineOptions(
             engine, dtype or ENGINES[engine][0], max_seq_len, slots, recipe, media_token_memory, fp8_tower
         )
+        progress = ProgressBar()
+        found = locate(checkpoint, tower, base, revision, progress, download=not dry_run)
         if dry_run:
             from videollama_converters.dry_run import describe
 
-            click.echo(describe(checkpoint, out, tower, base, options))
+            click.echo(describe(found.checkpoint, out, found.tower, found.base, options))
             return
-        run(checkpoint, out, tower, base, ProgressBar(), options)
+        run(found.checkpoint, out, found.tower, found.base, progress, options, found.origin)
     except VideoLlamaError:
         click.echo("", err=True)
         raise

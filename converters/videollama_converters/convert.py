@@ -5,12 +5,11 @@ import logging
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -22,6 +21,7 @@ from videollama_converters.encoder_weights import encoder_sources, write_encoder
 from videollama_converters.engine_options import EngineOptions, encoder_dtype
 from videollama_converters.export_onnx import export_graph
 from videollama_converters.fp8 import calibrate, quantize
+from videollama_converters.progress import Progress, SilentProgress
 from videollama_converters.split_language_model import split_language_model
 from videollama_converters.steps import BundleWriter, Step, files_below, sha256, write_json
 from videollama_converters.tensorrt_operators import check_graph
@@ -47,25 +47,6 @@ from videollama_core.protocol.errors import ArtifactMismatch
 logger = logging.getLogger(__name__)
 
 
-class Progress(Protocol):
-    """Where a conversion tells how far it is."""
-
-    def start(self, task: str, total: int) -> None: ...
-    def advance(self) -> None: ...
-    def done(self, reused: bool) -> None: ...
-
-
-class SilentProgress:
-    def start(self, task: str, total: int) -> None:
-        pass
-
-    def advance(self) -> None:
-        pass
-
-    def done(self, reused: bool) -> None:
-        pass
-
-
 def convert(
     checkpoint: Path,
     out: Path,
@@ -73,6 +54,7 @@ def convert(
     base: Path | None = None,
     progress: Progress = SilentProgress(),
     options: EngineOptions = EngineOptions(),
+    origin: Mapping[str, str] | None = None,
 ) -> Path:
     """Convert a published checkpoint folder into a bundle (videollama_core/engines/bundle.py).
 
@@ -80,11 +62,13 @@ def convert(
         tower: folder of the vision tower; needed when it is not near the checkpoint and not a published one.
         base: folder of the base language model, for Base folders and adapters.
         options: what runs the converted parts.
+        origin: "hub id@commit" of the parts (checkpoint, tower, base) that were fetched from the hub.
     Returns: the bundle's folder.
     Raises: CheckpointMismatch, ParityFailed, ArtifactMismatch, OSError when the folder cannot be written.
     """
     parts = open_checkpoint(checkpoint, tower, base)
     config = parts.config
+    origin = dict(origin or {})
     options.check(config)
     if options.engine == "tensorrt":
         describe_machine()  # before hours of work, not after
@@ -99,7 +83,7 @@ def convert(
         writer.write_manifest(
             {
                 "format": FORMAT,
-                "name": checkpoint.resolve().name,
+                "name": origin["checkpoint"].split("@")[0] if "checkpoint" in origin else checkpoint.resolve().name,
                 "model": config.to_dict(),
                 "media_tokens": {
                     kind: config.tokens_of(kind) for kind in MEDIA_KINDS if config.audio or kind not in AUDIO_KINDS
@@ -112,6 +96,7 @@ def convert(
                 "media_token_memory": options.media_token_memory,
                 "pool_bytes": options.pool_bytes(config),
                 "versions": {package: metadata.version(package) for package in ("torch", "onnx", "onnxruntime")},
+                "origin": origin,
                 "source": source,
                 "files": writer.files(),
             }
@@ -286,8 +271,13 @@ def _compare_all(parts: CheckpointParts, out: Path, path: Path, tick: Callable[[
 
 
 def _read_source(parts: CheckpointParts, progress: Progress) -> dict[str, str]:
-    """Check that the checkpoint is complete, and hash every file that the result depends on."""
+    """Check that the checkpoint is complete, and hash every file that the result depends on, named by its part.
+
+    The folder's own name would not do: in the hub's cache it is the commit, which changes with every note to a model card.
+    """
     folders = parts.folders
+    places = [("checkpoint", folders.checkpoint), ("base", folders.language)]
+    places += [("tower", folders.tower)] if folders.tower else []
     small = [folders.checkpoint / name for name in ("config.json", "adapter_config.json")]
     small += [folders.language / name for name in ("config.json", *TOKENIZER_FILES)]
     tower = files_below(folders.tower) if folders.tower else []
@@ -296,7 +286,9 @@ def _read_source(parts: CheckpointParts, progress: Progress) -> dict[str, str]:
     parts.check()
     hashes = {}
     for path in files:
-        hashes[f"{path.parent.name}/{path.name}"] = sha256(path)
+        found = (place for place in places if path.is_relative_to(place[1]))
+        part, folder = next(found, (path.parent.name, path.parent))
+        hashes[f"{part}/{path.relative_to(folder)}"] = sha256(path)
         progress.advance()
     progress.done(reused=False)
     return hashes

@@ -16,7 +16,7 @@ def vl2(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["ask", "convert", "serve", "demo", "health", "train", "shapes", "eval", "plan", "doctor"]
+    "command", ["ask", "chat", "convert", "serve", "demo", "health", "train", "shapes", "eval", "plan", "doctor"]
 )
 def test_help_ends_with_a_real_example(command):
     found = vl2(command, "--help")
@@ -28,7 +28,7 @@ def test_help_lists_every_command_without_importing_torch():
     script = "import sys; from videollama_client.cli import main_group, run; run(lambda **k: main_group(['--help'], **k)); assert 'torch' not in sys.modules and 'onnxruntime' not in sys.modules"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
-    for command in ("ask", "convert", "serve", "demo", "health", "train", "shapes", "eval", "plan", "doctor"):
+    for command in ("ask", "chat", "convert", "serve", "demo", "health", "train", "shapes", "eval", "plan", "doctor"):
         assert f"  {command}" in found.stdout
 
 
@@ -56,6 +56,10 @@ def test_a_command_whose_packages_are_missing_says_which(command):
         (("ask", str(MEDIA / "plain_96x64.mp4"), "hi", "--start", "3", "--end", "1"), 2, "BadSegment"),
         (("ask", "missing.wav", "hi"), 2, "UnreadableMedia: missing.wav cannot be read: No such file"),
         (("ask", str(MEDIA / "image_90x50.png"), "hi", "--with-audio"), 2, "with_audio needs a video file"),
+        (("chat", "missing.mp4"), 2, "UnreadableMedia: missing.mp4 cannot be read: No such file"),
+        (("chat", "--temperature", "nan"), 2, "BadSampling: temperature"),
+        (("chat", "a.mp4", "--image", "b.png"), 2, "name the media once"),
+        (("chat", str(MEDIA / "image_90x50.png"), "--start", "1"), 2, "BadSegment"),
         (("plan", "--checkpoint", "VideoLLaMA3"), 2, "is not a published checkpoint; they are VideoLLaMA2-7B-Base"),
         (("convert", str(checkpoint("qwen2-clip-8f")), "--out", "/tmp/x", "--dry-run"), 2, "--dry-run tells of"),
         (

@@ -1,6 +1,7 @@
 """Checkpoint folders: split their tensors by part, and prove that none is missing or left over."""
 
-from collections.abc import Callable, Iterable
+import fnmatch
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -73,10 +74,15 @@ def open_checkpoint(folder: Path, tower: Path | None = None, base: Path | None =
 
 def find_layout(folder: Path) -> str:
     """chat, base or lora, by the files that are there."""
-    if (folder / "adapter_config.json").is_file():
+    return layout_of({path.name for path in folder.iterdir()})
+
+
+def layout_of(names: Collection[str]) -> str:
+    """chat, base or lora, by the names of a folder's files."""
+    if "adapter_config.json" in names:
         return "lora"
-    whole = any(list(folder.glob(pattern)) for pattern in ("model*.safetensors*", "pytorch_model*.bin*"))
-    return "base" if (folder / CONNECTOR_FILE).is_file() and not whole else "chat"
+    whole = any(fnmatch.filter(names, pattern) for pattern in ("model*.safetensors*", "pytorch_model*.bin*"))
+    return "base" if CONNECTOR_FILE in names and not whole else "chat"
 
 
 def _check_base(content: dict[str, Any], base: dict[str, Any], folder: Path, path: Path) -> None:

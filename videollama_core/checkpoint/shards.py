@@ -17,6 +17,7 @@ from videollama_core.checkpoint.read_config import read_json
 from videollama_core.protocol.errors import CheckpointMismatch
 
 SHARD_BYTES = 2 * 2**30
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that is there; of shards, NAME.index.json
 Sources = dict[str, Callable[[], Tensor]]  # name -> reader
 
 
@@ -34,7 +35,7 @@ class Shards:
         """Index the folder: a single file, or the shards that its index names. Raises: CheckpointMismatch."""
         if not folder.is_dir():
             raise CheckpointMismatch(f"{folder} is not a folder; name the folder of a checkpoint")
-        for stem in ("model.safetensors", "pytorch_model.bin"):
+        for stem in WEIGHT_FILES:
             index = folder / f"{stem}.index.json"
             if index.is_file():
                 names = read_json(index).get("weight_map")

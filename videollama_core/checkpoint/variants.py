@@ -71,6 +71,11 @@ class Variant:
     audio: bool = False
 
     @property
+    def hub_id(self) -> str:
+        """Where it is published."""
+        return f"DAMO-NLP-SG/{self.name}"
+
+    @property
     def grid(self) -> int:
         """Patches per side of the tower's image; a remainder of the image is not looked at."""
         vision, _ = TOWERS[self.tower]

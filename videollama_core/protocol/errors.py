@@ -18,6 +18,11 @@
     +-- ParityFailed              a converted graph disagrees with the PyTorch module
     +-- ServerFailed              the server did not start
     +-- BadSample                 a sample of a data set cannot be used (training and evaluation)
+    +-- DownloadFailed            a checkpoint cannot be fetched from the hub whole
+        +-- NotOnHub              the hub has no such repository, revision or file
+        +-- AccessDenied          the repository is gated or private
+        +-- HubUnreachable        no network, offline mode, or the hub does not answer
+        +-- DiskFull              what is to be fetched does not fit on the disk
 
 An error crosses a process as the text `Kind: message`: Triton 2.51 drops the status code of an error that passes an
 ensemble inside a BLS call, and a gRPC stream carries only the text.
@@ -111,6 +116,26 @@ class ServerFailed(VideoLlamaError):
 
 
 class BadSample(VideoLlamaError):
+    pass
+
+
+class DownloadFailed(VideoLlamaError):
+    pass
+
+
+class NotOnHub(DownloadFailed):
+    pass
+
+
+class AccessDenied(DownloadFailed):
+    pass
+
+
+class HubUnreachable(DownloadFailed):
+    exit_code = 3
+
+
+class DiskFull(DownloadFailed):
     pass
 
 
