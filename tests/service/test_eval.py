@@ -99,7 +99,9 @@ def test_the_command(server_of, tmp_path):
     lines = (tmp_path / "out/answers.jsonl").read_text().splitlines()
     assert subprocess.run(vl2(*words), capture_output=True, timeout=120).returncode == 0
     assert (tmp_path / "out/answers.jsonl").read_text().splitlines() == lines
-    broken = subprocess.run(vl2(*words, "--order", "shuffled"), capture_output=True, text=True, timeout=120)
+    broken = subprocess.run(
+        vl2(*words, "--order", "shuffled", "--num-frames", NUM_FRAMES), capture_output=True, text=True, timeout=120
+    )
     assert broken.returncode == 1 and "belongs to another run" in broken.stderr
 
 
@@ -108,6 +110,10 @@ def test_the_command(server_of, tmp_path):
     [
         (("shapes", "/nowhere"), 1, "held_out.json is missing"),
         (("activitynet-qa", "/nowhere"), 2, "name --judge-url and --judge-model"),
+        (("shapes", HELD_OUT, "--order", "shuffled"), 2, "name --num-frames"),
+        (("videomme-subtitles", "/nowhere"), 2, "name --num-frames"),
+        (("videomme-subtitles", "/nowhere", "--checkpoint", TINY_SHAPES), 1, "no parquet file"),
+        (("shapes", HELD_OUT, "--judge-prompts", "x.json"), 2, "read without a judge"),
         (("shapes", HELD_OUT, "--url", "localhost:1"), 3, "ServerUnreachable"),
     ],
 )
