@@ -1,9 +1,11 @@
 """Every benchmark on a tiny made folder in its published format: prompts, truths, metrics, files for scoring elsewhere."""
 
 import json
+import re
 
 import pytest
 
+from conftest import ROOT
 from videollama_benchmarks.choices import LETTER_INSTRUCTION, MVBENCH
 from videollama_benchmarks.cli import TASKS
 from videollama_benchmarks.judge_prompts import OWN, read_prompts
@@ -260,6 +262,14 @@ def test_prompts_of_a_file(tmp_path):
         with pytest.raises(BadSample) as caught:
             read_prompts(path, "avsd", OWN["avsd"])
         assert reason in str(caught.value)
+
+
+def test_the_documented_prompts_can_be_read(tmp_path):
+    (example,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs/evaluation.md").read_text("utf-8"), re.DOTALL)
+    write(tmp_path / "prompts.json", example)
+    prompt = read_prompts(tmp_path / "prompts.json", "activitynet-qa", OWN["activitynet-qa"])["answer"]
+    _, user = prompt.messages({"question": "Q", "answer": "A", "prediction": "P"})
+    assert user["content"].startswith("Asked: Q\nRight: A\nGiven: P\nMark it as {'pred'")
 
 
 @pytest.mark.parametrize("name", TASKS)
