@@ -3,45 +3,51 @@
 import re
 from collections.abc import Sequence
 
-_DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+FALLBACK = 2  # the third option, also where there are but two
+
+
+def without_answer(text: str) -> str:
+    """The words "answer" and "Answer" are deleted before a letter is looked for: their A is no option."""
+    return text.replace("answer", "").replace("Answer", "")
 
 
 def find_letter(text: str, letters: str) -> str | None:
-    """The first of the letters that stands in the text, brackets, commas and spaces around it aside.
+    """The first of the letters that stands anywhere in the text."""
+    found = re.search(f"[{letters}]", without_answer(text))
+    return found[0] if found else None
 
-    The words "answer" and "Answer" are deleted first: their A is no option.
+
+def find_piece(text: str, letters: str, commas: bool = False) -> str | None:
+    """The first of the letters together with what the reference does not take off it.
+
+    Brackets right at the letter go, so that "(B)" is B; a comma after a bracket ("(B), the dog") and a space inside
+    brackets ("( B )") stay: such a piece equals no letter.
+
+    Args:
+        commas: commas belong to the piece (MVBench), or end it (EgoSchema).
     """
-    cleaned = text.replace("answer", "").replace("Answer", "")
-    found = re.search(f"[(, ]*([{letters}])[), ]*", cleaned)
-    return found[1] if found else None
+    around = ", " if commas else " "
+    found = re.search(f"[({around}]*[{letters}][){around}]*", without_answer(text))
+    return found[0].strip().strip("()") if found else None
 
 
-def find_option(text: str, options: Sequence[str], digits_as_words: bool = False) -> int | None:
-    """Index of the first option whose words occur in the text."""
-    lowered = text.lower()
-    for index, option in enumerate(options):
-        wanted = option.strip().strip(".").lower()
-        forms = [wanted]
-        if digits_as_words and wanted.isdigit() and int(wanted) < len(_DIGIT_WORDS):
-            forms.append(_DIGIT_WORDS[int(wanted)])
-        if any(form and form in lowered for form in forms):
+def find_option(text: str, options: Sequence[Sequence[str]]) -> int | None:
+    """Index of the first option one of whose spellings occurs in the text, whatever the case."""
+    lowered = without_answer(text).lower()
+    for index, spellings in enumerate(options):
+        if any(spelling.lower() in lowered for spelling in spellings):
             return index
     return None
-
-
-def choose_option(text: str, options: Sequence[str], fallback: int = 2, digits_as_words: bool = False) -> int:
-    """Letter, else the option's words, else the third option: the reference's way to a choice."""
-    letter = find_letter(text, "".join(letter_of(index) for index in range(len(options))))
-    if letter is not None:
-        return ord(letter) - ord("A")
-    found = find_option(text, options, digits_as_words)
-    return min(fallback, len(options) - 1) if found is None else found
 
 
 def letter_of(index: int) -> str:
     return chr(ord("A") + index)
 
 
-def same_word(text: str, wanted: str) -> bool:
-    """Equality in upper case without trailing spaces and full stops."""
-    return text.strip(" .").upper() == wanted.strip(" .").upper()
+def letters_of(options: Sequence[str]) -> str:
+    return "".join(letter_of(index) for index in range(len(options)))
+
+
+def ends_equal(text: str, wanted: str) -> bool:
+    """Equality in upper case, spaces and full stops at the end of the text aside; those of the truth count."""
+    return text.rstrip(" .").upper() == wanted.upper()

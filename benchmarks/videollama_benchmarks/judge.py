@@ -1,13 +1,15 @@
-"""A judge behind any OpenAI-compatible endpoint: one chat completion per question, its verdict read from JSON."""
+"""A judge behind any OpenAI-compatible endpoint: one chat completion per question, its reply read as the reference does."""
 
-import json
-import re
+import ast
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import httpx2 as httpx
 
 from videollama_benchmarks.items import JudgeQuestion
+from videollama_benchmarks.judge_prompts import JudgePrompt
 from videollama_core.protocol.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -17,12 +19,11 @@ from videollama_core.protocol.errors import (
 )
 
 ATTEMPTS = 4
-_FORMAT = 'Reply with one JSON object and nothing else: {{{fields}"score": a whole number from 0 (worst) to 5 (best)}}.'
 
 
 @dataclass(frozen=True)
 class Judgement:
-    score: int
+    score: float  # as it was said
     right: bool | None
 
 
@@ -31,11 +32,13 @@ class Judge:
     """
     Args:
         url: base address, such as https://api.openai.com/v1.
+        prompts: by aspect.
         key: sent as a bearer token; empty for an endpoint without keys.
     """
 
     url: str
     model: str
+    prompts: Mapping[str, JudgePrompt]
     key: str = ""
     timeout: float = 120.0
     retry_seconds: float = 1.0
@@ -46,20 +49,19 @@ class Judge:
         for attempt in range(ATTEMPTS):
             if attempt:
                 time.sleep(self.retry_seconds * 2**attempt)
+            values = question.values
+            if attempt % 2 and question.reading == "pred":  # the reference's way with answers that are too long
+                values = {**values, "prediction": values["prediction"][:50]}
             try:
-                return read_judgement(self._complete(question), question.with_verdict)
+                return read_reply(self._complete(question.aspect, values), question.reading)
             except (ServerUnreachable, StageFailed, DeadlineExceeded) as failure:
                 error = failure
         raise error
 
-    def _complete(self, question: JudgeQuestion) -> str:
-        fields = '"pred": "yes" or "no", ' if question.with_verdict else ""
+    def _complete(self, aspect: str, values: Mapping[str, str]) -> str:
         body = {
             "model": self.model,
-            "messages": [
-                {"role": "system", "content": f"{question.instruction} {_FORMAT.format(fields=fields)}"},
-                {"role": "user", "content": question.content},
-            ],
+            "messages": self.prompts[aspect].messages(values),
             # The reference's settings: results are not exactly reproducible.
             "temperature": 0.7,
             "top_p": 0.95,
@@ -83,15 +85,45 @@ class Judge:
             raise StageFailed(f"the judge at {address} sent no chat completion: {reply.text[:200]}") from error
 
 
-def read_judgement(text: str, with_verdict: bool) -> Judgement:
-    """Raises: StageFailed if the text holds no such object."""
-    found = re.search(r"\{.*?\}", text, re.DOTALL)
+def read_reply(text: str, reading: str) -> Judgement:
+    """As the reference reads it: the whole reply is one literal of Python (which a JSON object of numbers and strings is).
+
+    pred: yes and no anywhere in `pred`, neither counts in no accuracy; a score that is no number counts 0.
+    binary_pred: right if it is exactly yes, otherwise wrong; the score as above.
+    score, first: the number under "score", or the first value whatever its key.
+    Raises: StageFailed if it cannot be read; the judge is then asked again.
+    """
     try:
-        content = json.loads(found[0].replace("'", '"')) if found else {}
-        score = int(content["score"])
-        verdict = str(content["pred"]).strip().lower() if with_verdict else ""
-    except (ValueError, KeyError, TypeError) as error:
-        raise StageFailed(f"the judge said {text[:200]!r}; a JSON object with score was wanted") from error
-    if not 0 <= score <= 5 or (with_verdict and verdict not in ("yes", "no")):
-        raise StageFailed(f"the judge said {text[:200]!r}; a score from 0 to 5 and yes or no were wanted")
-    return Judgement(score, verdict == "yes" if with_verdict else None)
+        content = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise _unreadable(text, reading) from error
+    if reading in ("pred", "binary_pred"):
+        fields = content if isinstance(content, dict) else {}
+        score, verdict = _number(fields.get("score")), fields.get(reading)
+        if reading == "binary_pred":
+            return Judgement(score or 0.0, score is not None and verdict == "yes")
+        said = verdict.lower() if isinstance(verdict, str) and score is not None else ""
+        return Judgement(score or 0.0, True if "yes" in said else False if "no" in said else None)
+    values = list(content.values()) if isinstance(content, dict) else []
+    score = _number(values[0] if reading == "first" and values else content["score"] if _has_score(content) else None)
+    if score is None:
+        raise _unreadable(text, reading)
+    return Judgement(score, None)
+
+
+def _has_score(content: Any) -> bool:
+    return isinstance(content, dict) and "score" in content
+
+
+def _number(value: Any) -> float | None:
+    """A number, or a string of a whole one; None otherwise."""
+    try:
+        int(value)
+        return float(value)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _unreadable(text: str, reading: str) -> StageFailed:
+    keys = {"pred": "pred and score", "binary_pred": "binary_pred and score"}.get(reading, "score")
+    return StageFailed(f"the judge said {text[:200]!r}; a JSON object with {keys}, and nothing else, was wanted")

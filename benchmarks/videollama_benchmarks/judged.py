@@ -1,53 +1,55 @@
-"""Free answers that a judge reads: ActivityNet-QA, MSVD-QA, Video-ChatGPT, MSVC, AVSD, AVSSD."""
+"""Free answers that a judge reads: ActivityNet-QA, MSVD-QA, Video-ChatGPT, MSVC, AVSD, AVSSD, Clotho."""
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from videollama_benchmarks.items import Item, JudgeQuestion, Task, find_video, need, read_json_file, read_text_file
+from videollama_benchmarks.items import (
+    Item,
+    JudgeQuestion,
+    Task,
+    find_video,
+    load_annotated,
+    need,
+    read_json_file,
+    read_text_file,
+)
 from videollama_core.protocol.errors import BadSample
 
-_QA = (
-    "You compare the answer of a video question answering system with the correct one. Synonyms and paraphrases are "
-    "right; what matters is the meaning."
-)
-# Aspects of Video-ChatGPT's benchmark: file, and what the judge looks at.
+# Video-ChatGPT's files, and the aspects that a judge looks at.
 VIDEO_CHATGPT = {
-    "correctness": ("generic_qa.json", "whether its facts agree with the correct answer and nothing is made up"),
-    "detail": ("generic_qa.json", "whether it is complete and specific, as far as the correct answer goes"),
-    "context": ("generic_qa.json", "whether it fits the overall theme and context of the video"),
-    "temporal": ("temporal_qa.json", "whether the order and times of events agree with the correct answer"),
-    "consistency": ("consistency_qa.json", "whether the two answers to the same question in other words agree"),
+    "generic_qa.json": ("correctness", "detail", "context"),
+    "temporal_qa.json": ("temporal",),
+    "consistency_qa.json": ("consistency",),
 }
-MSVC_ASPECTS = {
-    "correctness": "whether the description agrees with the reference descriptions and invents nothing",
-    "detailedness": "how completely the description covers what the reference descriptions mention",
-}
+AVSSD_QUESTION = "Identify the event in the video."
+CAPTION_ASPECTS = ("correctness", "detailedness")
 
 
 def load_activitynet(folder: Path) -> list[Item]:
-    """FOLDER/test_q.json, test_a.json and all_test/v_<video_name>.mp4."""
-    return _questions_and_answers(folder, folder / "all_test", "v_")
+    """FOLDER/test_q.json, test_a.json and all_test/v_<video_name>.mp4, or without the v_."""
+    return _questions_and_answers(folder, folder / "all_test")
 
 
 def load_msvd(folder: Path) -> list[Item]:
     """FOLDER/test_q.json, test_a.json and videos/<video_name>.avi."""
-    return _questions_and_answers(folder, folder / "videos", "")
+    return _questions_and_answers(folder, folder / "videos")
 
 
-def _questions_and_answers(folder: Path, videos: Path, prefix: str) -> list[Item]:
+def _questions_and_answers(folder: Path, videos: Path) -> list[Item]:
     questions, answers = folder / "test_q.json", folder / "test_a.json"
     truth = {need(entry, "question_id", answers): entry for entry in read_json_file(answers)}
     items = []
     for entry in read_json_file(questions):
-        name = need(entry, "question_id", questions)
+        name, video = need(entry, "question_id", questions), need(entry, "video_name", questions)
         if name not in truth:
             raise BadSample(f"{answers} has no answer to question {name} of {questions}")
         items.append(
             Item(
                 name=str(name),
                 kind="video",
-                media=find_video(videos, prefix + need(entry, "video_name", questions)),
+                media=find_video(videos, f"v_{video}", video),
                 questions=(need(entry, "question", questions),),
                 truth=need(truth[name], "answer", answers),
                 groups={"type": str(truth[name]["type"])} if "type" in truth[name] else {},
@@ -57,15 +59,21 @@ def _questions_and_answers(folder: Path, videos: Path, prefix: str) -> list[Item
 
 
 def judge_answer(item: Item, answers: Sequence[str]) -> list[JudgeQuestion]:
-    content = f"Question: {item.questions[0]}\nCorrect answer: {item.truth}\nPredicted answer: {answers[0]}"
-    return [JudgeQuestion("answer", _QA, content, with_verdict=True)]
+    return [JudgeQuestion("answer", _values(item, answers), "pred")]
+
+
+def judge_sound_answer(item: Item, answers: Sequence[str]) -> list[JudgeQuestion]:
+    return [JudgeQuestion("answer", _values(item, answers), "binary_pred")]
+
+
+def _values(item: Item, answers: Sequence[str]) -> dict[str, str]:
+    return {"question": item.questions[0], "answer": str(item.truth), "prediction": answers[0]}
 
 
 def load_video_chatgpt(folder: Path) -> list[Item]:
     """FOLDER/{generic,temporal,consistency}_qa.json and Test_Videos/<video_name>.mp4."""
     items = []
-    files = {file: [aspect for aspect, entry in VIDEO_CHATGPT.items() if entry[0] == file] for file in _FILES}
-    for file, aspects in files.items():
+    for file, aspects in VIDEO_CHATGPT.items():
         path = folder / file
         for place, entry in enumerate(read_json_file(path)):
             keys = ("Q1", "Q2") if "consistency" in aspects else ("Q",)
@@ -76,34 +84,24 @@ def load_video_chatgpt(folder: Path) -> list[Item]:
                     media=find_video(folder / "Test_Videos", need(entry, "video_name", path)),
                     questions=tuple(need(entry, key, path) for key in keys),
                     truth=need(entry, "A", path),
-                    options=tuple(aspects),
+                    options=aspects,
                 )
             )
     return items
 
 
-_FILES = ("generic_qa.json", "temporal_qa.json", "consistency_qa.json")
-
-
 def judge_video_chatgpt(item: Item, answers: Sequence[str]) -> list[JudgeQuestion]:
-    lines = [f"Correct answer: {item.truth}"]
-    for number, (question, answer) in enumerate(zip(item.questions, answers, strict=True), start=1):
-        mark = f" {number}" if len(item.questions) > 1 else ""
-        lines += [f"Question{mark}: {question}", f"Predicted answer{mark}: {answer}"]
-    return [
-        JudgeQuestion(
-            aspect,
-            f"You rate the answer of a video question answering system: {VIDEO_CHATGPT[aspect][1]}.",
-            "\n".join(lines),
-            with_verdict=False,
-        )
-        for aspect in item.options
-    ]
+    values = _values(item, answers)
+    if len(item.questions) == 2:
+        values = {"answer": item.truth}
+        for number, (question, answer) in enumerate(zip(item.questions, answers, strict=True), start=1):
+            values |= {f"question_{number}": question, f"prediction_{number}": answer}
+    return [JudgeQuestion(aspect, values) for aspect in item.options]
 
 
 def load_msvc(folder: Path) -> list[Item]:
-    """FOLDER/MSVC.json ({video_path, question, captions}) and the videos that it names."""
-    path = folder / "MSVC.json"
+    """FOLDER/msvc.json or MSVC.json ({video_path, question, captions}) and the videos that it names."""
+    path = next((path for path in (folder / "msvc.json", folder / "MSVC.json") if path.is_file()), folder / "msvc.json")
     items = []
     for place, entry in enumerate(read_json_file(path)):
         video = need(entry, "video_path", path)
@@ -113,16 +111,38 @@ def load_msvc(folder: Path) -> list[Item]:
 
 
 def judge_msvc(item: Item, answers: Sequence[str]) -> list[JudgeQuestion]:
-    references = "\n".join(f"Reference description: {caption}" for caption in item.truth)
-    content = f"{references}\nPredicted description: {answers[0]}"
-    return [
-        JudgeQuestion(aspect, f"You rate a video description: {what}.", content, with_verdict=False)
-        for aspect, what in MSVC_ASPECTS.items()
-    ]
+    """All captions at once, as a list."""
+    return [JudgeQuestion(aspect, _values(item, answers), "first") for aspect in CAPTION_ASPECTS]
+
+
+def load_clotho(folder: Path) -> list[Item]:
+    """FOLDER/clotho_captions_evaluation.csv (file_name, caption_1 to caption_5) and evaluation/.
+
+    The reference has a judge for Clotho's captions but no script that asks for them: the question is that of its
+    README's example of audio.
+    """
+    path = folder / "clotho_captions_evaluation.csv"
+    items = []
+    for place, row in enumerate(csv.DictReader(read_text_file(path).splitlines())):
+        captions = [need(row, f"caption_{number}", path) for number in range(1, 6)]
+        audio = folder / "evaluation" / need(row, "file_name", path)
+        items.append(Item(f"{place}", "audio", audio, ("Please describe the audio:",), captions))
+    return items
+
+
+def judge_clotho(item: Item, answers: Sequence[str]) -> list[JudgeQuestion]:
+    """One call for each caption; the item's score is their mean."""
+    values = _values(item, answers)
+    return [JudgeQuestion(aspect, {**values, "answer": text}) for aspect in CAPTION_ASPECTS for text in item.truth]
 
 
 def load_avsd(folder: Path) -> list[Item]:
-    """FOLDER/avsd_test.json ({"dialogs": [{image_id, dialog: [{question, answer}]}]}) and videos/<image_id>.mp4."""
+    """FOLDER/instruction_val.json ([{video, conversations}]) and the videos that it names, or avsd_test.json ({"dialogs":
+    [{image_id, dialog: [{question, answer}]}]}) and videos/<image_id>.mp4.
+    """
+    path = folder / "instruction_val.json"
+    if path.is_file():
+        return load_annotated(folder, path, "Charades_v1_480")
     path = folder / "avsd_test.json"
     items = []
     for dialog in need(read_json_file(path), "dialogs", path):
@@ -134,7 +154,13 @@ def load_avsd(folder: Path) -> list[Item]:
 
 
 def load_avssd(folder: Path) -> list[Item]:
-    """FOLDER/vggsound.csv (YouTube id, start second, label, split) and videos/<id>_<start with six digits>.mp4."""
+    """FOLDER/avssd_test.json ([{video, conversations}]) and the videos that it names, or vggsound.csv (YouTube id, start
+    second, label, split) and videos/<id>_<start with six digits>.mp4.
+    """
+    path = folder / "avssd_test.json"
+    if path.is_file():
+        items = load_annotated(folder, path, "VGGSound_final/video", "videos")
+        return [replace(item, questions=(AVSSD_QUESTION,)) for item in items]
     path = folder / "vggsound.csv"
     items = []
     for row in csv.reader(read_text_file(path).splitlines()):
@@ -142,18 +168,16 @@ def load_avssd(folder: Path) -> list[Item]:
             raise BadSample(f"{path}: a row holds {len(row)} columns; id, start, label and split were wanted")
         if row[3] == "test":
             stem = f"{row[0]}_{int(row[1]):06d}"
-            video = find_video(folder / "videos", stem)
-            items.append(Item(stem, "video+audio", video, ("Identify the event in the video.",), row[2]))
+            items.append(Item(stem, "video+audio", find_video(folder / "videos", stem), (AVSSD_QUESTION,), row[2]))
     return items
 
 
 TASKS = [
-    Task("activitynet-qa", "ActivityNet-QA", load_activitynet, judge=judge_answer, max_new_tokens=256),
-    Task("msvd-qa", "MSVD-QA", load_msvd, judge=judge_answer, max_new_tokens=256),
-    Task(
-        "video-chatgpt", "Video-ChatGPT, 5 aspects", load_video_chatgpt, judge=judge_video_chatgpt, max_new_tokens=1024
-    ),
-    Task("msvc", "MSVC captions", load_msvc, judge=judge_msvc, max_new_tokens=1024),
-    Task("avsd", "AVSD (sound)", load_avsd, judge=judge_answer, max_new_tokens=256),
-    Task("avssd", "AVSSD (sound)", load_avssd, judge=judge_answer, max_new_tokens=256),
+    Task("activitynet-qa", "ActivityNet-QA", load_activitynet, judge=judge_answer),
+    Task("msvd-qa", "MSVD-QA", load_msvd, judge=judge_answer),
+    Task("video-chatgpt", "Video-ChatGPT, 5 aspects", load_video_chatgpt, judge=judge_video_chatgpt),
+    Task("msvc", "MSVC captions", load_msvc, judge=judge_msvc),
+    Task("clotho", "Clotho captions (audio)", load_clotho, judge=judge_clotho),
+    Task("avsd", "AVSD (audio)", load_avsd, judge=judge_sound_answer),
+    Task("avssd", "AVSSD (audio)", load_avssd, judge=judge_sound_answer),
 ]

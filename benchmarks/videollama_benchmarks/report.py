@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def summarise(results: Sequence[tuple[Item, Verdict]]) -> dict[str, Any]:
     for item, verdict in results:
         tables["overall"]["all"].append(verdict)
         for column, value in item.groups.items():
-            tables[column][value].append(verdict)
+            tables[column][value].append(replace(verdict, right=verdict.right_in.get(column, verdict.right)))
     return {
         column: {value: _numbers(verdicts) for value, verdicts in sorted(rows.items())}
         for column, rows in tables.items()

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +128,14 @@ def judge_all(
 ) -> Outcome:
     """The judge's verdict on every answer."""
     assert task.judge is not None
-    questions = {
-        f"{item.name}#{question.aspect}": question
+    asked = {
+        item.name: {
+            f"{item.name}#{question.aspect}#{place}": question
+            for place, question in enumerate(task.judge(item, answers.results[item.name]))
+        }
         for item, _ in outcome.results
-        for question in task.judge(item, answers.results[item.name])
     }
+    questions = {name: question for several in asked.values() for name, question in several.items()}
 
     def do(name: str) -> dict[str, Any]:
         found = judge.ask(questions[name])
@@ -141,12 +144,17 @@ def judge_all(
     failed = work(f"{task.name}: judge", list(questions), do, journal, concurrency)
     results = []
     for item, verdict in outcome.results:
-        for question in task.judge(item, answers.results[item.name]):
-            found = journal.results.get(f"{item.name}#{question.aspect}")
-            if found:
-                groups = {"aspect": question.aspect} if question.aspect != "answer" else item.groups
-                judged = Item(item.name, item.kind, item.media, item.questions, item.truth, item.options, groups)
-                results.append((judged, Verdict(verdict.prediction, found["right"], found["score"])))
+        aspects: dict[str, list[str]] = {}
+        for name, question in asked[item.name].items():
+            aspects.setdefault(question.aspect, []).append(name)
+        for aspect, names in aspects.items():
+            if not all(name in journal.results for name in names):
+                continue
+            replies = [journal.results[name] for name in names]
+            score = int(sum(reply["score"] for reply in replies) / len(replies))  # cut off, as the reference does
+            groups = {"aspect": aspect} if aspect != "answer" else item.groups
+            judged = Verdict(verdict.prediction, replies[0]["right"], score)
+            results.append((replace(item, groups=groups), judged))
     return Outcome(results, outcome.failed | failed)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from videollama_benchmarks.answers import find_letter, same_word
+from videollama_benchmarks.answers import find_letter
 from videollama_benchmarks.items import Item, Task, Verdict, need, read_json_file
 
 
@@ -36,6 +36,11 @@ def read_shapes(item: Item, answers: Sequence[str]) -> Verdict:
         letter = find_letter(answers[0], "ABCD")
         return Verdict(letter or answers[0], letter == find_letter(wanted, "ABCD"))
     return Verdict(answers[0], same_word(answers[0], wanted))
+
+
+def same_word(text: str, wanted: str) -> bool:
+    """Equality in upper case without spaces and full stops around."""
+    return text.strip(" .").upper() == wanted.strip(" .").upper()
 
 
 TASKS = [Task("shapes", "held-out clips of the synthetic world", load_shapes, read_shapes, max_new_tokens=48)]

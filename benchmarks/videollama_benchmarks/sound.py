@@ -1,13 +1,29 @@
-"""Questions about sound that need no judge: ClothoAQA, TUT2017, VocalSound, MUSIC-AVQA."""
+"""Questions about audio that need no judge: ClothoAQA, TUT2017, VocalSound, MUSIC-AVQA.
+
+Each is loaded from the reference's own annotation file where FOLDER holds it, else from the files of the data set.
+"""
 
 import ast
 import csv
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from videollama_benchmarks.answers import find_letter, letter_of, same_word
-from videollama_benchmarks.items import Item, Task, Verdict, find_video, need, read_json_file, read_text_file
+from videollama_benchmarks.answers import ends_equal, letter_of
+from videollama_benchmarks.items import (
+    Item,
+    Task,
+    Verdict,
+    find_named,
+    find_video,
+    load_annotated,
+    need,
+    read_json_file,
+    read_json_lines,
+    read_text_file,
+    read_turns,
+)
 from videollama_core.protocol.errors import BadSample
 
 SCENES = (
@@ -38,68 +54,128 @@ VOCAL_SOUNDS = {
 }
 
 
+AUDIO_FILES = ("audio_files", "ClothoAQA/audio_files")
+
+
 def _classes(question: str, labels: Sequence[str]) -> str:
     options = "\n".join(f"({letter_of(index)}) {label}" for index, label in enumerate(labels))
     return f"{question}\nOptions:\n{options}\n.Answer with the option's letter from the given choices directly and only give the best option."
 
 
+SCENE_QUESTION = _classes("Question: Identify the sound event in the audio.", SCENES)
+VOCAL_QUESTION = _classes("Identify the human sound in the audio.", tuple(VOCAL_SOUNDS.values()))
+
+
 def load_clothoaqa(folder: Path) -> list[Item]:
-    """FOLDER/clotho_aqa_test.csv (file_name, QuestionText, answer, confidence) and audio_files/."""
+    """FOLDER/clothoAQA_eval.json ([{id, audio, conversations}]) and the audio files that it names, or
+    FOLDER/clotho_aqa_test.csv (file_name, QuestionText, answer, confidence) and audio_files/.
+    """
+    path = folder / "clothoAQA_eval.json"
+    if path.is_file():
+        return [
+            _word_item(
+                f"{place}", find_named(folder, need(entry, "audio", path), *AUDIO_FILES), *read_turns(entry, path)
+            )
+            for place, entry in enumerate(read_json_file(path))
+        ]
     path = folder / "clotho_aqa_test.csv"
-    items = []
-    for place, row in enumerate(csv.DictReader(read_text_file(path).splitlines())):
-        question = f"Question: {need(row, 'QuestionText', path)}\nAnswer the question using a single word."
-        answer = need(row, "answer", path)
-        form = "yes/no" if answer.strip().lower() in ("yes", "no") else "word"
-        media = folder / "audio_files" / need(row, "file_name", path)
-        items.append(Item(f"{place}", "audio", media, (question,), answer, groups={"form": form}))
-    return items
+    return [
+        _word_item(
+            f"{place}",
+            folder / "audio_files" / need(row, "file_name", path),
+            need(row, "QuestionText", path),
+            need(row, "answer", path),
+        )
+        for place, row in enumerate(csv.DictReader(read_text_file(path).splitlines()))
+    ]
+
+
+def _word_item(name: str, audio: Path, question: str, answer: str) -> Item:
+    form = "yes/no" if answer.lower() in ("yes", "no") else "word"
+    wrapped = f"Question: {question}\nAnswer the question using a single word."
+    return Item(name, "audio", audio, (wrapped,), answer, groups={"form": form})
+
+
+def read_clothoaqa(item: Item, answers: Sequence[str]) -> Verdict:
+    """The table of yes/no questions takes no full stop after the word; the whole does."""
+    verdict = read_word(item, answers)
+    if item.groups["form"] == "word":
+        return verdict
+    return replace(verdict, right_in={"form": answers[0].lower() == item.truth.lower()})
 
 
 def read_word(item: Item, answers: Sequence[str]) -> Verdict:
-    return Verdict(answers[0], same_word(answers[0], item.truth))
+    return Verdict(answers[0], ends_equal(answers[0], item.truth))
 
 
 def load_tut2017(folder: Path) -> list[Item]:
-    """FOLDER/meta.txt (file and scene, separated by tabs) and the audio files that it names."""
+    """FOLDER/tut2017_eval.jsonl ({audio, gt} a line), or meta.txt (file and scene, separated by tabs), and the audio
+    files that it names.
+    """
+    path = folder / "tut2017_eval.jsonl"
+    if path.is_file():
+        return _class_items(folder, path, SCENE_QUESTION, SCENES)
     path = folder / "meta.txt"
     rows = [line.split("\t") for line in read_text_file(path).splitlines() if line.strip()]
-    question = _classes("Which of these scenes does the sound come from?", SCENES)
     items = []
     for row in rows:
         label = _SCENE_LABELS.get(row[1], row[1].replace("_", " ")) if len(row) > 1 else ""
         if label not in SCENES:
             raise BadSample(f"{path}: the row {row} names none of the scenes {', '.join(SCENES)}")
-        items.append(Item(row[0], "audio", folder / row[0], (question,), label, SCENES, {"label": label}))
+        items.append(_class_item(row[0], folder / row[0], SCENE_QUESTION, label, SCENES))
     return items
 
 
 def load_vocalsound(folder: Path) -> list[Item]:
-    """FOLDER/te.json ({"data": [{wav, labels}]}, labels as AudioSet ids) and audio_16k/."""
-    path = folder / "te.json"
+    """FOLDER/vocalsound_eval.jsonl ({audio, gt} a line), or te.json ({"data": [{wav, labels}]}, labels as AudioSet
+    ids), and audio_16k/.
+    """
     labels = tuple(VOCAL_SOUNDS.values())
-    question = _classes("Which of these sounds is it?", labels)
+    path = folder / "vocalsound_eval.jsonl"
+    if path.is_file():
+        return _class_items(folder, path, VOCAL_QUESTION, labels, "audio_16k")
+    path = folder / "te.json"
     items = []
     for entry in need(read_json_file(path), "data", path):
         mark, wav = need(entry, "labels", path), need(entry, "wav", path)
         if mark not in VOCAL_SOUNDS:
             raise BadSample(f"{path}: label {mark!r} of {wav} is none of {', '.join(VOCAL_SOUNDS)}")
-        label = VOCAL_SOUNDS[mark]
         media = folder / "audio_16k" / Path(wav).name
-        items.append(Item(Path(wav).stem, "audio", media, (question,), label, labels, {"label": label}))
+        items.append(_class_item(Path(wav).stem, media, VOCAL_QUESTION, VOCAL_SOUNDS[mark], labels))
     return items
 
 
+def _class_items(folder: Path, path: Path, question: str, labels: Sequence[str], *below: str) -> list[Item]:
+    return [
+        _class_item(
+            f"{place}",
+            find_named(folder, need(entry, "audio", path), *below),
+            question,
+            need(entry, "gt", path),
+            labels,
+        )
+        for place, entry in enumerate(read_json_lines(path))
+    ]
+
+
+def _class_item(name: str, audio: Path, question: str, label: str, labels: Sequence[str]) -> Item:
+    return Item(name, "audio", audio, (question,), label, tuple(labels), {"label": label})
+
+
 def read_class(item: Item, answers: Sequence[str]) -> Verdict:
-    """Right if the label is in the answer, or the answer's letter stands for it."""
-    letter = find_letter(answers[0], "".join(letter_of(index) for index in range(len(item.options))))
-    named = item.truth.lower() in answers[0].lower()
-    meant = letter is not None and item.options[ord(letter) - ord("A")] == item.truth
-    return Verdict(letter or answers[0], named or meant)
+    """Right if the label is in the answer, or if the answer is a letter that stands for it, in brackets or not."""
+    said, wanted = answers[0].strip().upper(), item.truth.upper()
+    letters = {form: label for i, label in enumerate(item.options) for form in (letter_of(i), f"({letter_of(i)})")}
+    return Verdict(answers[0], wanted in said or wanted in letters.get(said, "").upper())
 
 
 def load_music_avqa(folder: Path) -> list[Item]:
-    """FOLDER/avqa-test.json and videos/<video_id>.mp4; its answers are under the key `anser`, as published."""
+    """FOLDER/AVQA_music_test.json ([{video, conversations}]) and the videos that it names, or avqa-test.json and
+    videos/<video_id>.mp4; the answers of the latter are under the key `anser`, as published.
+    """
+    path = folder / "AVQA_music_test.json"
+    if path.is_file():
+        return load_annotated(folder, path, "MUSIC-AVQA-videos", "videos")
     path = folder / "avqa-test.json"
     items = []
     for entry in read_json_file(path):
@@ -121,8 +197,8 @@ def load_music_avqa(folder: Path) -> list[Item]:
 
 
 TASKS = [
-    Task("clothoaqa", "ClothoAQA (sound)", load_clothoaqa, read_word),
-    Task("tut2017", "TUT2017 (sound)", load_tut2017, read_class),
-    Task("vocalsound", "VocalSound (sound)", load_vocalsound, read_class),
-    Task("music-avqa", "MUSIC-AVQA (sound)", load_music_avqa, read_word),
+    Task("clothoaqa", "ClothoAQA (audio)", load_clothoaqa, read_clothoaqa),
+    Task("tut2017", "TUT2017 (audio)", load_tut2017, read_class),
+    Task("vocalsound", "VocalSound (audio)", load_vocalsound, read_class),
+    Task("music-avqa", "MUSIC-AVQA (audio)", load_music_avqa, read_word),
 ]

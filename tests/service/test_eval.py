@@ -9,6 +9,7 @@ import pytest
 
 from conftest import HELD_OUT, HELD_OUT_SOUNDS, TINY_SHAPES, TINY_SHAPES_AV
 from service.servers import vl2
+from unit.test_eval_run import Endpoint
 from videollama_benchmarks.demo import choose_items
 from videollama_benchmarks.report import summarise
 from videollama_benchmarks.run import Journal, ask_all
@@ -99,8 +100,42 @@ def test_the_command(server_of, tmp_path):
     lines = (tmp_path / "out/answers.jsonl").read_text().splitlines()
     assert subprocess.run(vl2(*words), capture_output=True, timeout=120).returncode == 0
     assert (tmp_path / "out/answers.jsonl").read_text().splitlines() == lines
-    broken = subprocess.run(vl2(*words, "--order", "shuffled"), capture_output=True, text=True, timeout=120)
+    broken = subprocess.run(
+        vl2(*words, "--order", "shuffled", "--num-frames", NUM_FRAMES), capture_output=True, text=True, timeout=120
+    )
     assert broken.returncode == 1 and "belongs to another run" in broken.stderr
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_judged_benchmark(named, tmp_path):
+    """`vl2 eval` with prompts of a file and in our own wording: the judge sees answers, and the result says whose words."""
+    (tmp_path / "videos").mkdir()
+    questions, answers = [], []
+    for number, item in enumerate(load_shapes(HELD_OUT)[:2]):
+        (tmp_path / "videos" / f"{number}.mp4").write_bytes(item.media.read_bytes())
+        questions.append({"question_id": number, "video_name": f"{number}", "question": item.questions[0]})
+        answers.append({"question_id": number, "answer": item.truth})
+    (tmp_path / "test_q.json").write_text(json.dumps(questions))
+    (tmp_path / "test_a.json").write_text(json.dumps(answers))
+    prompts = {"msvd-qa": {"answer": {"system": "Be fair.", "user": "{question} | {answer} | {prediction}"}}}
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    replies = [(200, "{'pred': 'yes', 'score': 4.8}"), (200, "{'pred': 'no', 'score': 1}")]
+    with Endpoint(*replies) as endpoint:
+        words = ["eval", "msvd-qa", tmp_path, "--out", tmp_path / "out", "--checkpoint", TINY_SHAPES]
+        words += ["--judge-url", endpoint.url, "--judge-model", "m", "--judge-concurrency", 1]
+        words += ["--judge-prompts", tmp_path / "prompts.json"] if named else []
+        found = subprocess.run(vl2(*words), capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
+    assert "50.00 %  score 2.50  (2)" in found.stdout
+    assert ("do not compare with published ones" in found.stdout) is not named
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    shown = endpoint.asked[0][2]["messages"][1]["content"]
+    predicted = result["items"][0]["prediction"]
+    if named:
+        assert shown == f"{questions[0]['question']} | {answers[0]['answer']} | {predicted}"
+        assert result["judge_prompts"] == str(tmp_path / "prompts.json")
+    else:
+        assert predicted in shown and "do not compare" in result["judge_prompts"]
 
 
 @pytest.mark.parametrize(
@@ -108,6 +143,10 @@ def test_the_command(server_of, tmp_path):
     [
         (("shapes", "/nowhere"), 1, "held_out.json is missing"),
         (("activitynet-qa", "/nowhere"), 2, "name --judge-url and --judge-model"),
+        (("shapes", HELD_OUT, "--order", "shuffled"), 2, "name --num-frames"),
+        (("videomme-subtitles", "/nowhere"), 2, "name --num-frames"),
+        (("videomme-subtitles", "/nowhere", "--checkpoint", TINY_SHAPES), 1, "no parquet file"),
+        (("shapes", HELD_OUT, "--judge-prompts", "x.json"), 2, "read without a judge"),
         (("shapes", HELD_OUT, "--url", "localhost:1"), 3, "ServerUnreachable"),
     ],
 )

@@ -1,12 +1,14 @@
 """Every benchmark on a tiny made folder in its published format: prompts, truths, metrics, files for scoring elsewhere."""
 
-import csv
 import json
+import re
 
 import pytest
 
+from conftest import ROOT
 from videollama_benchmarks.choices import LETTER_INSTRUCTION, MVBENCH
 from videollama_benchmarks.cli import TASKS
+from videollama_benchmarks.judge_prompts import OWN, read_prompts
 from videollama_benchmarks.report import summarise
 from videollama_core.protocol.errors import BadSample
 
@@ -22,7 +24,7 @@ def touch(*paths):
 
 
 def load(name, folder):
-    return TASKS[name].load(folder)
+    return TASKS[name].load(folder, 16) if TASKS[name].counts_frames else TASKS[name].load(folder)
 
 
 def read(name, item, answer):
@@ -41,7 +43,7 @@ def test_mvbench(tmp_path):
     assert moving.media == tmp_path / "video/clevrer/video_validation/a.mp4"
     assert (sequence.start, sequence.end) == (1.5, 4.0)
     assert episode.media == tmp_path / "video/tvqa/frames_fps3_hq/castle_s01"  # a folder of frames
-    assert read("mvbench", moving, "(C)").right and read("mvbench", moving, "It goes left").right
+    assert read("mvbench", moving, "(C)").right and read("mvbench", moving, "It goes left.").right
     assert read("mvbench", moving, "mumble").right  # the fallback is the third option
     assert not read("mvbench", moving, "(A) Left").right
 
@@ -60,8 +62,7 @@ def test_egoschema(tmp_path):
     assert item.media == tmp_path / "good_clips_git/u1.mp4"
     verdict = read("egoschema", item, "(E)")
     assert verdict.right is None and read("egoschema", item, "hm").prediction == "C"
-    rows = list(csv.reader(TASKS["egoschema"].export([(item, verdict)], tmp_path).read_text().splitlines()))
-    assert rows == [["q_uid", "answer"], ["u1", "4"]]
+    assert TASKS["egoschema"].export([(item, verdict)], tmp_path).read_text() == "q_uid, answer\nu1, 4\n"
 
 
 def test_perception_test(tmp_path):
@@ -91,12 +92,12 @@ def test_videomme(tmp_path):
         "duration": "short",
         "domain": "Knowledge",
         "sub_category": "History",
-        "url": "-",
+        "url": "https://www.youtube.com/watch?v=abc",
         "videoID": "abc",
         "question_id": "001-1",
         "task_type": "Counting",
         "question": "How many?",
-        "options": ["A. 2", "B. 3", "C. 4", "D. 5"],
+        "options": ["A. 2.", "B. 3.", "C. 4.", "D. 5."],
         "answer": "B",
     }
     (tmp_path / "videomme").mkdir()
@@ -105,17 +106,24 @@ def test_videomme(tmp_path):
     (tmp_path / "videos/abc.mp4").write_bytes((MEDIA / "sample_demo_1.mp4").read_bytes())
     write(tmp_path / "subtitles/abc.srt", "1\n00:00:00,000 --> 00:10:00,000\nThree!\n")
     (item,) = load("videomme", tmp_path)
-    assert "How many?\nA. 2\nB. 3\nC. 4\nD. 5\n" in item.questions[0] and "subtitles" not in item.questions[0]
+    assert "How many?\nA. 2.\nB. 3.\nC. 4.\nD. 5.\n" in item.questions[0] and "subtitles" not in item.questions[0]
     assert item.groups["domain"] == "Knowledge" and item.groups["duration"] == "short"
     for answer, right in (("B", True), ("there are three", True), ("(A)", False), ("hm", False)):
         assert read("videomme", item, answer).right is right
     (told,) = load("videomme-subtitles", tmp_path)
-    assert told.questions[0].startswith("This video's subtitles are listed below:\nThree!\n")
+    assert told.questions[0].startswith("This video's subtitles are listed below:\n" + "Three!\n" * 16 + "Select")
     assert told.questions[0].endswith(item.questions[0])
+    (tmp_path / "videos/abc.mp4").unlink()  # asking about it fails by itself
+    (lost,) = load("videomme-subtitles", tmp_path)
+    assert lost.questions[0] == "This video's subtitles are listed below:\n\n" + item.questions[0]
+    parquet.write_table(pyarrow.Table.from_pylist([row | {"options": ["(A) 2"]}]), tmp_path / "test.parquet")
+    with pytest.raises(BadSample, match=r"an option is '\(A\) 2'"):
+        load("videomme", tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("name", "folder", "stem"), [("activitynet-qa", "all_test", "v_x1"), ("msvd-qa", "videos", "x1")]
+    ("name", "folder", "stem"),
+    [("activitynet-qa", "all_test", "v_x1"), ("activitynet-qa", "all_test", "x1"), ("msvd-qa", "videos", "x1")],
 )
 def test_questions_and_answers_for_a_judge(tmp_path, name, folder, stem):
     write(tmp_path / "test_q.json", [{"question_id": "q1", "video_name": "x1", "question": "who?"}])
@@ -124,7 +132,8 @@ def test_questions_and_answers_for_a_judge(tmp_path, name, folder, stem):
     (item,) = load(name, tmp_path)
     assert item.questions == ("who?",) and item.media.name == f"{stem}.avi" and item.groups == {"type": "3"}
     (asked,) = TASKS[name].judge(item, ["a person"])
-    assert asked.with_verdict and "a man" in asked.content and "a person" in asked.content
+    assert asked.reading == "pred"
+    assert asked.values == {"question": "who?", "answer": "a man", "prediction": "a person"}
     write(tmp_path / "test_a.json", [{"question_id": "q2", "answer": "a man"}])
     with pytest.raises(BadSample, match="no answer to question q1"):
         load(name, tmp_path)
@@ -139,16 +148,24 @@ def test_video_chatgpt_has_five_aspects_of_three_files(tmp_path):
     aspects = [[question.aspect for question in judge(item, ["x"] * len(item.questions))] for item in items]
     assert aspects == [["correctness", "detail", "context"], ["temporal"], ["consistency"]]
     (consistency,) = judge(items[2], ["first words", "second words"])
-    assert "first words" in consistency.content and "second words" in consistency.content
-    assert not consistency.with_verdict
+    assert consistency.reading == "score"
+    system, user = OWN["video-chatgpt"]["consistency"].messages(consistency.values)
+    for shown in ("One?", "Two?", "first words", "second words", "Same."):
+        assert shown in user["content"]
+    assert "agree with the correct one" in system["content"]
 
 
-def test_msvc_is_judged_twice_against_all_captions(tmp_path):
-    write(tmp_path / "MSVC.json", [{"video_path": "a/b.mp4", "question": "Describe.", "captions": ["one", "two"]}])
+@pytest.mark.parametrize("file", ["msvc.json", "MSVC.json"])
+def test_msvc_is_judged_twice_against_all_captions(tmp_path, file):
+    write(tmp_path / file, [{"video_path": "a/b.mp4", "question": "Describe.", "captions": ["one", "two"]}])
     (item,) = load("msvc", tmp_path)
     found = TASKS["msvc"].judge(item, ["words"])
     assert [question.aspect for question in found] == ["correctness", "detailedness"]
-    assert all("one" in question.content and "two" in question.content for question in found)
+    for question in found:
+        _, user = OWN["msvc"][question.aspect].messages(question.values)
+        assert user["content"] == (
+            "Question: Describe.\nReference descriptions: ['one', 'two']\nPredicted answer: words"
+        )
     assert item.media == tmp_path / "a/b.mp4"
 
 
@@ -171,7 +188,8 @@ def test_clothoaqa(tmp_path):
     assert items[0].questions == ("Question: Is it raining, or not?\nAnswer the question using a single word.",)
     results = [(items[0], read("clothoaqa", items[0], "Yes.")), (items[1], read("clothoaqa", items[1], "the water"))]
     summary = summarise(results)
-    assert summary["overall"]["all"]["accuracy"] == 50.0 and summary["form"]["yes/no"]["accuracy"] == 100.0
+    assert summary["overall"]["all"]["accuracy"] == 50.0
+    assert summary["form"]["yes/no"]["accuracy"] == 0.0  # of yes/no questions the full stop counts, as in the reference
 
 
 def test_scenes_and_voices(tmp_path):
@@ -206,6 +224,54 @@ def test_music_avqa_fills_its_templates(tmp_path):
     assert read("music-avqa", item, "Two.").right
 
 
+def test_scenes_are_no_capital_letters(tmp_path):
+    """ "It is a park." was once the library (I), "Car" the cafe (C)."""
+    write(tmp_path / "meta.txt", "1.wav\tpark\n2.wav\tcar\n3.wav\tlibrary\n4.wav\tcafe/restaurant\n")
+    park, car, library, cafe = load("tut2017", tmp_path)
+    assert read("tut2017", park, "It is a park.").right and not read("tut2017", library, "It is a park.").right
+    assert read("tut2017", car, "Car").right and not read("tut2017", cafe, "Car").right
+
+
+def test_clotho_is_judged_against_each_caption(tmp_path):
+    header = "file_name," + ",".join(f"caption_{number}" for number in range(1, 6))
+    write(tmp_path / "clotho_captions_evaluation.csv", f'{header}\nrain 1.wav,"a, b",c,d,e,f\n')
+    (item,) = load("clotho", tmp_path)
+    assert item.media == tmp_path / "evaluation/rain 1.wav" and item.kind == "audio"
+    found = TASKS["clotho"].judge(item, ["rain"])
+    assert [question.values["answer"] for question in found] == ["a, b", "c", "d", "e", "f"] * 2
+    assert [question.aspect for question in found] == ["correctness"] * 5 + ["detailedness"] * 5
+
+
+def test_every_judged_benchmark_has_a_wording_of_ours():
+    assert {name for name, task in TASKS.items() if task.judge} == set(OWN)
+
+
+def test_prompts_of_a_file(tmp_path):
+    path = tmp_path / "prompts.json"
+    prompt = {"system": "Be fair.", "user": "{question} {answer} {prediction}"}
+    write(path, {"avsd": {"answer": prompt}})
+    assert read_prompts(path, "avsd", OWN["avsd"])["answer"].system == "Be fair."
+    for content, reason in (
+        ({"msvd-qa": {}}, "'avsd' was wanted"),
+        ({"avsd": {"correctness": prompt}}, "'answer' was wanted"),
+        ({"avsd": {"answer": {"system": "x"}}}, "'user' was wanted"),
+        ({"avsd": {"answer": prompt | {"user": "{question}"}}}, "shows the judge no {prediction}"),
+        ({"avsd": {"answer": prompt | {"user": 3}}}, "two texts were wanted"),
+    ):
+        write(path, content)
+        with pytest.raises(BadSample) as caught:
+            read_prompts(path, "avsd", OWN["avsd"])
+        assert reason in str(caught.value)
+
+
+def test_the_documented_prompts_can_be_read(tmp_path):
+    (example,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs/evaluation.md").read_text("utf-8"), re.DOTALL)
+    write(tmp_path / "prompts.json", example)
+    prompt = read_prompts(tmp_path / "prompts.json", "activitynet-qa", OWN["activitynet-qa"])["answer"]
+    _, user = prompt.messages({"question": "Q", "answer": "A", "prediction": "P"})
+    assert user["content"].startswith("Asked: Q\nRight: A\nGiven: P\nMark it as {'pred'")
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_a_folder_without_the_files_says_what_is_missing(name, tmp_path):
     with pytest.raises(BadSample) as caught:
@@ -217,6 +283,12 @@ def test_an_entry_of_another_format_says_what_was_wanted(tmp_path):
     write(tmp_path / "questions.json", [{"uid": "x"}])
     with pytest.raises(BadSample, match="'q_uid' was wanted"):
         load("egoschema", tmp_path)
+    write(tmp_path / "tut2017_eval.jsonl", '{"audio": "a.wav", "gt": "car"}\n{')
+    with pytest.raises(BadSample, match="line 2 cannot be read as JSON"):
+        load("tut2017", tmp_path)
+    write(tmp_path / "instruction_val.json", [{"video": "a.mp4", "conversations": []}])
+    with pytest.raises(BadSample, match="a question and an answer were wanted"):
+        load("avsd", tmp_path)
     with pytest.raises(BadSample, match="cannot be read as JSON"):
         write(tmp_path / "questions.json", "{")
         load("egoschema", tmp_path)

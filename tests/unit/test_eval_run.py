@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 
 from videollama_benchmarks import run
 from videollama_benchmarks.items import Item, JudgeQuestion, Task, Verdict
-from videollama_benchmarks.judge import Judge, read_judgement
+from videollama_benchmarks.judge import Judge, read_reply
+from videollama_benchmarks.judge_prompts import JudgePrompt
 from videollama_benchmarks.report import table, write_report
 from videollama_core.protocol.errors import (
     ArtifactMismatch,
@@ -123,40 +125,64 @@ class Endpoint:
         self.server.server_close()
 
 
-QUESTION = JudgeQuestion("answer", "Compare.", "Question: who?", with_verdict=True)
+QUESTION = JudgeQuestion("answer", {"question": "who?", "answer": "Bo", "prediction": "x" * 60}, "pred")
+PROMPTS = {"answer": JudgePrompt("Compare.", "Question: {question}\nAnswer: {answer} or {prediction}, as {'score': 4}")}
 
 
 def test_the_judge_is_asked_as_documented_and_again_when_it_stumbles():
-    replies = [(503, ""), (200, "hm"), (200, 'Sure: {"pred": "yes", "score": 4}')]
+    """Every second time an answer is cut short, as the reference does."""
+    replies = [(503, ""), (200, "hm"), (200, '{"pred": "yes", "score": 4}')]
     with Endpoint(*replies) as endpoint:
-        found = Judge(endpoint.url, "m", "secret", retry_seconds=0.01).ask(QUESTION)
+        found = Judge(endpoint.url, "m", PROMPTS, "secret", retry_seconds=0.01).ask(QUESTION)
         assert (found.score, found.right) == (4, True)
         path, key, body = endpoint.asked[0]
     assert path == "/v1/chat/completions" and key == "Bearer secret" and len(endpoint.asked) == 3
     assert (body["temperature"], body["top_p"], body["max_tokens"], body["model"]) == (0.7, 0.95, 800, "m")
-    assert "Question: who?" in body["messages"][1]["content"] and '"pred"' in body["messages"][0]["content"]
+    shown = [body["messages"][1]["content"] for _, _, body in endpoint.asked]
+    assert shown[0] == shown[2] == f"Question: who?\nAnswer: Bo or {'x' * 60}, as {{'score': 4}}"
+    assert shown[1] == shown[0].replace("x" * 60, "x" * 50)
+    assert body["messages"][0] == {"role": "system", "content": "Compare."}
+
+
+def test_a_value_with_braces_is_no_placeholder():
+    (_, user) = JudgePrompt("s", "{question} {answer} {other}").messages({"question": "{answer}?", "answer": "{}"})
+    assert user["content"] == "{answer}? {} {other}"
 
 
 def test_a_judge_that_refuses_is_not_asked_again():
     with Endpoint((401, "")) as endpoint:
         with pytest.raises(InvalidRequest, match="refuses with 401"):
-            Judge(endpoint.url, "m", retry_seconds=0.01).ask(QUESTION)
+            Judge(endpoint.url, "m", PROMPTS, retry_seconds=0.01).ask(QUESTION)
         assert len(endpoint.asked) == 1
     with pytest.raises(ServerUnreachable):
-        Judge("http://127.0.0.1:9", "m", retry_seconds=0.001).ask(QUESTION)
+        Judge("http://127.0.0.1:9", "m", PROMPTS, retry_seconds=0.001).ask(QUESTION)
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"score": "x"}', '{"pred": "maybe", "score": 3}', '{"score": 9}'])
-def test_what_a_judge_must_not_say(text):
+@pytest.mark.parametrize("reading", ["pred", "binary_pred", "score", "first"])
+@pytest.mark.parametrize("text", ["", "hm", "Sure: {'score': 4}", "{'score': open}", "```json\n{}\n```", "(" * 9999])
+def test_what_a_judge_must_not_say(text, reading):
     with pytest.raises(StageFailed, match="the judge said"):
-        read_judgement(text, with_verdict=True)
+        read_reply(text, reading)
+
+
+@pytest.mark.parametrize("text", ["{}", "5", "[4]", "{'score': 'high'}", "{'score': None}", "{'score': 1e999}"])
+def test_scores_alone_must_be_numbers(text):
+    for reading in ("score", "first"):
+        with pytest.raises(StageFailed, match="and nothing else, was wanted"):
+            read_reply(text, reading)
+    assert (read_reply(text, "pred").score, read_reply(text, "pred").right) == (0, None)
+    assert (read_reply(text, "binary_pred").score, read_reply(text, "binary_pred").right) == (0, False)
 
 
 def test_judged_items_are_scored_by_aspect(tmp_path):
-    task = Task("made", "made", lambda folder: ITEMS, judge=lambda item, answers: [QUESTION])
-    with Endpoint(*[(200, '{"pred": "no", "score": 2}')] * 6) as endpoint:
+    """Several calls of one aspect are averaged and cut off; an item that lacks one of them is not scored."""
+    several = [replace(QUESTION, reading="score")] * 2
+    task = Task("made", "made", lambda folder: ITEMS, judge=lambda item, answers: several)
+    replies = [(200, '{"score": 2}'), (200, '{"score": 3.8}')] * 5 + [(200, '{"score": 1}'), (401, "")]
+    with Endpoint(*replies) as endpoint:
         answers = run.Journal(tmp_path / "a.jsonl", KEY)
         outcome = run.ask_all(task, ITEMS, answer, answers, 2)
         judged = run.Journal(tmp_path / "j.jsonl", KEY)
-        outcome = run.judge_all(task, outcome, answers, Judge(endpoint.url, "m"), judged, 2)
-    assert all(verdict.right is False and verdict.score == 2 for _, verdict in outcome.results)
+        outcome = run.judge_all(task, outcome, answers, Judge(endpoint.url, "m", PROMPTS), judged, 1)
+    assert [verdict.score for _, verdict in outcome.results] == [2] * 5
+    assert list(outcome.failed) == ["i5#answer#1"]
