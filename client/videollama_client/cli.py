@@ -11,11 +11,12 @@ from typing import Any
 import click
 
 from videollama_client import Client
+from videollama_core.protocol.contract import IMAGE_SUFFIXES
 from videollama_core.protocol.errors import VideoLlamaError
 
 # What a file's name says it is; everything else is a video.
 SUFFIXES = {
-    "image": {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"},
+    "image": IMAGE_SUFFIXES,
     "audio": {".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aiff", ".wma"},
 }
 # Commands of the other parts, imported when called: the bare install is the client alone.
