@@ -6,9 +6,11 @@ from typing import Any
 
 import click
 
+from videollama_core.protocol.contract import IMAGE_SUFFIXES
+
 # What a file's name says it is; everything else is a video.
 SUFFIXES = {
-    "image": {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"},
+    "image": IMAGE_SUFFIXES,
     "audio": {".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aiff", ".wma"},
 }
 KINDS = ("video", "image", "audio")

@@ -106,7 +106,8 @@ def test_what_is_trained_is_what_is_served(world, kind):
     model, parts = model_of(world / "start")
     pipeline = Pipeline(world / "start")
     media = {"video": "plain_96x64.mp4", "image": "desert.jpg", "text": None}[kind]
-    entry = {"conversations": [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "Red."}]}
+    asked = f"<{kind}>\nWhat is it?" if media else "\nWhat is it?"  # without media the served prompt has a newline, too
+    entry = {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": "Red."}]}
     (world / "one.json").write_text(json.dumps([entry | ({kind: media} if media else {})]))
     (sample,) = read_samples(world / "one.json", MEDIA)
     row = RowDataset([sample], pipeline.tokenizer, parts.config)[0]
@@ -271,7 +272,7 @@ BAD = {
     "broken": ({"id": "b", "video": "broken.mp4"}, "sample b: .*broken.mp4: "),
     "empty": ({"id": "e", "video": "train/00000.mp4", "conversations": []}, "sample e: its conversation is empty"),
     "two": ({"id": "t", "video": "x.mp4", "image": "x.png"}, "sample t: found video and image"),
-    "long": ({"id": "l", "conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y " * 3000}]}, "sample l: .*tokens; the limit is"),
+    "long": ({"id": "l", "conversations": [{"from": "human", "value": "x " * 3000}, {"from": "gpt", "value": "y"}]}, "sample l: there is nothing to learn in its first"),
 }  # fmt: skip
 
 
@@ -279,7 +280,7 @@ BAD = {
 def test_bad_data_ends_a_run_with_the_samples_name_or_is_skipped_with_a_count(world, tmp_path, kind):
     entry, reason = BAD[kind]
     (world / "broken.mp4").write_bytes(b"not a video")
-    messages = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]
+    messages = [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "That."}]
     good = json.loads((world / "train.json").read_text())[:4]
     (world / "mixed.json").write_text(json.dumps([{"conversations": messages} | entry, *good]))
     mixed = options(world, tmp_path / "run", data=(world / "mixed.json",), max_steps=1, batch_size=8)

@@ -27,8 +27,12 @@ MEDIA_OF = {
 
 
 def samples(folder, *kinds):
-    turns = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "Two low beeps."}]
-    entries = [MEDIA_OF[kind] | {"id": kind, "conversations": turns} for kind in kinds]
+    entries = []
+    for kind in kinds:
+        placeholder = "" if kind == "text" else f"<{kind.removesuffix('_with_audio')}>"
+        asked = {"from": "human", "value": f"{placeholder}\nWhat is it?"}  # as served: the newline without media, too
+        turns = [asked, {"from": "gpt", "value": "Two low beeps."}]
+        entries.append(MEDIA_OF[kind] | {"id": kind, "conversations": turns})
     (folder / "data.json").write_text(json.dumps(entries))
     return list(read_samples(folder / "data.json", MEDIA))
 
@@ -43,7 +47,6 @@ def options(tmp_path, **changes):
         "batch_size": 2,
         "learning_rate": 5e-3,
         "log_steps": 1,
-        "max_tokens": 4096,
     }
     return TrainingOptions(**(settings | changes))
 
@@ -54,7 +57,7 @@ def test_what_is_heard_in_training_is_what_is_heard_in_service(tmp_path):
     pipeline = Pipeline(checkpoint(AUDIO_VARIANT))
     parts = open_checkpoint(checkpoint(AUDIO_VARIANT))
     model = TrainableModel(parts, pipeline.tokenizer.pad_id)
-    rows = RowDataset(samples(tmp_path, *MEDIA_OF), pipeline.tokenizer, parts.config, max_tokens=4096)
+    rows = RowDataset(samples(tmp_path, *MEDIA_OF), pipeline.tokenizer, parts.config)
     batch = Collator(parts.config)([rows[place] for place in range(len(rows))])
     assert len(batch["filterbank"]) == len(batch["frame_index"]) == 2
     for number, (kind, media) in enumerate(MEDIA_OF.items()):

@@ -7,7 +7,9 @@ import pytest
 from conftest import MEDIA, checkpoint
 from videollama_core.protocol.errors import BadSample
 from videollama_core.text import Tokenizer
-from videollama_training.samples import Sample, read_sample, read_samples, tokenize
+from videollama_training.samples import Sample, read_sample, read_samples
+from videollama_training.tokens import MEDIA as PLACE
+from videollama_training.tokens import tokenize
 
 GOOD = {
     "id": "one",
@@ -29,7 +31,17 @@ def entry(**changes):
         ({"conversations": []}, "its conversation is empty"),
         ({"conversations": None}, "its conversation is empty"),
         ({"conversations": GOOD["conversations"][:1]}, "found 1 messages"),
-        ({"conversations": GOOD["conversations"][::-1]}, "message 0 is from 'gpt'; wanted 'human'"),
+        ({"conversations": GOOD["conversations"][::-1]}, "found 1 messages from the first question on"),
+        ({"conversations": [GOOD["conversations"][1]] * 3}, "message 1 is from 'gpt'; wanted 'human'"),
+        (
+            {"conversations": [{"from": "human", "value": "What?"}, GOOD["conversations"][1]]},
+            "no question holds <video>",
+        ),
+        ({"conversations": GOOD["conversations"] * 2}, "messages 0 and 2 hold <video>; one is wanted"),
+        (
+            {"conversations": [{"from": "human", "value": "<vid<video>eo>"}, GOOD["conversations"][1]]},
+            "messages 0 and 0",
+        ),
         ({"conversations": [GOOD["conversations"][0], {"from": "gpt", "value": " "}]}, "message 1 is an empty answer"),
         ({"conversations": [GOOD["conversations"][0], {"from": "gpt", "value": None}]}, "message 1 is from 'gpt'"),
         ({"conversations": ["What?", "That."]}, "message 0 is from 'str'"),
@@ -72,27 +84,25 @@ def test_faults_stand_between_good_samples(tmp_path):
 def test_the_placeholder_moves_to_the_front_of_its_message():
     """Wherever it stood, the prompt is that of inference: placeholder, newline, question."""
     tokenizer = Tokenizer(checkpoint("qwen2-siglip-16f"))
-    values = ("<video>\nWhat?", "What?\n<video>", "What?<video>", "What?")
     found = set()
-    for value in values:
+    for value in ("<video>\nWhat?", "What?\n<video>", "What?<video>", "<video> What? <video>"):
         messages = [{"from": "human", "value": value}, {"from": "gpt", "value": "That."}]
-        tokens = tokenize(read_sample(entry(conversations=messages), 0, MEDIA), tokenizer, plain=False)
-        found.add((tuple(tokens.before), tuple(tokens.after), tuple(tokens.is_target)))
+        tokens = tokenize(read_sample(entry(conversations=messages), 0, MEDIA), tokenizer)
+        found.add((tuple(tokens.ids), tuple(tokens.is_target)))
     assert len(found) == 1
-    before, after, _ = found.pop()
+    ids, _ = found.pop()
     prompt = tokenizer.render([{"role": "user", "content": "<video>\nWhat?"}])
-    left, right = prompt.split("<video>")
-    assert list(before) == tokenizer.encode(left)
-    assert list(after[: len(tokenizer.encode(right))]) == tokenizer.encode(right)
+    left, right = map(tokenizer.encode, prompt.split("<video>"))
+    assert list(ids[: len(left) + 1 + len(right)]) == [*left, PLACE, *right]
 
 
 @pytest.mark.parametrize("variant", ["qwen2-siglip-16f", "mistral-clip-8f", "mistral-clip-16f"])
 def test_only_the_assistants_tokens_are_predicted(variant):
     tokenizer = Tokenizer(checkpoint(variant))
-    turns = (("First question?", "First answer."), ("And then?", "Second answer."))
-    tokens = tokenize(Sample("one", "image", MEDIA / "desert.jpg", turns), tokenizer, plain=False)
+    turns = (("<image>\nFirst question?", "First answer."), ("And then?", "Second answer."))
+    tokens = tokenize(Sample("one", "image", MEDIA / "desert.jpg", "<image>", turns), tokenizer)
     runs: list[list[int]] = []
-    for place, (token, wanted) in enumerate(zip(tokens.after, tokens.is_target, strict=True)):
+    for place, (token, wanted) in enumerate(zip(tokens.ids, tokens.is_target, strict=True)):
         if wanted:
             if not (place and tokens.is_target[place - 1]):
                 runs.append([])
@@ -101,10 +111,25 @@ def test_only_the_assistants_tokens_are_predicted(variant):
     assert all(tokenizer.token_id("eos_token") in run for run in runs)  # ending is learned too
 
 
-def test_pretraining_is_placeholder_and_caption_alone():
+def test_pretraining_predicts_question_and_caption():
     tokenizer = Tokenizer(checkpoint("mistral-clip-8f"))
-    tokens = tokenize(
-        Sample("one", "image", MEDIA / "desert.jpg", (("Describe.", "A desert."),)), tokenizer, plain=True
-    )
-    assert tokens.before == [] and all(tokens.is_target)
-    assert tokenizer.decode(tokens.after) == "A desert.\n"
+    sample = Sample("one", "image", MEDIA / "desert.jpg", "<image>", (("<image>\nDescribe.", "A desert."),))
+    tokens = tokenize(sample, tokenizer, "plain")
+    assert tokens.ids[0] == PLACE and not tokens.is_target[0] and all(tokens.is_target[1:])
+    assert tokenizer.decode(tokens.ids[1:]) == "\nDescribe. A desert."
+
+
+def test_pretraining_of_sound_predicts_the_answer_alone():
+    tokenizer = Tokenizer(checkpoint("av-qwen2-siglip"))
+    sample = Sample("one", "audio", MEDIA / "tone_16k_mono_4s.wav", "<audio>", (("<audio>\nDescribe.", "A tone."),))
+    tokens = tokenize(sample, tokenizer, "placeholder")
+    wanted = [token for token, is_wanted in zip(tokens.ids, tokens.is_target, strict=True) if is_wanted]
+    assert tokenizer.decode(wanted).strip() == "A tone."
+    assert "Describe" not in tokenizer.decode([token for token in tokens.ids if token != PLACE])
+
+
+def test_a_picture_is_an_image_whatever_its_key_and_placeholder():
+    for value in ("<image>\nWhat?", "<video>\nWhat?"):
+        messages = [{"from": "human", "value": value}, GOOD["conversations"][1]]
+        sample = read_sample(entry(video="desert.jpg", conversations=messages), 0, MEDIA)
+        assert sample.kind == "image" and sample.turns[0][0] == value

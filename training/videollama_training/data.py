@@ -17,9 +17,8 @@ from videollama_core.model.config import ModelConfig
 from videollama_core.protocol.errors import BadSample, VideoLlamaError
 from videollama_core.text import Tokenizer
 from videollama_training.model import PADDING, SHARED, Batch
-from videollama_training.samples import Sample, Tokens, tokenize
-
-IGNORED = -100
+from videollama_training.samples import Sample
+from videollama_training.tokens import Tokens, tokenize
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Row:
     """Some conversations about one media."""
 
     media: Prepared | None
-    tokens: tuple[Tokens, ...]  # all with the same ids before the media
+    tokens: tuple[Tokens, ...]  # all with the same ids before the media; one alone may have targets there
 
 
 @dataclass
@@ -54,7 +53,9 @@ class RowDataset(Dataset):
     """Rows of at most `questions` samples about the same media.
 
     Args:
+        plain: pretraining's format: that of the reference's audio-visual branch for a checkpoint that hears, else main's.
         cache_bytes: prepared media are kept until they fill so much memory.
+        max_tokens: text is cut there, as in the reference; media tokens do not count.
     """
 
     samples: Sequence[Sample]
@@ -69,8 +70,9 @@ class RowDataset(Dataset):
 
     def __post_init__(self) -> None:
         groups: dict[object, list[Sample]] = {}
-        for sample in self.samples:
-            groups.setdefault((sample.kind, sample.media), []).append(sample)  # text alone is one group
+        for number, sample in enumerate(self.samples):
+            apart = number if sample.media_turn else None  # earlier turns stand before the media: nothing to share
+            groups.setdefault((sample.kind, sample.media, apart), []).append(sample)  # text alone is one group
         self._rows = [
             group[place : place + self.questions]
             for group in groups.values()
@@ -94,16 +96,11 @@ class RowDataset(Dataset):
         raise BadSample(f"none of {len(self.samples)} samples can be used; the reasons are in {self.bad.path}")
 
     def _read(self, samples: Sequence[Sample]) -> Row:
+        form = "chat" if not self.plain else "plain" if self.config.audio is None else "placeholder"
         tokens: list[Tokens] = []
         for sample in samples:
             try:
-                found = tokenize(sample, self.tokenizer, self.plain)
-                length = len(found.before) + len(found.after) + self._num_media_tokens(sample)
-                if length > self.max_tokens:
-                    raise BadSample(f"sample {sample.name}: {length} tokens; the limit is {self.max_tokens}")
-                if not any(found.is_target):
-                    raise BadSample(f"sample {sample.name}: the chat template leaves nothing to learn")
-                tokens.append(found)
+                tokens.append(tokenize(sample, self.tokenizer, form, self.max_tokens))
             except BadSample as error:
                 self.bad.add(error)
         media = samples[0].media
@@ -119,19 +116,12 @@ class RowDataset(Dataset):
     def media_lengths(self) -> list[int]:
         """Media tokens of each row; 0 too for what the checkpoint cannot hear and `_read` refuses."""
         lengths = []
-        for row in self._rows:
+        for sample, *_ in self._rows:
             try:
-                lengths.append(self._num_media_tokens(row[0]))
-            except BadSample:
+                lengths.append(0 if sample.media is None else self.config.tokens_of(sample.kind))
+            except VideoLlamaError:
                 lengths.append(0)
         return lengths
-
-    def _num_media_tokens(self, sample: Sample) -> int:
-        """Raises: BadSample for sound where the checkpoint cannot hear."""
-        try:
-            return 0 if sample.media is None else self.config.tokens_of(sample.kind)
-        except VideoLlamaError as error:
-            raise BadSample(f"sample {sample.name}: {error}") from error
 
     def prepared(self, kind: str, media: Path) -> Prepared:
         if (kind, media) in self._cache:
@@ -215,17 +205,25 @@ class Collator:
                 sound[-1] = len(filterbanks)
                 tokens_of_media += range(vocab_size + seen, vocab_size + seen + heard)
                 filterbanks.append(row.media.filterbank)
-            shared = [*row.tokens[0].before, *tokens_of_media]
+            first = row.tokens[0]
+            media_at = first.media_at
+            before = first.ids[:media_at] if media_at is not None else []
+            shared = [*before, *tokens_of_media]
             ids, positions, question = list(shared), list(range(len(shared))), [SHARED] * len(shared)
+            for place, wanted in enumerate(first.is_target[: len(before)]):
+                if wanted:
+                    source.append((number, place - 1))
+                    target.append(before[place])
             for place, tokens in enumerate(row.tokens, start=1):
-                start = len(ids)
-                for offset, (token, wanted) in enumerate(zip(tokens.after, tokens.is_target, strict=True)):
+                start, begin = len(ids), 0 if media_at is None else media_at + 1
+                after = tokens.ids[begin:]
+                for offset, (token, wanted) in enumerate(zip(after, tokens.is_target[begin:], strict=True)):
                     if wanted and (offset or shared):
                         source.append((number, start + offset - 1 if offset else len(shared) - 1))
                         target.append(token)
-                ids += tokens.after
-                positions += range(len(shared), len(shared) + len(tokens.after))
-                question += [place] * len(tokens.after)
+                ids += after
+                positions += range(len(shared), len(shared) + len(after))
+                question += [place] * len(after)
             columns.append({"ids": ids, "positions": positions, "question": question})
         length = max(len(column["ids"]) for column in columns)
 

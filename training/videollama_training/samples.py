@@ -1,8 +1,8 @@
-"""The reference's training data: a JSON list of samples, read, checked and turned into token ids.
+"""The reference's training data: a JSON list of samples, read and checked.
 
-A sample is {id, image | video | audio: path, conversations: [{from: human | gpt, value}]}, with at most one media. The
-placeholder of the media moves to the front of every message that holds it and is followed by a newline. A video whose sound
-track is heard too says `with_audio: true`: the published data keeps such samples in a file of their own.
+A sample is {id, image | video | audio: path, conversations: [{from: human | gpt, value}]}, with at most one media and one
+placeholder for it. A video whose sound track is heard too says `with_audio: true`: the published data keeps such samples in a
+file of their own. What the reference would lose or mix up in silence is refused here; docs/training.md lists it.
 """
 
 import json
@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from videollama_core.prompt import MODALITIES, PLACEHOLDERS
-from videollama_core.protocol.errors import BadSample, InvalidRequest
-from videollama_core.text import Tokenizer
+from videollama_core.protocol.contract import IMAGE_SUFFIXES
+from videollama_core.protocol.errors import BadSample
 
-MEDIA_KINDS = ("video", "image", "audio")
-ROLES = {"human": "user", "gpt": "assistant"}
+MEDIA_KEYS = ("video", "image", "audio")
 
 
 @dataclass(frozen=True)
@@ -26,20 +25,13 @@ class Sample:
     name: str  # the sample's id, or its place in the file
     kind: str  # video, image, audio, video_with_audio, or text
     media: Path | None
-    turns: tuple[tuple[str, str], ...]  # (question, answer) pairs without placeholders
+    placeholder: str  # stands for the media in `turns`, once; empty for text
+    turns: tuple[tuple[str, str], ...]  # question and answer
 
     @property
-    def placeholder(self) -> str:
-        return PLACEHOLDERS[MODALITIES.get(self.kind, self.kind)]
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A conversation as ids, before and after the media."""
-
-    before: list[int]
-    after: list[int]
-    is_target: list[bool]  # for each of `after`: whether it is predicted
+    def media_turn(self) -> int:
+        """Whose question holds the placeholder; 0 for text."""
+        return next(number for number, (question, _) in enumerate(self.turns) if self.placeholder in question)
 
 
 def read_samples(path: Path, folder: Path) -> Iterator[Sample | BadSample]:
@@ -65,84 +57,82 @@ def read_samples(path: Path, folder: Path) -> Iterator[Sample | BadSample]:
 def read_sample(entry: Any, place: int, folder: Path) -> Sample:
     """Raises: BadSample, which names the sample, what was found and what was wanted."""
     name = str(entry.get("id", f"#{place}")) if isinstance(entry, dict) else f"#{place}"
+    try:
+        if not isinstance(entry, dict):
+            raise BadSample(f"found {type(entry).__name__}; an object with id, conversations and one media was wanted")
+        messages = _messages(entry.get("conversations"))
+        kind, media = _media(entry, folder)
+        placeholder = PLACEHOLDERS[MODALITIES.get(kind, kind)]
+        if "video" in entry and kind == "image" and not any(placeholder in text for text in messages.values()):
+            placeholder = PLACEHOLDERS["video"]  # a picture under the key "video" may be called either
+        texts = _arranged(messages, placeholder) if placeholder else list(messages.values())
+    except BadSample as error:
+        raise BadSample(f"sample {name}: {error}") from error
+    return Sample(name, kind, media, placeholder, tuple(zip(texts[::2], texts[1::2], strict=True)))
 
-    def bad(reason: str) -> BadSample:
-        return BadSample(f"sample {name}: {reason}")
 
-    if not isinstance(entry, dict):
-        raise bad(f"found {type(entry).__name__}; an object with id, conversations and one media was wanted")
-    kinds = [kind for kind in MEDIA_KINDS if kind in entry]
-    if len(kinds) > 1:
-        raise bad(f"found {' and '.join(kinds)}; one sample is about one media")
-    messages = entry.get("conversations")
-    if not isinstance(messages, list) or not messages:
-        raise bad("its conversation is empty; wanted pairs of messages from human and gpt")
-    if len(messages) % 2:
-        raise bad(f"found {len(messages)} messages; a question and an answer belong to each pair")
-    values = []
-    for number, message in enumerate(messages):
-        wanted = ("human", "gpt")[number % 2]
+def _messages(entries: Any) -> dict[int, str]:
+    """Questions and answers in turn, by their number in the file; a leading gpt message is left out, as in the reference."""
+    if not isinstance(entries, list) or not entries:
+        raise BadSample("its conversation is empty; wanted pairs of messages from human and gpt")
+    first = 1 if isinstance(entries[0], dict) and entries[0].get("from") == "gpt" else 0
+    count = len(entries) - first
+    if count % 2 or not count:
+        raise BadSample(
+            f"found {count} messages from the first question on; a question and an answer belong to each pair"
+        )
+    found: dict[int, str] = {}
+    for number, message in enumerate(entries[first:], start=first):
+        wanted = ("human", "gpt")[(number - first) % 2]
         if not isinstance(message, dict) or message.get("from") != wanted or not isinstance(message.get("value"), str):
-            found = message.get("from") if isinstance(message, dict) else type(message).__name__
-            raise bad(f"message {number} is from {found!r}; wanted {wanted!r} with a string as value")
-        values.append(_without_placeholders(message["value"]))
-        if wanted == "gpt" and not values[-1]:
-            raise bad(f"message {number} is an empty answer")
-    if not kinds:
-        return Sample(name, "text", None, tuple(zip(values[::2], values[1::2], strict=True)))
-    media = entry[kinds[0]]
-    if not isinstance(media, str) or not media:
-        raise bad(f"{kinds[0]} is {media!r}; wanted the path of a file below {folder}")
-    if not (folder / media).exists():
-        raise bad(f"{folder / media} is missing")
-    kind = kinds[0]
+            speaker = message.get("from") if isinstance(message, dict) else type(message).__name__
+            raise BadSample(f"message {number} is from {speaker!r}; wanted {wanted!r} with a string as value")
+        found[number] = message["value"]
+        if wanted == "gpt" and not found[number].strip():
+            raise BadSample(f"message {number} is an empty answer")
+    return found
+
+
+def _media(entry: dict[str, Any], folder: Path) -> tuple[str, Path | None]:
+    """The media's kind and file."""
+    keys = [key for key in MEDIA_KEYS if key in entry]
+    if len(keys) > 1:
+        raise BadSample(f"found {' and '.join(keys)}; one sample is about one media")
+    if not keys:
+        return "text", None
+    kind, name = keys[0], entry[keys[0]]
+    if not isinstance(name, str) or not name:
+        raise BadSample(f"{kind} is {name!r}; wanted the path of a file below {folder}")
+    if not (folder / name).exists():
+        raise BadSample(f"{folder / name} is missing")
+    if kind == "video" and (folder / name).suffix.lower() in IMAGE_SUFFIXES:
+        kind = "image"  # the reference's own example is one
     if entry.get("with_audio"):
         if kind != "video":
-            raise bad(f"with_audio is said of {kind}; only a video has frames and sound")
+            raise BadSample(f"with_audio is said of {kind}; only a video has frames and sound")
         kind = "video_with_audio"
-    return Sample(name, kind, folder / media, tuple(zip(values[::2], values[1::2], strict=True)))
+    return kind, folder / name
 
 
-def _without_placeholders(text: str) -> str:
-    for placeholder in filter(None, PLACEHOLDERS.values()):
-        text = text.replace(f"{placeholder}\n", "").replace(f"\n{placeholder}", "").replace(placeholder, "")
-    return text.strip()
+def _arranged(messages: dict[int, str], placeholder: str) -> list[str]:
+    """The texts, the placeholder's message as the reference arranges it: placeholder, newline and what else it says.
 
-
-def tokenize(sample: Sample, tokenizer: Tokenizer, plain: bool) -> Tokens:
-    """Ids of a conversation, and which of them are the assistant's.
-
-    Args:
-        plain: pretraining's format, placeholder and caption without a template; the whole caption is predicted.
-    Raises: BadSample if the chat template refuses the conversation.
+    Only that message is stripped, and only this media's placeholder is one: other text stays as it is.
     """
-    placeholder = sample.placeholder
-    if plain:
-        caption = tokenizer.encode(sample.turns[0][1] + "\n")
-        return Tokens([], caption, [True] * len(caption))
-    messages: list[dict[str, str]] = []
-    ids: list[int] = []
-    is_target: list[bool] = []
-    before: list[int] = []
-    for number, (question, answer) in enumerate(sample.turns):
-        text = f"{placeholder}\n{question}" if number == 0 else question
-        messages.append({"role": "user", "content": text})
-        try:
-            asked = tokenizer.render(messages)
-            messages.append({"role": "assistant", "content": answer})
-            answered = tokenizer.render(messages, add_generation_prompt=False)
-        except InvalidRequest as error:
-            raise BadSample(f"sample {sample.name}: {error}") from error
-        prompt, whole = _split(asked, placeholder, tokenizer), _split(answered, placeholder, tokenizer)
-        if whole[0] != prompt[0] or whole[1][: len(prompt[1])] != prompt[1] or prompt[1][: len(ids)] != ids:
-            raise BadSample(f"sample {sample.name}: the chat template does not begin the answer where the prompt ends")
-        before = whole[0]
-        is_target += [False] * (len(prompt[1]) - len(ids)) + [True] * (len(whole[1]) - len(prompt[1]))
-        ids = whole[1]
-    return Tokens(before, ids, is_target)
-
-
-def _split(text: str, placeholder: str, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Ids before and after the placeholder; without one, all are after it."""
-    before, _, after = text.rpartition(placeholder) if placeholder else ("", "", text)
-    return tokenizer.encode(before) if before else [], tokenizer.encode(after)
+    found: dict[int, str] = {}
+    holders: list[int] = []
+    for number, text in messages.items():
+        if placeholder in text:
+            text = f"{placeholder}\n{text.replace(placeholder, '').strip()}".strip()
+        found[number] = text
+        holders += [number] * text.count(placeholder)
+    if len(holders) > 1:
+        where = " and ".join(map(str, holders))
+        raise BadSample(f"messages {where} hold {placeholder}; one is wanted, for there is one media")
+    if not holders:
+        raise BadSample(
+            f"no question holds {placeholder}; wanted it where the media belongs, mostly before the first one"
+        )
+    if list(messages).index(holders[0]) % 2:
+        raise BadSample(f"message {holders[0]} is an answer and holds {placeholder}; the media belongs to a question")
+    return list(found.values())

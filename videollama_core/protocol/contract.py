@@ -13,6 +13,7 @@ MAX_REQUESTS = 64  # answered by the entry at a time; more are refused at once
 MAX_NEW_TOKENS = 32768  # no published checkpoint has more positions
 RUNNING_METRIC = "vl2_running_requests"  # gauge on the metrics port, by stage: requests being answered
 MEDIA_KINDS = ("video", "image", "frames", "folder", "audio", "video_with_audio")
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}  # names of files that hold one picture
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,8 @@ def _entry(name: str, file: str, item: Item, with_audio: bool = False) -> dict:
         **({kind: file} if file else {}),
         **({"with_audio": True} if with_audio else {}),
         "conversations": [
-            {"from": "human", "value": f"<{kind}>\n{item.question}" if file else item.question},
+            # Without media, too, the served prompt has a newline before the question.
+            {"from": "human", "value": f"<{kind}>\n{item.question}" if file else f"\n{item.question}"},
             {"from": "gpt", "value": _sentence(item.answer)},
         ],
         **about,
