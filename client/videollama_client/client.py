@@ -179,7 +179,8 @@ class Client:
             with_audio: the video's sound track is heard too.
             timeout: seconds until DeadlineExceeded.
             options: start and end (seconds of the video or sound), max_new_tokens, temperature (0 is greedy), top_p, top_k,
-                seed, repetition_penalty, stop (strings). None means the checkpoint's own default.
+                seed, repetition_penalty, stop (strings). None means the checkpoint's own default. vcd_alpha above 0 turns
+                visual contrastive decoding on, with vcd_beta (0.1) and vcd_noise_step (500) where they are given.
         Raises: an error of videollama_core.protocol.errors, here or while iterating.
         """
         request_id = request_id or uuid.uuid4().hex

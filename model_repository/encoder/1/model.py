@@ -2,8 +2,9 @@
 
 import time
 
-from videollama_server.stages.python_backend import PythonStage, bundle_of
+from videollama_server.stages.python_backend import PythonStage, bundle_of, scalar
 
+from videollama_core.contrast import Noise
 from videollama_core.engines.media_encoder import MediaEncoder
 from videollama_core.protocol.contract import ENCODER
 
@@ -14,9 +15,14 @@ class TritonPythonModel(PythonStage):
     def load(self, args):
         self.encoder = MediaEncoder(bundle_of(args))
 
-    def run(self, frames, filterbank, preprocess_span):
+    def run(self, frames, filterbank, preprocess_span, vcd_noise_step, seed):
         began = time.time()
-        table, media_hash = self.encoder.encode_media(frames, filterbank)
+        noise = (
+            None
+            if vcd_noise_step is None
+            else Noise(scalar(vcd_noise_step, "vcd_noise_step"), scalar(seed, "seed") or 0)
+        )
+        table, media_hash = self.encoder.encode_media(frames, filterbank, noise)
         return {
             "prompt_embedding_table": table[None],
             "prompt_vocab_size": [[len(table)]],
