@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
-from videollama_benchmarks import choices, judged, shapes, sound
+from videollama_benchmarks import choices, hallucination, judged, shapes, sound
 from videollama_benchmarks.items import Task
 
-TASKS: dict[str, Task] = {task.name: task for module in (shapes, choices, judged, sound) for task in module.TASKS}
+TASKS: dict[str, Task] = {
+    task.name: task for module in (shapes, choices, hallucination, judged, sound) for task in module.TASKS
+}
 _LIST = "\n".join(f"  {task.name:20}{task.title}{'; needs a judge' if task.judge else ''}" for task in TASKS.values())
 _EPILOG = f"\b\nBenchmarks:\n{_LIST}\n\nExample: vl2 eval mvbench /data/MVBench --out build/eval/mvbench"
 
@@ -38,6 +40,9 @@ _EPILOG = f"\b\nBenchmarks:\n{_LIST}\n\nExample: vl2 eval mvbench /data/MVBench 
 )
 @click.option("--num-frames", default=16, show_default=True, help="Frames that the checkpoint looks at (for --order).")
 @click.option("--without-audio", is_flag=True, help="Ask about videos without their sound: what do answers owe to it?")
+@click.option("--vcd-alpha", type=float, help="Ask with visual contrastive decoding: its weight, 1 in the paper.")
+@click.option("--vcd-beta", type=float, help="Its plausibility cutoff.")
+@click.option("--vcd-noise-step", type=int, help="Its steps of noise.")
 @click.option("--judge-url", help="OpenAI-compatible endpoint of the judge; its key is read from JUDGE_API_KEY.")
 @click.option("--judge-model", help="Name of the judge's model.")
 @click.option("--judge-concurrency", default=4, show_default=True)
@@ -55,6 +60,9 @@ def evaluate(
     order: str,
     num_frames: int,
     without_audio: bool,
+    vcd_alpha: float | None,
+    vcd_beta: float | None,
+    vcd_noise_step: int | None,
     judge_url: str | None,
     judge_model: str | None,
     judge_concurrency: int,
@@ -77,21 +85,24 @@ def evaluate(
     frames = sources.FrameOrder(order, num_frames) if order != "true" else None
     tokens = max_new_tokens or chosen.max_new_tokens
     about = {"task": task, "order": order, "without_audio": without_audio, "max_new_tokens": tokens}
+    contrast = {"vcd_alpha": vcd_alpha, "vcd_beta": vcd_beta, "vcd_noise_step": vcd_noise_step}
+    contrast = {name: value for name, value in contrast.items() if value is not None}
+    about |= contrast
     key = dict(about)
     about["from"] = str(checkpoint or url)
     answers = run.Journal(out / "answers.jsonl", key)
     with Client(url) as client:
         if checkpoint:
-            answerer, concurrency = sources.in_process(checkpoint, tower, tokens, frames), 1
+            answerer, concurrency = sources.in_process(checkpoint, tower, tokens, frames, **contrast), 1
         else:
             client.wait_until_ready(10.0)
-            answerer = sources.service(client, tokens, timeout, frames)
+            answerer = sources.service(client, tokens, timeout, frames, **contrast)
         outcome = run.ask_all(chosen, items, answerer, answers, concurrency)
     if chosen.judge:
         judge = Judge(str(judge_url), str(judge_model), os.environ.get("JUDGE_API_KEY", ""))
         journal = run.Journal(out / "judged.jsonl", {**key, "judge": judge_model})
         outcome = run.judge_all(chosen, outcome, answers, judge, journal, judge_concurrency)
-    summary = report.write_report(out, about, outcome)
+    summary = report.write_report(out, about, outcome, chosen.measure)
     click.echo(report.table(summary))
     if chosen.export:
         click.echo(f"for scoring elsewhere: {chosen.export(outcome.results, out)}")

@@ -24,6 +24,7 @@ class Item:
     groups: dict[str, str] = field(default_factory=dict)  # column -> value: the tables of the report
     start: float | None = None  # seconds
     end: float | None = None
+    sound: Path | None = None  # of a video+audio whose video is silent
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ class Task:
     read: Callable[[Item, Sequence[str]], Verdict] | None = None
     judge: Callable[[Item, Sequence[str]], list[JudgeQuestion]] | None = None
     export: Callable[[list[tuple[Item, Verdict]], Path], Path] | None = None  # a file for scoring elsewhere
+    measure: Callable[[Sequence[tuple[Item, Verdict]]], dict[str, float]] | None = (
+        None  # more numbers of each table row
+    )
     max_new_tokens: int = 32
 
 
