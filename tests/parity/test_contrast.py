@@ -12,6 +12,7 @@ from test_torch_engine import runner as torch_runner
 from conftest import ROOT, case
 from videollama_core import contrast as contrasting
 from videollama_core.contrast import Noise, kept_variance
+from videollama_core.engines import media_encoder as encode
 from videollama_core.engines.bundle import Bundle
 from videollama_core.engines.media_encoder import MediaEncoder
 from videollama_core.generation.onnx_runner import OnnxRunner
@@ -154,12 +155,17 @@ def test_sampled_ids_are_the_seeds_on_every_engine(bundle_of):
     assert scheduled(case, torch_encoder(case.variant), torch_runner(case.variant), DRAWN) == [wanted] * 3
 
 
-def test_where_no_noise_can_be(bundle_of):
+def test_where_no_noise_can_be(bundle_of, monkeypatch):
     found, made = prepared(CASES[3]), encoder(bundle_of("av-qwen2-siglip"))
     with pytest.raises(InvalidRequest, match="there are none here"):
         made.encode(found.frames[:0], found.filterbank, Noise(500))
     with pytest.raises(InvalidRequest, match="there are none here"):
         pipeline("av-qwen2-siglip").answer([{"role": "user", "content": "x"}], options=OPTIONS)
+    bundle = Bundle.open(bundle_of("av-qwen2-siglip"))
+    monkeypatch.setattr(encode, "load_encoders", lambda bundle: made._encoders)
+    tensorrt = MediaEncoder(Bundle(bundle.root, bundle.config, bundle.manifest | {"engine": "tensorrt"}))
+    with pytest.raises(InvalidRequest, match="TensorRT and vLLM do not"):
+        tensorrt.encode(found.frames, found.filterbank, Noise(500))
 
 
 def test_a_bundle_from_before_the_contrast_says_so(bundle_of, tmp_path):

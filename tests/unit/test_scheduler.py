@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from videollama_core.generation.scheduler import GenerationRequest, Scheduler
+from videollama_core.generation.vllm_scheduler import VllmScheduler
 from videollama_core.protocol.errors import Cancelled, InvalidRequest, Overloaded, PromptTooLong, StageFailed
 from videollama_core.protocol.messages import ResolvedSampling
 
@@ -324,6 +325,8 @@ def test_a_contrast_that_fails_fails_alone_and_frees_both_slots():
 def test_a_contrast_that_cannot_run_is_refused_at_once():
     with pytest.raises(InvalidRequest, match="two slots"):
         Scheduler(CountingRunner(num_slots=1)).submit(contrasted("a", 1)[0])
+    with pytest.raises(InvalidRequest, match="TensorRT and vLLM do not"):
+        VllmScheduler(CountingRunner()).submit(contrasted("a", 1)[0])
     scheduler = Scheduler(CountingRunner())
     odd, _ = contrasted("odd", 1)
     odd.media = np.zeros((3, 4), np.float32)
