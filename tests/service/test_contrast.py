@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from conftest import MEDIA, case
+from conftest import HELD_OUT, MEDIA, TINY_SHAPES, case, checkpoint
 from service.servers import vl2
 from service.test_golden_over_grpc import PERCEPTION_OUTPUTS, media_of, strings
+from videollama_benchmarks.hallucination import load_shapes_probing
+from videollama_benchmarks.sources import in_process as in_process_answers
 from videollama_client import BadSampling, Cancelled, InvalidRequest
 from videollama_core.media.video import Segment
 from videollama_core.pipeline import Pipeline
@@ -28,8 +30,6 @@ def server(server_of):
 
 @pytest.fixture(scope="module")
 def pipeline():
-    from conftest import checkpoint
-
     return Pipeline(checkpoint(VARIANT))
 
 
@@ -107,6 +107,21 @@ def test_leaving_frees_both_slots(server):
 def test_a_contrast_that_cannot_be_is_refused(server, options, kind, reason):
     with server.client() as client, pytest.raises(kind, match=reason):
         client.ask("What is there?", max_new_tokens=2, **options)
+
+
+def test_an_evaluation_with_a_contrast(server_of, tmp_path):
+    """Its own journal, its own table; and the same words as in one process."""
+    words = ("eval", "shapes-probing", HELD_OUT, "--out", tmp_path / "out", "--limit", 8, "--vcd-alpha", 1.0)
+    asked = vl2(*words, "--url", server_of("tiny-shapes").grpc)
+    found = subprocess.run(asked, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0 and "hallucination resistance" in found.stdout, found.stderr
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert result["vcd_alpha"] == 1.0 and len(result["items"]) == 8
+    answerer = in_process_answers(TINY_SHAPES, None, 32, None, vcd_alpha=1.0)
+    items = load_shapes_probing(HELD_OUT)[:8]
+    assert [answerer(item, item.questions[0]) for item in items] == [row["prediction"] for row in result["items"]]
+    other = subprocess.run([*asked, "--vcd-alpha", "2"], capture_output=True, text=True, timeout=120)
+    assert other.returncode == 1 and "belongs to another run" in other.stderr
 
 
 def test_the_command(server, pipeline):
