@@ -72,7 +72,7 @@ def test_each_noise_has_a_table_and_a_hash_of_its_own(server):
         assert found["prompt_vocab_size"] == 2 * rows
         assert np.array_equal(found["prompt_embedding_table"][0, :rows], plain["prompt_embedding_table"][0])
     assert not np.array_equal(noised["prompt_embedding_table"], other["prompt_embedding_table"])
-    assert len({int(found["media_hash"]) for found in (plain, noised, other)}) == 3
+    assert len({found["media_hash"].item() for found in (plain, noised, other)}) == 3
     again = perceive(500, 1)
     assert np.array_equal(again["perception_spans"], noised["perception_spans"])  # of the cache
     assert np.array_equal(perceive()["prompt_embedding_table"], plain["prompt_embedding_table"])
