@@ -51,9 +51,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Perception:
-    table: (
-        Any  # media tokens [1, N, D]: an array, or Triton's own tensor where they lie on the GPU; with noise [1, 2N, D]
-    )
+    table: Any  # [1, N, D], with noise [1, 2N, D]: an array, or Triton's own tensor where they lie on the GPU
     rows: int  # of the table
     media_hash: int  # of what was encoded, never 0
     spans: dict[str, tuple[float, float]]  # stage -> Unix seconds when its work began and ended
