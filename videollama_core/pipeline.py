@@ -1,20 +1,32 @@
 """Media + question -> answer, in one process and in plain PyTorch: the service's whole story, and the tests' oracle."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from videollama_core.checkpoint.parts import open_checkpoint
+from videollama_core.contrast import NO_PIXELS, Noise, add_noise, contrast
 from videollama_core.media.preprocess import Prepared, prepare
 from videollama_core.media.video import Segment
 from videollama_core.model.frame_plan import plan_encoding
 from videollama_core.prompt import MODALITIES, Prompt, check_length, render_prompt, tokenize_prompt
-from videollama_core.protocol.messages import Answer, Conversation, SamplingOptions, Usage
+from videollama_core.protocol.errors import InvalidRequest
+from videollama_core.protocol.messages import Answer, Conversation, ResolvedSampling, SamplingOptions, Usage
 from videollama_core.sampling import Sampler
 from videollama_core.text import Tokenizer, read_generation_defaults
+
+Steps = Generator[np.ndarray, int, None]  # scores of the next token, float32 [vocab]; send() the token that was chosen
+
+
+def contrasted(plain: Steps, noised: Steps, sampling: ResolvedSampling) -> Steps:
+    """Two sequences, the second about noised pixels, as one."""
+    scores = [next(plain), next(noised)]
+    while True:
+        token = yield contrast(scores[0], scores[1], sampling.vcd_alpha, sampling.vcd_beta)
+        scores = [plain.send(token), noised.send(token)]
 
 
 @dataclass
@@ -43,8 +55,12 @@ class Pipeline:
         parts += [self.encode_audio(media.filterbank)] if len(media.filterbank) else []
         return torch.cat(parts)
 
+    def noised(self, media: Prepared, noise: Noise) -> Prepared:
+        """The same media with noise in its pixels."""
+        return replace(media, frames=add_noise(media.frames, noise, self.config.pixels))
+
     def encode_frames(self, frames: np.ndarray) -> torch.Tensor:
-        """uint8 [T, S, S, 3] -> float32 [N, D]."""
+        """uint8 [T, S, S, 3], or float32 with noise -> float32 [N, D]."""
         plan = plan_encoding(frames, self.config)
         features = self.vision(torch.from_numpy(plan.distinct))
         steps = self.connector(features, torch.from_numpy(plan.frame_index))
@@ -72,7 +88,7 @@ class Pipeline:
             embeds[media] = media_tokens[ids[media] - vocab_size]
         return embeds[None]
 
-    def logits(self, prompt: Prompt, media_tokens: torch.Tensor | None) -> Iterator[np.ndarray]:
+    def logits(self, prompt: Prompt, media_tokens: torch.Tensor | None) -> Steps:
         """Scores of the next token, float32 [vocab]; send() the token that was chosen."""
         config = self.config.language
         embeds = self.inputs_embeds(prompt, media_tokens)
@@ -98,18 +114,24 @@ class Pipeline:
         segment: Segment = Segment(),
         options: SamplingOptions = SamplingOptions(),
     ) -> Answer:
-        media = None if kind is None else self.media_tokens(self.prepare(kind, files, segment))
+        sampling = self.defaults.resolve(options)
+        if sampling.contrasts and kind in (None, "audio"):
+            raise InvalidRequest(NO_PIXELS)
+        prepared = None if kind is None else self.prepare(kind, files, segment)
+        media = None if prepared is None else self.media_tokens(prepared)
         modality = "text" if kind is None else MODALITIES[kind]
         prompt = self.prompt(conversation, modality, 0 if media is None else len(media))
-        sampling = self.defaults.resolve(options)
         sampler = Sampler(sampling)
         steps = self.logits(prompt, media)
+        if sampling.contrasts and prepared is not None:
+            noised = self.noised(prepared, Noise(sampling.vcd_noise_step, sampling.seed))
+            steps = contrasted(steps, self.logits(prompt, self.media_tokens(noised)), sampling)
         scores = next(steps)
         while True:
             token = sampler.choose(scores)
             if token in self.defaults.end_ids or len(sampler.generated) == sampling.max_new_tokens:
                 break
-            scores = steps.send(token)  # type: ignore[attr-defined]
+            scores = steps.send(token)
         return Answer(
             text=self.tokenizer.decode(sampler.generated).strip(),
             output_ids=sampler.generated,

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from videollama_benchmarks import choices, judged, shapes, sound, videomme
+from videollama_benchmarks import choices, hallucination, judged, shapes, sound, videomme
 from videollama_benchmarks.items import Task
 from videollama_benchmarks.judge_prompts import OWN, OWN_WORDING, JudgePrompt, read_prompts
 
 TASKS: dict[str, Task] = {
-    task.name: task for module in (shapes, choices, videomme, judged, sound) for task in module.TASKS
+    task.name: task for module in (shapes, choices, videomme, hallucination, judged, sound) for task in module.TASKS
 }
 _LIST = "\n".join(f"  {task.name:20}{task.title}{'; needs a judge' if task.judge else ''}" for task in TASKS.values())
 _EPILOG = f"\b\nBenchmarks:\n{_LIST}\n\nExample: vl2 eval mvbench /data/MVBench --out build/eval/mvbench"
@@ -46,6 +46,9 @@ _EPILOG = f"\b\nBenchmarks:\n{_LIST}\n\nExample: vl2 eval mvbench /data/MVBench 
     help="num_frames of the checkpoint's config.json, where a server is asked: for --order and videomme-subtitles.",
 )
 @click.option("--without-audio", is_flag=True, help="Ask about videos without their sound: what do answers owe to it?")
+@click.option("--vcd-alpha", type=float, help="Ask with visual contrastive decoding: its weight, 1 in the paper.")
+@click.option("--vcd-beta", type=float, help="Its plausibility cutoff.")
+@click.option("--vcd-noise-step", type=int, help="Its steps of noise.")
 @click.option("--judge-url", help="OpenAI-compatible endpoint of the judge; its key is read from JUDGE_API_KEY.")
 @click.option("--judge-model", help="Name of the judge's model.")
 @click.option("--judge-concurrency", default=4, show_default=True)
@@ -68,6 +71,9 @@ def evaluate(
     order: str,
     num_frames: int | None,
     without_audio: bool,
+    vcd_alpha: float | None,
+    vcd_beta: float | None,
+    vcd_noise_step: int | None,
     judge_url: str | None,
     judge_model: str | None,
     judge_concurrency: int,
@@ -95,15 +101,18 @@ def evaluate(
     about = {"task": task, "order": order, "without_audio": without_audio, "max_new_tokens": tokens}
     if looked_at:
         about["num_frames"] = looked_at
+    contrast = {"vcd_alpha": vcd_alpha, "vcd_beta": vcd_beta, "vcd_noise_step": vcd_noise_step}
+    contrast = {name: value for name, value in contrast.items() if value is not None}
+    about |= contrast
     key = dict(about)
     about["from"] = str(checkpoint or url)
     answers = run.Journal(out / "answers.jsonl", key)
     with Client(url) as client:
         if checkpoint:
-            answerer, concurrency = sources.in_process(checkpoint, tower, tokens, frames), 1
+            answerer, concurrency = sources.in_process(checkpoint, tower, tokens, frames, **contrast), 1
         else:
             client.wait_until_ready(10.0)
-            answerer = sources.service(client, tokens, timeout, frames)
+            answerer = sources.service(client, tokens, timeout, frames, **contrast)
         outcome = run.ask_all(chosen, items, answerer, answers, concurrency)
     if chosen.judge:
         about |= {"judge": judge_model, "judge_prompts": str(judge_prompts or OWN_WORDING)}
@@ -111,7 +120,7 @@ def evaluate(
         worded = hashlib.sha256(repr(prompts).encode()).hexdigest()[:16]
         journal = run.Journal(out / "judged.jsonl", {**key, "judge": judge_model, "judge_prompts": worded})
         outcome = run.judge_all(chosen, outcome, answers, judge, journal, judge_concurrency)
-    summary = report.write_report(out, about, outcome)
+    summary = report.write_report(out, about, outcome, chosen.measure)
     click.echo(report.table(summary))
     if chosen.judge and not judge_prompts:
         click.echo(f"The judge was asked in {OWN_WORDING} (--judge-prompts).")

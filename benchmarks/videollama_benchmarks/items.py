@@ -24,6 +24,7 @@ class Item:
     groups: dict[str, str] = field(default_factory=dict)  # column -> value: the tables of the report
     start: float | None = None  # seconds
     end: float | None = None
+    sound: Path | None = None  # of a video+audio whose video is silent
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,9 @@ class Task:
     export: Callable[[list[tuple[Item, Verdict]], Path], Path] | None = None  # a file for scoring elsewhere
     max_new_tokens: int = 2048  # the reference's default, which none of its evaluations changes
     counts_frames: bool = False
+    measure: Callable[[Sequence[tuple[Item, Verdict]]], dict[str, float]] | None = (
+        None  # more numbers of each table row
+    )
 
 
 def read_text_file(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,25 @@ from videollama_benchmarks.items import Item, Verdict
 from videollama_benchmarks.run import Outcome
 
 matplotlib.use("Agg")
+Measure = Callable[[Sequence[tuple[Item, Verdict]]], dict[str, float]]
+_COMMON = ("items", "accuracy", "score")
 
 
-def summarise(results: Sequence[tuple[Item, Verdict]]) -> dict[str, Any]:
-    """Overall and by group: number, accuracy in percent (where answers are right or wrong), mean score (judged)."""
-    tables: dict[str, dict[str, list[Verdict]]] = defaultdict(lambda: defaultdict(list))
+def summarise(results: Sequence[tuple[Item, Verdict]], measure: Measure | None = None) -> dict[str, Any]:
+    """Overall and by group: number, accuracy in percent (where answers are right or wrong), mean score (judged), and what
+    the task itself measures.
+    """
+    tables: dict[str, dict[str, list[tuple[Item, Verdict]]]] = defaultdict(lambda: defaultdict(list))
     for item, verdict in results:
-        tables["overall"]["all"].append(verdict)
+        tables["overall"]["all"].append((item, verdict))
         for column, value in item.groups.items():
-            tables[column][value].append(replace(verdict, right=verdict.right_in.get(column, verdict.right)))
+            right = verdict.right_in.get(column, verdict.right)
+            tables[column][value].append((item, replace(verdict, right=right)))
     return {
-        column: {value: _numbers(verdicts) for value, verdicts in sorted(rows.items())}
+        column: {
+            value: _numbers([verdict for _, verdict in found]) | (measure(found) if measure else {})
+            for value, found in sorted(rows.items())
+        }
         for column, rows in tables.items()
     }
 
@@ -46,13 +54,16 @@ def table(summary: dict[str, Any]) -> str:
             name = value if column == "overall" else f"{column}: {value}"
             accuracy = f"{numbers['accuracy']:7.2f} %" if "accuracy" in numbers else " " * 9
             score = f"  score {numbers['score']:.2f}" if "score" in numbers else ""
-            lines.append(f"{name:44}{accuracy}{score}  ({numbers['items']:.0f})")
+            more = "".join(f"  {key} {number:.2f}" for key, number in numbers.items() if key not in _COMMON)
+            lines.append(f"{name:44}{accuracy}{score}{more}  ({numbers['items']:.0f})")
     return "\n".join(lines)
 
 
-def write_report(folder: Path, about: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
+def write_report(
+    folder: Path, about: dict[str, Any], outcome: Outcome, measure: Measure | None = None
+) -> dict[str, Any]:
     """result.json and result.png in the folder. Returns the summary."""
-    summary = summarise(outcome.results)
+    summary = summarise(outcome.results, measure)
     content = {
         **about,
         "summary": summary,

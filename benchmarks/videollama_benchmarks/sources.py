@@ -1,5 +1,6 @@
 """Who answers: a running server, or the checkpoint in this process. Both take an item and one question."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -17,18 +18,22 @@ ORDERS = ("true", "shuffled", "reversed")
 Answerer = Callable[[Item, str], str]
 
 
-def service(client: Client, max_new_tokens: int, timeout: float, frames: "FrameOrder | None") -> Answerer:
-    """Answers over gRPC."""
+def service(
+    client: Client, max_new_tokens: int, timeout: float, frames: "FrameOrder | None", **sampling: Any
+) -> Answerer:
+    """Answers over gRPC; `sampling` as in `ask`."""
 
     def answer(item: Item, question: str) -> str:
         media = _media(item, frames)
-        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "timeout": timeout}
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "timeout": timeout, **sampling}
         return client.ask(question, start=item.start, end=item.end, **media, **options).text
 
     return answer
 
 
-def in_process(folder: Path, tower: Path | None, max_new_tokens: int, frames: "FrameOrder | None") -> Answerer:
+def in_process(
+    folder: Path, tower: Path | None, max_new_tokens: int, frames: "FrameOrder | None", **sampling: Any
+) -> Answerer:
     """Answers of the plain pipeline, one at a time."""
     from videollama_core.media.video import Segment
     from videollama_core.pipeline import Pipeline
@@ -40,7 +45,7 @@ def in_process(folder: Path, tower: Path | None, max_new_tokens: int, frames: "F
         media = read_media(**sent)
         assert media is not None
         conversation = [{"role": "user", "content": question}]
-        options = SamplingOptions(max_new_tokens=max_new_tokens)
+        options = SamplingOptions(max_new_tokens=max_new_tokens, **sampling)
         return pipeline.answer(conversation, media.kind, media.files, Segment(item.start, item.end), options).text
 
     return answer
@@ -50,10 +55,30 @@ def _media(item: Item, frames: "FrameOrder | None") -> dict[str, Any]:
     if not item.media.exists():
         raise UnreadableMedia(f"{item.media} is missing")
     if item.kind == "video+audio":
-        return {"video": item.media, "with_audio": True}
+        video = item.media if item.sound is None else join_sound(item.media, item.sound)
+        return {"video": video, "with_audio": True}
     if frames is not None and item.kind == "video":
         return {"video": frames(item)}
     return {item.kind: item.media}
+
+
+def join_sound(video: Path, sound: Path) -> bytes:
+    """A file with the pictures of one and the sound of the other, neither coded again. Raises: UnreadableMedia."""
+    import av
+
+    buffer = io.BytesIO()
+    try:
+        with av.open(str(video)) as pictures, av.open(str(sound)) as heard, av.open(buffer, "w", format="mov") as whole:
+            found = [pictures.streams.video[0], heard.streams.audio[0]]
+            copies = [whole.add_stream_from_template(stream) for stream in found]
+            for source, stream, copy in zip((pictures, heard), found, copies, strict=True):
+                for packet in source.demux(stream):
+                    if packet.dts is not None:
+                        packet.stream = copy
+                        whole.mux(packet)
+    except (OSError, ValueError, IndexError, av.FFmpegError) as error:
+        raise UnreadableMedia(f"{video} and the sound {sound} cannot be put into one file: {error}") from error
+    return buffer.getvalue()
 
 
 class FrameOrder:

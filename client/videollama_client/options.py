@@ -24,6 +24,9 @@ class QuestionOptions(TypedDict, total=False):
         top_p: nucleus, in (0, 1].
         repetition_penalty: 1 is off; counts generated tokens only.
         seed: the same seed gives the same text.
+        vcd_alpha: weight of visual contrastive decoding; above 0 turns it on, 1 is the paper's.
+        vcd_beta: its plausibility cutoff: tokens at least this many times as likely as the best; 0.1.
+        vcd_noise_step: diffusion steps of its noise, 0 to 999; 500.
         stop: the text ends before the first of these strings.
         timeout: seconds until DeadlineExceeded.
         request_id: names the request in logs and for `cancel`.
@@ -41,6 +44,9 @@ class QuestionOptions(TypedDict, total=False):
     top_p: float | None
     repetition_penalty: float | None
     seed: int | None
+    vcd_alpha: float | None
+    vcd_beta: float | None
+    vcd_noise_step: int | None
     stop: str | Sequence[str]
     timeout: float | None
     request_id: str | None

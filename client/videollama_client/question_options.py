@@ -29,6 +29,11 @@ _OPTIONS = (
     click.option("--top-k", type=int, help="Only the best K tokens; 0 is off."),
     click.option("--seed", type=int, help="Same seed, same text."),
     click.option("--repetition-penalty", type=float, help="1 is off; default: the checkpoint's own."),
+    click.option("--vcd-alpha", type=float, help="Visual contrastive decoding: weight of the contrast; 0 is off."),
+    click.option(
+        "--vcd-beta", type=float, help="VCD: keep tokens at least BETA times as likely as the best; default 0.1."
+    ),
+    click.option("--vcd-noise-step", type=int, help="VCD: diffusion steps of the noise, 0 to 999; default 500."),
     click.option("--stop", multiple=True, help="End the text before this string; may be repeated."),
     click.option("--timeout", type=float, help="Seconds until the request is given up."),
     click.option("--url", default="localhost:8001", show_default=True, help="host:port of the server's gRPC port."),

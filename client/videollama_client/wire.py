@@ -14,12 +14,13 @@ from tritonclient.grpc import service_pb2
 
 from videollama_client.media import Media, read_media
 from videollama_client.options import Question
-from videollama_core.protocol.contract import ENTRY, OPTIONS, Tensor
+from videollama_core.protocol.contract import CONTRAST_OPTIONS, ENTRY, OPTIONS, Tensor
 from videollama_core.protocol.errors import BadSegment, InvalidRequest, StageFailed, from_wire
 from videollama_core.protocol.messages import Answer, SamplingOptions, Usage, as_conversation
 
 _NUMPY = {"INT32": np.int32, "FP32": np.float32, "FP64": np.float64, "UINT64": np.uint64, "BOOL": np.bool_}
-_OPTION_NAMES = {option.name for option in OPTIONS} | {"stop"}
+_NUMBERS = tuple(option.name for option in (*OPTIONS, *CONTRAST_OPTIONS))
+_OPTION_NAMES = {*_NUMBERS, "stop"}
 _MEDIA_NAMES = {"video", "image", "audio", "with_audio", "start", "end"}
 _TIMED_KINDS = ("video", "video_with_audio", "folder", "audio")
 
@@ -40,13 +41,13 @@ def build_question(
     _check_segment(start, end, media)
     stop = arguments.get("stop") or ()
     options = SamplingOptions(
-        **{option.name: arguments.get(option.name) for option in OPTIONS},
+        **{name: arguments.get(name) for name in _NUMBERS},
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
     )
     values: dict[str, Sequence[Any]] = {"messages": [json.dumps(as_conversation(question)).encode()]}
     if media is not None:
         values |= {"media": media.files, "media_kind": [media.kind.encode()]}
-    optional = {"start": start, "end": end} | {option.name: getattr(options, option.name) for option in OPTIONS}
+    optional = {"start": start, "end": end} | {name: getattr(options, name) for name in _NUMBERS}
     values |= {name: [value] for name, value in optional.items() if value is not None}
     if options.stop:
         values["stop"] = [word.encode() for word in options.stop]

@@ -19,7 +19,7 @@ from videollama_converters.code_hash import code_hash
 from videollama_converters.compare import compare
 from videollama_converters.encoder_weights import encoder_sources, write_encoder_weights
 from videollama_converters.engine_options import EngineOptions, encoder_dtype
-from videollama_converters.export_onnx import export_graph
+from videollama_converters.export_onnx import export_graph, float_pixels, unchanged
 from videollama_converters.fp8 import calibrate, quantize
 from videollama_converters.progress import Progress, SilentProgress
 from videollama_converters.split_language_model import split_language_model
@@ -207,7 +207,7 @@ def _export_typed(
     to: Path,
 ) -> None:
     path = to / graph_path(graph.name)
-    edit = partial(quantize, scales=calibrate(parts, fp8_media)) if fp8_media else lambda model: None
+    edit = partial(quantize, scales=calibrate(parts, fp8_media)) if fp8_media else unchanged
     export_graph(graph, parts.config, graph_sources(graph, parts), path, tick, dtype, edit)
     violations = check_graph(path)
     if violations:
@@ -259,7 +259,8 @@ def _export(graph: Graph, parts: CheckpointParts, tick: Callable[[], None], fold
     sources = graph_sources(graph, parts)
     if parts.config.language.tied and graph is DECODER:
         sources["lm_head.weight"] = sources["model.embed_tokens.weight"]
-    export_graph(graph, parts.config, sources, folder / graph_path(graph.name), tick)
+    edit = float_pixels if graph is VISION_ENCODER else unchanged
+    export_graph(graph, parts.config, sources, folder / graph_path(graph.name), tick, edit=edit)
 
 
 def _compare_all(parts: CheckpointParts, out: Path, path: Path, tick: Callable[[], None]) -> None:

@@ -125,6 +125,20 @@ def _dynamic_shapes(graph: Graph) -> tuple[dict[int, object], ...]:
     return tuple({axis: any_size for axis in one} for one in axes)
 
 
+def unchanged(model: ir.Model) -> None:
+    """The edit that is none."""
+
+
+def float_pixels(model: ir.Model) -> None:
+    """The vision graph for ONNX Runtime: the cast of its first input to float32 finds float32 there.
+
+    Noised pixels (contrast.py) are no whole numbers. TensorRT's graph keeps uint8.
+    """
+    (frames,) = model.graph.inputs
+    assert all(node.op_type == "Cast" for node, _ in frames.uses())
+    frames.dtype = ir.DataType.FLOAT
+
+
 def export_graph(
     graph: Graph,
     config: ModelConfig,
@@ -132,7 +146,7 @@ def export_graph(
     path: Path,
     tick: Callable[[], None],
     dtype: torch.dtype = torch.float32,
-    edit: Callable[[ir.Model], None] = lambda model: None,
+    edit: Callable[[ir.Model], None] = unchanged,
 ) -> None:
     """Write `path` and `path`.data.
 

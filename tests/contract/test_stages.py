@@ -12,7 +12,17 @@ from videollama_converters.assemble import assemble
 from videollama_converters.engine_options import MEDIA_TOKEN_MEMORIES, EngineOptions
 from videollama_converters.tensorrt_llm import Recipe
 from videollama_core.checkpoint.read_config import published_config
-from videollama_core.protocol.contract import ENCODER, ENSEMBLE, ENTRY, LANGUAGE_MODEL, PERCEPTION, PREPROCESS, STAGES
+from videollama_core.protocol.contract import (
+    ENCODER,
+    ENSEMBLE,
+    ENTRY,
+    LANGUAGE_MODEL,
+    PERCEPTION,
+    PREPROCESS,
+    STAGES,
+    VCD_ALPHA,
+    VCD_BETA,
+)
 
 REPOSITORY = ROOT / "model_repository"
 
@@ -102,7 +112,9 @@ TENSORRT_LLM = {
 
 
 def test_the_language_model_speaks_tensorrt_llm():
-    assert {t.name: (t.dtype, t.dims) for t in LANGUAGE_MODEL.inputs} == TENSORRT_LLM
+    ours = {VCD_ALPHA, VCD_BETA}  # and of no engine of TensorRT-LLM
+    assert {t.name: (t.dtype, t.dims) for t in LANGUAGE_MODEL.inputs if t not in ours} == TENSORRT_LLM
+    assert ours <= set(LANGUAGE_MODEL.inputs) and all(t.optional for t in ours)
     required = {t.name for t in LANGUAGE_MODEL.inputs if not t.optional}
     assert required == {"input_ids", "input_lengths", "request_output_len"}
     assert {t.name: (t.dtype, t.dims) for t in LANGUAGE_MODEL.outputs} == {

@@ -30,11 +30,12 @@ ROOMS = {
     "media": ("protocol", "model.config"),
     "checkpoint": ("protocol", "model"),
     "sampling": ("protocol",),
+    "contrast": ("protocol", "model.config"),
     "text": ("protocol", "checkpoint.read_config"),
     "prompt": ("protocol", "text"),
-    "engines": ("protocol", "model", "media", "checkpoint", "text"),
-    "generation": ("protocol", "model", "checkpoint", "engines", "sampling"),
-    "pipeline": ("protocol", "model", "media", "checkpoint", "engines", "sampling", "text", "prompt"),
+    "engines": ("protocol", "model", "media", "checkpoint", "text", "contrast"),
+    "generation": ("protocol", "model", "checkpoint", "engines", "sampling", "contrast"),
+    "pipeline": ("protocol", "model", "media", "checkpoint", "engines", "sampling", "text", "prompt", "contrast"),
 }
 MOST_FILES = 12  # of a room: past that, a stranger no longer sees what is in it
 

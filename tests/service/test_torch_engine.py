@@ -12,6 +12,8 @@ from service.test_golden_over_grpc import PERCEPTION_OUTPUTS, REVERSED, media_of
 from videollama_converters.assemble import keep_media_tokens_on_gpu
 from videollama_converters.convert import convert
 from videollama_converters.engine_options import EngineOptions
+from videollama_core.pipeline import Pipeline
+from videollama_core.protocol.messages import SamplingOptions
 
 VARIANT = "av-qwen2-siglip"
 
@@ -64,6 +66,19 @@ def test_recorded_answers(fixture, request):
         answers = list(pool.map(ask, wanted))
     assert [answer.output_ids for answer in answers] == [case.facts["output_ids"] for case in wanted]
     assert [answer.text for answer in answers] == [case.facts["text"] for case in wanted]
+
+
+@pytest.mark.parametrize("road", ["server", "keeping"])
+def test_a_contrast(road, request):
+    """Noised pixels and the same sound, in slots of their own: the ids of the plain pipeline."""
+    known, options = case(VARIANT, "video_audio"), {"max_new_tokens": 8, "vcd_alpha": 1.0, "seed": 3}
+    kind, files = known.files()
+    pipeline = Pipeline(checkpoint(VARIANT))
+    wanted = pipeline.answer(known.conversation, kind, files, options=SamplingOptions(**options)).output_ids
+    with request.getfixturevalue(road).client() as client:
+        found = [client.ask(known.facts["instruct"], **media_of(known), **options).output_ids for _ in range(2)]
+        plain = client.ask(known.facts["instruct"], **media_of(known), max_new_tokens=known.max_new_tokens)
+    assert found == [wanted] * 2 and plain.output_ids == known.facts["output_ids"] and plain.output_ids[:8] != wanted
 
 
 def test_a_second_question_decodes_nothing(keeping):

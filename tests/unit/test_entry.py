@@ -8,6 +8,7 @@ import pytest
 
 from conftest import checkpoint
 from videollama_core.checkpoint.read_config import read_model_config
+from videollama_core.contrast import Noise
 from videollama_core.engines.bundle import Bundle
 from videollama_core.media.video import Segment
 from videollama_core.protocol.errors import (
@@ -47,10 +48,11 @@ class Stages:
         self.scripts, self.perceptions = list(scripts), list(perceptions)
         self.asked, self.generations = [], []
 
-    def perceive(self, kind, files, segment):
+    def perceive(self, kind, files, segment, noise):
+        self.noise = noise
         if self.perceptions and isinstance(error := self.perceptions.pop(0), Exception):
             raise error
-        rows = read_model_config(checkpoint(VARIANT)).media_tokens
+        rows = read_model_config(checkpoint(VARIANT)).media_tokens * (1 if noise is None else 2)
         spans = {"preprocess": (0.0, 1.0), "encoder": (1.0, 2.0)}
         return Perception(np.zeros((1, rows, 56), np.float32), rows, 7, spans)
 
@@ -65,7 +67,7 @@ def bundle(tmp_path):
     """The parts of a bundle that the entry reads."""
     shutil.copytree(checkpoint(VARIANT), tmp_path / "llm")
     config = read_model_config(checkpoint(VARIANT))
-    return Bundle(tmp_path, config, {"max_seq_len": 200})
+    return Bundle(tmp_path, config, {"max_seq_len": 200, "engine": "onnx"})
 
 
 def run(bundle, stages, question, is_cancelled=lambda: False):
@@ -101,6 +103,28 @@ def test_spans_before_the_request_mean_that_the_cache_answered(bundle):
     _, _, summary = run(bundle, Stages([[5], None]), ask(kind="image", files=(b"x",)))
     assert summary["seconds"]["preprocess"] == summary["seconds"]["encoder"] == 0
     assert summary["usage"]["media_tokens"] == bundle.config.media_tokens
+
+
+def test_a_contrast_asks_for_noise_with_the_requests_seed(bundle):
+    stages = Stages([[5], None])
+    options = SamplingOptions(vcd_alpha=1, vcd_noise_step=400, seed=7)
+    _, _, summary = run(bundle, stages, ask(kind="image", files=(b"x",), options=options))
+    assert stages.noise == Noise(400, 7) and summary["usage"]["media_tokens"] == bundle.config.media_tokens
+    _, prompt, seen, sampling = stages.asked[0]
+    assert seen.rows == 2 * prompt.media_tokens and (sampling.vcd_alpha, sampling.vcd_beta) == (1.0, 0.1)
+    run(bundle, stages := Stages([[5], None]), ask(kind="image", files=(b"x",), options=SamplingOptions(vcd_alpha=0)))
+    assert stages.noise is None
+
+
+def test_a_contrast_that_cannot_be_is_refused_before_the_media_is_looked_at(bundle):
+    options = SamplingOptions(vcd_alpha=1)
+    for more in ({}, {"kind": "audio", "files": (b"x",)}):
+        with pytest.raises(InvalidRequest, match="there are none here"):
+            run(bundle, stages := Stages(), ask(options=options, **more))
+        assert not hasattr(stages, "noise")
+    tensorrt = Bundle(bundle.root, bundle.config, bundle.manifest | {"engine": "tensorrt"})
+    with pytest.raises(InvalidRequest, match="TensorRT and vLLM do not"):
+        run(tensorrt, Stages(), ask(kind="image", files=(b"x",), options=options))
 
 
 def test_a_client_that_left_stops_the_language_model(bundle):

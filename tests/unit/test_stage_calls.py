@@ -70,7 +70,7 @@ def test_a_table_goes_to_the_language_model_from_where_it_lies(calls, on_gpu):
     found, module, sent = calls
     module.on_gpu = on_gpu
     stages = found.TritonStages(end_ids=[2], pad_id=None)
-    seen = stages.perceive("video", [b"x"], Segment())
+    seen = stages.perceive("video", [b"x"], Segment(), None)
     assert (seen.rows, seen.media_hash) == (3, 2**63 + 1)
     assert seen.spans == {"preprocess": (1.0, 2.0), "encoder": (3.0, 4.0)}
     prompt = Prompt(np.array([5, 1024, 1025, 1026], np.int32), text_tokens=1, media_tokens=3, media_start=1)

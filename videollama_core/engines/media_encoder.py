@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from videollama_core.contrast import NO_CONTRAST, NO_PIXELS, Noise, add_noise
 from videollama_core.engines.bundle import Bundle
 from videollama_core.engines.onnx_runtime import OnnxEngine
 from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, Graph
@@ -17,9 +18,10 @@ from videollama_core.protocol.errors import ArtifactMismatch, InvalidRequest
 KEPT_BYTES = 256 * 2**20  # of media tokens on a GPU: about 25 videos of a 7B checkpoint
 
 
-def media_hash(frames: np.ndarray, filterbank: np.ndarray | None) -> int:
+def media_hash(frames: np.ndarray, filterbank: np.ndarray | None, noise: Noise | None = None) -> int:
     """64 bits of what is encoded, never 0: the language model keeps keys and values of media positions by it."""
-    digest = hashlib.blake2b(repr(frames.shape).encode(), digest_size=8)
+    about = repr(frames.shape) + (repr(noise) if noise else "")
+    digest = hashlib.blake2b(about.encode(), digest_size=8)
     for array in (frames, filterbank):
         if array is not None:
             digest.update(np.ascontiguousarray(array).data)
@@ -33,7 +35,10 @@ class Encoders(Protocol):
     """
 
     def encode_frames(self, frames: np.ndarray, frame_index: np.ndarray) -> Any:
-        """uint8 [U, S, S, 3], int64 [T'] -> [steps, tokens per step, D], float32 (float16 on TensorRT)."""
+        """uint8 [U, S, S, 3], int64 [T'] -> [steps, tokens per step, D], float32 (float16 on TensorRT).
+
+        Frames with noise are float32 (contrast.py), except on TensorRT.
+        """
         ...
 
     def encode_audio(self, filterbank: np.ndarray) -> Any:
@@ -52,6 +57,10 @@ class OnnxEncoders:
         self._audio = load(AUDIO_ENCODER) if bundle.config.audio else None
 
     def encode_frames(self, frames: np.ndarray, frame_index: np.ndarray) -> np.ndarray:
+        if frames.dtype != np.uint8 and "frames" not in self._vision.floats:
+            raise ArtifactMismatch(
+                "this bundle is older than vcd_alpha, and its vision graph takes whole colours: convert again"
+            )
         features = self._vision.run({"frames": frames})["vision_features"]
         return self._connector.run({"vision_features": features, "frame_index": frame_index})["media_steps"]
 
@@ -100,28 +109,44 @@ class MediaEncoder:
 
     def __init__(self, bundle: Bundle) -> None:
         self._config, self._encoders = bundle.config, load_encoders(bundle)
+        self._takes_noise = bundle.engine != "tensorrt"
         self._kept = MediaTokenCache() if bundle.keeps_media_tokens_on_gpu else None
 
-    def encode_media(self, frames: np.ndarray, filterbank: np.ndarray | None = None) -> tuple[Any, int]:
+    def encode_media(
+        self, frames: np.ndarray, filterbank: np.ndarray | None = None, noise: Noise | None = None
+    ) -> tuple[Any, int]:
         """`encode`, and the media's hash. Where tables stay on the GPU: a tensor there, made once for equal media."""
-        key = media_hash(frames, filterbank)
+        key = media_hash(frames, filterbank, noise)
         if self._kept is None:
-            return self.encode(frames, filterbank), key
-        return self._kept.get(key, lambda: _when_done(self._encode(frames, filterbank))), key
+            return self.encode(frames, filterbank, noise), key
+        return self._kept.get(key, lambda: _when_done(self._encode(frames, filterbank, noise))), key
 
-    def encode(self, frames: np.ndarray, filterbank: np.ndarray | None = None) -> np.ndarray:
+    def encode(
+        self, frames: np.ndarray, filterbank: np.ndarray | None = None, noise: Noise | None = None
+    ) -> np.ndarray:
         """Vision tokens, then audio tokens: uint8 [T, S, S, 3], float32 [R, F] -> [N, D] as `Encoders` types it; T or R may be 0.
 
-        Raises: InvalidRequest on another size or a wrong number of frames.
+        With noise [2N, D]: then the same of noised frames, and the audio again.
+        Raises: InvalidRequest on another size or a wrong number of frames, or noise that cannot be.
         """
-        return to_host(self._encode(frames, filterbank))
+        return to_host(self._encode(frames, filterbank, noise))
 
-    def _encode(self, frames: np.ndarray, filterbank: np.ndarray | None) -> Any:
-        parts = [self._encode_frames(frames)] if len(frames) else []
-        parts += [self._encode_audio(filterbank)] if filterbank is not None and len(filterbank) else []
-        if not parts:
+    def _encode(self, frames: np.ndarray, filterbank: np.ndarray | None, noise: Noise | None) -> Any:
+        vision = [self._encode_frames(frames)] if len(frames) else []
+        audio = [self._encode_audio(filterbank)] if filterbank is not None and len(filterbank) else []
+        if not vision + audio:
             raise InvalidRequest("there is neither a frame nor audio to encode")
+        parts = vision + audio
+        if noise is not None:
+            parts += [self._encode_noised(frames, noise), *audio]
         return parts[0] if len(parts) == 1 else _concatenate(parts)
+
+    def _encode_noised(self, frames: np.ndarray, noise: Noise) -> Any:
+        if not self._takes_noise:
+            raise InvalidRequest(NO_CONTRAST)
+        if not len(frames):
+            raise InvalidRequest(NO_PIXELS)
+        return self._steps(add_noise(frames, noise, self._config.pixels))
 
     def _encode_frames(self, frames: np.ndarray) -> Any:
         size, wanted = self._config.pixels.size, self._config.num_frames
@@ -129,6 +154,9 @@ class MediaEncoder:
             raise InvalidRequest(f"frames are {frames.dtype} {list(frames.shape)}; wanted uint8 [T, {size}, {size}, 3]")
         if len(frames) != 1 and not wanted <= len(frames) <= MAX_FRAMES:
             raise InvalidRequest(f"found {len(frames)} frames; wanted 1 (an image), or {wanted} to {MAX_FRAMES}")
+        return self._steps(frames)
+
+    def _steps(self, frames: np.ndarray) -> Any:
         plan = plan_encoding(frames, self._config)
         steps = self._encoders.encode_frames(plan.distinct, plan.frame_index)
         return steps[plan.step_index].reshape(-1, steps.shape[-1])

@@ -42,6 +42,12 @@ class OnnxEngine:
         if found != (inputs, outputs):
             raise ArtifactMismatch(f"{path} has the tensors {found}; wanted {(inputs, outputs)}: convert again")
         self._outputs = list(outputs)
+        self.floats = {item.name for item in self._session.get_inputs() if item.type == "tensor(float)"}
 
     def run(self, inputs: Arrays) -> Arrays:
-        return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
+        """Pixels may come as uint8 where the graph takes float32, which is what it would make of them."""
+        typed = {
+            name: array.astype(np.float32) if array.dtype == np.uint8 and name in self.floats else array
+            for name, array in inputs.items()
+        }
+        return dict(zip(self._outputs, self._session.run(self._outputs, typed), strict=True))

@@ -2,17 +2,20 @@
 
 One iteration drops what was cancelled, admits what waits, prefills one chunk of one prompt, then takes one decoding step
 for every running request together. A long prompt therefore never stalls the others for longer than a chunk.
+
+A request with a contrast (contrast.py) holds two slots: one sequence sees the media, the other the noised media, and both
+go on with the same tokens. Slots are taken together and in the order of the queue, so that nobody waits with one in hand.
 """
 
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from videollama_core.generation.onnx_runner import Runner
+from videollama_core.generation.request import GenerationRequest, Running, Step
 from videollama_core.protocol.errors import (
     Cancelled,
     InvalidRequest,
@@ -21,47 +24,9 @@ from videollama_core.protocol.errors import (
     StageFailed,
     VideoLlamaError,
 )
-from videollama_core.protocol.messages import ResolvedSampling
 from videollama_core.sampling import Sampler
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One new token of a request."""
-
-    token: int
-    logits: np.ndarray | None  # float32 [vocab], before any penalty; None unless asked for
-    last: bool
-
-
-@dataclass
-class GenerationRequest:
-    """A prompt to go on from.
-
-    `on_step` and `on_error` are called from the scheduler's thread, in order; after a last step, an error or a
-    cancellation comes nothing more. `is_cancelled` is asked before every iteration once it may run, before that in turn.
-    """
-
-    request_id: str
-    input_ids: np.ndarray  # int64 [L]; vocab_size + k is row k of `media`
-    sampling: ResolvedSampling
-    end_words: tuple[tuple[int, ...], ...]  # generation ends after any of these sequences
-    on_step: Callable[[Step], None]
-    on_error: Callable[[VideoLlamaError], None]
-    media: np.ndarray | None = None  # float32 [N, D]
-    pad_id: int | None = None
-    return_logits: bool = False
-    is_cancelled: Callable[[], bool] = lambda: False
-
-
-@dataclass
-class _Running:
-    request: GenerationRequest
-    sampler: Sampler
-    slot: int
-    prefilled: int = 0  # positions of the prompt already in the slot
 
 
 @dataclass
@@ -84,7 +49,7 @@ class Scheduler:
 
     def __post_init__(self) -> None:
         self._waiting: deque[GenerationRequest] = deque()
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, Running] = {}
         self._stops: set[str] = set()
         self._changed = threading.Condition()
         self._closed = False
@@ -139,6 +104,16 @@ class Scheduler:
 
     def _check(self, request: GenerationRequest) -> None:
         length, rows = len(request.input_ids), 0 if request.media is None else len(request.media)
+        if request.sampling.contrasts:
+            if rows == 0 or rows % 2:
+                raise InvalidRequest(
+                    f"found {rows} media rows; vcd_alpha takes those of the media and as many of noised pixels"
+                )
+            if self.runner.num_slots < 2:
+                raise InvalidRequest(
+                    "vcd_alpha needs two slots, and this server has one: convert with --slots 2 or more"
+                )
+            rows //= 2
         if length == 0:
             raise InvalidRequest("input_ids is empty; send at least one token")
         if request.input_ids.min() < 0 or request.input_ids.max() >= self.runner.vocab_size + rows:
@@ -193,32 +168,41 @@ class Scheduler:
 
     def _asked_while_waiting(self) -> set[int]:
         """Places in the queue: those that may be admitted now, and one of the rest in turn, for asking costs time."""
-        free = self.runner.num_slots - len(self._running)
-        return {*range(free), self.counters.iterations % max(len(self._waiting), 1)}
+        return {*range(len(self._free_slots())), self.counters.iterations % max(len(self._waiting), 1)}
 
     def _admit(self) -> None:
         with self._changed:
-            free = [slot for slot in range(self.runner.num_slots) if slot not in self._running]
-            for slot in free[: len(self._waiting)]:
+            free = self._free_slots()
+            while self._waiting and len(free) >= self._waiting[0].num_slots:
                 request = self._waiting.popleft()
-                self._running[slot] = _Running(request, Sampler(request.sampling), slot)
+                slots, free = free[: request.num_slots], free[request.num_slots :]
+                self._running[slots[0]] = Running(
+                    request, Sampler(request.sampling), slots, request.prompts(self.runner.vocab_size)
+                )
+
+    def _free_slots(self) -> list[int]:
+        taken = {slot for running in self._running.values() for slot in running.slots}
+        return [slot for slot in range(self.runner.num_slots) if slot not in taken]
 
     def _prefill(self) -> None:
         """One chunk of the oldest prompt that is not whole yet."""
-        running = next((one for one in self._running.values() if one.prefilled < len(one.request.input_ids)), None)
+        running = next((one for one in self._running.values() if not one.is_whole), None)
         if running is None:
             return
         request = running.request
-        ids = request.input_ids[running.prefilled : running.prefilled + self.prefill_chunk]
+        sequence, begin = divmod(running.prefilled, len(request.input_ids))
+        ids = running.prompts[sequence][begin : begin + self.prefill_chunk]
         visible = np.ones(len(ids), bool) if request.pad_id is None else ids != request.pad_id
         try:
-            logits = self.runner.prefill(running.slot, ids, request.media, visible)
+            logits = self.runner.prefill(running.slots[sequence], ids, request.media, visible)
         except Exception as error:
             self._fail(running, error)
             return
         running.prefilled += len(ids)
-        if running.prefilled == len(request.input_ids):
-            self._advance(running, logits)
+        if begin + len(ids) == len(request.input_ids):
+            running.scores.append(logits)
+        if running.is_whole:
+            self._advance(running, running.combine(running.scores))
 
     def _decode(self) -> None:
         ready = [one for one in self._running.values() if one.sampler.generated]
@@ -227,7 +211,10 @@ class Scheduler:
         self.counters.decode_steps += 1
         self.counters.most_in_one_step = max(self.counters.most_in_one_step, len(ready))
         try:
-            scores = self.runner.decode([one.slot for one in ready], [one.sampler.generated[-1] for one in ready])
+            scores = self.runner.decode(
+                [slot for one in ready for slot in one.slots],
+                [one.sampler.generated[-1] for one in ready for _ in one.slots],
+            )
         except Exception as error:
             if len(ready) == 1:
                 self._fail(ready[0], error)
@@ -236,23 +223,25 @@ class Scheduler:
             self._decode_alone(ready)
             return
         # Scores on a GPU stay there for those that take the best token.
-        best = scores.best([one.sampler for one in ready]) if hasattr(scores, "best") else None
-        for row, running in enumerate(ready):
-            taken = best[row] if best is not None and running.sampler.greedy else None
+        best = scores.best([one.sampler for one in ready for _ in one.slots]) if hasattr(scores, "best") else None
+        row = 0
+        for running in ready:
+            rows = range(row, row := row + len(running.slots))
+            taken = best[rows[0]] if best is not None and running.sampler.greedy and len(rows) == 1 else None
             wanted = taken is None or running.request.return_logits
-            self._advance(running, scores[row] if wanted else None, taken)
+            self._advance(running, running.combine([scores[one] for one in rows]) if wanted else None, taken)
 
-    def _decode_alone(self, ready: list[_Running]) -> None:
+    def _decode_alone(self, ready: list[Running]) -> None:
         """One request's fault must not end its neighbours."""
         for running in ready:
             try:
-                scores = self.runner.decode([running.slot], [running.sampler.generated[-1]])
+                scores = self.runner.decode(running.slots, [running.sampler.generated[-1] for _ in running.slots])
             except Exception as error:
                 self._fail(running, error)
             else:
-                self._advance(running, scores[0])
+                self._advance(running, running.combine([scores[row] for row in range(len(running.slots))]))
 
-    def _advance(self, running: _Running, logits: np.ndarray | None, taken: int | None = None) -> None:
+    def _advance(self, running: Running, logits: np.ndarray | None, taken: int | None = None) -> None:
         """One more token: `taken` where it is chosen already, else chosen from the scores."""
         request, generated = running.request, running.sampler.generated
         try:
@@ -277,15 +266,16 @@ class Scheduler:
             if not last:
                 self._release(running)
 
-    def _fail(self, running: _Running, error: Exception) -> None:
+    def _fail(self, running: Running, error: Exception) -> None:
         logger.error("request %s failed", running.request.request_id, exc_info=error)
         self._release(running)
         self._report(running.request, StageFailed(f"the language model failed on this request: {error}"))
 
-    def _release(self, running: _Running) -> None:
+    def _release(self, running: Running) -> None:
         with self._changed:
             del self._running[running.slot]
-        self.runner.free(running.slot)
+        for slot in running.slots:
+            self.runner.free(slot)
 
     @staticmethod
     def _report(request: GenerationRequest, error: VideoLlamaError) -> None:

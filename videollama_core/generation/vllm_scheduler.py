@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 from videollama_core.checkpoint.shards import Shards
+from videollama_core.contrast import NO_CONTRAST
 from videollama_core.engines.bundle import Bundle
-from videollama_core.generation.scheduler import GenerationRequest, Scheduler
+from videollama_core.generation.request import GenerationRequest
+from videollama_core.generation.scheduler import Scheduler
 from videollama_core.protocol.errors import InvalidRequest
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -145,6 +147,8 @@ class VllmScheduler(Scheduler):
 
     def _check(self, request: GenerationRequest) -> None:
         super()._check(request)
+        if request.sampling.contrasts:
+            raise InvalidRequest(NO_CONTRAST)
         if request.return_logits:
             raise InvalidRequest("vLLM keeps its scores; ask a server without --llm vllm for return_generation_logits")
         if request.pad_id is not None and (request.input_ids == request.pad_id).any():

@@ -73,6 +73,11 @@ OPTIONS = (
     Tensor("repetition_penalty", "FP32", (1,), "above 0; on generated tokens only", optional=True),
     Tensor("seed", "UINT64", (1,), "same seed, same text", optional=True),
 )
+# Visual contrastive decoding (contrast.py), on the engines of our own scheduler.
+VCD_ALPHA = Tensor("vcd_alpha", "FP32", (1,), "weight of the contrast to noised pixels; 0 is off", optional=True)
+VCD_BETA = Tensor("vcd_beta", "FP32", (1,), "plausibility cutoff in [0, 1]; default 0.1", optional=True)
+VCD_NOISE_STEP = Tensor("vcd_noise_step", "INT32", (1,), "of the diffusion, 0 to 999; default 500", optional=True)
+CONTRAST_OPTIONS = (VCD_ALPHA, VCD_BETA, VCD_NOISE_STEP)
 STOP = Tensor("stop", "STRING", (-1,), "the text ends before the first of these strings", optional=True)
 PING = Tensor("ping", "BOOL", (1,), "true: answer at once with `process` alone", optional=True)
 
@@ -112,7 +117,12 @@ PROMPT_EXTRA_IDS = Tensor(
 )
 OUTPUT_IDS = Tensor("output_ids", "INT32", (-1, -1), "[beams, n] ids")
 SEQUENCE_LENGTH = Tensor("sequence_length", "INT32", (-1,), "[beams] length of output_ids")
-GENERATION_LOGITS = Tensor("generation_logits", "FP32", (-1, -1, -1), "[beams, n, vocab] before any penalty or filter")
+GENERATION_LOGITS = Tensor(
+    "generation_logits",
+    "FP32",
+    (-1, -1, -1),
+    "[beams, n, vocab] before any penalty or filter; with vcd_alpha the contrast",
+)
 
 PREPROCESS = Stage(
     "preprocess",
@@ -120,19 +130,26 @@ PREPROCESS = Stage(
     (FRAMES, FILTERBANK, FRAME_INDEX, FRAME_TIME, PREPROCESS_SPAN),
 )
 # Batched shapes ([1,N,D], [1,1]) leave the encoder, because the language model's stage has a batch dimension.
-ENCODED_TABLE = Tensor("prompt_embedding_table", "FP32", (1, -1, -1), "[1,N,D] media tokens")
-ENCODED_SIZE = Tensor("prompt_vocab_size", "INT32", (1, 1), "[1,1] N")
+ENCODED_TABLE = Tensor(
+    "prompt_embedding_table",
+    "FP32",
+    (1, -1, -1),
+    "[1,N,D] media tokens; [1,2N,D] with noise: then those of noised pixels",
+)
+ENCODED_SIZE = Tensor("prompt_vocab_size", "INT32", (1, 1), "[1,1] rows of the table")
+# Both or neither. They are part of the response cache's key, as every input is.
+NOISE = (VCD_NOISE_STEP, Tensor("seed", "UINT64", (1,), "of the noise", optional=True))
 MEDIA_HASH = Tensor(
     "media_hash", "UINT64", (1, 1), "[1,1] of what was encoded, never 0: keys and values are reused by it"
 )
 ENCODER = Stage(
     "encoder",
-    (FRAMES, FILTERBANK.as_optional(), PREPROCESS_SPAN.as_optional()),
+    (FRAMES, FILTERBANK.as_optional(), PREPROCESS_SPAN.as_optional(), *NOISE),
     (ENCODED_TABLE, ENCODED_SIZE, MEDIA_HASH, PERCEPTION_SPANS),
 )
 # Whoever calls `perception` asks for all its outputs: Triton 2.51 caches the response of an ensemble with the outputs
 # that were asked for, and answers a request for others with an error or not at all.
-PERCEPTION = Stage("perception", PREPROCESS.inputs, ENCODER.outputs)
+PERCEPTION = Stage("perception", (*PREPROCESS.inputs, *NOISE), ENCODER.outputs)
 
 
 def _batched(tensor: Tensor) -> Tensor:
@@ -190,6 +207,9 @@ LANGUAGE_MODEL = Stage(
         PROMPT_TABLE,
         PROMPT_VOCAB_SIZE,
         PROMPT_EXTRA_IDS,
+        # Ours alone: TensorRT-LLM's backend has no such tensors, and the entry refuses the option there.
+        VCD_ALPHA,
+        VCD_BETA,
     ),
     (OUTPUT_IDS, SEQUENCE_LENGTH, GENERATION_LOGITS),
     decoupled=True,
@@ -208,7 +228,18 @@ ENSEMBLE = Stage(
 )
 ENTRY = Stage(
     "videollama2",
-    (QUESTION, MESSAGES, MEDIA.as_optional(), MEDIA_KIND.as_optional(), START, END, *OPTIONS, STOP, PING),
+    (
+        QUESTION,
+        MESSAGES,
+        MEDIA.as_optional(),
+        MEDIA_KIND.as_optional(),
+        START,
+        END,
+        *OPTIONS,
+        *CONTRAST_OPTIONS,
+        STOP,
+        PING,
+    ),
     (
         TEXT,
         Tensor("output_ids", "INT32", (-1,), "ids behind this piece; held-back text may make pieces and ids lag"),

@@ -11,6 +11,7 @@ from videollama_core.protocol.contract import MAX_NEW_TOKENS
 from videollama_core.protocol.errors import BadSampling, InvalidRequest
 
 Conversation = list[dict[str, str]]
+VCD_BETA, VCD_NOISE_STEP = 0.1, 500  # the defaults of the paper's code (contrast.py)
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class SamplingOptions:
     repetition_penalty: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = field(default=())
+    vcd_alpha: float | None = None  # weight of visual contrastive decoding (contrast.py); 0 is off
+    vcd_beta: float | None = None
+    vcd_noise_step: int | None = None
 
     def __post_init__(self) -> None:
         self._number("max_new_tokens", 1, MAX_NEW_TOKENS, whole=True)
@@ -41,6 +45,11 @@ class SamplingOptions:
         self._number("top_p", 0, 1, open_low=True)
         self._number("repetition_penalty", 0, 100, open_low=True)
         self._number("seed", 0, 2**64 - 1, whole=True)
+        self._number("vcd_alpha", 0, 100)
+        self._number("vcd_beta", 0, 1)
+        self._number("vcd_noise_step", 0, 999, whole=True)
+        if self.vcd_alpha is None and (self.vcd_beta, self.vcd_noise_step) != (None, None):
+            raise BadSampling("vcd_beta and vcd_noise_step came without vcd_alpha, which turns the contrast on")
         if isinstance(self.stop, str) or not all(isinstance(word, str) and word for word in self.stop):
             raise BadSampling(f"stop is {self.stop!r}; it takes a list of strings that are not empty")
         if len(self.stop) > 16 or any(len(word) > 1000 for word in self.stop):
@@ -68,6 +77,14 @@ class ResolvedSampling:
     top_p: float
     repetition_penalty: float
     seed: int
+    vcd_alpha: float = 0.0
+    vcd_beta: float = VCD_BETA
+    vcd_noise_step: int = VCD_NOISE_STEP
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether a second sequence runs, about noised pixels."""
+        return self.vcd_alpha > 0
 
 
 @dataclass(frozen=True)
@@ -95,6 +112,9 @@ class GenerationDefaults:
                 self.repetition_penalty if options.repetition_penalty is None else options.repetition_penalty
             ),
             seed=seed,
+            vcd_alpha=float(options.vcd_alpha or 0),
+            vcd_beta=float(VCD_BETA if options.vcd_beta is None else options.vcd_beta),
+            vcd_noise_step=int(VCD_NOISE_STEP if options.vcd_noise_step is None else options.vcd_noise_step),
         )
 
 

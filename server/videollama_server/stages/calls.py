@@ -11,6 +11,7 @@ import numpy as np
 import triton_python_backend_utils as pb
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from videollama_core.contrast import Noise
 from videollama_core.media.video import Segment
 from videollama_core.prompt import Prompt
 from videollama_core.protocol import contract
@@ -34,7 +35,7 @@ def language_model_inputs(
 
     The first end id is `end_id`; every end id is also a stop word of one token.
     """
-    return {
+    found: dict[str, Any] = {
         "input_ids": prompt.input_ids[None],
         "input_lengths": [[len(prompt.input_ids)]],
         "request_output_len": [[sampling.max_new_tokens]],
@@ -48,6 +49,9 @@ def language_model_inputs(
         "seed": [[sampling.seed]],
         "prompt_table_extra_ids": prompt.extra_ids(media_hash)[None],
     }
+    if sampling.contrasts:
+        found |= {"vcd_alpha": [[sampling.vcd_alpha]], "vcd_beta": [[sampling.vcd_beta]]}
+    return found
 
 
 class TritonStages:
@@ -62,18 +66,18 @@ class TritonStages:
         self._responses: Responses = _OverGrpc(address) if address else _over_bls
         self._process = StageProcess(contract.LANGUAGE_MODEL.name)
 
-    def perceive(self, kind: str, files: Sequence[bytes], segment: Segment) -> Perception:
+    def perceive(self, kind: str, files: Sequence[bytes], segment: Segment, noise: Noise | None) -> Perception:
         inputs: dict[str, Any] = {"media": np.array([*files, None], np.object_)[:-1], "media_kind": [kind.encode()]}
         inputs |= {
             name: [value] for name, value in (("start", segment.start), ("end", segment.end)) if value is not None
         }
-        found = _ask(contract.PERCEPTION, inputs)
+        noised = {} if noise is None else {"vcd_noise_step": [noise.step], "seed": [noise.seed]}
+        found = _ask(contract.PERCEPTION, inputs | noised)
         if None in found.values():
             # The cache holds an answer to somebody who asked for fewer outputs (contract.PERCEPTION): go around it.
             seen = _ask(contract.PREPROCESS, inputs)
-            found = _ask(
-                contract.ENCODER, {name: seen[name].as_numpy() for name in ("frames", "filterbank", "preprocess_span")}
-            )
+            pixels = {name: seen[name].as_numpy() for name in ("frames", "filterbank", "preprocess_span")}
+            found = _ask(contract.ENCODER, pixels | noised)
         spans = [float(value) for value in found["perception_spans"].as_numpy()]
         table = found["prompt_embedding_table"]
         if table.is_cpu():

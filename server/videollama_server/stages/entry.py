@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
+from videollama_core.contrast import NO_CONTRAST, NO_PIXELS, Noise
 from videollama_core.engines.bundle import Bundle
 from videollama_core.media.video import Segment
 from videollama_core.prompt import MODALITIES, Prompt, check_length, render_prompt, tokenize_prompt
@@ -50,8 +51,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Perception:
-    table: Any  # media tokens [1, N, D]: an array, or Triton's own tensor where they lie on the GPU
-    rows: int  # N
+    table: Any  # [1, N, D], with noise [1, 2N, D]: an array, or Triton's own tensor where they lie on the GPU
+    rows: int  # of the table
     media_hash: int  # of what was encoded, never 0
     spans: dict[str, tuple[float, float]]  # stage -> Unix seconds when its work began and ended
 
@@ -67,7 +68,7 @@ class Generation(Protocol):
 
 
 class Stages(Protocol):
-    def perceive(self, kind: str, files: Sequence[bytes], segment: Segment) -> Perception: ...
+    def perceive(self, kind: str, files: Sequence[bytes], segment: Segment, noise: Noise | None) -> Perception: ...
 
     def generate(
         self, request_id: str, prompt: Prompt, seen: Perception | None, sampling: ResolvedSampling
@@ -138,28 +139,40 @@ class Entry:
     ) -> tuple[Prompt, Perception | None, ResolvedSampling]:
         """Prompt, media tokens and sampling; what can be refused is refused before the media is looked at."""
         sampling = self._defaults.resolve(question.options)
+        noise = self._noise(question, sampling)
         media = None if question.kind is None else self._bundle.config.tokens_of(question.kind)
         prompt = build_prompt(self._bundle, self._tokenizer, question.conversation, question.kind, media or 0)
         clock.lap("prompt")
         seen = None
         if question.kind is not None:
-            seen = self._perceive(question, is_cancelled)
-            if seen.rows != media:  # more frames than the checkpoint's number were sent
-                prompt = build_prompt(self._bundle, self._tokenizer, question.conversation, question.kind, seen.rows)
+            seen = self._perceive(question, noise, is_cancelled)
+            rows = seen.rows if noise is None else seen.rows // 2
+            if rows != media:  # more frames than the checkpoint's number were sent
+                prompt = build_prompt(self._bundle, self._tokenizer, question.conversation, question.kind, rows)
             clock.add_perception(seen.spans)
         if is_cancelled():
             raise Cancelled("the client left")
         room = self._bundle.max_seq_len - len(prompt.input_ids)
         return prompt, seen, replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
 
-    def _perceive(self, question: Question, is_cancelled: Callable[[], bool]) -> Perception:
+    def _noise(self, question: Question, sampling: ResolvedSampling) -> Noise | None:
+        """Raises: InvalidRequest where there can be no contrast."""
+        if not sampling.contrasts:
+            return None
+        if self._bundle.engine == "tensorrt":
+            raise InvalidRequest(NO_CONTRAST)
+        if question.kind in (None, "audio"):
+            raise InvalidRequest(NO_PIXELS)
+        return Noise(sampling.vcd_noise_step, sampling.seed)
+
+    def _perceive(self, question: Question, noise: Noise | None, is_cancelled: Callable[[], bool]) -> Perception:
         """Again while a stage is being started again; not for ever, for the file itself may be what kills it."""
         assert question.kind is not None
         deadline = time.monotonic() + RESTART_SECONDS
         deaths = 0
         while True:
             try:
-                return self._stages.perceive(question.kind, question.files, question.segment)
+                return self._stages.perceive(question.kind, question.files, question.segment, noise)
             except StageRestarting as error:
                 deaths += isinstance(error, StageDied)
                 if deaths > DEATHS_ALLOWED or time.monotonic() > deadline or is_cancelled():

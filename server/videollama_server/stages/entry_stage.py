@@ -27,7 +27,8 @@ def read_conversation(question: np.ndarray | None, messages: np.ndarray | None) 
 
 def read_options(tensors: dict[str, np.ndarray | None], stop: np.ndarray | None = None) -> SamplingOptions:
     """Raises: BadSampling on a value out of range."""
-    values = {option.name: scalar(tensors[option.name], option.name) for option in contract.OPTIONS}
+    options = [option.name for option in (*contract.OPTIONS, *contract.CONTRAST_OPTIONS) if option.name in tensors]
+    values = {name: scalar(tensors[name], name) for name in options}
     words = () if stop is None else tuple(text(word, "stop") for word in stop.reshape(-1))
     return SamplingOptions(**values, stop=words)
 

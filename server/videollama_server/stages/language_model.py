@@ -8,10 +8,11 @@ import numpy as np
 
 from videollama_core.engines.bundle import Bundle
 from videollama_core.generation.onnx_runner import load_runner
-from videollama_core.generation.scheduler import GenerationRequest, Scheduler, Step
+from videollama_core.generation.request import GenerationRequest, Step
+from videollama_core.generation.scheduler import Scheduler
 from videollama_core.protocol import contract
 from videollama_core.protocol.errors import InvalidRequest, VideoLlamaError
-from videollama_core.protocol.messages import ResolvedSampling, SamplingOptions
+from videollama_core.protocol.messages import VCD_BETA, ResolvedSampling, SamplingOptions
 from videollama_server.installation import LANGUAGE_MODEL_VARIABLE
 from videollama_server.stages.metrics import Metric, MetricsPublisher
 from videollama_server.stages.python_backend import DecoupledStage, Reply, bundle_of, parameter, scalar
@@ -139,6 +140,8 @@ def _sampling(one: Any) -> ResolvedSampling:
         top_p=one("runtime_top_p", 1.0),
         repetition_penalty=one("repetition_penalty", 1.0),
         seed=one("seed", 0),
+        vcd_alpha=one("vcd_alpha", 0.0),
+        vcd_beta=one("vcd_beta", VCD_BETA),
     )
     return ResolvedSampling(
         max_new_tokens=options.max_new_tokens or 1,
@@ -148,6 +151,8 @@ def _sampling(one: Any) -> ResolvedSampling:
         top_p=options.top_p or 1.0,
         repetition_penalty=options.repetition_penalty or 1.0,
         seed=options.seed or 0,
+        vcd_alpha=options.vcd_alpha or 0.0,
+        vcd_beta=VCD_BETA if options.vcd_beta is None else options.vcd_beta,
     )
 
 

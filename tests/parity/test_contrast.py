@@ -1,0 +1,191 @@
+"""Visual contrastive decoding on every engine of ours against two plain forward passes per token in PyTorch."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from test_golden_in_process import encoder, media_tokens, name, pipeline, prepared
+from test_torch_engine import encoder as torch_encoder
+from test_torch_engine import runner as torch_runner
+
+from conftest import ROOT, case
+from videollama_core import contrast as contrasting
+from videollama_core.contrast import Noise, kept_variance
+from videollama_core.engines import media_encoder as encode
+from videollama_core.engines.bundle import Bundle
+from videollama_core.engines.media_encoder import MediaEncoder
+from videollama_core.generation.onnx_runner import OnnxRunner
+from videollama_core.generation.request import GenerationRequest
+from videollama_core.generation.scheduler import Scheduler
+from videollama_core.media.video import Segment
+from videollama_core.protocol.errors import ArtifactMismatch, InvalidRequest
+from videollama_core.protocol.messages import SamplingOptions
+
+CASES = [
+    case("mistral-clip-8f", "video_basic"),
+    case("mixtral-clip-8f", "image"),
+    case("qwen2-siglip-16f", "video_basic"),
+    case("av-qwen2-siglip", "video_audio"),
+]
+TOKENS = 12
+OPTIONS = SamplingOptions(max_new_tokens=TOKENS, vcd_alpha=1.0, vcd_beta=0.1, vcd_noise_step=500, seed=3)
+DRAWN = SamplingOptions(max_new_tokens=TOKENS, vcd_alpha=0.5, vcd_beta=0.05, temperature=0.8, top_p=0.95, seed=11)
+
+
+def noised_tokens(case, options: SamplingOptions) -> torch.Tensor:
+    """Noise on normalised pixels, as the paper's code adds it: [N, D]."""
+    ours, media = pipeline(case.variant), prepared(case)
+    sampling = ours.defaults.resolve(options)
+    kept = kept_variance(sampling.vcd_noise_step)
+    numbers = np.random.default_rng((sampling.seed, contrasting._STREAM))
+    noise = torch.from_numpy(numbers.standard_normal(media.frames.shape, np.float32)).permute(0, 3, 1, 2)
+    normalise = ours.vision.normalise
+    pixels = kept**0.5 * normalise(torch.from_numpy(np.ascontiguousarray(media.frames))) + (1 - kept) ** 0.5 * noise
+    frames = list(range(len(pixels))) if len(pixels) > 1 else [0] * ours.config.num_frames
+    try:
+        ours.vision.normalise = lambda frames: pixels
+        seen = ours.connector(ours.vision(torch.zeros(0)), torch.tensor(frames)).flatten(0, 1)
+    finally:
+        ours.vision.normalise = normalise
+    return torch.cat([seen, ours.encode_audio(media.filterbank)]) if len(media.filterbank) else seen
+
+
+@cache
+@torch.inference_mode()
+def two_passes(case_name: str, options: SamplingOptions) -> tuple[int, ...]:
+    """Greedy: no cache, no batch; both whole sequences again for every token."""
+    case = next(one for one in CASES if name(one) == case_name)
+    ours, tables = pipeline(case.variant), [media_tokens(case_name), noised_tokens(case, options)]
+    prompt = ours.prompt(case.conversation, case.modality, len(tables[0]))
+    ids: list[int] = []
+    while len(ids) < TOKENS:
+        scores = []
+        for table in tables:
+            embeds = torch.cat(
+                [ours.inputs_embeds(prompt, table), ours.decoder.embed(torch.tensor([ids]).long())], dim=1
+            )
+            length = embeds.shape[1]
+            bias = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)
+            past = torch.zeros(*ours_past_shape(ours))
+            found, _ = ours.decoder(
+                embeds, torch.arange(length)[None], bias[None, None], torch.tensor([length - 1]), past
+            )
+            scores.append(found[0])
+        plain, noised = scores
+        best = (1 + options.vcd_alpha) * plain - options.vcd_alpha * noised
+        best[plain < plain.max() + np.log(options.vcd_beta)] = -torch.inf
+        penalty = ours.defaults.repetition_penalty
+        for token in set(ids):
+            best[token] = best[token] / penalty if best[token] > 0 else best[token] * penalty
+        ids.append(int(best.argmax()))
+        if ids[-1] in ours.defaults.end_ids:
+            break
+    return tuple(ids)
+
+
+def ours_past_shape(ours) -> tuple[int, ...]:
+    config = ours.config.language
+    return config.layers, 2, 1, config.kv_heads, 0, config.head_dim
+
+
+def scheduled(case, media_encoder, runner, options=OPTIONS, times: int = 3) -> list[list[int]]:
+    """The same question several times at once, with one without a contrast between; slots for less than all of them."""
+    ours, found = pipeline(case.variant), prepared(case)
+    sampling = ours.defaults.resolve(options)
+    table = media_encoder.encode(found.frames, found.filterbank, Noise(sampling.vcd_noise_step, sampling.seed))
+    prompt = ours.prompt(case.conversation, case.modality, len(table) // 2)
+    for slot in range(runner.num_slots):
+        runner.free(slot)
+    scheduler, answers = Scheduler(runner, prefill_chunk=50), []
+
+    def submit(sampling, media) -> None:
+        answers.append([])
+        scheduler.submit(
+            GenerationRequest(
+                request_id=str(len(answers)),
+                input_ids=prompt.input_ids.astype(np.int64),
+                sampling=sampling,
+                end_words=tuple((end,) for end in ours.defaults.end_ids),
+                on_step=lambda step, place=len(answers) - 1: answers[place].append(step.token),
+                on_error=pytest.fail,
+                media=media,
+                pad_id=ours.tokenizer.pad_id,
+            )
+        )
+
+    for _ in range(times):
+        submit(sampling, table)
+    submit(ours.defaults.resolve(SamplingOptions(max_new_tokens=case.max_new_tokens)), table[: len(table) // 2])
+    while scheduler.num_running or scheduler.num_waiting:
+        scheduler.iterate()
+    assert answers.pop() == case.facts["output_ids"]
+    return answers
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+@torch.inference_mode()
+def test_noised_media_tokens(case, bundle_of):
+    sampling = pipeline(case.variant).defaults.resolve(OPTIONS)
+    noise, wanted, found = Noise(500, sampling.seed), noised_tokens(case, OPTIONS).numpy(), prepared(case)
+    for made in (encoder(bundle_of(case.variant)), torch_encoder(case.variant)):
+        table = made.encode(found.frames, found.filterbank, noise)
+        assert len(table) == 2 * len(wanted) and np.abs(table[len(wanted) :] - wanted).max() < 1e-4
+        assert np.array_equal(table[: len(wanted)], made.encode(found.frames, found.filterbank))
+    assert np.abs(table[: len(wanted)] - wanted).max() > 0.01
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_greedy_ids_on_every_engine(case, bundle_of):
+    wanted = list(two_passes(name(case), OPTIONS))
+    kind, files = case.files()
+    answer = pipeline(case.variant).answer(case.conversation, kind, files, Segment(**case.segment), OPTIONS)
+    assert answer.output_ids == wanted != case.facts["output_ids"][:TOKENS]
+    onnx = OnnxRunner(Bundle.open(bundle_of(case.variant)), num_slots=5, max_length=4096)
+    assert scheduled(case, encoder(bundle_of(case.variant)), onnx) == [wanted] * 3
+    assert scheduled(case, torch_encoder(case.variant), torch_runner(case.variant)) == [wanted] * 3
+
+
+def test_sampled_ids_are_the_seeds_on_every_engine(bundle_of):
+    case = CASES[2]
+    kind, files = case.files()
+    wanted = pipeline(case.variant).answer(case.conversation, kind, files, Segment(**case.segment), DRAWN).output_ids
+    onnx = OnnxRunner(Bundle.open(bundle_of(case.variant)), num_slots=5, max_length=4096)
+    assert scheduled(case, encoder(bundle_of(case.variant)), onnx, DRAWN) == [wanted] * 3
+    assert scheduled(case, torch_encoder(case.variant), torch_runner(case.variant), DRAWN) == [wanted] * 3
+
+
+def test_where_no_noise_can_be(bundle_of, monkeypatch):
+    found, made = prepared(CASES[3]), encoder(bundle_of("av-qwen2-siglip"))
+    with pytest.raises(InvalidRequest, match="there are none here"):
+        made.encode(found.frames[:0], found.filterbank, Noise(500))
+    with pytest.raises(InvalidRequest, match="there are none here"):
+        pipeline("av-qwen2-siglip").answer([{"role": "user", "content": "x"}], options=OPTIONS)
+    bundle = Bundle.open(bundle_of("av-qwen2-siglip"))
+    monkeypatch.setattr(encode, "load_encoders", lambda bundle: made._encoders)
+    tensorrt = MediaEncoder(Bundle(bundle.root, bundle.config, bundle.manifest | {"engine": "tensorrt"}))
+    with pytest.raises(InvalidRequest, match="TensorRT and vLLM do not"):
+        tensorrt.encode(found.frames, found.filterbank, Noise(500))
+
+
+def test_a_bundle_from_before_the_contrast_says_so(bundle_of, tmp_path):
+    """Its graph takes whole colours: everything else goes on."""
+    from videollama_converters.export_onnx import export_graph
+    from videollama_core.checkpoint.parts import open_checkpoint
+    from videollama_core.engines.specs import VISION_ENCODER
+
+    case = CASES[0]
+    old = tmp_path / "bundle"
+    made = Bundle.open(bundle_of(case.variant))
+    (old / "onnx").mkdir(parents=True)
+    for path in (made.root / "onnx").iterdir():
+        (old / "onnx" / path.name).symlink_to(path)
+    parts = open_checkpoint(ROOT / "tests/golden" / case.variant / "checkpoint")
+    graph = old / "onnx" / f"{VISION_ENCODER.name}.onnx"
+    graph.unlink(), graph.with_name(graph.name + ".data").unlink()
+    export_graph(VISION_ENCODER, parts.config, parts.vision_sources(), graph, lambda: None)
+    aged = MediaEncoder(Bundle(old, made.config, made.manifest))
+    found = prepared(case)
+    assert case.close_to_tokens(aged.encode(found.frames, found.filterbank))
+    with pytest.raises(ArtifactMismatch, match="convert again"):
+        aged.encode(found.frames, found.filterbank, Noise(500))
