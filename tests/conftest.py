@@ -170,3 +170,24 @@ def _convert(source: Path, name: str) -> Path:
 def bundle_of():
     """Name of a golden variant or tiny-shapes -> its converted folder; kept in build/tests and made again only when no longer valid."""
     return lambda variant: _convert(checkpoint(variant), variant)
+
+
+@pytest.fixture
+def hub():
+    """A server on this machine that speaks the protocol of the Hugging Face hub."""
+    import hub_server
+
+    with hub_server.running() as server:
+        yield server
+
+
+@pytest.fixture
+def here(hub, tmp_path, monkeypatch):
+    """This process asks the server, with an empty cache, from an empty folder."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return hub

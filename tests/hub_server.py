@@ -6,7 +6,10 @@ redirected, as there, to another host (localhost instead of 127.0.0.1), which an
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 import urllib.parse
 from collections.abc import Iterator
@@ -15,6 +18,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from conftest import GOLDEN, checkpoint
+
+ID = "DAMO-NLP-SG/Tiny"
+TOWER, BASE = "towers/clip-vit-tiny-patch14-56", "base/mistral-tiny-instruct"  # as the golden configs name them
+CHAT, BASE_VARIANT, LORA, AUDIO = "mistral-clip-16f", "mistral-clip-8f-base", "mistral-clip-8f-lora", "av-qwen2-siglip"
 LARGE = (".safetensors", ".bin", ".h5", ".model")
 
 
@@ -155,3 +163,26 @@ def running() -> Iterator[Hub]:
         finally:
             hub.go_on.set()
             server.shutdown()
+
+
+def publish(hub: Hub, variant: str, **more: bytes) -> Repository:
+    """A golden variant under ID, with the tower and base model that it names."""
+    for folder in [*(GOLDEN / variant).glob("towers/*"), *(GOLDEN / variant).glob("base/*")]:
+        hub.add(f"{folder.parent.name}/{folder.name}", folder, README__md=b"# a model card")
+    return hub.add(ID, checkpoint(variant), README__md=b"# a model card", **more)
+
+
+def start_convert(hub: Hub, folder: Path, *words: str, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "videollama_client", "convert", *words, "--out", str(folder / "out")]
+    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "HF_TOKEN": "hf_secret"}
+    settings = os.environ | settings | environment
+    return subprocess.Popen(
+        command, env=settings, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def run_convert(hub: Hub, folder: Path, *words: str, **environment: str) -> tuple[int, str]:
+    process = start_convert(hub, folder, *words, **environment)
+    _, stderr = process.communicate(timeout=120)
+    assert "Traceback" not in stderr
+    return process.returncode, stderr
