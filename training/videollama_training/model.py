@@ -21,6 +21,7 @@ from videollama_core.model import vision as vision_module
 from videollama_core.model.config import ModelConfig
 from videollama_core.model.decoder import Decoder
 from videollama_core.model.frame_plan import plan_time_steps
+from videollama_training.loading import Loading, load
 
 SHARED, PADDING = 0, -1  # values of `Batch.question`
 
@@ -45,14 +46,15 @@ class Batch:
 
 
 class TrainableModel(nn.Module):
-    """Towers, connector, audio projector and language model of a checkpoint, loaded as float32."""
+    """Towers, connector, audio projector and language model of a checkpoint."""
 
-    def __init__(self, parts: CheckpointParts, pad_id: int | None) -> None:
+    def __init__(self, parts: CheckpointParts, pad_id: int | None, loading: Loading = Loading()) -> None:
         super().__init__()
         self.model_config: ModelConfig = parts.config
-        self.vision, self.connector = parts.vision_encoder(), parts.connector()
-        self.audio = parts.audio_encoder()  # None where the checkpoint cannot hear
-        self.decoder: nn.Module = parts.decoder()  # or peft's wrapper around it
+        loaded = {part.name: load(part, loading) for part in parts.modules()}
+        self.vision, self.connector = loaded["vision tower"], loaded["connector"]
+        self.audio = loaded.get("audio tower")  # None where the checkpoint has none
+        self.decoder: nn.Module = loaded["language model"]  # or peft's wrapper around it
         for module in self.decoder.modules():
             if isinstance(module, decoder_module.Attention):
                 module.fused = True
