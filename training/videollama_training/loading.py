@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.integrations import deepspeed_config, is_deepspeed_zero3_enabled
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import deepspeed_config
 
 from videollama_core.checkpoint.parts import Module, check_names, check_tensor, fill, is_tied
 
@@ -20,23 +21,26 @@ class Loading:
 
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
+    shared: bool = False  # each process will hold a share of every weight (ZeRO 3, FSDP)
 
 
 def load(part: Module, loading: Loading) -> Any:
     """The part as a module with its stored weights. Raises: CheckpointMismatch."""
     if is_deepspeed_zero3_enabled():
-        return _load_shared(part, loading)
+        return _load_shared(part)
     with torch.device("meta"):
         module = part.make()
     module = module.to(loading.dtype).to_empty(device=loading.device)
     return fill(module, part.sources, part.name)
 
 
-def _load_shared(part: Module, loading: Loading) -> nn.Module:
+def _load_shared(part: Module) -> nn.Module:
     """Each process holds a share of every tensor; the first one reads it."""
     import deepspeed  # an optional package
 
-    with deepspeed.zero.Init(config_dict_or_path=deepspeed_config(), dtype=loading.dtype):
+    if torch.distributed.is_initialized():  # DeepSpeed counts the processes when it reads its config
+        deepspeed.init_distributed(dist_backend=torch.distributed.get_backend())
+    with deepspeed.zero.Init(config_dict_or_path=deepspeed_config()):  # which says the type of weights
         module = part.make()
     parameters = dict(module.named_parameters())
     check_names(parameters, part.sources, is_tied(module), part.name)

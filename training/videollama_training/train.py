@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from transformers import TrainingArguments, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import get_last_checkpoint
 
 from videollama_core.checkpoint.parts import CheckpointParts
@@ -129,7 +130,8 @@ def read_all(options: TrainingOptions, bad: BadSamples) -> list[Sample]:
 def _loading(options: TrainingOptions, arguments: TrainingArguments) -> Loading:
     """DeepSpeed keeps its own float32 copy, split over the processes: as in the reference, the model's is bfloat16."""
     half = options.bf16 and options.deepspeed is not None
-    return Loading(arguments.device, torch.bfloat16 if half else torch.float32)
+    shared = options.fsdp is not None or is_deepspeed_zero3_enabled()
+    return Loading(arguments.device, torch.bfloat16 if half else torch.float32, shared)
 
 
 def prepare_model(
