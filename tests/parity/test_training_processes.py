@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from conftest import checkpoint
-from training_data import videollava_sft
+from training_data import custom_sft, videollava_sft
 from videollama_training.loading import Loading
 from videollama_training.model import TrainableModel
 from videollama_training.options import TrainingOptions
@@ -19,8 +19,8 @@ from videollama_training.train import read_all, read_tokenizer, train
 
 def test_two_processes_learn_what_one_learns_with_twice_the_accumulation(tmp_path):
     """torchrun, gloo, on the CPU: the losses of every step, and the checkpoint that is written."""
-    folder = videollava_sft(tmp_path / "data")
-    shared = {"checkpoint": checkpoint("mistral-clip-8f"), "layout": "videollava_sft", "seed": 3, "max_steps": 3}
+    folder = custom_sft(tmp_path / "data")  # four media: no step is short of one
+    shared = {"checkpoint": checkpoint("mistral-clip-8f"), "layout": "custom_sft", "seed": 3, "max_steps": 3}
     one = train(
         TrainingOptions(
             data=(folder,), out=tmp_path / "one", batch_size=1, accumulate=2, learning_rate=1e-3, log_steps=1, **shared
@@ -65,7 +65,7 @@ def test_every_process_can_run_the_same_layers(tmp_path):
     parts = open_start(options)
     tokenizer = read_tokenizer(parts.folders.language)
     rows = RowDataset(read_all(options, BadSamples(None)), tokenizer, parts.config)
-    batches = [Collator(parts.config)([row]) for row in rows]
+    batches = [Collator(parts.config)([rows[place]]) for place in range(len(rows))]
     models = [TrainableModel(parts, tokenizer.pad_id, Loading(shared=shared)) for shared in (False, True)]
     ran: list[list[str]] = []
     for batch in batches:
@@ -73,7 +73,7 @@ def test_every_process_can_run_the_same_layers(tmp_path):
             losses = [float(models[0](**batch)["loss"])]
             names: list[str] = []
             hooks = [
-                module.register_forward_hook(lambda *_, name=name: names.append(name))
+                module.register_forward_hook(lambda *_, name=name, names=names: names.append(name))
                 for name, module in models[1].named_modules()
                 if not list(module.children())
             ]
