@@ -122,7 +122,7 @@ def _read_list(path: Path) -> list[Any]:
 
 def _media_of(entry: Any) -> tuple[str, str | None]:
     """Kind of a sample, and the path that it names."""
-    for kind in MEDIA_KINDS if isinstance(entry, dict) else ():
-        if isinstance(entry.get(kind), str) and entry[kind]:
-            return kind, entry[kind]
-    return "text", None
+    kinds = [kind for kind in MEDIA_KINDS if kind in entry] if isinstance(entry, dict) else []
+    if len(kinds) != 1 or not isinstance(entry[kinds[0]], str) or not entry[kinds[0]]:
+        return "text", None
+    return kinds[0], entry[kinds[0]]
