@@ -26,7 +26,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from videollama_converters.hub_download import Download
 from videollama_converters.progress import Progress, SilentProgress
-from videollama_core.checkpoint.parts import ADAPTER_FILES, CONNECTOR_FILE, NON_LORA_FILE, find_layout, layout_of
+from videollama_core.checkpoint.lora import ADAPTER_FILES
+from videollama_core.checkpoint.parts import CONNECTOR_FILE, NON_LORA_FILE, find_layout, layout_of
 from videollama_core.checkpoint.read_config import find_named_folder, read_json
 from videollama_core.checkpoint.shards import WEIGHT_FILES, Shards
 from videollama_core.checkpoint.tokenizer_files import TOKENIZER_FILES

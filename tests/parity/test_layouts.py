@@ -61,7 +61,7 @@ def test_a_base_for_a_whole_checkpoint_is_a_mistake():
         ({"use_dora": True}, "use_dora is True; only plain LoRA"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
-        ({"bias": "all"}, "bias is 'all'"),
+        ({"bias": "some"}, "bias is 'some'"),
         ({"peft_type": "IA3"}, "IA3 with r 8; wanted LoRA"),
         ({"r": None}, "with r None"),
     ],

@@ -6,29 +6,30 @@ from torch import nn
 
 from videollama_core.model.decoder import Decoder
 from videollama_core.protocol.errors import InvalidRequest
+from videollama_training.options import TrainingOptions
 
 
-def add_adapters(decoder: Decoder, rank: int, alpha: int, dropout: float, four_bit: bool) -> nn.Module:
-    """LoRA on every Linear but `lm_head`, as the reference does; `four_bit` is QLoRA's NF4, double quantised."""
-    if four_bit:
-        _quantise(decoder)
+def add_adapters(decoder: Decoder, options: TrainingOptions) -> nn.Module:
+    """LoRA on every Linear but `lm_head`, as the reference does; for qlora around NF4 weights, double quantised."""
+    if options.tune == "qlora":
+        _quantise(decoder, torch.bfloat16 if options.bf16 else torch.float32)
     leaves = {
         name.rsplit(".", 1)[-1]
         for name, module in decoder.named_modules()
         if isinstance(module, nn.Linear) and name != "lm_head"
     }
     config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
+        r=options.lora_rank,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
         target_modules=sorted(leaves),
-        bias="none",
+        bias=options.lora_bias,  # type: ignore[arg-type]
         task_type=None,
     )
     return get_peft_model(decoder, config)
 
 
-def _quantise(decoder: Decoder) -> None:
+def _quantise(decoder: Decoder, compute_dtype: torch.dtype) -> None:
     try:
         from bitsandbytes.nn import Linear4bit, Params4bit
     except ImportError as error:
@@ -40,7 +41,7 @@ def _quantise(decoder: Decoder) -> None:
                     child.in_features,
                     child.out_features,
                     bias=child.bias is not None,
-                    compute_dtype=torch.float32,
+                    compute_dtype=compute_dtype,
                     quant_type="nf4",
                 )
                 made.weight = Params4bit(

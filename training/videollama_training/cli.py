@@ -6,61 +6,107 @@ from typing import Any
 
 import click
 
+from videollama_training.options import LORA_BIASES, TUNED, TrainingOptions
+
 _EPILOG = """Examples:
 
 \b
   vl2 train data.json --checkpoint VideoLLaMA2.1-7B-16F --out build/mine
-  vl2 train captions.json --checkpoint BASE_MODEL_FOLDER --tune connector --out build/pretrained
+  vl2 train captions.json --base Qwen2-7B-Instruct --tower siglip-so400m-patch14-384 \\
+      --connector stc_connector_v35 --num-frames 16 --tune connector --out build/pretrained
+  vl2 train sounds.json --checkpoint VideoLLaMA2.1-7B-16F --audio-tower BEATs_iter3_plus_AS2M.pt \\
+      --tune audio --out build/audio
   torchrun --nproc-per-node 8 -m videollama_client train data.json --checkpoint DIR --out build/mine --bf16 \\
-      --deepspeed training/configs/zero3.json
+      --global-batch-size 128 --deepspeed training/configs/zero3.json
+
+The reference's recipes are in training/recipes.
 """
 
 
 @click.command(epilog=_EPILOG)
 @click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="Folder to start from.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run, such as build/NAME.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Folder to start from.")
+@click.option(
+    "--layout",
+    help="Read DATA as the folder of a published data set: videollava_pt, videollava_sft, custom_sft, audio_stage1, "
+    "audio_stage2 or audio_stage3.",
+)
 @click.option(
     "--media-folder",
     type=click.Path(path_type=Path),
     help="What media paths are relative to; default: the JSON's folder.",
 )
-@click.option("--tower", type=click.Path(path_type=Path), help="Folder of the vision tower, where it is not near.")
-@click.option("--base", type=click.Path(path_type=Path), help="Folder of the base language model, likewise.")
+@click.option(
+    "--connector",
+    type=click.Choice(("stc_connector", "stc_connector_v35")),
+    help="Start from a plain language model (--base), a vision tower (--tower) and a fresh connector of this type.",
+)
+@click.option("--base", type=click.Path(path_type=Path), help="Folder of the base language model.")
+@click.option("--tower", type=click.Path(path_type=Path), help="Folder of the vision tower.")
+@click.option("--num-frames", type=int, help="Frames of a video, with --connector. Default: 8.")
+@click.option("--select-layer", type=int, help="Layer of the tower that is used, with --connector. Default: -2.")
+@click.option(
+    "--audio-tower",
+    type=click.Path(path_type=Path),
+    help="BEATs' .pt file: add an audio tower and a fresh audio projector to a checkpoint without them.",
+)
 @click.option(
     "--tune",
-    type=click.Choice(("connector", "audio", "full", "lora", "qlora")),
+    type=click.Choice(TUNED),
     default="full",
     show_default=True,
-    help="connector: pretraining, writes a Base folder; audio: the audio projector alone; full: language model and connector, writes a chat checkpoint; "
-    "lora, qlora: adapters and connector.",
+    help="connector: pretraining, writes a Base folder; audio: the audio projector alone; full: language model and "
+    "connector, writes a chat checkpoint; lora, qlora: adapters and connector.",
 )
 @click.option("--tune-tower", is_flag=True, help="Train the vision tower too.")
 @click.option("--tune-audio-tower", is_flag=True, help="Train the audio tower too, with --tune audio or full.")
-@click.option("--plain/--chat", default=None, help="Captions without chat template; default: with --tune connector.")
-@click.option("--epochs", default=1.0, show_default=True)
+@click.option("--freeze-backbone", is_flag=True, help="Keep the language model but for its head, with --tune full.")
+@click.option("--freeze-connector", is_flag=True, help="Keep the connector and the audio projector.")
+@click.option(
+    "--plain/--chat",
+    default=None,
+    help="Use the format of pretraining; default: with --tune connector, and with --tune audio alone.",
+)
+@click.option("--epochs", default=1.0, show_default=True, help="Times to go through the data.")
 @click.option("--max-steps", default=-1, help="Steps instead of epochs.")
 @click.option("--learning-rate", type=float, help="Default: 1e-3 for connector and audio, else 2e-5.")
-@click.option("--batch-size", default=8, show_default=True, help="Media per device and step.")
+@click.option(
+    "--connector-learning-rate", type=float, help="Of the connector and the audio projector, where it differs."
+)
+@click.option("--batch-size", default=8, show_default=True, help="Media per process and step.")
+@click.option(
+    "--global-batch-size", type=int, help="Media per update, of all processes: accumulates as many steps as it takes."
+)
+@click.option("--accumulate", default=1, show_default=True, help="Steps whose gradients are added up.")
 @click.option("--group-by-length", is_flag=True, help="Rows with as many media tokens share a batch: less padding.")
 @click.option("--questions-per-media", default=8, show_default=True, help="Samples about one media that share a row.")
-@click.option("--accumulate", default=1, show_default=True, help="Steps whose gradients are added up.")
 @click.option("--warmup", default=0.03, show_default=True, help="Share of the steps.")
-@click.option("--weight-decay", default=0.0, show_default=True)
+@click.option("--weight-decay", default=0.0, show_default=True, help="Of AdamW, for matrices.")
 @click.option("--beta2", default=0.999, show_default=True, help="Of AdamW.")
-@click.option("--max-tokens", default=2048, show_default=True, help="Longer samples are bad samples.")
+@click.option("--max-tokens", default=2048, show_default=True, help="Longest sample.")
 @click.option("--pad-to-square", is_flag=True, help="Pad pictures to a square, as the reference's fine-tuning does.")
-@click.option("--lora-rank", default=128, show_default=True)
-@click.option("--lora-alpha", default=256, show_default=True)
-@click.option("--lora-dropout", default=0.05, show_default=True)
+@click.option("--lora-rank", default=128, show_default=True, help="Of the adapters.")
+@click.option("--lora-alpha", default=256, show_default=True, help="Scale of the adapters, times their rank.")
+@click.option("--lora-dropout", default=0.05, show_default=True, help="Before the adapters.")
+@click.option(
+    "--lora-bias",
+    type=click.Choice(LORA_BIASES),
+    default="none",
+    show_default=True,
+    help="Which of the language model's biases to train too.",
+)
 @click.option("--skip-bad", is_flag=True, help="Leave out bad samples; they are listed in OUT/bad_samples.jsonl.")
+@click.option("--check-only", is_flag=True, help="Look for every list and media file, say what is there, and stop.")
 @click.option("--resume", is_flag=True, help="Go on where the run in OUT stopped.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of fresh weights, order and dropout.")
 @click.option("--bf16", is_flag=True, help="Mixed precision.")
 @click.option("--gradient-checkpointing", is_flag=True, help="Less memory, a third more time.")
 @click.option("--workers", default=0, show_default=True, help="Processes that decode media.")
-@click.option("--save-steps", default=500, show_default=True)
-@click.option("--log-steps", default=10, show_default=True)
+@click.option("--save-steps", default=500, show_default=True, help="Steps between saved states.")
+@click.option("--save-limit", default=2, show_default=True, help="Saved states that are kept.")
+@click.option("--log-steps", default=10, show_default=True, help="Steps between logged losses.")
+@click.option("--tensorboard", is_flag=True, help="Log to OUT/tensorboard too.")
 @click.option(
     "--deepspeed", type=click.Path(path_type=Path), help="DeepSpeed config, such as training/configs/zero3.json."
 )
@@ -71,12 +117,15 @@ def train(data: tuple[Path, ...], **options: Any) -> None:
     Writes OUT/checkpoint in a published layout, which `vl2 convert` takes, and OUT/loss.png.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises to install what downloads kernels
-    from videollama_training.train import TrainingOptions
-    from videollama_training.train import train as run  # torch takes seconds to import; --help does not wait for it
+    chosen = TrainingOptions(data=data, **options)
+    from videollama_training import train as training  # torch takes seconds to import; --help does not wait for it
 
-    result = run(TrainingOptions(data=data, **options))
+    if chosen.check_only:
+        click.echo(training.check_data(chosen).describe())
+        return
+    result = training.train(chosen, report=lambda text: click.echo(text, err=True))
     if result.skipped:
-        click.echo(f"{result.skipped} bad samples were left out: {options['out']}/bad_samples.jsonl", err=True)
+        click.echo(f"{result.skipped} bad samples were left out: {chosen.out}/bad_samples.jsonl", err=True)
     last = f", last loss {result.losses[-1]['loss']:.4f}" if result.losses else ""
     click.echo(
         f"{result.checkpoint} is ready after {result.steps} steps{last}: vl2 convert {result.checkpoint} --out ..."

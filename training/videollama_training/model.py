@@ -21,6 +21,7 @@ from videollama_core.model import vision as vision_module
 from videollama_core.model.config import ModelConfig
 from videollama_core.model.decoder import Decoder
 from videollama_core.model.frame_plan import plan_time_steps
+from videollama_training.loading import Loading, load
 
 SHARED, PADDING = 0, -1  # values of `Batch.question`
 
@@ -45,17 +46,20 @@ class Batch:
 
 
 class TrainableModel(nn.Module):
-    """Towers, connector, audio projector and language model of a checkpoint, loaded as float32."""
+    """Towers, connector, audio projector and language model of a checkpoint."""
 
-    def __init__(self, parts: CheckpointParts, pad_id: int | None) -> None:
+    def __init__(self, parts: CheckpointParts, pad_id: int | None, loading: Loading = Loading()) -> None:
         super().__init__()
         self.model_config: ModelConfig = parts.config
-        self.vision, self.connector = parts.vision_encoder(), parts.connector()
-        self.audio = parts.audio_encoder()  # None where the checkpoint cannot hear
-        self.decoder: nn.Module = parts.decoder()  # or peft's wrapper around it
+        loaded = {part.name: load(part, loading) for part in parts.modules()}
+        self.vision, self.connector = loaded["vision tower"], loaded["connector"]
+        self.audio = loaded.get("audio tower")  # None where the checkpoint has none
+        self.decoder: nn.Module = loaded["language model"]  # or peft's wrapper around it
         for module in self.decoder.modules():
             if isinstance(module, decoder_module.Attention):
                 module.fused = True
+        # ZeRO 3 and FSDP fetch a layer's weights together: every process runs the same layers, whatever its batch holds.
+        self.same_layers = loading.shared
         self.pad_id = -1 if pad_id is None else pad_id  # literal pad tokens are masked, as in the reference
 
     @property
@@ -80,7 +84,7 @@ class TrainableModel(nn.Module):
         """uint8 [U, S, S, 3], int64 [M, T] -> [M, N, D]."""
         maps = self.connector.spatial(self.vision(frames))  # [U, D, g, g]
         is_image = (frame_index == frame_index[:, :1]).all(1)
-        if not is_image.any():
+        if self.same_layers or not is_image.any():
             return self._temporal(maps, frame_index)
         # An image is one frame at every time: only the distinct time steps are computed (frame_plan.py).
         config = self.model_config
@@ -114,6 +118,8 @@ class TrainableModel(nn.Module):
         language = self.model_config.language
         first_seen, first_heard = language.vocab_size, language.vocab_size + self.model_config.media_tokens
         embeds = self.language_model.embed(input_ids.clamp(max=language.vocab_size - 1))
+        if self.same_layers:
+            embeds = embeds + self._unused_layers(frame_index, filterbank).to(embeds.dtype)
         if len(frame_index):
             seen = self.media_tokens(frames, frame_index)
             embeds = _fill(
@@ -123,7 +129,9 @@ class TrainableModel(nn.Module):
             assert self.audio is not None  # data.py refuses sound for a checkpoint that cannot hear
             embeds = _fill(embeds, self.audio(filterbank), sound, input_ids - first_heard, input_ids >= first_heard)
         lacks = not len(frame_index) or (self.audio is not None and not len(filterbank))
-        if lacks and self.training:  # every process touches every parameter, whatever its batch holds
+        if (
+            lacks and self.training and not self.same_layers
+        ):  # every process touches every parameter, whatever its batch holds
             unused = sum(parameter.sum() for parameter in self.parameters() if parameter.requires_grad)
             embeds = embeds + 0.0 * unused
         past = embeds.new_zeros(language.layers, 2, len(input_ids), language.kv_heads, 0, language.head_dim)
@@ -131,6 +139,18 @@ class TrainableModel(nn.Module):
         wanted = self.language_model.model.norm(hidden[source[:, 0], source[:, 1]])
         loss = functional.cross_entropy(self.language_model.lm_head(wanted).float(), target)
         return {"loss": loss}
+
+    def _unused_layers(self, frame_index: Tensor, filterbank: Tensor) -> Tensor:
+        """0, by way of the layers that a batch without what is seen or heard leaves out."""
+        config, found = self.model_config, frame_index.new_zeros(()).float()
+        if not len(frame_index):
+            side = config.pixels.size
+            black = torch.zeros(1, side, side, 3, dtype=torch.uint8, device=frame_index.device)
+            found = found + 0.0 * self.media_tokens(black, frame_index.new_zeros(1, config.num_frames)).sum().float()
+        if self.audio is not None and config.audio is not None and not len(filterbank):
+            silent = filterbank.new_zeros(1, config.audio.rows, config.audio.bins)
+            found = found + 0.0 * self.audio(silent).sum().float()
+        return found
 
     def _bias(self, input_ids: Tensor, question: Tensor, embeds: Tensor) -> Tensor:
         """[R, 1, L, L]: 0 where a position may look, a huge negative number elsewhere."""

@@ -105,13 +105,17 @@ def _media(entry: dict[str, Any], folder: Path) -> tuple[str, Path | None]:
         raise BadSample(f"{kind} is {name!r}; wanted the path of a file below {folder}")
     if not (folder / name).exists():
         raise BadSample(f"{folder / name} is missing")
-    if kind == "video" and (folder / name).suffix.lower() in IMAGE_SUFFIXES:
-        kind = "image"  # the reference's own example is one
+    kind = kind_of(kind, name)
     if entry.get("with_audio"):
         if kind != "video":
             raise BadSample(f"with_audio is said of {kind}; only a video has frames and sound")
         kind = "video_with_audio"
     return kind, folder / name
+
+
+def kind_of(key: str, name: str) -> str:
+    """What a file under a sample's key is: a picture under `video`, as in the reference's own example, is an image."""
+    return "image" if key == "video" and Path(name).suffix.lower() in IMAGE_SUFFIXES else key
 
 
 def _arranged(messages: dict[int, str], placeholder: str) -> list[str]:

@@ -15,15 +15,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from videollama_core.checkpoint.lora import ADAPTER_FILES
 from videollama_core.checkpoint.parts import (
-    ADAPTER_FILES,
     BIAS_TABLE,
     CONNECTOR_FILE,
     NON_LORA_FILE,
     CheckpointParts,
     tap_lengths,
 )
-from videollama_core.checkpoint.read_config import read_json
 from videollama_core.checkpoint.shards import write_shards
 from videollama_core.checkpoint.tokenizer_files import copy_tokenizer
 from videollama_core.model import audio, connector, vision
@@ -58,7 +57,7 @@ def save_checkpoint(
     shutil.rmtree(partial_folder, ignore_errors=True)
     partial_folder.mkdir(parents=True)
     trained = published_names(state)
-    config = read_json(parts.folders.checkpoint / "config.json")
+    config = dict(parts.content)
     if tune in ("full", "audio"):
         _write_chat(trained, parts, config, partial_folder)
     else:
@@ -131,6 +130,7 @@ def _write_beside_base(
         config["mm_vision_tower"] = str(parts.folders.tower.resolve())
     prefixes = (connector.PREFIX, vision.PREFIX) if tune_tower else (connector.PREFIX,)
     others = {name: _stored(tensor) for name, tensor in trained.items() if name.startswith(prefixes)}
+    with_biases = adapters is not None and adapters.bias != "none"
     if adapters is None:
         torch.save(others, folder / CONNECTOR_FILE)
         config["tune_mm_mlp_adapter"] = True
@@ -139,7 +139,7 @@ def _write_beside_base(
         matrices = {
             name.replace(".default.", "."): _stored(tensor).contiguous()
             for name, tensor in trained.items()
-            if ".lora_A." in name or ".lora_B." in name
+            if ".lora_A." in name or ".lora_B." in name or (with_biases and name.endswith(".base_layer.bias"))
         }
         save_file(matrices, folder / ADAPTER_FILES[0], metadata={"format": "pt"})
         adapters.base_model_name_or_path = config["_name_or_path"]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from videollama_core.checkpoint.lora import adapter_file, merge_adapters, renamed
 from videollama_core.checkpoint.read_config import find_named_folder, read_json, read_model_config
 from videollama_core.checkpoint.shards import Shards, Sources
 from videollama_core.model import audio, connector, vision
@@ -28,17 +29,25 @@ BIAS_TABLE = "self_attn.relative_attention_bias.weight"  # of every layer or of 
 _TOWER_FILE_PREFIX = "vision_model."  # in the tower's own files; everything else there is its text half
 CONNECTOR_FILE = "mm_projector.bin"  # all that a Base folder adds to its language model and tower
 NON_LORA_FILE = "non_lora_trainables.bin"  # what was trained beside the adapters: the connector
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
 class Folders:
     """Where the parts of a checkpoint lie."""
 
-    layout: str  # chat | base | lora
+    layout: str  # chat | base | lora; fresh: a language model and a tower alone, before training
     checkpoint: Path
     tower: Path | None
     language: Path  # of the language model and its tokenizer: the checkpoint itself, or the base model
+
+
+@dataclass(frozen=True)
+class Module:
+    """One part of the model."""
+
+    name: str  # vision tower | connector | language model | audio tower
+    make: Callable[[], nn.Module]
+    sources: Sources  # its tensors, by the names of its `state_dict`
 
 
 def open_checkpoint(folder: Path, tower: Path | None = None, base: Path | None = None) -> "CheckpointParts":
@@ -60,7 +69,7 @@ def open_checkpoint(folder: Path, tower: Path | None = None, base: Path | None =
             raise CheckpointMismatch(
                 f"{folder} is a whole (chat) checkpoint, which has no base model: leave out --base"
             )
-        return CheckpointParts(config, Folders(layout, folder, tower, folder))
+        return CheckpointParts(config, Folders(layout, folder, tower, folder), content)
     name = content.get("_name_or_path") or ""
     base = base or find_named_folder(folder, name)
     if base is None:
@@ -69,7 +78,7 @@ def open_checkpoint(folder: Path, tower: Path | None = None, base: Path | None =
             f"{folder} is {what}; its language model {name!r} is not a folder near it: name it with --base"
         )
     _check_base(content, read_json(base / "config.json"), folder, base)
-    return CheckpointParts(config, Folders(layout, folder, tower, base))
+    return CheckpointParts(config, Folders(layout, folder, tower, base), content)
 
 
 def find_layout(folder: Path) -> str:
@@ -97,8 +106,15 @@ def _check_base(content: dict[str, Any], base: dict[str, Any], folder: Path, pat
 class CheckpointParts:
     """A checkpoint's tensors under their published names, split into vision tower, connector and language model."""
 
-    def __init__(self, config: ModelConfig, folders: Folders) -> None:
-        self.config, self.folders = config, folders
+    def __init__(
+        self, config: ModelConfig, folders: Folders, content: dict[str, Any], added: Sources | None = None
+    ) -> None:
+        """
+        Args:
+            content: of the checkpoint's config.json.
+            added: tensors beside those of the folders, by published name.
+        """
+        self.config, self.folders, self.content = config, folders, content
         shards = Shards.open(folders.language)
         self._files = shards.paths()
         self._tensors: Sources = shards.sources()
@@ -108,8 +124,11 @@ class CheckpointParts:
             self._tensors |= self._side_file(CONNECTOR_FILE).sources()
         elif folders.layout == "lora":
             if (folders.checkpoint / NON_LORA_FILE).is_file():
-                self._tensors |= _renamed(self._side_file(NON_LORA_FILE).sources())
-            self._merge_adapters()
+                self._tensors |= renamed(self._side_file(NON_LORA_FILE).sources())
+            merge_adapters(
+                self._tensors, self._side_file(adapter_file(folders.checkpoint)).sources(), folders.checkpoint
+            )
+        self._tensors |= added or {}
         if any(name.startswith(audio.PREFIX) for name in self._tensors):
             self.config = replace(config, audio=self._audio_config())
         others = (vision.PREFIX, connector.PREFIX, audio.PREFIX, audio.PROJECTOR_PREFIX)
@@ -134,26 +153,6 @@ class CheckpointParts:
             for name, read in shards.sources().items()
             if name.startswith(_TOWER_FILE_PREFIX)
         }
-
-    def _merge_adapters(self) -> None:
-        """W + scale * B A in float32, for each weight that an adapter names, read when it is asked for."""
-        folder = self.folders.checkpoint
-        scale = _adapter_scale(read_json(folder / "adapter_config.json"), folder)
-        name = next((name for name in ADAPTER_FILES if (folder / name).is_file()), None)
-        if name is None:
-            raise CheckpointMismatch(f"{folder} holds adapter_config.json, but neither {' nor '.join(ADAPTER_FILES)}")
-        adapters = self._side_file(name).sources()
-        for stored, read_b in adapters.items():
-            if ".lora_B." not in stored:
-                continue
-            read_a = adapters.get(stored.replace(".lora_B.", ".lora_A."))
-            target = stored.removeprefix("base_model.model.").split(".lora_B.")[0] + ".weight"
-            if read_a is None or target not in self._tensors:
-                raise CheckpointMismatch(
-                    f"{folder / name} changes {target}, "
-                    + ("but has no lora_A for it" if read_a is None else "which the base model does not have")
-                )
-            self._tensors[target] = partial(_merged, self._tensors[target], read_a, read_b, scale, target)
 
     def paths(self) -> list[Path]:
         """Every file that weights are read from."""
@@ -209,72 +208,47 @@ class CheckpointParts:
             f"projector.{name}": read for name, read in projector.items()
         }
 
-    def audio_encoder(self) -> AudioEncoder | None:
-        if self.config.audio is None:
-            return None
-        module = AudioEncoder(self.config.audio, self.config.language.width)
-        return fill(module, self.audio_sources(), "audio tower")
-
     def language_sources(self) -> Sources:
         return {name: self._tensors[name] for name in self.language_names}
 
+    def modules(self) -> "list[Module]":
+        """Every part of the model: how to make it, and its tensors."""
+        config = self.config
+        modules = [
+            Module("vision tower", partial(VisionEncoder, config.vision, config.pixels), self.vision_sources()),
+            Module("connector", partial(Connector, config), self.connector_sources()),
+            Module("language model", partial(Decoder, config.language), self.language_sources()),
+        ]
+        if config.audio is not None:
+            make = partial(AudioEncoder, config.audio, config.language.width)
+            modules.append(Module("audio tower", make, self.audio_sources()))
+        return modules
+
+    def _filled(self, name: str) -> Any:
+        part = next(part for part in self.modules() if part.name == name)
+        return fill(part.make(), part.sources, name)
+
     def vision_encoder(self) -> VisionEncoder:
-        return fill(VisionEncoder(self.config.vision, self.config.pixels), self.vision_sources(), "vision tower")
+        return self._filled("vision tower")
 
     def connector(self) -> Connector:
-        return fill(Connector(self.config), self.connector_sources(), "connector")
+        return self._filled("connector")
 
     def decoder(self) -> Decoder:
-        return fill(Decoder(self.config.language), self.language_sources(), "language model")
+        return self._filled("language model")
+
+    def audio_encoder(self) -> AudioEncoder | None:
+        return None if self.config.audio is None else self._filled("audio tower")
 
     def check(self) -> None:
         """Raises: CheckpointMismatch unless every part is complete, nothing is left over, and all shapes fit."""
-        with torch.device("meta"):
-            modules: list[tuple[nn.Module, str, Sources]] = [
-                (VisionEncoder(self.config.vision, self.config.pixels), "vision tower", self.vision_sources()),
-                (Connector(self.config), "connector", self.connector_sources()),
-                (Decoder(self.config.language), "language model", self.language_sources()),
-            ]
-            if self.config.audio is not None:
-                tower = AudioEncoder(self.config.audio, self.config.language.width)
-                modules.append((tower, "audio tower", self.audio_sources()))
-        for module, part, readers in modules:
+        for part in self.modules():
+            with torch.device("meta"):
+                module = part.make()
             expected = module.state_dict()
-            _check_names(expected, readers, _is_tied(module), part)
-            for name, read in readers.items():
-                _check_tensor(name, read(), expected[name], part)
-
-
-def _renamed(tensors: Sources) -> Sources:
-    """Names of `non_lora_trainables.bin` as published: without the wrappers that training put around the model."""
-    names = {name.removeprefix("base_model."): read for name, read in tensors.items()}
-    if any(name.startswith("model.model.") for name in names):
-        names = {name.removeprefix("model."): read for name, read in names.items()}
-    return names
-
-
-def _adapter_scale(config: dict[str, Any], folder: Path) -> float:
-    """Raises: CheckpointMismatch for a kind of adapter that is not plain LoRA."""
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if config.get("peft_type", "LORA") != "LORA" or not rank or alpha is None:
-        raise CheckpointMismatch(f"{folder}/adapter_config.json: {config.get('peft_type')} with r {rank}; wanted LoRA")
-    for key in ("use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern"):
-        if config.get(key):
-            raise CheckpointMismatch(f"{folder}/adapter_config.json: {key} is {config[key]}; only plain LoRA is merged")
-    if config.get("bias", "none") != "none":
-        raise CheckpointMismatch(f"{folder}/adapter_config.json: bias is {config['bias']!r}; wanted 'none'")
-    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
-
-
-def _merged(
-    read: Callable[[], Tensor], read_a: Callable[[], Tensor], read_b: Callable[[], Tensor], scale: float, name: str
-) -> Tensor:
-    weight, a, b = read().float(), read_a().float(), read_b().float()
-    if (b.shape[0], a.shape[1]) != tuple(weight.shape) or a.shape[0] != b.shape[1]:
-        raise CheckpointMismatch(
-            f"the adapter of {name} is {list(b.shape)} x {list(a.shape)}, but the weight is {list(weight.shape)}"
-        )
-    return weight + scale * (b @ a)
+            check_names(expected, part.sources, is_tied(module), part.name)
+            for name, read in part.sources.items():
+                check_tensor(name, read(), expected[name], part.name)
 
 
 def _shared(tables: list[Callable[[], Tensor]]) -> Tensor:
@@ -296,11 +270,11 @@ def tap_lengths(weight: Tensor) -> Tensor:
     return (weight.float().square().sum((0, 1), keepdim=True) + 1e-6).sqrt()
 
 
-def _is_tied(module: nn.Module) -> bool:
+def is_tied(module: nn.Module) -> bool:
     return isinstance(module, Decoder) and module.config.tied
 
 
-def _check_names(expected: Iterable[str], found: Iterable[str], tied: bool, part: str) -> None:
+def check_names(expected: Iterable[str], found: Iterable[str], tied: bool, part: str) -> None:
     expected, found = set(expected), set(found)
     if tied:
         expected.discard("lm_head.weight")
@@ -317,7 +291,7 @@ def _check_names(expected: Iterable[str], found: Iterable[str], tied: bool, part
         )
 
 
-def _check_tensor(name: str, found: Tensor, wanted: Tensor, part: str) -> None:
+def check_tensor(name: str, found: Tensor, wanted: Tensor, part: str) -> None:
     if found.shape != wanted.shape:
         raise CheckpointMismatch(f"{part}: {name} is {list(found.shape)}; the config wants {list(wanted.shape)}")
     if not found.is_floating_point():
@@ -329,10 +303,10 @@ def _check_tensor(name: str, found: Tensor, wanted: Tensor, part: str) -> None:
 def fill(module: nn.Module, sources: Sources, part: str) -> Any:
     """Copy stored tensors into the module, as float32. Raises: CheckpointMismatch if one is missing, left over or misshapen."""
     parameters = module.state_dict()
-    _check_names(parameters, sources, _is_tied(module), part)
+    check_names(parameters, sources, is_tied(module), part)
     for name, read in sources.items():
         tensor = read()
-        _check_tensor(name, tensor, parameters[name], part)
+        check_tensor(name, tensor, parameters[name], part)
         parameters[name].copy_(tensor)
     if isinstance(module, Decoder) and module.config.tied:
         module.lm_head.weight = module.model.embed_tokens.weight

@@ -46,7 +46,11 @@ def read_model_config(checkpoint: Path, tower: Path | None = None) -> ModelConfi
         tower: folder with the tower's config.json and preprocessor_config.json; found by `find_named_folder` when None.
     Raises: CheckpointMismatch.
     """
-    content = read_json(checkpoint / "config.json")
+    return make_model_config(read_json(checkpoint / "config.json"), checkpoint, tower)
+
+
+def make_model_config(content: dict[str, Any], checkpoint: Path, tower: Path | None = None) -> ModelConfig:
+    """Config from the content of a checkpoint's config.json; the other arguments are those of `read_model_config`."""
     family = FAMILIES.get(content.get("model_type", ""))
     if family is None:
         raise CheckpointMismatch(

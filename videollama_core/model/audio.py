@@ -104,7 +104,7 @@ class AudioTower(nn.Module):
         self.encoder = Encoder(config)
 
     def forward(self, filterbank: Tensor) -> Tensor:
-        x = ((filterbank - MEAN) / DEVIATION).unsqueeze(1)
+        x = ((filterbank - MEAN) / DEVIATION).unsqueeze(1).to(self.patch_embedding.weight.dtype)
         patches = self.patch_embedding(x).flatten(2).transpose(1, 2)  # [B, E, R/16, F/16] -> [B, P, E]
         return self.encoder(self.post_extract_proj(self.layer_norm(patches)))
 

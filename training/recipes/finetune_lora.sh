@@ -1,0 +1,17 @@
+#!/bin/sh
+# Fine-tuning with adapters around the language model; the connector learns besides.
+#
+#   LAYOUT      videollava_sft: videochatgpt_llavaimage_tune.json, videochatgpt_tune/, llava_image_tune/
+#               custom_sft: custom.json and what it names, such as videos/ and images/
+#   DATA        datasets/$LAYOUT
+#   CHECKPOINT  a Base folder: of pretrain.sh, or VideoLLaMA2.1-7B-16F-Base
+#   BASE, TOWER its language model and vision tower, where they are not near      OUT  the run
+#
+# Writes OUT/checkpoint, adapters. Arguments go to `vl2 train`, the last of each counts.
+ZERO=3
+. "$(dirname "$0")/run.sh"
+LAYOUT=${LAYOUT:-videollava_sft}
+run "${DATA:-datasets/$LAYOUT}" --layout "$LAYOUT" --out "${OUT:-work_dirs/finetune_lora}" \
+    --checkpoint "${CHECKPOINT:-work_dirs/pretrain/checkpoint}" ${BASE:+--base "$BASE"} ${TOWER:+--tower "$TOWER"} \
+    --tune lora --lora-rank 128 --lora-alpha 256 --learning-rate 2e-5 --connector-learning-rate 2e-5 --pad-to-square \
+    --epochs 1 --batch-size 4 --global-batch-size 128 --save-steps 500 --save-limit 99 "$@"
