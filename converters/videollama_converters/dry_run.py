@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+from videollama_server.installation import ADDRESS_VARIABLE
 from videollama_server.multi_gpu import with_ranks
 
 from videollama_converters.build_tensorrt import ENGINE_GRAPHS, profiles
@@ -48,5 +49,6 @@ def describe(checkpoint: Path, out: Path, tower: Path | None, base: Path | None,
         "--load-model=*",
     ]
     ranks = with_ranks(server, options.recipe.world_size, options.pool_bytes(config))
-    lines.append(f"# vl2 serve {out}\n{shlex.join(ranks)}")
+    stages = f"{ADDRESS_VARIABLE}=127.0.0.1:8001"  # for the entry's calls, as vl2 serve sets it
+    lines.append(f"# vl2 serve {out}\n{stages} {shlex.join(ranks)}")
     return "\n".join(lines)
