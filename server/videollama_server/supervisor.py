@@ -17,14 +17,16 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from videollama_core.engines.bundle import REPOSITORY, Bundle
+from videollama_core.generation.vllm_arguments import VARIABLE, parse
 from videollama_core.protocol import contract
 from videollama_core.protocol.contract import RUNNING_METRIC
-from videollama_core.protocol.errors import ArtifactMismatch, ServerFailed
+from videollama_core.protocol.errors import ArtifactMismatch, InvalidRequest, ServerFailed
 from videollama_server.installation import Installation, find_installation, stage_environment
 from videollama_server.multi_gpu import with_ranks
 
@@ -46,10 +48,12 @@ class ServerOptions:
     start_seconds: float = 300.0
     drain_seconds: float = 30.0
     llm: str = "own"  # or vllm: what runs the language model
+    vllm_arg: tuple[str, ...] = ()  # NAME=VALUE, engine arguments for vLLM
 
 
-def check_vllm(bundle: Bundle) -> None:
-    """Raises: ArtifactMismatch, ServerFailed where vLLM cannot take the decoder's place."""
+def check_vllm(bundle: Bundle, arguments: Sequence[str] = ()) -> None:
+    """Raises: ArtifactMismatch, InvalidRequest, ServerFailed where vLLM cannot take the decoder's place, or not so."""
+    parse(arguments)
     if bundle.engine == "tensorrt":
         raise ArtifactMismatch(
             f"{bundle.root} was converted for TensorRT-LLM, which has a container of its own; --llm vllm serves what was "
@@ -78,7 +82,9 @@ class TritonServer:
         bundle = Bundle.open(self.bundle)
         self._world_size, self._pool_bytes = bundle.world_size, bundle.pool_bytes
         if self.options.llm == "vllm":
-            check_vllm(bundle)
+            check_vllm(bundle, self.options.vllm_arg)
+        elif self.options.vllm_arg:
+            raise InvalidRequest("--vllm-arg came without --llm vllm; add it, or leave the argument out")
         self._runtime = Path(tempfile.mkdtemp(prefix="vl2-serve-"))
         try:
             self._start()
@@ -118,7 +124,8 @@ class TritonServer:
                 stdin=subprocess.DEVNULL,
                 env=stage_environment(
                     self._installation, f"{_reachable(self.options.host)}:{self.grpc_port}", self.options.llm
-                ),
+                )
+                | {VARIABLE: json.dumps(parse(self.options.vllm_arg))},
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then drains
                 preexec_fn=_die_with_parent,
             )
