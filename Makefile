@@ -1,6 +1,6 @@
 # `make demo` and `make test` are the two commands; both make .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-real-size test-gpu check docs clean
+.PHONY: help setup demo test test-slow test-real-size test-gpu gpu-wheels check docs clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -20,8 +20,12 @@ test-slow: setup ## what takes minutes or environments of its own: other Pillows
 test-real-size: setup ## conversion at the published sizes, random weights (minutes, 8 GB of memory)
 	@.venv/bin/python -m pytest tests/real_size -s
 
-test-gpu: setup ## on a machine with a GPU: the PyTorch and TensorRT engines against golden data, then measured
-	@.venv/bin/python -m pytest tests/gpu -s
+test-gpu: ## on a machine with a GPU; PART=correct, speed or tensorrt, at most 8 minutes each
+	@sh scripts/test_gpu.sh $(PART)
+
+gpu-wheels: setup ## build/gpu/wheels, for a GPU machine of Python GPU_PYTHON that has no network
+	@.venv/bin/python -m pip download --quiet --only-binary=:all: --python-version $(or $(GPU_PYTHON),3.12) \
+		--dest build/gpu/wheels -r scripts/gpu_requirements.txt "numpy<2"
 
 check: setup ## format, lint, types and all tests
 	@.venv/bin/ruff format --check .

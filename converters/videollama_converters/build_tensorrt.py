@@ -20,7 +20,7 @@ from videollama_core.protocol.errors import ArtifactMismatch
 
 WORKSPACE_BYTES = 8 * 2**30
 ENGINE_GRAPHS = (VISION_ENCODER, CONNECTOR, AUDIO_ENCODER)
-MOST_STEPS = MAX_FRAMES + 2  # frames in time that a plan gives the connector, edges included
+IMAGE_STEPS = 4  # frames in time that the connector is given of one frame at most: edges and the middle (frame_plan.py)
 
 
 def profiles(graph: Graph, config: ModelConfig) -> list[dict[str, tuple[tuple[int, ...], ...]]]:
@@ -35,14 +35,14 @@ def profiles(graph: Graph, config: ModelConfig) -> list[dict[str, tuple[tuple[in
     if graph is CONNECTOR:
         first = (1, vision.tokens, vision.width)
         return [
-            {"vision_features": (first, first, first), "frame_index": ((2,), (4,), (MOST_STEPS,))},
+            {"vision_features": (first, first, first), "frame_index": ((2,), (IMAGE_STEPS,), (IMAGE_STEPS,))},
             {
                 "vision_features": (
                     first,
                     (usual, vision.tokens, vision.width),
                     (MAX_FRAMES, vision.tokens, vision.width),
                 ),
-                "frame_index": ((2,), (usual,), (MOST_STEPS,)),
+                "frame_index": ((2,), (usual,), (MAX_FRAMES,)),
             },
         ]
     assert config.audio is not None
@@ -51,10 +51,12 @@ def profiles(graph: Graph, config: ModelConfig) -> list[dict[str, tuple[tuple[in
 
 
 def build_engine(
-    graph: Graph, config: ModelConfig, path: Path, engine: Path, timing_cache: Path, log: Callable[[str], None]
+    graph: Graph, config: ModelConfig, path: Path, engine: Path, timing_caches: Path, log: Callable[[str], None]
 ) -> None:
-    """Write `engine` and its side-car; read and write the timing cache, which a second build of the same kind is fast with.
+    """Write `engine` and its side-car, then the timing cache, which a second build of the same kind is fast with.
 
+    Args:
+        timing_caches: folder of one cache for each TensorRT and compute capability; TensorRT refuses another's.
     Raises: ArtifactMismatch when TensorRT refuses the graph; it says where.
     """
     machine = describe_machine()
@@ -70,19 +72,20 @@ def build_engine(
     settings = builder.create_builder_config()
     settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    settings.clear_flag(trt.BuilderFlag.TF32)  # on by default: float32 would be computed with 10 bits of mantissa
     for shapes in profiles(graph, config):
         profile = builder.create_optimization_profile()
         for name, (smallest, usual, largest) in shapes.items():
             profile.set_shape(name, smallest, usual, largest)
         settings.add_optimization_profile(profile)
-    cache = settings.create_timing_cache(timing_cache.read_bytes() if timing_cache.is_file() else b"")
-    settings.set_timing_cache(cache, ignore_mismatch=False)
+    kept = timing_caches / f"tensorrt-{machine['tensorrt']}-capability-{machine['capability']}.cache"
+    cache = settings.create_timing_cache(kept.read_bytes() if kept.is_file() else b"")
+    if cache is None or not settings.set_timing_cache(cache, ignore_mismatch=False):
+        log(f"{kept} is of another machine or damaged; it is left out")
     log(f"{graph.name}: building for {machine['gpu']}, TensorRT {machine['tensorrt']}")
     plan = builder.build_serialized_network(network, settings)
     if plan is None:
         raise ArtifactMismatch(f"TensorRT {machine['tensorrt']} cannot build {path}; its log above says which layer")
-    timing_cache.parent.mkdir(parents=True, exist_ok=True)
-    timing_cache.write_bytes(bytes(settings.get_timing_cache().serialize()))
     engine.parent.mkdir(parents=True, exist_ok=True)
     engine.write_bytes(bytes(plan))
     facts = {
@@ -92,6 +95,10 @@ def build_engine(
         "dtypes": tensor_types(path),
     }
     engine.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+    used = settings.get_timing_cache()
+    if used is not None:  # as after a cache that was refused
+        timing_caches.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(bytes(used.serialize()))
 
 
 def tensor_types(path: Path) -> dict[str, str]:

@@ -8,7 +8,8 @@ import click
 from videollama_converters.engine_options import ENGINES, MEDIA_TOKEN_MEMORIES, EngineOptions
 from videollama_converters.gpus import GPUS
 from videollama_converters.progress import ProgressBar
-from videollama_converters.tensorrt_llm import KV_DTYPES, QUANTIZATIONS, Recipe
+from videollama_converters.tensorrt_llm import Recipe
+from videollama_converters.tensorrt_llm_support import KV_DTYPES, QUANTIZATIONS
 from videollama_core.checkpoint.variants import VARIANTS
 from videollama_core.protocol.errors import InvalidRequest, VideoLlamaError
 
@@ -28,6 +29,11 @@ from videollama_core.protocol.errors import InvalidRequest, VideoLlamaError
 )
 @click.option("--slots", type=int, help="Questions that the language model answers at a time; 8 on a CPU, 16 on a GPU.")
 @click.option("--quantize", type=click.Choice(list(QUANTIZATIONS)), help="TensorRT-LLM: weights (and activations).")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help='With --quantize: folder with train.jsonl, {"text": ...} a line; the scales are chosen by these texts.',
+)
 @click.option(
     "--fp8-tower",
     multiple=True,
@@ -61,6 +67,7 @@ def convert(
     max_seq_len: int | None,
     slots: int | None,
     quantize: str | None,
+    calibration: Path | None,
     fp8_tower: tuple[Path, ...],
     kv_dtype: str,
     tp: int,
@@ -81,7 +88,10 @@ def convert(
     from videollama_converters.hub import locate
 
     try:
-        recipe = Recipe("float16", quantize or "", kv_dtype, tp, pp, ep, max_batch_size, max_seq_len or 4096, gpu)
+        texts = str(calibration or "")
+        recipe = Recipe(
+            "float16", quantize or "", kv_dtype, tp, pp, ep, max_batch_size, max_seq_len or 4096, gpu, texts
+        )
         options = EngineOptions(
             engine, dtype or ENGINES[engine][0], max_seq_len, slots, recipe, media_token_memory, fp8_tower
         )

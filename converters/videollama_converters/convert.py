@@ -6,7 +6,6 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 
 from videollama_converters import assemble as assembling
+from videollama_converters import build_tensorrt
 from videollama_converters.build_tensorrt import ENGINE_GRAPHS, build_engine
 from videollama_converters.code_hash import code_hash
 from videollama_converters.compare import compare
@@ -24,6 +24,7 @@ from videollama_converters.fp8 import calibrate, quantize
 from videollama_converters.progress import Progress, SilentProgress
 from videollama_converters.split_language_model import split_language_model
 from videollama_converters.steps import BundleWriter, Step, files_below, sha256, write_json
+from videollama_converters.tensorrt_llm import CALIBRATION_FILE
 from videollama_converters.tensorrt_operators import check_graph
 from videollama_core.checkpoint.parts import CheckpointParts, open_checkpoint
 from videollama_core.checkpoint.shards import Sources
@@ -70,11 +71,10 @@ def convert(
     config = parts.config
     origin = dict(origin or {})
     options.check(config)
-    if options.engine == "tensorrt":
-        describe_machine()  # before hours of work, not after
+    machine = describe_machine() if options.engine == "tensorrt" else {}  # before hours of work, not after
     with BundleWriter(out).locked() as writer:
         source = _read_source(parts, progress)
-        for step in plan_steps(parts, source, out, progress, options):
+        for step in plan_steps(parts, source, out, progress, options, machine):
             progress.start(step.name, _work(step, parts))
             reused = writer.is_valid(step)
             if not reused:
@@ -119,8 +119,14 @@ def graph_sources(graph: Graph, parts: CheckpointParts) -> Sources:
 
 
 def plan_steps(
-    parts: CheckpointParts, source: dict[str, str], out: Path, progress: Progress, options: EngineOptions
+    parts: CheckpointParts,
+    source: dict[str, str],
+    out: Path,
+    progress: Progress,
+    options: EngineOptions,
+    machine: dict[str, str],
 ) -> list[Step]:
+    """Args: machine: what TensorRT's engines are bound to (describe_machine); {} where it builds none."""
     code = code_hash(__name__)
     exports = [
         Step(
@@ -147,7 +153,7 @@ def plan_steps(
     parts_of_engine = {
         "onnx": [*exports, compared],
         "torch": [weights],
-        "tensorrt": tensorrt_steps(parts, inputs, out, progress, options),
+        "tensorrt": tensorrt_steps(parts, inputs | {"machine": machine}, out, progress, options),
     }
     return [
         *parts_of_engine[options.engine],
@@ -163,7 +169,7 @@ def plan_steps(
             (REPOSITORY,),
             lambda to: assembling.assemble(to / REPOSITORY, options, parts.config, out),
         ),
-        *language_engine_steps(parts, inputs, out, options),
+        *language_engine_steps(parts, inputs | {"machine": machine}, out, options),
     ]
 
 
@@ -172,6 +178,7 @@ def tensorrt_steps(
 ) -> list[Step]:
     """Typed graphs of the encoders, and their engines."""
     found = []
+    builder = sha256(Path(build_tensorrt.__file__))
     for graph in ENGINE_GRAPHS:
         if graph not in graphs_of(parts.config):
             continue
@@ -190,7 +197,7 @@ def tensorrt_steps(
         found.append(
             Step(
                 f"{graph.name} engine",
-                typed | {"gpu": options.recipe.gpu},
+                typed | {"builder": builder},
                 (engine, str(Path(engine).with_suffix(".json"))),
                 partial(_build_engine, graph, parts, out),
             )
@@ -215,8 +222,8 @@ def _export_typed(
 
 
 def _build_engine(graph: Graph, parts: CheckpointParts, out: Path, to: Path) -> None:
-    cache = out / "engines" / "timing.cache"
-    build_engine(graph, parts.config, out / graph_path(graph.name), to / engine_path(graph.name), cache, logger.info)
+    onnx, engine = out / graph_path(graph.name), to / engine_path(graph.name)
+    build_engine(graph, parts.config, onnx, engine, out / "engines/timing", logger.info)
 
 
 def language_engine_steps(
@@ -233,7 +240,10 @@ def language_engine_steps(
             run_command(words)
         shutil.rmtree(work / "checkpoint")  # as large as the model, and only the engine is served
 
-    return [Step("language model engine", inputs | {"recipe": asdict(options.recipe)}, (LANGUAGE_ENGINE,), run)]
+    texts = options.recipe.calibration and sha256(Path(options.recipe.calibration) / CALIBRATION_FILE)
+    commands = options.recipe.commands(parts.config, Path("llm"), Path("engine"))
+    needs = inputs | {"commands": commands, "calibration": texts}
+    return [Step("language model engine", needs, (LANGUAGE_ENGINE,), run)]
 
 
 def run_command(words: list[str]) -> None:

@@ -11,6 +11,7 @@ from videollama_core.checkpoint.parts import open_checkpoint
 from videollama_core.engines.bundle import LANGUAGE_ENGINE, LANGUAGE_FOLDER, REPOSITORY, engine_path, graph_path
 from videollama_core.engines.specs import VISION_ENCODER, graphs_of
 from videollama_core.protocol.errors import InvalidRequest
+from videollama_server.installation import ADDRESS_VARIABLE
 from videollama_server.multi_gpu import with_ranks
 
 
@@ -47,5 +48,6 @@ def describe(checkpoint: Path, out: Path, tower: Path | None, base: Path | None,
         "--load-model=*",
     ]
     ranks = with_ranks(server, options.recipe.world_size, options.pool_bytes(config))
-    lines.append(f"# vl2 serve {out}\n{shlex.join(ranks)}")
+    stages = f"{ADDRESS_VARIABLE}=127.0.0.1:8001"  # for the entry's calls, as vl2 serve sets it
+    lines.append(f"# vl2 serve {out}\n{stages} {shlex.join(ranks)}")
     return "\n".join(lines)

@@ -1,10 +1,12 @@
 """What runs a converted checkpoint, and how: the choices of `vl2 convert`, checked before work begins."""
 
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from videollama_converters.gpus import GPUS
-from videollama_converters.tensorrt_llm import QUANTIZATIONS, Recipe
+from videollama_converters.tensorrt_llm import CALIBRATION_FILE, Recipe
+from videollama_converters.tensorrt_llm_support import QUANTIZATIONS
 from videollama_core.engines.specs import VISION_ENCODER, Graph
 from videollama_core.model.config import ModelConfig
 from videollama_core.protocol.contract import MAX_REQUESTS
@@ -76,6 +78,7 @@ class EngineOptions:
             missing = [path for path in self.fp8_media if not path.is_file()]
             if missing:
                 raise InvalidRequest(f"{missing[0]} is not a file; --fp8-tower wants videos or pictures")
+            self._check_calibration()
             if self.recipe.dtype != "float16":  # the type of the media tokens that the encoder's stage sends
                 raise InvalidRequest(
                     f"the language model's dtype is {self.recipe.dtype}; the media tokens it is given are float16: take float16"
@@ -92,6 +95,24 @@ class EngineOptions:
         if self.max_seq_len < media + 64:
             raise InvalidRequest(
                 f"max_seq_len is {self.max_seq_len}, but media alone takes {media} positions; name at least {media + 64}"
+            )
+
+    def _check_calibration(self) -> None:
+        """quantize.py reads the texts only after it has loaded the model."""
+        if not self.recipe.calibration:
+            return
+        path = Path(self.recipe.calibration) / CALIBRATION_FILE
+        try:
+            with path.open(encoding="utf-8") as file:
+                texts = [json.loads(line)["text"] for line in file if line.strip()]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InvalidRequest(
+                f'{path} cannot be read ({error!r}); --calibration wants a folder with that file, a JSON object {{"text": ...}} '
+                "a line"
+            ) from error
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise InvalidRequest(
+                f"{path} has {len(texts)} lines, and wants at least one, each with a text that is not empty"
             )
 
     def positions(self, config: ModelConfig) -> int:

@@ -9,6 +9,8 @@ from functools import cache
 import torch
 
 from videollama_converters.gpus import GPUS
+from videollama_converters.tensorrt_llm import Recipe
+from videollama_converters.tensorrt_llm_support import QUANTIZATIONS
 from videollama_core.checkpoint.read_config import published_config
 from videollama_core.checkpoint.variants import VARIANTS
 from videollama_core.model.audio import AudioEncoder
@@ -16,18 +18,18 @@ from videollama_core.model.config import ModelConfig
 from videollama_core.model.connector import Connector
 from videollama_core.model.decoder import Decoder
 from videollama_core.model.vision import VisionEncoder
+from videollama_core.protocol.errors import InvalidRequest
 
 USABLE = 0.9  # of a GPU's memory
 RESERVE = 6e9  # bytes per GPU for activations, graphs and the CUDA context
 TEXT_TOKENS = 190 + 256  # of the longest published system prompt with a question, and of an answer
 LEAST_REQUESTS = 8  # a plan that holds fewer at a time takes more GPUs
 TENSOR_PARALLEL = (1, 2, 4, 8)
-# quantization -> (bytes per weight of the language model's matrices, bytes per value of keys and values)
-BYTES = {
-    "": (2.0, 2.0),
-    "fp8": (1.0, 1.0),
-    "int4_awq": (0.53125, 2.0),
-}  # int4: a float16 scale and zero per 128 weights
+# quantization -> bytes per weight of the language model's matrices; int4: a float16 scale and zero per 128 weights
+WEIGHT_BYTES = {"": 2.0, "fp8": 1.0, "int4_awq": 0.53125, "int8_sq": 1.0}
+KV_BYTES = {"auto": 2.0, "fp8": 1.0}  # cache -> bytes per value
+# What is planned: the plain pair, and the smallest that each GPU has kernels for.
+PAIRS = (("", "auto"), ("fp8", "auto"), ("fp8", "fp8"), ("int4_awq", "auto"))
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,12 @@ class Row:
 
     checkpoint: str
     gpu: str
-    dtype: str
+    weights: str  # float16, or the quantization
+    cache: str
     gpus: int  # 0: not even 8 hold it
     encoder_gigabytes: float
     language_gigabytes: float  # over all GPUs
+    table_gigabytes: float  # on each GPU: the prompt tables of Recipe.max_batch_size requests
     kv_tokens: int
     requests: int  # of a video each, at a time
 
@@ -61,48 +65,60 @@ def _size(module: torch.nn.Module) -> int:
     return sum(value.numel() for value in module.parameters())
 
 
-def plan_row(name: str, gpu: str, quantization: str) -> Row:
+def plan_row(name: str, gpu: str, quantization: str, kv_dtype: str) -> Row | None:
+    """None where no number of GPUs may be converted for so (Recipe.check)."""
     config, card = published_config(name), GPUS[gpu]
+    recipes = [_recipe(config, gpu, quantization, kv_dtype, tp) for tp in TENSOR_PARALLEL]
+    if not any(recipes):
+        return None
     encoders, layers, rest = count_parameters(name)
-    weight_bytes, kv_bytes = BYTES[quantization]
-    encoder_bytes, language_bytes = 2.0 * encoders, weight_bytes * layers + 2.0 * rest
-    per_token = kv_bytes * 2 * config.language.layers * config.language.kv_heads * config.language.head_dim
-    per_request = _media_tokens(config) + TEXT_TOKENS
+    encoder_bytes, language_bytes = 2.0 * encoders, WEIGHT_BYTES[quantization] * layers + 2.0 * rest
+    table_bytes = float(Recipe().table_bytes(config))
+    per_token = KV_BYTES[kv_dtype] * 2 * config.language.layers * config.language.kv_heads * config.language.head_dim
+    per_request = Recipe.media_tokens(config) + TEXT_TOKENS
     tokens, found = 0, 0
-    for tp in TENSOR_PARALLEL:
-        if config.language.heads % tp:
-            continue
+    for recipe in filter(None, recipes):
         room = (
-            USABLE * card.gigabytes * 1e9 - RESERVE - encoder_bytes - language_bytes / tp
+            USABLE * card.gigabytes * 1e9 - RESERVE - encoder_bytes - table_bytes - language_bytes / recipe.tp
         )  # on the GPU of the encoders
-        tokens = int(room / (per_token / min(tp, config.language.kv_heads)))
+        tokens = int(room / (per_token / min(recipe.tp, config.language.kv_heads)))
         if tokens >= LEAST_REQUESTS * per_request:
-            found = tp
+            found = recipe.tp
             break
     return Row(
         checkpoint=name,
         gpu=gpu,
-        dtype=quantization or "float16",
+        weights=quantization or "float16",
+        cache="float16" if kv_dtype == "auto" else kv_dtype,
         gpus=found,
         encoder_gigabytes=round(encoder_bytes / 1e9, 2),
         language_gigabytes=round(language_bytes / 1e9, 1),
+        table_gigabytes=round(table_bytes / 1e9, 1),
         kv_tokens=tokens if found else 0,
         requests=tokens // per_request if found else 0,
     )
 
 
-def _media_tokens(config: ModelConfig) -> int:
-    return config.tokens_of("video_with_audio" if config.audio else "video")
+def _recipe(config: ModelConfig, gpu: str, quantization: str, kv_dtype: str, tp: int) -> Recipe | None:
+    texts = "texts" if quantization else ""
+    recipe = Recipe("float16", quantization, kv_dtype, tp=tp, gpu=gpu, calibration=texts)
+    try:
+        recipe.check(config)
+    except InvalidRequest:
+        return None
+    return recipe
 
 
 def make_plan() -> list[Row]:
-    """float16 and the smallest quantization that each GPU has kernels for."""
+    """float16 and what is smaller, of the pairs that the GPU has kernels for; int4 where it has none for fp8."""
     rows = []
     for name in VARIANTS:
         for gpu, card in GPUS.items():
-            for quantization in ("", "fp8" if card.capability >= 8.9 else "int4_awq"):
-                rows.append(plan_row(name, gpu, quantization))
-    return rows
+            has_fp8 = card.capability >= QUANTIZATIONS["fp8"][1]
+            for quantization, kv_dtype in PAIRS:
+                if quantization != "int4_awq" or not has_fp8:
+                    rows.append(plan_row(name, gpu, quantization, kv_dtype))
+    return [row for row in rows if row is not None]
 
 
 def as_dicts(rows: list[Row]) -> list[dict[str, object]]:
@@ -110,15 +126,16 @@ def as_dicts(rows: list[Row]) -> list[dict[str, object]]:
 
 
 def as_table(rows: list[Row]) -> str:
-    """Markdown."""
-    lines = [
-        "| checkpoint | GPU | dtype | GPUs | encoders GB | language model GB | KV tokens | questions at a time |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    """Markdown: a cell is "GPUs: questions at a time"; checkpoints with the same numbers share a line."""
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
-        gpus = str(row.gpus) if row.gpus else "does not fit"
-        lines.append(
-            f"| {row.checkpoint} | {row.gpu} | {row.dtype} | {gpus} | {row.encoder_gigabytes} | {row.language_gigabytes} | "
-            f"{row.kv_tokens:,} | {row.requests:,} |"
-        )
-    return "\n".join(lines)
+        sizes = (row.encoder_gigabytes, row.language_gigabytes, row.table_gigabytes)
+        line = (row.checkpoint, row.weights, row.cache, *map(str, sizes))
+        fits = f"{row.gpus}: {row.requests:,}" if row.gpus else "does not fit"
+        cells.setdefault(line, {})[row.gpu] = fits
+    names: dict[tuple[str, ...], list[str]] = {}
+    for (name, *facts), found in cells.items():
+        names.setdefault((*facts, *(found.get(gpu, "") for gpu in GPUS)), []).append(name)
+    header = ["checkpoint", "weights", "cache", "encoders GB", "language model GB", "tables GB", *GPUS]
+    table = [header, ["---"] * len(header), *([", ".join(same), *facts] for facts, same in names.items())]
+    return "\n".join("| " + " | ".join(line) + " |" for line in table)

@@ -1,17 +1,17 @@
 """tensorrt_llm/config.pbtxt of TensorRT-LLM 1.2.1's C++ backend, complete: every tensor and parameter of its template.
 
-Names, types, dims and parameters are those of triton_backend/all_models/inflight_batcher_llm/tensorrt_llm/config.pbtxt at
-v1.2.1. A scalar has dims [1] and is reshaped to [], as there.
+Names, types, dims, reshapes, raggedness, what is optional, and parameters are those of
+triton_backend/all_models/inflight_batcher_llm/tensorrt_llm/config.pbtxt at v1.2.1.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from videollama_converters.tensorrt_llm import KV_DTYPES, Recipe
+from videollama_converters.tensorrt_llm import Recipe
 from videollama_core.model.config import ModelConfig
 
 WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
 TABLE_TYPES = {"bfloat16": "TYPE_BF16", "float16": "TYPE_FP16"}
-REQUIRED = ("input_ids", "input_lengths", "request_output_len")
+REQUIRED = ("input_lengths", "request_output_len")
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,13 @@ class Field:
     name: str
     dtype: str  # without TYPE_
     dims: tuple[int, ...]
-    scalar: bool = False
+    scalar: bool = False  # dims [1], reshaped to []
+    ragged: bool = False  # requests of several sizes may share a batch
 
     def render(self, optional: bool) -> str:
         dims = ", ".join(map(str, self.dims))
-        rest = ", reshape: { shape: [ ] }" * self.scalar + ", optional: true" * optional
+        rest = ", reshape: { shape: [ ] }" * self.scalar
+        rest += ", allow_ragged_batch: true" * self.ragged + ", optional: true" * optional
         return f'  {{ name: "{self.name}", data_type: TYPE_{self.dtype}, dims: [ {dims} ]{rest} }}'
 
 
@@ -31,21 +33,21 @@ def _scalars(dtype: str, *names: str) -> tuple[Field, ...]:
     return tuple(Field(name, dtype, (1,), scalar=True) for name in names)
 
 
+def _ragged(dtype: str, dims: tuple[int, ...], *names: str) -> tuple[Field, ...]:
+    return tuple(Field(name, dtype, dims, ragged=True) for name in names)
+
+
 INPUTS: tuple[Field, ...] = (
-    Field("input_ids", "INT32", (-1,)),
-    Field("encoder_input_features", "FP16", (-1, -1)),
-    *_scalars("INT32", "encoder_output_lengths"),
-    *_scalars("INT32", "input_lengths", "request_output_len"),
-    *_scalars("INT32", "num_return_sequences"),
-    Field("draft_input_ids", "INT32", (-1,)),
-    Field("decoder_input_ids", "INT32", (-1,)),
+    *_ragged("INT32", (-1,), "input_ids"),
+    *_ragged("FP16", (-1, -1), "encoder_input_features"),
+    *_scalars("INT32", "encoder_output_lengths", "input_lengths", "request_output_len", "num_return_sequences"),
+    *_ragged("INT32", (-1,), "draft_input_ids", "decoder_input_ids"),
     *_scalars("INT32", "decoder_input_lengths"),
-    Field("draft_logits", "FP32", (-1, -1)),
+    *_ragged("FP32", (-1, -1), "draft_logits"),
     *_scalars("FP32", "draft_acceptance_threshold"),
     *_scalars("INT32", "end_id", "pad_id"),
-    Field("stop_words_list", "INT32", (2, -1)),
-    Field("bad_words_list", "INT32", (2, -1)),
-    Field("embedding_bias", "FP32", (-1,)),
+    *_ragged("INT32", (2, -1), "stop_words_list", "bad_words_list"),
+    *_ragged("FP32", (-1,), "embedding_bias"),
     *_scalars("INT32", "beam_width"),
     *_scalars("FP32", "temperature"),
     *_scalars("INT32", "runtime_top_k"),
@@ -69,24 +71,28 @@ INPUTS: tuple[Field, ...] = (
         "stop",
         "streaming",
     ),
-    Field("prompt_embedding_table", "", (-1, -1)),  # in the engine's type
-    Field("prompt_table_extra_ids", "UINT64", (-1,)),
+    *_ragged("", (-1, -1), "prompt_embedding_table"),  # in the engine's type
+    *_ragged("UINT64", (-1,), "prompt_table_extra_ids"),
     *_scalars("INT32", "prompt_vocab_size"),
-    Field("cross_attention_mask", "BOOL", (-1, -1)),
-    *_scalars("BOOL", "skip_cross_attn_blocks"),
+    *_ragged("BOOL", (-1, -1), "cross_attention_mask"),
     Field("mrope_rotary_cos_sin", "FP32", (-1,)),
-    *_scalars("INT64", "mrope_position_deltas"),
+    Field("mrope_position_deltas", "INT64", (1,)),
     *_scalars("UINT64", "lora_task_id"),
-    Field("lora_weights", "FP16", (-1, -1)),
-    Field("lora_config", "INT32", (-1, 3)),
-    Field("context_phase_params", "UINT8", (-1,)),
-    Field("retention_token_range_starts", "INT32", (-1,)),
-    Field("retention_token_range_ends", "INT32", (-1,)),
-    Field("retention_token_range_priorities", "INT32", (-1,)),
-    Field("retention_token_range_durations_ms", "INT32", (-1,)),
-    *_scalars("INT32", "retention_decode_priority", "retention_decode_duration_ms"),
-    *_scalars("STRING", "guided_decoding_guide_type", "guided_decoding_guide"),
-    *_scalars("INT32", "lookahead_window_size", "lookahead_ngram_size", "lookahead_verification_set_size"),
+    *_ragged("FP16", (-1, -1), "lora_weights"),
+    *_ragged("INT32", (-1, 3), "lora_config"),
+    *_ragged("UINT8", (-1,), "context_phase_params"),
+    *_ragged("BOOL", (1,), "skip_cross_attn_blocks"),
+    *_ragged(
+        "INT32",
+        (-1,),
+        "retention_token_range_starts",
+        "retention_token_range_ends",
+        "retention_token_range_priorities",
+        "retention_token_range_durations_ms",
+    ),
+    *_ragged("INT32", (1,), "retention_decode_priority", "retention_decode_duration_ms"),
+    *_ragged("STRING", (1,), "guided_decoding_guide_type", "guided_decoding_guide"),
+    *_ragged("INT32", (1,), "lookahead_window_size", "lookahead_ngram_size", "lookahead_verification_set_size"),
 )
 OUTPUTS: tuple[Field, ...] = (
     Field("output_ids", "INT32", (-1, -1)),
@@ -193,13 +199,11 @@ PARAMETERS = (
 def render_config(recipe: Recipe, config: ModelConfig, engine: str, tokenizer: str, max_queue_size: int = 128) -> str:
     """The whole file. Args: engine, tokenizer: paths as the server sees them. Raises: InvalidRequest."""
     recipe.check(config)
-    assert recipe.kv_dtype in KV_DTYPES
     table = TABLE_TYPES[recipe.dtype].removeprefix("TYPE_")
     inputs = [
-        Field(field.name, field.dtype or table, field.dims, field.scalar).render(field.name not in REQUIRED)
-        for field in INPUTS
+        replace(field, dtype=field.dtype or table).render(optional=field.name not in REQUIRED) for field in INPUTS
     ]
-    outputs = [field.render(False) for field in OUTPUTS]
+    outputs = [field.render(optional=False) for field in OUTPUTS]
     queue = f"default_queue_policy: {{ max_queue_size: {max_queue_size} }}"
     lines = [
         "# The language model on TensorRT-LLM 1.2.1's C++ backend; made by vl2 convert.",

@@ -49,6 +49,12 @@ DEATHS_ALLOWED, DEATHS_SECONDS = 3, 300.0  # a server that dies more often is gi
     show_default=True,
     help="What runs the language model: the bundle's own engine, or vLLM where it is installed.",
 )
+@click.option(
+    "--vllm-arg",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="With --llm vllm: an engine argument of vLLM, such as tensor_parallel_size=2; repeat for more.",
+)
 def serve(bundle: Path, **options: Any) -> None:
     """Start a Triton server on BUNDLE, a folder that `vl2 convert` made, and print its addresses.
 

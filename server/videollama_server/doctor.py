@@ -18,7 +18,7 @@ import click
 from videollama_core.engines.bundle import Bundle, engine_path
 from videollama_core.engines.specs import graphs_of
 from videollama_core.protocol.errors import VideoLlamaError
-from videollama_server.installation import find_installation
+from videollama_server.installation import check_gpu_tables, find_installation
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 LEAST_SHARED_MEMORY = 512 * 2**20  # bytes of /dev/shm: the stages hand tensors over in it
@@ -165,6 +165,8 @@ def _fits_tensorrt(bundle: Bundle, size: int) -> list[Finding]:
     from videollama_core.engines.tensorrt_encoders import check_sidecar, describe_machine
 
     try:
+        if bundle.keeps_media_tokens_on_gpu:
+            check_gpu_tables()
         machine = describe_machine()
         for graph in graphs_of(bundle.config):
             path = bundle.root / engine_path(graph.name)

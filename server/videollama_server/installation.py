@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from videollama_core.protocol.errors import ServerFailed
+from videollama_core.protocol.errors import ArtifactMismatch, ServerFailed
 
 ADDRESS_VARIABLE = "VL2_GRPC_ADDRESS"  # host:port of the server's own gRPC port, for its stages
 LANGUAGE_MODEL_VARIABLE = "VL2_LLM"  # "vllm": that runs the language model; "own": the bundle's own engine
+
+CONTAINER_VARIABLE = "NVIDIA_TRITON_SERVER_VERSION"  # YY.MM, set by NVIDIA's containers alone
+LEAST_FOR_GPU_TABLES = "26.07"  # python_backend #439: earlier ones corrupt a stage that reads a stream by BLS
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,16 @@ class Installation:
     backends: Path
     caches: Path
     libraries: tuple[Path, ...] = ()
+
+
+def check_gpu_tables() -> None:
+    """Raises: ArtifactMismatch in a container whose stages cannot hand media tokens on the GPU to the language model."""
+    found = os.environ.get(CONTAINER_VARIABLE, LEAST_FOR_GPU_TABLES)
+    if found < LEAST_FOR_GPU_TABLES:
+        raise ArtifactMismatch(
+            f"media tokens stay on the GPU in this bundle, and the container is {found}: serve it in {LEAST_FOR_GPU_TABLES} or "
+            "later, or convert with --media-token-memory cpu"
+        )
 
 
 def find_installation(runtime: Path) -> Installation:

@@ -1,6 +1,7 @@
 """Start a Triton server on a bundle, keep its stages alive, and stop it without losing an answer."""
 
 import importlib.util
+import json
 import logging
 import os
 import shutil
@@ -9,12 +10,14 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from videollama_core.engines.bundle import REPOSITORY, Bundle
+from videollama_core.generation.vllm_arguments import VARIABLE, parse
 from videollama_core.protocol import contract
-from videollama_core.protocol.errors import ArtifactMismatch, ServerFailed
+from videollama_core.protocol.errors import ArtifactMismatch, InvalidRequest, ServerFailed
 from videollama_server.installation import Installation, find_installation, stage_environment
 from videollama_server.multi_gpu import with_ranks
 from videollama_server.ports import choose_ports, loopback_of
@@ -37,10 +40,12 @@ class ServerOptions:
     start_seconds: float = 300.0
     drain_seconds: float = 30.0
     llm: str = "own"  # or vllm: what runs the language model
+    vllm_arg: tuple[str, ...] = ()  # NAME=VALUE, engine arguments for vLLM
 
 
-def check_vllm(bundle: Bundle) -> None:
-    """Raises: ArtifactMismatch, ServerFailed where vLLM cannot take the decoder's place."""
+def check_vllm(bundle: Bundle, arguments: Sequence[str] = ()) -> None:
+    """Raises: ArtifactMismatch, InvalidRequest, ServerFailed where vLLM cannot take the decoder's place, or not so."""
+    parse(arguments)
     if bundle.engine == "tensorrt":
         raise ArtifactMismatch(
             f"{bundle.root} was converted for TensorRT-LLM, which has a container of its own; --llm vllm serves what was "
@@ -64,7 +69,9 @@ class TritonServer:
         bundle = Bundle.open(self.bundle)
         self._world_size, self._pool_bytes = bundle.world_size, bundle.pool_bytes
         if self.options.llm == "vllm":
-            check_vllm(bundle)
+            check_vllm(bundle, self.options.vllm_arg)
+        elif self.options.vllm_arg:
+            raise InvalidRequest("--vllm-arg came without --llm vllm; add it, or leave the argument out")
         self._runtime = Path(tempfile.mkdtemp(prefix="vl2-serve-"))
         try:
             self._start()
@@ -93,7 +100,9 @@ class TritonServer:
     def _launch(self) -> None:
         own_address = f"{loopback_of(self.options.host)}:{self.grpc_port}"
         self._triton.launch(
-            self._command(self._installation), stage_environment(self._installation, own_address, self.options.llm)
+            self._command(self._installation),
+            stage_environment(self._installation, own_address, self.options.llm)
+            | {VARIABLE: json.dumps(parse(self.options.vllm_arg))},
         )
         try:
             self._triton.wait_until_ready(self.options.start_seconds)

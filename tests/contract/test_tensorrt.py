@@ -28,15 +28,15 @@ from videollama_core.protocol.errors import ArtifactMismatch, InvalidRequest
 # TensorRT's Python API as of 10.14, unchanged in 11 (python/src/infer/pyCore.cpp, pyGraph.cpp): names that may be used.
 MODULE = {
     "Logger", "Builder", "NetworkDefinitionCreationFlag", "OnnxParser", "MemoryPoolType", "ProfilingVerbosity", "Runtime",
-    "ExecutionContextAllocationStrategy", "__version__",
+    "ExecutionContextAllocationStrategy", "BuilderFlag", "__version__",
 }  # fmt: skip
-MEMBERS = {"STRONGLY_TYPED", "WORKSPACE", "DETAILED", "WARNING", "USER_MANAGED"}
+MEMBERS = {"STRONGLY_TYPED", "WORKSPACE", "DETAILED", "WARNING", "USER_MANAGED", "TF32"}
 METHODS = {
     "builder": {"create_network", "create_builder_config", "create_optimization_profile", "build_serialized_network"},
     "parser": {"parse_from_file", "num_errors", "get_error"},
     "settings": {
         "set_memory_pool_limit", "profiling_verbosity", "add_optimization_profile", "create_timing_cache",
-        "set_timing_cache", "get_timing_cache",
+        "set_timing_cache", "get_timing_cache", "clear_flag",
     },
     "profile": {"set_shape"},
     "_runtime": {"deserialize_cuda_engine"},

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from videollama_core.generation.vllm_arguments import check_known, parse
 from videollama_core.generation.vllm_scheduler import penalise
-from videollama_core.protocol.errors import ArtifactMismatch, ServerFailed
+from videollama_core.protocol.errors import ArtifactMismatch, InvalidRequest, ServerFailed
 from videollama_core.protocol.messages import ResolvedSampling
 from videollama_core.sampling import Sampler
-from videollama_server.supervisor import check_vllm
+from videollama_server.supervisor import ServerOptions, TritonServer, check_vllm
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.05, 3.0])
@@ -33,3 +34,36 @@ def test_vllm_is_refused_before_the_server_starts(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ServerFailed, match="this Python has no vllm; install it as docs/gpu.md says"):
         check_vllm(SimpleNamespace(engine="torch", root=tmp_path))
+
+
+def test_engine_arguments_pass_through():
+    found = parse(["tensor_parallel_size=2", "--kv-cache-dtype=fp8", "enable_expert_parallel=true", "quantization=fp8"])
+    assert found == {
+        "tensor_parallel_size": 2,
+        "kv_cache_dtype": "fp8",
+        "enable_expert_parallel": True,
+        "quantization": "fp8",
+    }
+    check_known(found, [*found, "model"], "0.32.0")
+    with pytest.raises(ArtifactMismatch, match="vLLM 0.32.0 has no engine argument quantization"):
+        check_known(found, ["tensor_parallel_size", "kv_cache_dtype", "enable_expert_parallel"], "0.32.0")
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("tensor_parallel_size", "wanted NAME=VALUE"),
+        ("=2", "wanted NAME=VALUE"),
+        ("max-model-len=8192", "max_model_len is the stage's own"),
+        ("data_parallel_size=2", "start a server on each GPU"),
+    ],
+)
+def test_arguments_that_cannot_be_passed_are_refused_before_the_server_starts(word, reason, tmp_path):
+    with pytest.raises(InvalidRequest, match=reason):
+        check_vllm(SimpleNamespace(engine="torch", root=tmp_path), [word])
+
+
+def test_arguments_without_vllm_are_refused(bundle_of):
+    server = TritonServer(bundle_of("qwen2-siglip-16f"), ServerOptions(vllm_arg=("tensor_parallel_size=2",)))
+    with pytest.raises(InvalidRequest, match="without --llm vllm"):
+        server.start()

@@ -5,7 +5,8 @@ Written against vLLM 0.32. Greedy answers are those of our own decoder; sampled 
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from videollama_core.contrast import NO_CONTRAST
 from videollama_core.engines.bundle import Bundle
 from videollama_core.generation.request import GenerationRequest
 from videollama_core.generation.scheduler import Scheduler
+from videollama_core.generation.vllm_arguments import check_known, from_environment
 from videollama_core.protocol.errors import InvalidRequest
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -26,6 +28,11 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+
+
+def _distribution() -> str:
+    """vLLM is published under a name for each kind of machine."""
+    return metadata.packages_distributions()["vllm"][0]
 
 
 def _penalty() -> Any:
@@ -71,9 +78,21 @@ class VllmRunner:
         self._table = table.to(self._dtype)
         self._slots: dict[str, int] = {}
         self._ids: dict[int, str] = {}
-        per_position = 2 * language.layers * language.kv_heads * language.head_dim * self._dtype.itemsize
+        asked = from_environment()
+        check_known(asked, [field.name for field in fields(EngineArgs)], metadata.version(_distribution()))
+        # Of one GPU: those that share a layer share its heads too, those that share the layers have their own.
+        heads = -(-language.kv_heads // int(asked.get("tensor_parallel_size", 1)))
+        layers = -(-language.layers // int(asked.get("pipeline_parallel_size", 1)))
+        per_position = 2 * layers * heads * language.head_dim * self._dtype.itemsize
+        defaults = {
+            # Exactly what the slots can fill: vLLM's default, a share of the device, would leave nothing to the encoders.
+            "kv_cache_memory_bytes": num_slots * (self.max_length + _BLOCK) * per_position,
+            "gpu_memory_utilization": 0.1,
+            "enforce_eager": not torch.cuda.is_available(),
+        }
         self._engine: Any = LLMEngine.from_engine_args(
             EngineArgs(
+                **(defaults | asked),
                 model=str(bundle.language_folder),
                 dtype=bundle.dtype,
                 skip_tokenizer_init=True,
@@ -81,12 +100,8 @@ class VllmRunner:
                 enable_prefix_caching=False,  # it knows token ids, and ours are embeddings
                 max_model_len=self.max_length,
                 max_num_seqs=num_slots,
-                # Exactly what the slots can fill: vLLM's default, a share of the device, would leave nothing to the encoders.
-                kv_cache_memory_bytes=num_slots * (self.max_length + _BLOCK) * per_position,
-                gpu_memory_utilization=0.1,
                 logits_processors=[_penalty()],
                 async_scheduling=False,  # the penalty needs the last token before the next step
-                enforce_eager=not torch.cuda.is_available(),
                 disable_log_stats=True,
                 seed=0,
             )

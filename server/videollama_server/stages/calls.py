@@ -4,6 +4,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -17,11 +18,12 @@ from videollama_core.prompt import Prompt
 from videollama_core.protocol import contract
 from videollama_core.protocol.errors import StageFailed, VideoLlamaError, from_wire
 from videollama_core.protocol.messages import ResolvedSampling
-from videollama_server.processes import is_alive, stage_of, stage_processes
+from videollama_server.processes import stage_of, stage_processes
 from videollama_server.stages.entry import Generation, Perception
 from videollama_server.stages.python_backend import to_array, to_tensor
 
 _GENERATED = ["output_ids", "sequence_length"]
+STOP_SECONDS = 0.25  # between two requests to stop one answer
 
 
 def language_model_inputs(
@@ -95,7 +97,9 @@ class TritonStages:
         inputs |= {"streaming": [[True]], "exclude_input_in_output": [[True]]}
         if seen is not None:
             inputs |= {"prompt_embedding_table": seen.table, "prompt_vocab_size": [[seen.rows]]}
-        return _TritonGeneration(request_id, inputs, self._responses, self._process.find())
+        # Only within the server can a table on a GPU be handed on.
+        on_gpu = seen is not None and not isinstance(seen.table, np.ndarray)
+        return _TritonGeneration(request_id, inputs, _over_bls if on_gpu else self._responses, self._process.find())
 
 
 Responses = Callable[[dict[str, Any], str], Iterator[list[int]]]  # inputs, request id -> new ids, message by message
@@ -107,6 +111,7 @@ class _TritonGeneration:
     def __init__(self, request_id: str, inputs: dict[str, Any], responses: Responses, process: int | None) -> None:
         self._request_id, self._responses, self._process = request_id, responses, process
         self._messages: queue.SimpleQueue[list[int] | Exception | None] = queue.SimpleQueue()
+        self._ended = threading.Event()
         threading.Thread(target=self._read, args=(inputs,), daemon=True).start()
 
     def _read(self, inputs: dict[str, Any]) -> None:
@@ -118,12 +123,14 @@ class _TritonGeneration:
             self._messages.put(error)
         except Exception as error:
             self._messages.put(StageFailed(f"stage {contract.LANGUAGE_MODEL.name}: {error}"))
+        finally:
+            self._ended.set()
 
     def next(self, timeout: float) -> list[int] | None:
         try:
             message = self._messages.get(timeout=timeout)
         except queue.Empty:
-            if self._process is not None and not is_alive(self._process):
+            if not self._is_alive():
                 raise StageFailed(
                     f"stage {contract.LANGUAGE_MODEL.name}: its process died while it answered; it is being started again, "
                     "send the request again"
@@ -134,11 +141,27 @@ class _TritonGeneration:
         return message
 
     def stop(self) -> None:
-        """The `stop` request of the TensorRT-LLM contract: a request that BLS started is not cancelled by itself."""
+        """The `stop` request of the TensorRT-LLM contract: a request that BLS started is not cancelled by itself.
+
+        Sent again until the answer has ended: one that overtakes its request names an id that is not yet known, and is lost.
+        """
+        if not self._ended.is_set():
+            self._ask_to_stop()
+            threading.Thread(target=self._stop_at_last, daemon=True).start()
+
+    def _stop_at_last(self) -> None:
+        with suppress(Exception):  # a stage that cannot be asked any more has nothing left to stop
+            while not self._ended.wait(STOP_SECONDS) and self._is_alive():
+                self._ask_to_stop()
+
+    def _ask_to_stop(self) -> None:
         inputs = {"input_ids": [[0]], "input_lengths": [[1]], "request_output_len": [[1]], "stop": [[True]]}
-        if self._process is None or is_alive(self._process):
+        if self._is_alive():
             for _ in self._responses(inputs, self._request_id):
                 pass
+
+    def _is_alive(self) -> bool:
+        return self._process is None or is_alive(self._process)
 
 
 def _over_bls(inputs: dict[str, Any], request_id: str) -> Iterator[list[int]]:
@@ -166,7 +189,8 @@ class _OverGrpc:
         request = service_pb2.ModelInferRequest(model_name=stage.name, id=request_id)
         for name, value in inputs.items():
             array = to_array(stage.input(name), value)
-            request.inputs.add(name=name, datatype=stage.input(name).wire_dtype, shape=array.shape)
+            datatype = "FP16" if array.dtype == np.float16 else stage.input(name).wire_dtype  # TensorRT-LLM's tables
+            request.inputs.add(name=name, datatype=datatype, shape=array.shape)
             request.raw_input_contents.append(array.tobytes())
         for name in _GENERATED:
             request.outputs.add(name=name)

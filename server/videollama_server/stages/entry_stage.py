@@ -10,7 +10,7 @@ from videollama_core.media.video import Segment
 from videollama_core.protocol import contract
 from videollama_core.protocol.errors import InvalidRequest
 from videollama_core.protocol.messages import Conversation, SamplingOptions, as_conversation, conversation_from_json
-from videollama_server.installation import ADDRESS_VARIABLE
+from videollama_server.installation import ADDRESS_VARIABLE, check_gpu_tables
 from videollama_server.stages.calls import TritonStages
 from videollama_server.stages.entry import Entry, Question
 from videollama_server.stages.python_backend import DecoupledStage, Reply, bundle_of, scalar, text
@@ -39,9 +39,10 @@ class EntryStage(DecoupledStage):
     def load(self, args: dict[str, str]) -> None:
         bundle = bundle_of(args)
         tokenizer = bundle.tokenizer()
-        # TensorRT-LLM's stage is asked within the server: its media tokens are large and its Triton is a later one.
-        address = None if bundle.engine == "tensorrt" else os.environ.get(ADDRESS_VARIABLE)
-        stages = TritonStages(bundle.generation_defaults(tokenizer).end_ids, tokenizer.pad_id, address)
+        if bundle.keeps_media_tokens_on_gpu:
+            check_gpu_tables()
+        end_ids, address = bundle.generation_defaults(tokenizer).end_ids, os.environ.get(ADDRESS_VARIABLE)
+        stages = TritonStages(end_ids, tokenizer.pad_id, address)
         self._entry = Entry(bundle, stages)
         self._process = f"{os.getpid()}-{secrets.token_hex(4)}".encode()
 

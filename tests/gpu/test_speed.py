@@ -1,4 +1,4 @@
-"""Measures the PyTorch engine at real size with random weights: `make test-gpu` writes build/gpu/performance.json and .md."""
+"""Measures the PyTorch engine at real size with random weights: `make test-gpu PART=speed` writes build/gpu/performance.json and .md."""
 
 from conftest import ROOT
 from gpu.measure import as_table, measure

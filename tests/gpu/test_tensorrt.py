@@ -27,7 +27,7 @@ def build(graph, config, sources, folder):
     """Its engine, where a bundle has it."""
     path, engine = folder / f"{graph.name}.onnx", folder / engine_path(graph.name)
     export_graph(graph, config, sources, path, lambda: None, pick_dtype(encoder_dtype(graph, "bfloat16")))
-    build_engine(graph, config, path, engine, folder / "timing.cache", print)
+    build_engine(graph, config, path, engine, folder / "timing", print)
     return engine
 
 

@@ -1,0 +1,27 @@
+#!/bin/sh
+# Parts of the GPU tests, each at most 8 minutes: correct (recorded answers on PyTorch), speed (times at a published size),
+# tensorrt (engines; in the pinned container). No part downloads anything.
+# A machine without a network: `make gpu-wheels` before on one with, carry build/gpu/wheels along; its own torch is used.
+set -eu
+cd "$(dirname "$0")/.."
+
+case ${1:-all} in
+    all) parts="correct speed tensorrt" ;;
+    correct | speed | tensorrt) parts=$1 ;;
+    *) echo "test-gpu: found PART=$1; it is one of correct, speed, tensorrt, or left out" >&2; exit 2 ;;
+esac
+if [ -x .venv/bin/python ] && [ ! -d build/gpu/wheels ]; then
+    python=.venv/bin/python
+else
+    python=build/gpu/env/bin/python
+    [ -d build/gpu/wheels ] || { echo "test-gpu: neither .venv nor build/gpu/wheels is here; make setup, or make gpu-wheels where there is a network" >&2; exit 1; }
+    [ -x $python ] || "${PYTHON:-python3}" -m venv --system-site-packages build/gpu/env
+    $python -m pip install --quiet --disable-pip-version-check --no-index --find-links build/gpu/wheels \
+        -r scripts/gpu_requirements.txt
+fi
+failed=0
+for part in $parts; do
+    VL2_GPU_PART=$part PYTHONPATH=.:client:converters:training:benchmarks timeout 480 \
+        "$python" -m pytest -s -p no:cacheprovider "tests/gpu/test_$part.py" || failed=$?
+done
+exit $failed
