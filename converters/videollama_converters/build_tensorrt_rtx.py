@@ -73,7 +73,8 @@ def _read(path: Path) -> tuple[Any, Any, Any]:
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, _logger())
     if not parser.parse_from_file(str(path)):
-        reasons = "; ".join(parser.get_error(place).desc() for place in range(parser.num_errors))
+        errors = [parser.get_error(place) for place in range(parser.num_errors)]
+        reasons = "; ".join(f"{each.node_operator()} {each.node_name()}: {each.desc()}" for each in errors)
         raise ArtifactMismatch(f"the parser of TensorRT-RTX {trt.__version__} refuses {path}: {reasons}")
     return builder, network, parser
 
