@@ -3,6 +3,9 @@
 Graphs of equal structure are built once: fine-tunes of one family differ in their values alone.
 """
 
+import subprocess
+import venv
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -10,11 +13,14 @@ import pytest
 from onnx import helper, numpy_helper
 
 from conftest import MEDIA, VARIANTS, checkpoint
+from videollama_converters import tensorrt_check, tidy_graph
 from videollama_converters.build_tensorrt import ENGINE_GRAPHS, profiles
 from videollama_converters.build_tensorrt_rtx import TARGETS, build, parse
-from videollama_converters.engine_options import ENGINES, FP8_CAPABILITY, encoder_dtype
+from videollama_converters.convert import convert
+from videollama_converters.engine_options import ENGINES, FP8_CAPABILITY, EngineOptions, encoder_dtype
 from videollama_converters.export_onnx import example_inputs
 from videollama_converters.fp8 import calibrate, quantize
+from videollama_converters.tensorrt_llm import Recipe
 from videollama_converters.tensorrt_operators import check_graph
 from videollama_core.checkpoint.parts import open_checkpoint
 from videollama_core.engines.bundle import Bundle
@@ -24,6 +30,7 @@ from videollama_core.engines.torch_device import pick_dtype
 from videollama_core.protocol.errors import ArtifactMismatch
 
 pytest.importorskip("tensorrt_rtx", reason="the extra tensorrt-rtx has wheels for Linux on x86-64 and Windows only")
+OLDER = "tensorrt-rtx-cu13==1.4.0.76"
 PICTURE = MEDIA / "desert.jpg"
 
 
@@ -170,6 +177,46 @@ def test_a_fault_of_the_exporter_is_refused_and_its_repair_changes_no_bit(fault,
         assert np.array_equal(faulty, repaired)
     finally:
         path.unlink(missing_ok=True)
+
+
+def test_a_conversion_asks_the_parser_first(tmp_path, monkeypatch):
+    """Before it asks for a GPU or reads a weight; what passes the operator table is refused all the same."""
+    options = EngineOptions("tensorrt", "bfloat16", recipe=Recipe("float16"), fp8_media=(PICTURE,))
+    monkeypatch.setattr(tidy_graph, "_store_axes", lambda node, graph: None)
+    monkeypatch.setattr(tensorrt_check, "check_graph", lambda path: [])
+    with pytest.raises(
+        ArtifactMismatch, match=r"TensorRT-RTX \S+ refuses .*connector.onnx: ReduceMean .*Axis input must"
+    ):
+        convert(checkpoint("mistral-clip-8f"), tmp_path / "out", options=options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_an_older_parser_takes_them_too(bundle_of, typed_graph, tmp_path):
+    """1.4.0.76, whose parser is close to TensorRT 10's, in an environment of its own."""
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env/bin/python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", OLDER], check=True)
+    paths = set()
+    for variant in VARIANTS:
+        for graph in graphs_of(open_checkpoint(checkpoint(variant)).config):
+            for dtype in ENGINES["tensorrt"] if graph in ENGINE_GRAPHS else ():
+                paths.add(graph_file(variant, graph, encoder_dtype(graph, dtype), bundle_of, typed_graph))
+    assert len(paths) >= 15
+    code = """if True:
+        import sys, tensorrt_rtx as trt
+        logger = trt.Logger(trt.Logger.ERROR)
+        for path in sys.argv[1:]:
+            builder = trt.Builder(logger)
+            network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+            parser = trt.OnnxParser(network, logger)
+            if not parser.parse_from_file(path):
+                sys.exit(f"{path}: {parser.get_error(0)}")
+        print(trt.__version__, len(sys.argv) - 1)
+    """
+    done = subprocess.run([python, "-c", code, *map(str, sorted(paths))], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == [OLDER.split("==")[1], str(len(paths))]
 
 
 def test_what_the_builder_refuses_is_told(tmp_path):
