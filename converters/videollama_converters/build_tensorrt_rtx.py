@@ -3,20 +3,24 @@
 The package is the extra `tensorrt-rtx`. Its parser is onnx-tensorrt's, so that what it refuses TensorRT 10 refuses too.
 """
 
+import json
 from collections.abc import Callable
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from videollama_converters.build_tensorrt import profiles
+from videollama_converters.build_tensorrt import profiles, tensor_types
+from videollama_converters.engine_options import FP8_CAPABILITY
+from videollama_converters.steps import sha256
 from videollama_core.engines.specs import Graph
 from videollama_core.model.config import ModelConfig
 from videollama_core.protocol.errors import ArtifactMismatch
+from videollama_core.tensorrt_rtx import rtx_logger, rtx_version
 
 # Compute capabilities of one engine: A100, then RTX and data-centre cards of Ampere, Ada and Blackwell. The package has none for
 # Hopper (9.0) and data-centre Blackwell (10.0); Turing (7.5) wants an engine of its own.
 TARGETS = (8.0, 8.6, 8.9, 12.0)
+FP8_TARGETS = tuple(target for target in TARGETS if target >= FP8_CAPABILITY)
 
 
 def is_installed() -> bool:
@@ -55,7 +59,7 @@ def build(
         for name, (smallest, usual, largest) in shapes.items():
             profile.set_shape(name, smallest, usual, largest)
         settings.add_optimization_profile(profile)
-    said = _logger()
+    said = rtx_logger()
     said.start(log)
     plan = builder.build_serialized_network(network, settings)
     del parser  # owns the weights until here
@@ -64,37 +68,32 @@ def build(
     return bytes(plan)
 
 
+def write_engine(graph: Graph, config: ModelConfig, path: Path, engine: Path, is_fp8: bool = False) -> None:
+    """Write `engine` and its side-car. Raises: ArtifactMismatch as `build`."""
+    targets = FP8_TARGETS if is_fp8 else TARGETS
+    plan = build(graph, config, path, targets)
+    engine.parent.mkdir(parents=True, exist_ok=True)
+    engine.write_bytes(plan)
+    facts = {
+        "tensorrt_rtx": rtx_version(),
+        "targets": targets,
+        "onnx_sha256": sha256(path),
+        "profiles": profiles(graph, config),
+        "dtypes": tensor_types(path),
+    }
+    engine.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+
+
 def _read(path: Path) -> tuple[Any, Any, Any]:
     """Builder, network and parser."""
     import tensorrt_rtx as trt
 
-    _logger().start(lambda line: None)
-    builder = trt.Builder(_logger())
+    rtx_logger().start()
+    builder = trt.Builder(rtx_logger())
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, _logger())
+    parser = trt.OnnxParser(network, rtx_logger())
     if not parser.parse_from_file(str(path)):
         errors = [parser.get_error(place) for place in range(parser.num_errors)]
         reasons = "; ".join(f"{each.node_operator()} {each.node_name()}: {each.desc()}" for each in errors)
         raise ArtifactMismatch(f"the parser of TensorRT-RTX {trt.__version__} refuses {path}: {reasons}")
     return builder, network, parser
-
-
-@cache
-def _logger() -> Any:
-    """The library keeps the first logger of a process, and no other."""
-    import tensorrt_rtx as trt
-
-    class Said(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.start(lambda line: None)
-
-        def start(self, log: Callable[[str], None]) -> None:
-            self._pass_on, self.errors = log, []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(message)
-            self._pass_on(message)
-
-    return Said()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from videollama_converters.engine_options import ENGINES, MEDIA_TOKEN_MEMORIES, EngineOptions
+from videollama_converters.engine_options import ENGINES, LLM_ENGINES, MEDIA_TOKEN_MEMORIES, EngineOptions
 from videollama_converters.gpus import GPUS
 from videollama_converters.tensorrt_llm import KV_DTYPES, QUANTIZATIONS, Recipe
 from videollama_core.checkpoint.variants import VARIANTS
@@ -58,6 +58,11 @@ class ProgressBar:
     "--base", type=click.Path(path_type=Path), help="Folder of the base language model, for Base folders and adapters."
 )
 @click.option("--engine", type=click.Choice(list(ENGINES)), default="onnx", show_default=True, help="What runs it.")
+@click.option(
+    "--llm-engine",
+    type=click.Choice(list(dict.fromkeys(each for engines in LLM_ENGINES.values() for each in engines))),
+    help="What runs the language model, where --engine leaves a choice; default: the engine's own, torch with tensorrt-rtx.",
+)
 @click.option("--dtype", help="In which the engine computes; onnx float32, the others bfloat16 by default.")
 @click.option(
     "--max-seq-len", type=int, help="Positions of prompt and answer; default: the checkpoint's own, 4096 on TensorRT."
@@ -92,6 +97,7 @@ def convert(
     tower: Path | None,
     base: Path | None,
     engine: str,
+    llm_engine: str | None,
     dtype: str | None,
     max_seq_len: int | None,
     slots: int | None,
@@ -117,7 +123,14 @@ def convert(
     try:
         recipe = Recipe("float16", quantize or "", kv_dtype, tp, pp, ep, max_batch_size, max_seq_len or 4096, gpu)
         options = EngineOptions(
-            engine, dtype or ENGINES[engine][0], max_seq_len, slots, recipe, media_token_memory, fp8_tower
+            engine,
+            dtype or ENGINES[engine][0],
+            max_seq_len,
+            slots,
+            recipe,
+            media_token_memory,
+            fp8_tower,
+            llm_engine or "",
         )
         if dry_run:
             from videollama_converters.dry_run import describe

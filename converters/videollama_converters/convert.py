@@ -6,7 +6,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 
 from videollama_converters import assemble as assembling
 from videollama_converters.build_tensorrt import ENGINE_GRAPHS, build_engine
+from videollama_converters.build_tensorrt_rtx import write_engine
 from videollama_converters.compare import compare
 from videollama_converters.encoder_weights import encoder_sources, write_encoder_weights
 from videollama_converters.engine_options import EngineOptions, encoder_dtype
@@ -42,6 +43,7 @@ from videollama_core.engines.torch_device import pick_dtype
 from videollama_core.model.config import AUDIO_KINDS
 from videollama_core.protocol.contract import MEDIA_KINDS
 from videollama_core.protocol.errors import ArtifactMismatch
+from videollama_core.tensorrt_rtx import rtx_version
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +87,9 @@ def convert(
     parts = open_checkpoint(checkpoint, tower, base)
     config = parts.config
     options.check(config)
-    if options.engine == "tensorrt":  # before hours of work, not after
+    if options.engine in BUILDERS:  # before hours of work, not after
         check_graphs(config, options)
-        describe_machine()
+        BUILDERS[options.engine].check()
     with BundleWriter(out).locked() as writer:
         source = _read_source(parts, progress)
         for step in plan_steps(parts, source, out, progress, options):
@@ -106,6 +108,7 @@ def convert(
                 },
                 "max_seq_len": options.positions(config),
                 "engine": options.engine,
+                "llm_engine": options.llm_engine,
                 "dtype": options.dtype,
                 "slots": int(options.parameters().get("max_num_sequences", 0)),
                 "world_size": options.recipe.world_size if options.engine == "tensorrt" else 0,
@@ -163,6 +166,7 @@ def plan_steps(
         "onnx": [*exports, compared],
         "torch": [weights],
         "tensorrt": tensorrt_steps(parts, inputs, out, progress, options),
+        "tensorrt-rtx": tensorrt_steps(parts, inputs, out, progress, options),
     }
     return [
         *parts_of_engine[options.engine],
@@ -186,7 +190,9 @@ def tensorrt_steps(
     parts: CheckpointParts, inputs: dict[str, object], out: Path, progress: Progress, options: EngineOptions
 ) -> list[Step]:
     """Typed graphs of the encoders, and their engines."""
-    found = []
+    found: list[Step] = []
+    if options.engine not in BUILDERS:
+        return found
     for graph in ENGINE_GRAPHS:
         if graph not in graphs_of(parts.config):
             continue
@@ -205,9 +211,9 @@ def tensorrt_steps(
         found.append(
             Step(
                 f"{graph.name} engine",
-                typed | {"gpu": options.recipe.gpu},
+                typed | BUILDERS[options.engine].inputs(options),
                 (engine, str(Path(engine).with_suffix(".json"))),
-                partial(_build_engine, graph, parts, out),
+                partial(BUILDERS[options.engine].build, graph, parts, out, bool(media)),
             )
         )
     return found
@@ -226,9 +232,28 @@ def _export_typed(
     export_graph(graph, parts.config, graph_sources(graph, parts), path, tick, dtype, edit)
 
 
-def _build_engine(graph: Graph, parts: CheckpointParts, out: Path, to: Path) -> None:
+def _build_engine(graph: Graph, parts: CheckpointParts, out: Path, is_fp8: bool, to: Path) -> None:
     cache = out / "engines" / "timing.cache"
     build_engine(graph, parts.config, out / graph_path(graph.name), to / engine_path(graph.name), cache, logger.info)
+
+
+def _build_portable_engine(graph: Graph, parts: CheckpointParts, out: Path, is_fp8: bool, to: Path) -> None:
+    write_engine(graph, parts.config, out / graph_path(graph.name), to / engine_path(graph.name), is_fp8)
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Of the engines of one `--engine`."""
+
+    check: Callable[[], object]  # raises ArtifactMismatch where this machine cannot build
+    inputs: Callable[[EngineOptions], dict[str, object]]  # what an engine depends on besides its graph
+    build: Callable[[Graph, CheckpointParts, Path, bool, Path], None]
+
+
+BUILDERS = {
+    "tensorrt": Builder(describe_machine, lambda options: {"gpu": options.recipe.gpu}, _build_engine),
+    "tensorrt-rtx": Builder(rtx_version, lambda options: {"tensorrt_rtx": rtx_version()}, _build_portable_engine),
+}
 
 
 def language_engine_steps(

@@ -45,8 +45,9 @@ def _store_axes(node: ir.Node, graph: ir.Graph) -> None:
     if axes is None or axes.is_initializer():
         return
     name = f"{node.outputs[0].name}.axes"
-    tensor = ir.tensor(_constant_behind(axes).astype(np.int64).ravel(), name=name)
-    stored = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    array = _constant_behind(axes).astype(np.int64).ravel()
+    tensor = ir.tensor(array, name=name)
+    stored = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(stored)
     node.replace_input_with(1, stored)
 

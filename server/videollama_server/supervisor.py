@@ -77,7 +77,7 @@ class TritonServer:
         """Returns when every model is ready. Raises: ArtifactMismatch, ServerFailed with the stage's own reason."""
         bundle = Bundle.open(self.bundle)
         self._world_size, self._pool_bytes = bundle.world_size, bundle.pool_bytes
-        if self.options.llm == "vllm":
+        if "vllm" in (self.options.llm, bundle.llm_engine):
             check_vllm(bundle)
         self._runtime = Path(tempfile.mkdtemp(prefix="vl2-serve-"))
         try:

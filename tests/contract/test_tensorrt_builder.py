@@ -10,14 +10,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from onnx import helper, numpy_helper
 
+from build_log import BuildLog
 from conftest import MEDIA, VARIANTS, checkpoint
 from videollama_converters import tensorrt_check, tidy_graph
 from videollama_converters.build_tensorrt import ENGINE_GRAPHS, profiles
-from videollama_converters.build_tensorrt_rtx import TARGETS, build, parse
+from videollama_converters.build_tensorrt_rtx import FP8_TARGETS, build, parse
 from videollama_converters.convert import convert
-from videollama_converters.engine_options import ENGINES, FP8_CAPABILITY, EngineOptions, encoder_dtype
+from videollama_converters.engine_options import ENGINES, EngineOptions, encoder_dtype
 from videollama_converters.export_onnx import example_inputs
 from videollama_converters.fp8 import calibrate, quantize
 from videollama_converters.tensorrt_llm import Recipe
@@ -68,6 +70,14 @@ def in_fp8(path, variant, folder):
     return target
 
 
+def check_fp8(path, config):
+    """Every linear layer's product is built in fp8, for the GPUs that have it."""
+    assert not check_graph(path)
+    log: list[str] = []
+    assert len(build(VISION_ENCODER, config, path, FP8_TARGETS, log.append)) > 0
+    assert len(BuildLog.read(log).fp8_products) == 6 * config.vision.used_layers
+
+
 @pytest.fixture(scope="session")
 def built():
     """(structure, profiles, dtype) of what was built in this session."""
@@ -86,11 +96,12 @@ def test_every_graph_is_parsed_and_built(variant, bundle_of, typed_graph, built,
                 continue
             path = graph_file(variant, graph, dtype, bundle_of, typed_graph)
             assert not check_graph(path)
-            assert len(build(graph, config, path)) > 0
+            log: list[str] = []
+            assert len(build(graph, config, path, log=log.append)) > 0
             if graph is VISION_ENCODER:
-                products = in_fp8(path, first_of_its_structure(variant, graph), tmp_path)
-                assert not check_graph(products)
-                assert len(build(graph, config, products, tuple(t for t in TARGETS if t >= FP8_CAPABILITY))) > 0
+                fused = config.vision.used_layers if dtype != "float32" else 0  # there is no such kernel in float32
+                assert BuildLog.read(log).attention == [fused, fused]
+                check_fp8(in_fp8(path, first_of_its_structure(variant, graph), tmp_path), config)
             built.add(key)
 
 
@@ -219,7 +230,14 @@ def test_an_older_parser_takes_them_too(bundle_of, typed_graph, tmp_path):
     assert done.stdout.split() == [OLDER.split("==")[1], str(len(paths))]
 
 
-def test_what_the_builder_refuses_is_told(tmp_path):
+def test_fp8_is_refused_for_ampere(typed_graph, tmp_path):
+    path = in_fp8(typed_graph("av-qwen2-siglip", VISION_ENCODER, torch.bfloat16), "av-qwen2-siglip", tmp_path)
+    config = open_checkpoint(checkpoint("av-qwen2-siglip")).config
+    with pytest.raises(ArtifactMismatch, match=r"cannot build .*-fp8.onnx: .*sm86.*fp8"):
+        build(VISION_ENCODER, config, path, (8.6,))
+
+
+def test_what_the_parser_refuses_is_told(tmp_path):
     value = helper.make_tensor_value_info
     node = helper.make_node("NonExistent", ["x"], ["y"])
     kind = onnx.TensorProto.FLOAT
