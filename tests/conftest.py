@@ -191,3 +191,21 @@ def here(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return hub
+
+
+@cache
+def _export_typed(folder: Path, variant: str, graph: Any, dtype: torch.dtype) -> Path:
+    from videollama_converters.convert import graph_sources
+    from videollama_converters.export_onnx import export_graph
+    from videollama_core.checkpoint.parts import open_checkpoint
+
+    parts, path = open_checkpoint(checkpoint(variant)), folder / f"{variant}-{graph.name}-{dtype}.onnx"
+    export_graph(graph, parts.config, graph_sources(graph, parts), path, lambda: None, dtype)
+    return path
+
+
+@pytest.fixture(scope="session")
+def typed_graph(tmp_path_factory):
+    """(variant, graph, dtype) -> the graph's file as TensorRT is given it; exported once in a session."""
+    folder = tmp_path_factory.mktemp("typed-graphs")
+    return lambda variant, graph, dtype: _export_typed(folder, variant, graph, dtype)

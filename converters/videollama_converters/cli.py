@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from videollama_converters.engine_options import ENGINES, MEDIA_TOKEN_MEMORIES, EngineOptions
+from videollama_converters.engine_options import ENGINES, LLM_ENGINES, MEDIA_TOKEN_MEMORIES, EngineOptions
 from videollama_converters.gpus import GPUS
 from videollama_converters.progress import ProgressBar
 from videollama_converters.tensorrt_llm import Recipe
@@ -23,6 +23,11 @@ from videollama_core.protocol.errors import InvalidRequest, VideoLlamaError
 @click.option("--tower", help="Vision tower, where it is not near the checkpoint: a folder, or its id on the hub.")
 @click.option("--base", help="Base language model, for Base folders and adapters: a folder, or its id on the hub.")
 @click.option("--engine", type=click.Choice(list(ENGINES)), default="onnx", show_default=True, help="What runs it.")
+@click.option(
+    "--llm-engine",
+    type=click.Choice(list(dict.fromkeys(each for engines in LLM_ENGINES.values() for each in engines))),
+    help="What runs the language model, where --engine leaves a choice; default: the engine's own, torch with tensorrt-rtx.",
+)
 @click.option("--dtype", help="In which the engine computes; onnx float32, the others bfloat16 by default.")
 @click.option(
     "--max-seq-len", type=int, help="Positions of prompt and answer; default: the checkpoint's own, 4096 on TensorRT."
@@ -63,6 +68,7 @@ def convert(
     tower: str | None,
     base: str | None,
     engine: str,
+    llm_engine: str | None,
     dtype: str | None,
     max_seq_len: int | None,
     slots: int | None,
@@ -93,7 +99,14 @@ def convert(
             "float16", quantize or "", kv_dtype, tp, pp, ep, max_batch_size, max_seq_len or 4096, gpu, texts
         )
         options = EngineOptions(
-            engine, dtype or ENGINES[engine][0], max_seq_len, slots, recipe, media_token_memory, fp8_tower
+            engine,
+            dtype or ENGINES[engine][0],
+            max_seq_len,
+            slots,
+            recipe,
+            media_token_memory,
+            fp8_tower,
+            llm_engine or "",
         )
         progress = ProgressBar()
         found = locate(checkpoint, tower, base, revision, progress, download=not dry_run)

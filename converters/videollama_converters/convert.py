@@ -6,15 +6,18 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
 from videollama_converters import assemble as assembling
-from videollama_converters import build_tensorrt
+from videollama_converters import build_tensorrt, build_tensorrt_rtx
 from videollama_converters.build_tensorrt import ENGINE_GRAPHS, build_engine
+from videollama_converters.build_tensorrt_rtx import write_engine
 from videollama_converters.code_hash import code_hash
 from videollama_converters.compare import compare
 from videollama_converters.encoder_weights import encoder_sources, write_encoder_weights
@@ -24,8 +27,8 @@ from videollama_converters.fp8 import calibrate, quantize
 from videollama_converters.progress import Progress, SilentProgress
 from videollama_converters.split_language_model import split_language_model
 from videollama_converters.steps import BundleWriter, Step, files_below, sha256, write_json
+from videollama_converters.tensorrt_check import check_graphs
 from videollama_converters.tensorrt_llm import CALIBRATION_FILE
-from videollama_converters.tensorrt_operators import check_graph
 from videollama_core.checkpoint.parts import CheckpointParts, open_checkpoint
 from videollama_core.checkpoint.shards import Sources
 from videollama_core.checkpoint.tokenizer_files import TOKENIZER_FILES
@@ -40,6 +43,7 @@ from videollama_core.engines.bundle import (
 )
 from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, DECODER, EMBEDDING, VISION_ENCODER, Graph, graphs_of
 from videollama_core.engines.tensorrt_encoders import describe_machine
+from videollama_core.engines.tensorrt_rtx import rtx_version
 from videollama_core.engines.torch_device import pick_dtype
 from videollama_core.model.config import AUDIO_KINDS
 from videollama_core.protocol.contract import MEDIA_KINDS
@@ -71,7 +75,9 @@ def convert(
     config = parts.config
     origin = dict(origin or {})
     options.check(config)
-    machine = describe_machine() if options.engine == "tensorrt" else {}  # before hours of work, not after
+    if options.engine in BUILDERS:  # before hours of work, not after
+        check_graphs(config, options)
+    machine = BUILDERS[options.engine].machine() if options.engine in BUILDERS else {}
     with BundleWriter(out).locked() as writer:
         source = _read_source(parts, progress)
         for step in plan_steps(parts, source, out, progress, options, machine):
@@ -90,6 +96,7 @@ def convert(
                 },
                 "max_seq_len": options.positions(config),
                 "engine": options.engine,
+                "llm_engine": options.llm_engine,
                 "dtype": options.dtype,
                 "slots": int(options.parameters().get("max_num_sequences", 0)),
                 "world_size": options.recipe.world_size if options.engine == "tensorrt" else 0,
@@ -153,7 +160,8 @@ def plan_steps(
     parts_of_engine = {
         "onnx": [*exports, compared],
         "torch": [weights],
-        "tensorrt": tensorrt_steps(parts, inputs | {"machine": machine}, out, progress, options),
+        "tensorrt": tensorrt_steps(parts, inputs, out, progress, options, machine),
+        "tensorrt-rtx": tensorrt_steps(parts, inputs, out, progress, options, machine),
     }
     return [
         *parts_of_engine[options.engine],
@@ -174,11 +182,17 @@ def plan_steps(
 
 
 def tensorrt_steps(
-    parts: CheckpointParts, inputs: dict[str, object], out: Path, progress: Progress, options: EngineOptions
+    parts: CheckpointParts,
+    inputs: dict[str, object],
+    out: Path,
+    progress: Progress,
+    options: EngineOptions,
+    machine: dict[str, str],
 ) -> list[Step]:
     """Typed graphs of the encoders, and their engines."""
-    found = []
-    builder = sha256(Path(build_tensorrt.__file__))
+    if options.engine not in BUILDERS:
+        return []
+    builder, found = BUILDERS[options.engine], []
     for graph in ENGINE_GRAPHS:
         if graph not in graphs_of(parts.config):
             continue
@@ -197,9 +211,9 @@ def tensorrt_steps(
         found.append(
             Step(
                 f"{graph.name} engine",
-                typed | {"builder": builder},
+                typed | {"machine": machine, "builder": sha256(Path(str(builder.module.__file__)))},
                 (engine, str(Path(engine).with_suffix(".json"))),
-                partial(_build_engine, graph, parts, out),
+                partial(builder.build, graph, parts, out, bool(media)),
             )
         )
     return found
@@ -216,14 +230,30 @@ def _export_typed(
     path = to / graph_path(graph.name)
     edit = partial(quantize, scales=calibrate(parts, fp8_media)) if fp8_media else unchanged
     export_graph(graph, parts.config, graph_sources(graph, parts), path, tick, dtype, edit)
-    violations = check_graph(path)
-    if violations:
-        raise ArtifactMismatch("TensorRT would not take the graph: " + "; ".join(map(str, violations[:3])))
 
 
-def _build_engine(graph: Graph, parts: CheckpointParts, out: Path, to: Path) -> None:
+def _build_engine(graph: Graph, parts: CheckpointParts, out: Path, is_fp8: bool, to: Path) -> None:
     onnx, engine = out / graph_path(graph.name), to / engine_path(graph.name)
     build_engine(graph, parts.config, onnx, engine, out / "engines/timing", logger.info)
+
+
+def _build_portable_engine(graph: Graph, parts: CheckpointParts, out: Path, is_fp8: bool, to: Path) -> None:
+    write_engine(graph, parts.config, out / graph_path(graph.name), to / engine_path(graph.name), is_fp8)
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Of the engines of one `--engine`."""
+
+    module: ModuleType  # whose code decides what an engine is
+    machine: Callable[[], dict[str, str]]  # what an engine is bound to; raises ArtifactMismatch where none can be built
+    build: Callable[[Graph, CheckpointParts, Path, bool, Path], None]
+
+
+BUILDERS = {
+    "tensorrt": Builder(build_tensorrt, describe_machine, _build_engine),
+    "tensorrt-rtx": Builder(build_tensorrt_rtx, lambda: {"tensorrt_rtx": rtx_version()}, _build_portable_engine),
+}
 
 
 def language_engine_steps(

@@ -18,7 +18,16 @@ ENGINES = {
     "onnx": ("float32",),
     "torch": ("bfloat16", "float16", "float32"),
     "tensorrt": ("bfloat16", "float16", "float32"),
+    "tensorrt-rtx": ("bfloat16", "float16", "float32"),
 }
+# engine of the encoders -> engines of the language model beside it, the default first
+LLM_ENGINES = {
+    "onnx": ("onnx", "vllm"),
+    "torch": ("torch", "vllm"),
+    "tensorrt": ("tensorrt-llm",),
+    "tensorrt-rtx": ("torch", "vllm"),
+}
+FP8_ENGINES = ("tensorrt", "tensorrt-rtx")
 MEDIA_TOKEN_MEMORIES = ("cpu", "gpu")
 FP8_CAPABILITY = QUANTIZATIONS["fp8"][1]
 
@@ -43,6 +52,7 @@ class EngineOptions:
     recipe: Recipe = field(default_factory=Recipe)  # of the language model on TensorRT-LLM
     media_token_memory: str = "cpu"  # where media tokens lie between the encoder and the language model
     fp8_media: tuple[Path, ...] = ()  # videos and pictures for the scales of a tower in fp8; none: no fp8
+    llm_engine: str = ""  # what runs the language model; "": the default beside the engine
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -51,7 +61,14 @@ class EngineOptions:
             raise InvalidRequest(
                 f"engine {self.engine} cannot compute in {self.dtype}; it takes {', '.join(ENGINES[self.engine])}"
             )
-        if self.fp8_media and self.engine != "tensorrt":
+        if not self.llm_engine:
+            object.__setattr__(self, "llm_engine", LLM_ENGINES[self.engine][0])
+        if self.llm_engine not in LLM_ENGINES[self.engine]:
+            raise InvalidRequest(
+                f"engine {self.engine} has no language model on {self.llm_engine} beside it; take "
+                f"{' or '.join(LLM_ENGINES[self.engine])}"
+            )
+        if self.fp8_media and self.engine not in FP8_ENGINES:
             raise InvalidRequest(f"fp8 is TensorRT's; engine {self.engine} takes {', '.join(ENGINES[self.engine])}")
         if self.media_token_memory not in MEDIA_TOKEN_MEMORIES:
             raise InvalidRequest(
@@ -67,6 +84,9 @@ class EngineOptions:
 
     def check(self, config: ModelConfig) -> None:
         """Raises: InvalidRequest where the checkpoint cannot be run so."""
+        missing = [path for path in self.fp8_media if not path.is_file()]
+        if missing:
+            raise InvalidRequest(f"{missing[0]} is not a file; --fp8-tower wants videos or pictures")
         if self.engine == "tensorrt":
             self.recipe.check(config)
             gpu = GPUS[self.recipe.gpu]
@@ -75,9 +95,6 @@ class EngineOptions:
                     f"a tower in fp8 needs compute capability {FP8_CAPABILITY}, and {self.recipe.gpu} has {gpu.capability}: "
                     "leave out --fp8-tower, or take another GPU"
                 )
-            missing = [path for path in self.fp8_media if not path.is_file()]
-            if missing:
-                raise InvalidRequest(f"{missing[0]} is not a file; --fp8-tower wants videos or pictures")
             self._check_calibration()
             if self.recipe.dtype != "float16":  # the type of the media tokens that the encoder's stage sends
                 raise InvalidRequest(
@@ -139,6 +156,6 @@ class EngineOptions:
     def parameters(self) -> dict[str, str]:
         """Entries of the language model stage's config.pbtxt that differ from the tracked ones."""
         found = {"max_num_sequences": str(self.slots)} if self.slots else {}
-        if self.engine == "torch":  # a GPU is not busy with a chunk that suits a CPU
+        if self.llm_engine == "torch":  # a GPU is not busy with a chunk that suits a CPU
             found |= {"max_num_sequences": str(self.slots or 16), "prefill_chunk_len": "4096"}
         return found

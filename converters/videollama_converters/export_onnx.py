@@ -5,8 +5,9 @@ checkpoint one at a time while the file is written. Peak memory is one tensor, w
 """
 
 import logging
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import onnx
@@ -139,22 +140,8 @@ def float_pixels(model: ir.Model) -> None:
     frames.dtype = ir.DataType.FLOAT
 
 
-def export_graph(
-    graph: Graph,
-    config: ModelConfig,
-    sources: Sources,
-    path: Path,
-    tick: Callable[[], None],
-    dtype: torch.dtype = torch.float32,
-    edit: Callable[[ir.Model], None] = unchanged,
-) -> None:
-    """Write `path` and `path`.data.
-
-    Args:
-        sources: reads each of the module's parameters.
-        tick: called for each tensor written.
-        edit: changes the graph in place before it is written.
-    """
+def trace_graph(graph: Graph, config: ModelConfig, dtype: torch.dtype = torch.float32) -> ir.Model:
+    """The graph of a module, its parameters without values."""
     module = build_module(graph, config, dtype)
     meta_inputs = tuple(tensor.to("meta") for tensor in example_inputs(graph, config, dtype=dtype))
     with warnings.catch_warnings(), _quiet("torch.onnx"):
@@ -172,14 +159,50 @@ def export_graph(
         )
     assert program is not None
     tidy(program.model)
-    edit(program.model)
-    for name, value in program.model.graph.initializers.items():
+    return program.model
+
+
+def export_graph(
+    graph: Graph,
+    config: ModelConfig,
+    sources: Sources,
+    path: Path,
+    tick: Callable[[], None],
+    dtype: torch.dtype = torch.float32,
+    edit: Callable[[ir.Model], None] = unchanged,
+) -> None:
+    """Write `path` and `path`.data.
+
+    Args:
+        sources: reads each of the module's parameters.
+        tick: called for each tensor written.
+        edit: changes the graph in place before it is written.
+    """
+    model = trace_graph(graph, config, dtype)
+    edit(model)
+    for name, value in model.graph.initializers.items():
         assert value.shape is not None and value.dtype is not None
         if name in sources:
             value.const_value = _lazy(name, value, sources[name], tick, dtype)
     path.parent.mkdir(parents=True, exist_ok=True)
-    ir.save(program.model, path, external_data=path.name + ".data")
+    ir.save(model, path, external_data=path.name + ".data")
     onnx.checker.check_model(str(path))
+
+
+def write_without_values(model: ir.Model, parameters: Collection[str], path: Path) -> None:
+    """Write a traced graph whose parameters are holes of a sparse file: enough for a parser, and no room on the disk."""
+    data, end = path.name + ".data", 0
+    for name, value in model.graph.initializers.items():
+        if name in parameters:
+            assert value.shape is not None and value.dtype is not None
+            size = math.prod(value.shape.numpy()) * value.dtype.bitwidth // 8
+            value.const_value = ir.ExternalTensor(
+                data, end, size, value.dtype, shape=value.shape, name=name, base_dir=path.parent
+            )
+            end += size
+    with path.with_name(data).open("wb") as file:
+        file.truncate(end)
+    ir.save(model, path)
 
 
 def _lazy(

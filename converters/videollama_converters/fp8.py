@@ -59,6 +59,11 @@ def calibrate(parts: CheckpointParts, media: Sequence[Path]) -> dict[str, Scales
     }
 
 
+def unit_scales(tower: nn.Module) -> dict[str, Scales]:
+    """Of the same layers, without their values: for a graph that is only read."""
+    return {f"{name}.weight": Scales(1.0, 1.0) for name, each in tower.named_modules() if isinstance(each, nn.Linear)}
+
+
 def _frames(parts: CheckpointParts, path: Path) -> np.ndarray:
     """uint8 [T, S, S, 3], as a question would see them."""
     try:

@@ -74,6 +74,7 @@ def check_graph(path: Path) -> list[Violation]:
         return [Violation(path.name, f"{node.domain}.{node.op_type}", reason) for node in foreign]
     model = onnx.shape_inference.infer_shapes(model)
     types = _types(model.graph)
+    stored = {one.name: one for one in model.graph.initializer}
     found = []
 
     def bad(node: onnx.NodeProto, reason: str) -> None:
@@ -95,23 +96,27 @@ def check_graph(path: Path) -> list[Violation]:
                 bad(node, f"{name} has rank {rank}; at most {MAX_RANK} is taken")
         if node.op_type in _NORMS and kinds and kinds[0][0] != "FLOAT":
             bad(node, f"normalises in {kinds[0][0]}: sums of squares overflow; cast to FLOAT around it")
+        if node.op_type.startswith("Reduce") and len(node.input) == 2 and node.input[1] not in stored:
+            bad(node, "its axes are computed; TensorRT wants them stored as an initializer")
         if node.op_type == "Conv":
-            _check_convolution(node, model.graph, types, bad)
+            _check_convolution(node, stored, types, bad)
     return found
 
 
 def _check_convolution(
     node: onnx.NodeProto,
-    graph: onnx.GraphProto,
+    stored: dict[str, TensorProto],
     types: dict[str, tuple[str, int]],
     bad: Callable[[onnx.NodeProto, str], None],
 ) -> None:
     group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
     kind, rank = types.get(node.input[0], ("", 0))
-    weight = next((one for one in graph.initializer if one.name == node.input[1]), None)
+    weight = stored.get(node.input[1])
     if weight is None:
         bad(node, "its weights are computed; TensorRT wants them stored")
         return
+    if len(node.input) == 3 and node.input[2] not in stored:
+        bad(node, "its bias is computed; TensorRT 10.3 is reported to want it stored, or none")
     if rank not in (0, 3, 4, 5):
         bad(node, f"input of rank {rank}; 3, 4 or 5 is taken")
     per_group = weight.dims[1]

@@ -97,7 +97,7 @@ def _gpu() -> Finding:
 
 
 def _engines() -> Finding:
-    packages = ("onnxruntime", "torch", "tensorrt", "tensorrt_llm", "vllm")
+    packages = ("onnxruntime", "torch", "tensorrt", "tensorrt_rtx", "tensorrt_llm", "vllm")
     found = [f"{name} {metadata.version(name)}" for name in packages if find_spec(name) and _has_version(name)]
     if not found:
         return Finding("engines", FAIL, "none", "pip install 'videollama2-service[serve]' brings ONNX Runtime")
@@ -134,6 +134,7 @@ def _bundle(path: Path) -> list[Finding]:
         "onnx": _fits_memory,
         "torch": _fits_torch,
         "tensorrt": _fits_tensorrt,
+        "tensorrt-rtx": _fits_tensorrt_rtx,
     }
     return found + checks[bundle.engine](bundle, size) if bundle.engine in checks else found
 
@@ -175,6 +176,27 @@ def _fits_tensorrt(bundle: Bundle, size: int) -> list[Finding]:
     except VideoLlamaError as error:
         return [Finding("TensorRT", FAIL, "the engines cannot run here", str(error))]
     return [Finding("TensorRT", OK, f"{machine['tensorrt']} on {machine['gpu']}")]
+
+
+def _fits_tensorrt_rtx(bundle: Bundle, size: int) -> list[Finding]:
+    from videollama_core.engines.tensorrt_rtx import check_rtx_sidecar, rtx_version
+    from videollama_core.engines.tensorrt_rtx_encoders import gpu_capability
+
+    try:
+        version, capability = rtx_version(), gpu_capability()
+        for graph in graphs_of(bundle.config):
+            path = bundle.root / engine_path(graph.name)
+            if path.exists():
+                check_rtx_sidecar(path, version, capability)
+    except VideoLlamaError as error:
+        return [Finding("TensorRT-RTX", FAIL, "the engines cannot run here", str(error))]
+    if capability is None:
+        return [
+            Finding(
+                "TensorRT-RTX", FAIL, f"{version}, and no GPU", "the encoders need an NVIDIA GPU: nvidia-smi tells why"
+            )
+        ]
+    return [Finding("TensorRT-RTX", OK, f"{version} on compute capability {capability}"), *_fits_torch(bundle, size)]
 
 
 @click.command(epilog="Example: vl2 doctor build/2.1-7b --port 8001")

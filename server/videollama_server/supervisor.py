@@ -68,7 +68,7 @@ class TritonServer:
         """Returns when every model is ready. Raises: ArtifactMismatch, ServerFailed with the stage's own reason."""
         bundle = Bundle.open(self.bundle)
         self._world_size, self._pool_bytes = bundle.world_size, bundle.pool_bytes
-        if self.options.llm == "vllm":
+        if "vllm" in (self.options.llm, bundle.llm_engine):
             check_vllm(bundle, self.options.vllm_arg)
         elif self.options.vllm_arg:
             raise InvalidRequest("--vllm-arg came without --llm vllm; add it, or leave the argument out")

@@ -15,7 +15,7 @@ from videollama_converters.build_tensorrt import tensor_types
 from videollama_converters.convert import convert, graph_sources
 from videollama_converters.dry_run import describe
 from videollama_converters.engine_options import EngineOptions, encoder_dtype
-from videollama_converters.export_onnx import build_module, example_inputs, export_graph
+from videollama_converters.export_onnx import build_module, example_inputs
 from videollama_converters.tensorrt_llm import Recipe
 from videollama_converters.tensorrt_operators import check_graph
 from videollama_core.checkpoint.parts import fill, open_checkpoint
@@ -87,12 +87,10 @@ def test_every_served_graph_is_in_the_table(variant, bundle_of):
 
 @pytest.mark.parametrize("graph", [VISION_ENCODER, CONNECTOR, AUDIO_ENCODER], ids=lambda graph: graph.name)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
-def test_typed_graphs(graph, dtype, tmp_path):
+def test_typed_graphs(graph, dtype, typed_graph):
     """In half precision: norms in float32, inputs and outputs in the engine's type, values near PyTorch's; depthwise bfloat16 is caught."""
     parts = open_checkpoint(checkpoint("av-qwen2-siglip"))
-    sources = graph_sources(graph, parts)
-    path = tmp_path / f"{graph.name}.onnx"
-    export_graph(graph, parts.config, sources, path, lambda: None, dtype)
+    path = typed_graph("av-qwen2-siglip", graph, dtype)
     reasons = [violation.reason for violation in check_graph(path)]
     if dtype is torch.bfloat16:
         assert all("depthwise" in reason for reason in reasons) and bool(reasons) == (graph is CONNECTOR)

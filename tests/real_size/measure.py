@@ -1,6 +1,7 @@
 """One conversion at real size with random weights, in a process of its own: prints a JSON line with time and peak memory.
 
     python tests/real_size/measure.py graph VideoLLaMA2.1-7B-16F vision_encoder FOLDER
+    python tests/real_size/measure.py build VideoLLaMA2.1-7B-16F vision_encoder FOLDER fp8    # NVIDIA's builder; fp8 or nothing
     python tests/real_size/measure.py split VideoLLaMA2-72B 4 FOLDER        # 4 of its 80 layers, or all with 0
 
 Weights are drawn as they are asked for, so that no checkpoint has to be there.
@@ -19,13 +20,19 @@ import onnx
 import torch
 from torch import Tensor
 
+from build_log import BuildLog
+from videollama_converters.build_tensorrt_rtx import FP8_TARGETS, TARGETS, build
+from videollama_converters.engine_options import encoder_dtype
 from videollama_converters.export_onnx import build_module, example_inputs, export_graph
+from videollama_converters.fp8 import quantize, unit_scales
 from videollama_converters.tensorrt_operators import check_graph
 from videollama_core.checkpoint.parts import fill
 from videollama_core.checkpoint.read_config import published_config
 from videollama_core.checkpoint.shards import SHARD_BYTES, write_shards
 from videollama_core.engines.onnx_runtime import OnnxEngine
-from videollama_core.engines.specs import GRAPHS
+from videollama_core.engines.specs import AUDIO_ENCODER, GRAPHS, VISION_ENCODER, Graph
+from videollama_core.engines.torch_device import pick_dtype
+from videollama_core.model.config import ModelConfig
 
 
 def draw(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -78,6 +85,39 @@ def measure_graph(checkpoint: str, name: str, folder: Path, dtype: torch.dtype =
     }
 
 
+def measure_build(checkpoint: str, name: str, folder: Path, fp8: bool) -> dict[str, object]:
+    """One engine in the types of --engine tensorrt, by NVIDIA's builder on this machine's CPU."""
+    config = published_config(checkpoint)
+    graph = next(graph for graph in GRAPHS if graph.name == name)
+    module = build_module(graph, config)
+    dtype, path = encoder_dtype(graph, "bfloat16"), folder / f"{name}.onnx"
+    edit = partial(quantize, scales=unit_scales(module)) if fp8 else lambda model: None
+    export_graph(graph, config, random_sources(module, torch.float32), path, lambda: None, pick_dtype(dtype), edit)
+    log: list[str] = []
+    began = time.monotonic()
+    engine = build(graph, config, path, FP8_TARGETS if fp8 else TARGETS, log.append)
+    found = BuildLog.read(log)
+    return {
+        "graph": name,
+        "checkpoint": checkpoint,
+        "dtype": "fp8" if fp8 else dtype,
+        "layers": layers_of(graph, config),
+        "seconds": round(time.monotonic() - began, 1),
+        "engine_megabytes": round(len(engine) / 1e6),
+        "peak_gigabytes": round(peak_gigabytes(), 1),
+        "attention": found.attention,
+        "scratch_megabytes": [round(size / 1e6, 1) for size in found.scratch_bytes],
+        "fp8_products": len(found.fp8_products),
+    }
+
+
+def layers_of(graph: Graph, config: ModelConfig) -> int:
+    """With attention."""
+    if graph is VISION_ENCODER:
+        return config.vision.used_layers
+    return config.audio.layers if graph is AUDIO_ENCODER and config.audio else 0
+
+
 def measure_split(checkpoint: str, layers: int, folder: Path) -> dict[str, object]:
     """The language model's tensors through the writer of `llm/`."""
     from videollama_core.model.decoder import Decoder
@@ -110,6 +150,8 @@ def main() -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     if kind == "graph":
         found = measure_graph(checkpoint, what, Path(folder))
+    elif kind == "build":
+        found = measure_build(checkpoint, what, Path(folder), "fp8" in sys.argv[5:])
     else:
         found = measure_split(checkpoint, int(what), Path(folder))
     print(json.dumps(found))

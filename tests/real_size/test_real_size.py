@@ -4,6 +4,7 @@ Each measurement is a process of its own, so that its peak of memory is its own.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,13 @@ MEASURE = Path(__file__).with_name("measure.py")
 
 
 def measure(*words: object) -> dict:
-    done = subprocess.run([sys.executable, MEASURE, *map(str, words)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, MEASURE, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(MEASURE.parents[1])},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     print(json.dumps(found))
@@ -38,6 +45,25 @@ def test_graphs(checkpoint, graph, tmp_path):
     assert not found["violations"]
     assert found["difference"] <= TOLERANCE
     assert found["export_peak_gigabytes"] <= found["gigabytes"] + 1.0  # streamed: never the whole model and its file
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "graph", "fp8"),
+    [
+        ("VideoLLaMA2-7B", "vision_encoder", ()),
+        ("VideoLLaMA2-7B", "vision_encoder", ("fp8",)),
+        ("VideoLLaMA2-7B", "connector", ()),
+        ("VideoLLaMA2.1-7B-16F", "vision_encoder", ()),
+        ("VideoLLaMA2.1-7B-16F", "connector", ()),
+        ("VideoLLaMA2.1-7B-AV", "audio_encoder", ()),
+    ],
+)
+def test_engines(checkpoint, graph, fp8, tmp_path):
+    """By NVIDIA's builder, on the CPU: attention is one kernel in every layer of each profile, and fp8 is where it was asked."""
+    pytest.importorskip("tensorrt_rtx")
+    found = measure("build", checkpoint, graph, tmp_path, *fp8)
+    assert found["attention"] == [found["layers"]] * len(found["attention"])
+    assert found["fp8_products"] == (6 * found["layers"] if fp8 else 0)
 
 
 def test_a_72b_decoder_is_split_within_a_shard(tmp_path):

@@ -1,9 +1,9 @@
 """A converted checkpoint, as the stages see it: build/NAME.
 
 manifest.json       written last: without it nothing here is whole
-onnx/               the graphs (.onnx with .onnx.data), for --engine onnx and tensorrt
+onnx/               the graphs (.onnx with .onnx.data), for --engine onnx, tensorrt and tensorrt-rtx
 torch/              weights of the encoders, for --engine torch
-engines/            TensorRT engines with their side-cars, for --engine tensorrt
+engines/            TensorRT engines with their side-cars, for --engine tensorrt and tensorrt-rtx
 llm/                the decoder as a plain Hugging Face directory, with tokenizer and chat template
 model_repository/   ready to serve
 parity.json         difference between each graph and its PyTorch module
@@ -34,6 +34,11 @@ def graph_path(name: str) -> str:
 def engine_path(name: str) -> str:
     """Of a TensorRT engine; its side-car lies beside it with the suffix .json."""
     return f"engines/{name}.engine"
+
+
+def runtime_cache_path(name: str) -> str:
+    """Of the kernels that TensorRT-RTX compiled for the GPU that serves; not part of the manifest."""
+    return f"engines/{name}.runtime-cache"
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,16 @@ class Bundle:
 
     @property
     def engine(self) -> str:
-        """What runs the encoders: onnx, torch or tensorrt."""
+        """What runs the encoders: onnx, torch, tensorrt or tensorrt-rtx."""
         return str(self.manifest["engine"])
+
+    @property
+    def llm_engine(self) -> str:
+        """What runs the language model: onnx, torch, vllm or tensorrt-llm."""
+        beside = (
+            "tensorrt-llm" if self.engine == "tensorrt" else self.engine
+        )  # manifests from before there was a choice
+        return str(self.manifest.get("llm_engine", beside))
 
     @property
     def dtype(self) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,19 +70,21 @@ class OnnxEncoders:
         return self._audio.run({"filterbank": filterbank[None]})["audio_tokens"][0]
 
 
+# Engine -> what loads its encoders; imported when it is needed: torch takes seconds, and packages of other engines are not there.
+_PERCEIVERS = {
+    "onnx": (__name__, "OnnxEncoders"),
+    "torch": ("videollama_core.engines.torch_encoders", "load_torch_encoders"),
+    "tensorrt": ("videollama_core.engines.tensorrt_encoders", "TensorRtEncoders"),
+    "tensorrt-rtx": ("videollama_core.engines.tensorrt_rtx_encoders", "RtxPerceiver"),
+}
+
+
 def load_encoders(bundle: Bundle) -> Encoders:
     """The encoders on the engine that the bundle was converted for. Raises: ArtifactMismatch."""
-    if bundle.engine == "onnx":
-        return OnnxEncoders(bundle)
-    if bundle.engine == "torch":
-        from videollama_core.engines.torch_encoders import load_torch_encoders  # torch takes seconds to import
-
-        return load_torch_encoders(bundle)
-    if bundle.engine == "tensorrt":
-        from videollama_core.engines.tensorrt_encoders import TensorRtEncoders
-
-        return TensorRtEncoders(bundle)
-    raise ArtifactMismatch(f"{bundle.root} was converted for the engine {bundle.engine!r}, which is not known here")
+    if bundle.engine not in _PERCEIVERS:
+        raise ArtifactMismatch(f"{bundle.root} was converted for the engine {bundle.engine!r}, which is not known here")
+    module, name = _PERCEIVERS[bundle.engine]
+    return getattr(import_module(module), name)(bundle)
 
 
 class MediaTokenCache:

@@ -18,7 +18,7 @@ from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, VISION_ENCOD
 from videollama_core.engines.torch_encoders import CudaGraphCache
 from videollama_core.protocol.errors import ArtifactMismatch
 
-_DTYPES = {
+DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -79,7 +79,7 @@ class TensorRtEngine:
         names = [self._engine.get_tensor_name(place) for place in range(self._engine.num_io_tensors)]
         if sorted(names) != sorted((*graph.inputs, *graph.outputs)):
             raise ArtifactMismatch(f"{path} has the tensors {names}; wanted {(*graph.inputs, *graph.outputs)}")
-        self.graph, self.dtypes = graph, {name: _DTYPES[found] for name, found in facts["dtypes"].items()}
+        self.graph, self.dtypes = graph, {name: DTYPES[found] for name, found in facts["dtypes"].items()}
         self._scratch = torch.empty(self._engine.device_memory_size_v2, dtype=torch.uint8, device="cuda")
 
     def execution(self) -> "Execution":

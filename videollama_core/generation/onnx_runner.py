@@ -139,7 +139,7 @@ class OnnxRunner:
 
 def load_runner(bundle: Bundle, num_slots: int) -> Runner:
     """The language model on the engine that the bundle was converted for. Raises: ArtifactMismatch."""
-    if bundle.engine == "torch":
+    if bundle.llm_engine == "torch":
         from videollama_core.generation.torch_runner import TorchRunner, load_decoder  # torch takes seconds to import
 
         return TorchRunner(load_decoder(bundle), num_slots, bundle.max_seq_len)

@@ -18,7 +18,7 @@ from videollama_core.prompt import Prompt
 from videollama_core.protocol import contract
 from videollama_core.protocol.errors import StageFailed, VideoLlamaError, from_wire
 from videollama_core.protocol.messages import ResolvedSampling
-from videollama_server.processes import stage_of, stage_processes
+from videollama_server.processes import is_alive, stage_of, stage_processes
 from videollama_server.stages.entry import Generation, Perception
 from videollama_server.stages.python_backend import to_array, to_tensor
 

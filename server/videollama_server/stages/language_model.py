@@ -33,8 +33,8 @@ def _metrics(scheduler: Scheduler) -> tuple[Metric, ...]:
 
 
 def load_scheduler(bundle: Bundle, num_slots: int, max_waiting: int, prefill_chunk: int) -> Scheduler:
-    """The scheduler on the bundle's own engine, or on vLLM where `vl2 serve --llm vllm` says so."""
-    if os.environ.get(LANGUAGE_MODEL_VARIABLE) == "vllm":
+    """The scheduler on the bundle's own engine, or on vLLM where it or `vl2 serve --llm vllm` says so."""
+    if "vllm" in (os.environ.get(LANGUAGE_MODEL_VARIABLE), bundle.llm_engine):
         from videollama_core.generation.vllm_scheduler import VllmRunner, VllmScheduler
 
         return VllmScheduler(VllmRunner(bundle, num_slots), max_waiting)
