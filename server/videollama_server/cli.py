@@ -12,6 +12,7 @@ import click
 
 from videollama_core.engines.bundle import Bundle
 from videollama_core.protocol.errors import ServerFailed
+from videollama_core.video_decoders import DECODERS
 from videollama_server.supervisor import ServerOptions, TritonServer
 
 _DEFAULTS = ServerOptions()
@@ -48,6 +49,13 @@ DEATHS_ALLOWED, DEATHS_SECONDS = 3, 300.0  # a server that dies more often is gi
     default="own",
     show_default=True,
     help="What runs the language model: the bundle's own engine, or vLLM where it is installed.",
+)
+@click.option(
+    "--decoder",
+    type=click.Choice(DECODERS),
+    default=_DEFAULTS.decoder,
+    show_default=True,
+    help="What decodes video files; decord is the reference's own, where it is installed.",
 )
 def serve(bundle: Path, **options: Any) -> None:
     """Start a Triton server on BUNDLE, a folder that `vl2 convert` made, and print its addresses.

@@ -25,6 +25,7 @@ from videollama_core.engines.bundle import REPOSITORY, Bundle
 from videollama_core.protocol import contract
 from videollama_core.protocol.contract import RUNNING_METRIC
 from videollama_core.protocol.errors import ArtifactMismatch, ServerFailed
+from videollama_core.video_decoders import DECODERS, frame_decoder
 from videollama_server.installation import Installation, find_installation, stage_environment
 from videollama_server.multi_gpu import with_ranks
 
@@ -46,6 +47,7 @@ class ServerOptions:
     start_seconds: float = 300.0
     drain_seconds: float = 30.0
     llm: str = "own"  # or vllm: what runs the language model
+    decoder: str = DECODERS[0]  # of video files
 
 
 def check_vllm(bundle: Bundle) -> None:
@@ -79,6 +81,7 @@ class TritonServer:
         self._world_size, self._pool_bytes = bundle.world_size, bundle.pool_bytes
         if self.options.llm == "vllm":
             check_vllm(bundle)
+        frame_decoder(self.options.decoder)  # one that is not installed is refused before anything is begun
         self._runtime = Path(tempfile.mkdtemp(prefix="vl2-serve-"))
         try:
             self._start()
@@ -117,7 +120,10 @@ class TritonServer:
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 env=stage_environment(
-                    self._installation, f"{_reachable(self.options.host)}:{self.grpc_port}", self.options.llm
+                    self._installation,
+                    f"{_reachable(self.options.host)}:{self.grpc_port}",
+                    self.options.llm,
+                    self.options.decoder,
                 ),
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then drains
                 preexec_fn=_die_with_parent,
