@@ -1,5 +1,6 @@
 """Shared fixtures: golden data, converted checkpoints, running servers."""
 
+import importlib.util
 import io
 import json
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from videollama_core.media.video_decoders import DECODER_VARIABLE, DECODERS
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -28,7 +31,7 @@ LOGIT_TOLERANCE = 5e-4
 # From sound files: a filterbank's value between two bfloat16 may fall to either side.
 SOUND_LOGIT_TOLERANCE = 0.05
 SOUND_TOKEN_TOLERANCE = 0.02
-# Odd frame dimensions: chroma at the edge depends on the scaler's build, so this file starts from the stored pixels.
+# Odd in both dimensions: a few values are a level off (docs/architecture.md), so this file starts from the stored pixels.
 DECODER_DEPENDENT = "odd_101x67.webm"
 
 
@@ -157,6 +160,15 @@ def language_folder(variant: str) -> Path:
     """Where the variant's language model and tokenizer lie: its base model, if it has one."""
     base = GOLDEN / variant / "base"
     return next(base.iterdir()) if base.is_dir() else checkpoint(variant)
+
+
+@pytest.fixture(params=DECODERS)
+def video_decoder(request, monkeypatch):
+    """Runs a test with each decoder of video files; its name."""
+    if importlib.util.find_spec("av" if request.param == "pyav" else request.param) is None:
+        pytest.skip(f"{request.param} is not installed: pip install '.[decord]'")
+    monkeypatch.setenv(DECODER_VARIABLE, request.param)
+    return request.param
 
 
 @cache

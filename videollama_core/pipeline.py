@@ -36,6 +36,7 @@ class Pipeline:
     folder: Path
     tower: Path | None = None
     base: Path | None = None
+    video_decoder: str | None = None  # one of video_decoders.DECODERS
 
     def __post_init__(self) -> None:
         parts = open_checkpoint(self.folder, self.tower, self.base)
@@ -47,7 +48,7 @@ class Pipeline:
 
     def prepare(self, kind: str, files: Sequence[bytes], segment: Segment = Segment(), pad: bool = False) -> Prepared:
         """Media -> pixels and filterbank."""
-        return prepare(kind, files, segment, self.config, pad)
+        return prepare(kind, files, segment, self.config, pad, self.video_decoder)
 
     def media_tokens(self, media: Prepared) -> torch.Tensor:
         """float32 [N, D]: vision tokens, then audio tokens."""

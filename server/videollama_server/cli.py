@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from videollama_core.engines.bundle import Bundle
+from videollama_core.media.video_decoders import DECODERS
 from videollama_core.protocol.errors import ServerFailed
 from videollama_server.supervisor import ServerOptions, TritonServer
 
@@ -54,6 +55,13 @@ DEATHS_ALLOWED, DEATHS_SECONDS = 3, 300.0  # a server that dies more often is gi
     multiple=True,
     metavar="NAME=VALUE",
     help="With --llm vllm: an engine argument of vLLM, such as tensor_parallel_size=2; repeat for more.",
+)
+@click.option(
+    "--decoder",
+    type=click.Choice(DECODERS),
+    default=_DEFAULTS.decoder,
+    show_default=True,
+    help="What decodes video files; decord is the reference's own, where it is installed.",
 )
 def serve(bundle: Path, **options: Any) -> None:
     """Start a Triton server on BUNDLE, a folder that `vl2 convert` made, and print its addresses.

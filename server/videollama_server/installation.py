@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from videollama_core.media.video_decoders import DECODER_VARIABLE, DECODERS
 from videollama_core.protocol.errors import ArtifactMismatch, ServerFailed
 
 ADDRESS_VARIABLE = "VL2_GRPC_ADDRESS"  # host:port of the server's own gRPC port, for its stages
@@ -90,9 +91,16 @@ def _python_library() -> Path:
     )
 
 
-def stage_environment(installation: Installation, address: str, llm: str = "own") -> dict[str, str]:
-    """The stubs use this interpreter's packages, find the server's own gRPC port, and what runs the language model."""
-    environment = dict(os.environ) | {ADDRESS_VARIABLE: address, LANGUAGE_MODEL_VARIABLE: llm}
+def stage_environment(
+    installation: Installation, address: str, llm: str = "own", decoder: str = DECODERS[0]
+) -> dict[str, str]:
+    """The stubs use this interpreter's packages, find the server's own gRPC port, what runs the language model and what
+    decodes video files."""
+    environment = dict(os.environ) | {
+        ADDRESS_VARIABLE: address,
+        LANGUAGE_MODEL_VARIABLE: llm,
+        DECODER_VARIABLE: decoder,
+    }
     libraries = [str(folder) for folder in installation.libraries]
     if libraries:
         environment["LD_LIBRARY_PATH"] = os.pathsep.join(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from videollama_core.engines.bundle import REPOSITORY, Bundle
 from videollama_core.generation.vllm_arguments import VARIABLE, parse
+from videollama_core.media.video_decoders import DECODERS, frame_decoder
 from videollama_core.protocol import contract
 from videollama_core.protocol.errors import ArtifactMismatch, InvalidRequest, ServerFailed
 from videollama_server.installation import Installation, find_installation, stage_environment
@@ -41,6 +42,7 @@ class ServerOptions:
     drain_seconds: float = 30.0
     llm: str = "own"  # or vllm: what runs the language model
     vllm_arg: tuple[str, ...] = ()  # NAME=VALUE, engine arguments for vLLM
+    decoder: str = DECODERS[0]  # of video files
 
 
 def check_vllm(bundle: Bundle, arguments: Sequence[str] = ()) -> None:
@@ -72,6 +74,7 @@ class TritonServer:
             check_vllm(bundle, self.options.vllm_arg)
         elif self.options.vllm_arg:
             raise InvalidRequest("--vllm-arg came without --llm vllm; add it, or leave the argument out")
+        frame_decoder(self.options.decoder)  # one that is not installed is refused before anything is begun
         self._runtime = Path(tempfile.mkdtemp(prefix="vl2-serve-"))
         try:
             self._start()
@@ -101,7 +104,7 @@ class TritonServer:
         own_address = f"{loopback_of(self.options.host)}:{self.grpc_port}"
         self._triton.launch(
             self._command(self._installation),
-            stage_environment(self._installation, own_address, self.options.llm)
+            stage_environment(self._installation, own_address, self.options.llm, self.options.decoder)
             | {VARIABLE: json.dumps(parse(self.options.vllm_arg))},
         )
         try:

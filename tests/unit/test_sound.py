@@ -6,6 +6,7 @@ import wave
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file
 
@@ -26,6 +27,7 @@ from videollama_core.protocol.errors import BadSegment, UnreadableMedia
 
 STORED = load_file(GOLDEN / "preprocess" / "audio.safetensors")
 ENTRIES = json.loads((GOLDEN / "preprocess" / "audio.json").read_text("utf-8"))["entries"]
+OPUS = json.loads((GOLDEN / "preprocess" / "opus.json").read_text("utf-8"))["entries"]
 
 
 def wav(samples: np.ndarray, rate: int = RATE) -> bytes:
@@ -52,6 +54,20 @@ def test_waveforms_and_filterbanks_are_the_references(entry):
     found = filterbank(waveform)[::16]
     wanted = STORED[f"{path.name}.fbank_rows_every16_bf16"].float().numpy()
     assert found.shape == wanted.shape and np.mean(found != wanted) <= 5e-4  # a step of bfloat16, float32 or 64 inside
+
+
+@pytest.mark.parametrize("entry", OPUS, ids=lambda entry: entry["media"])
+def test_opus_is_decoded_at_the_rate_it_was_recorded_at(entry):
+    """FFmpeg decodes Opus at 48 kHz: what libsndfile leaves silent above half the rate held 24 to 50 % of the filterbank."""
+    waveform = file_waveform((MEDIA / entry["media"]).read_bytes())
+    assert np.abs(waveform[:RATE:64] - entry["samples_every64"]).max() <= 1e-5  # stored with six digits
+
+
+def test_what_libsndfile_does_not_know_goes_through_ffmpeg():
+    data = (MEDIA / "alac16k_96x64.mp4").read_bytes()
+    with pytest.raises(soundfile.LibsndfileError):
+        soundfile.SoundFile(io.BytesIO(data))
+    assert file_waveform(data).any()
 
 
 def test_silence_is_the_floor():

@@ -1,3 +1,4 @@
+import importlib.util
 import io
 import json
 import math
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from conftest import GOLDEN, MEDIA, decode_all
-from videollama_core.media import video
+from videollama_core.media import video, video_file
 from videollama_core.media.video import (
     Segment,
     candidate_range,
@@ -19,7 +20,9 @@ from videollama_core.media.video import (
     choose_in_segment,
     load_media,
 )
+from videollama_core.media.video_decoders import DECODER_VARIABLE
 from videollama_core.protocol.errors import BadSegment, InvalidRequest, UnreadableMedia
+from videollama_server.installation import Installation, stage_environment
 
 TABLES = json.loads((GOLDEN / "preprocess" / "frame_sampling.json").read_text("utf-8"))
 
@@ -95,18 +98,20 @@ def numbered_video(
 
 @pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts", "avi"])
 @pytest.mark.parametrize("num_frames", [1, 8, 16])
-def test_the_frames_of_any_container_are_the_chosen_ones(container, num_frames):
+def test_the_frames_of_any_container_are_the_chosen_ones(container, num_frames, video_decoder, request):
+    if (video_decoder, container) == ("decord", "mpegts"):
+        request.applymarker(pytest.mark.xfail(strict=True, reason="decord does not reach the end of MPEG-TS"))
     frames = load_media("video", [numbered_video(50, container=container)], Segment(), num_frames)
     assert frames.index.tolist() == choose_frames(50, num_frames).tolist()
     assert [round(picture.mean() / 4) for picture in frames.rgb] == frames.index.tolist()
 
 
-def test_time_of_a_frame_is_its_place_in_the_video():
+def test_time_of_a_frame_is_its_place_in_the_video(video_decoder):
     frames = load_media("video", [(MEDIA / "plain_96x64.mp4").read_bytes()], Segment(), 8)
     assert np.allclose(frames.time, frames.index / 10.0, atol=1e-3)
 
 
-def test_rotation_tag_is_applied():
+def test_rotation_tag_is_applied(video_decoder):
     plain = decode_all(MEDIA / "plain_96x64.mp4")
     rotated = load_media("video", [(MEDIA / "rotated90_96x64.mp4").read_bytes()], Segment(), 8)
     assert rotated.rgb[0].shape == (96, 64, 3)
@@ -149,13 +154,13 @@ BAD_VIDEOS = {
 
 
 @pytest.mark.parametrize("name", BAD_VIDEOS)
-def test_a_file_that_is_no_video_is_refused_with_the_reason(name):
+def test_a_file_that_is_no_video_is_refused_with_the_reason(name, video_decoder):
     data, reason = BAD_VIDEOS[name]
     with pytest.raises(UnreadableMedia, match=f"(?is){reason}"):
         load_media("video", [data], Segment(), 8)
 
 
-def test_flipped_bytes_never_hang_or_crash():
+def test_flipped_bytes_never_hang_or_crash(video_decoder):
     """Each damaged copy gives frames or a typed error; libavcodec conceals what it can."""
     original = np.frombuffer(numbered_video(30), np.uint8)
     for seed in range(30):
@@ -170,8 +175,16 @@ def test_flipped_bytes_never_hang_or_crash():
         assert len(frames.rgb) == 8
 
 
+def test_a_decoder_that_is_unknown_or_not_installed_is_refused(monkeypatch):
+    with pytest.raises(InvalidRequest, match="'cinema' is unknown; choose one of pyav, decord"):
+        load_media("video", [VIDEO], decoder="cinema")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InvalidRequest, match="this Python has no decord; install it .*--decoder"):
+        load_media("video", [VIDEO], decoder="decord")
+
+
 def test_decoding_has_a_time_limit(monkeypatch):
-    monkeypatch.setattr(video, "DECODE_SECONDS", -1.0)
+    monkeypatch.setattr(video_file, "DECODE_SECONDS", -1.0)
     with pytest.raises(UnreadableMedia, match="to decode"):
         load_media("video", [VIDEO], Segment(), 8)
 
@@ -223,3 +236,9 @@ def test_segment_needs_a_clock():
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
     with pytest.raises(BadSegment):
         load_media("image", [buffer.getvalue()], Segment(1.0, None), 8)
+
+
+def test_the_stages_are_told_which_decoder_runs(tmp_path):
+    found = Installation(tmp_path, tmp_path, tmp_path, ())
+    assert stage_environment(found, "localhost:1")[DECODER_VARIABLE] == "pyav"
+    assert stage_environment(found, "localhost:1", decoder="decord")[DECODER_VARIABLE] == "decord"

@@ -1,18 +1,18 @@
 """Encoded sound -> Kaldi filterbanks, as BEATs wants them.
 
 A sound file keeps its first channel and is resampled after padding; a video's track is mixed down and heard in eight
-excerpts of two seconds: both as in the reference. Decoding goes through PyAV, with the bounds of video.py.
+excerpts of two seconds: both as in the reference.
 """
 
-import time
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 import av
 import numpy as np
 
-from videollama_core.media.video import DECODE_SECONDS, Segment, open_container, reason
+from videollama_core.media.audio_file import decode_track, open_sound
+from videollama_core.media.video import Segment
+from videollama_core.media.video_file import open_container
 from videollama_core.protocol.errors import BadSegment, UnreadableMedia
 
 RATE = 16000  # samples per second of what the model hears
@@ -25,8 +25,6 @@ ROWS = 1 + (SAMPLES - WINDOW) // HOP  # 2998, complete windows only
 PREEMPHASIS = 0.97
 LOWEST, HIGHEST = 20.0, 8000.0  # Hz
 FLOOR = 1.1920929e-7  # float32's epsilon, below which a power counts as silence
-MAX_RATE = 384_000  # samples per second of a file
-MAX_SAMPLES = MAX_RATE * 3600  # decoded at most
 
 
 def load_sound(kind: str, data: bytes, segment: Segment = Segment()) -> np.ndarray:
@@ -46,18 +44,13 @@ def load_sound(kind: str, data: bytes, segment: Segment = Segment()) -> np.ndarr
 
 def file_waveform(data: bytes, segment: Segment = Segment()) -> np.ndarray:
     """First channel, padded with zeros to 30 s at the file's own rate, then resampled. Values in [-1, 1]."""
-    with open_container(data) as container:
-        if not container.streams.audio:
-            raise UnreadableMedia("the file has no sound; send a wav, flac, mp3, ogg, m4a or a video with sound")
-        rate = container.streams.audio[0].rate
-        if not rate or not 1000 <= rate <= MAX_RATE:
-            raise UnreadableMedia(f"the sound has {rate} samples per second; 1000 to {MAX_RATE} can be heard")
+    with open_sound(data) as (rate, parts):
         first = int((segment.start or 0.0) * rate)
         last = first + SECONDS * rate
         if segment.end is not None:
             last = min(last, int(segment.end * rate))
         chunks, position = [], 0
-        for samples in _decode(container):
+        for samples in parts:
             chunks.append(samples[max(first - position, 0) : max(last - position, 0)])
             position += len(samples)
             if position >= last:
@@ -77,7 +70,7 @@ def track_waveform(data: bytes) -> np.ndarray:
             return np.zeros(SAMPLES)
         resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
         try:
-            samples = np.concatenate([np.zeros(0, np.int16), *_decode(container, resampler)])
+            samples = np.concatenate([np.zeros(0, np.int16), *decode_track(container, resampler)])
         except UnreadableMedia:
             return np.zeros(SAMPLES)  # what cannot be decoded is silence, as in the reference
     seconds = len(samples) / RATE
@@ -85,37 +78,6 @@ def track_waveform(data: bytes) -> np.ndarray:
     excerpts = [samples[int(start * RATE) : int((start + EXCERPT_SECONDS) * RATE)] for start in starts]
     heard = np.concatenate(excerpts)[:SAMPLES] / 32768.0
     return np.pad(heard, (0, SAMPLES - len(heard)))
-
-
-def _decode(
-    container: "av.container.InputContainer", resampler: av.AudioResampler | None = None
-) -> Iterator[np.ndarray]:
-    """Yields the samples of the first track: float64 of its first channel, or whatever the resampler makes."""
-    deadline, taken = time.monotonic() + DECODE_SECONDS, 0
-    stream = container.streams.audio[0]
-    try:
-        for frame in container.decode(stream):
-            for part in resampler.resample(frame) if resampler else (frame,):
-                samples = part.to_ndarray()
-                yield samples[0] if resampler else _first_channel(samples, part)
-                taken += part.samples
-            if taken > MAX_SAMPLES or time.monotonic() > deadline:
-                raise UnreadableMedia(f"the sound takes more than {DECODE_SECONDS:g} s to decode; send a shorter one")
-        for part in resampler.resample(None) if resampler else ():
-            yield part.to_ndarray()[0]
-    except (av.FFmpegError, ValueError) as error:
-        if not taken:
-            raise UnreadableMedia(f"the sound cannot be decoded: {reason(error)}") from error
-
-
-def _first_channel(samples: np.ndarray, frame: av.AudioFrame) -> np.ndarray:
-    channels = 1 if frame.format.is_planar else len(frame.layout.channels)
-    first = samples[0][::channels]
-    if first.dtype == np.uint8:
-        return (first.astype(np.float64) - 128.0) / 128.0
-    if first.dtype.kind == "i":
-        return first / -float(np.iinfo(first.dtype).min)
-    return first.astype(np.float64)
 
 
 def resample(samples: np.ndarray, number: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Frames -> uint8 pixels at the size the vision tower wants.
 
 Rescaling and normalisation are in the encoder's graph (vision.py), so that pixels travel as uint8: a quarter of the
-bytes. Pillow's bicubic filter gives the reference's pixels exactly.
+bytes. Pillow's bicubic filter, width first, gives the reference's pixels exactly.
 """
 
 from collections.abc import Sequence
@@ -57,4 +57,11 @@ def _crop_resize(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def _resize(picture: np.ndarray, width: int, height: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+    """Bicubic, the width and then the height, each rounded to uint8: Pillow 10.4's result by any Pillow.
+
+    One call leaves the order of the two passes to Pillow; 13 shrinks a tall picture's height first (python-pillow #9549).
+    """
+    image = Image.fromarray(picture)
+    for size in ((width, image.height), (width, height)):
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(image)

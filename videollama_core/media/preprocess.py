@@ -21,9 +21,19 @@ class Prepared:
 
 
 def prepare(
-    kind: str, files: Sequence[bytes], segment: Segment, config: ModelConfig, pad_to_square: bool = False
+    kind: str,
+    files: Sequence[bytes],
+    segment: Segment,
+    config: ModelConfig,
+    pad_to_square: bool = False,
+    decoder: str | None = None,
 ) -> Prepared:
-    """Args: kind: of contract.MEDIA_KINDS. Raises: UnreadableMedia, BadSegment, InvalidRequest."""
+    """Media of a kind (contract.MEDIA_KINDS) -> pixels and filterbank.
+
+    Args:
+        decoder: of video files, one of video_decoders.DECODERS; None for what the environment names.
+    Raises: UnreadableMedia, BadSegment, InvalidRequest.
+    """
     filterbank = np.zeros((0, BINS), np.float32)
     if kind in AUDIO_KINDS:
         config.tokens_of(kind)  # refuses what this checkpoint cannot hear
@@ -33,5 +43,5 @@ def prepare(
     if kind == "audio":
         size = config.pixels.size
         return Prepared(np.zeros((0, size, size, 3), np.uint8), filterbank, np.zeros(0, np.int64), np.zeros(0))
-    chosen = load_media("video" if kind == "video_with_audio" else kind, files, segment, config.num_frames)
+    chosen = load_media("video" if kind == "video_with_audio" else kind, files, segment, config.num_frames, decoder)
     return Prepared(to_tower_size(chosen.rgb, config.pixels, pad_to_square), filterbank, chosen.index, chosen.time)

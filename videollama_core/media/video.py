@@ -1,34 +1,21 @@
-"""Encoded media -> Frames: decode, choose frames, pad.
-
-Every container goes through PyAV, sequentially: only sequential decoding returned the right frame for every file tried.
-libswscale's rgb24 equals the reference's decoder bit for bit. Every loop has a bound.
-"""
+"""Encoded media -> Frames: choose frames, decode, pad. Video files go through video_file.py, or decord_file.py on demand."""
 
 import io
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import av
 import numpy as np
-from av.video.stream import VideoStream
 from PIL import Image, UnidentifiedImageError
 
+from videollama_core.media.video_decoders import frame_decoder
 from videollama_core.protocol.errors import BadSegment, InvalidRequest, UnreadableMedia
 from videollama_core.protocol.messages import Frames
 
 MAX_FRAMES = 32  # the reference keeps at most this many
 MAX_PIXELS = 8192 * 4320  # of one picture, checked before it is decoded: 8K; 32 of them are 3.4 GB as RGB
-MAX_PACKETS = 2_000_000  # 18 hours at 30 frames per second
-DECODE_SECONDS = 120.0  # a file that takes longer is refused
 GIF_RATE = 25.0  # frames per second, assumed by the reference
 FOLDER_RATE = 3.0  # frames per second, assumed by the reference
-# Containers that hold their own data. Playlists (hls, dash, concat, sdp) name other files and addresses: never opened.
-CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,ogg,asf,h264,hevc,av1,obu,ivf,"
-    "m4v,mxf,nut,wtv,rm,dv,vob,wav,mp3,flac,aac,aiff,caf"
-)
 
 
 @dataclass(frozen=True)
@@ -110,13 +97,26 @@ def choose_in_segment(available: int, rate: float, segment: Segment, num_frames:
     return chosen + first
 
 
-def load_media(kind: str, files: Sequence[bytes], segment: Segment = Segment(), num_frames: int | None = 8) -> Frames:
+def check_size(width: int, height: int) -> None:
+    """Raises: UnreadableMedia if one picture is too large to be decoded."""
+    if width * height > MAX_PIXELS or max(width, height) > 32768:
+        raise UnreadableMedia(f"a picture of {width}x{height} is larger than the limit of {MAX_PIXELS} pixels")
+
+
+def load_media(
+    kind: str,
+    files: Sequence[bytes],
+    segment: Segment = Segment(),
+    num_frames: int | None = 8,
+    decoder: str | None = None,
+) -> Frames:
     """Media as it comes over the wire (contract.MEDIA) -> its frames.
 
     Args:
         kind: one of contract.MEDIA_KINDS.
         files: encoded bytes; one element for "video" and "image".
         num_frames: frames the checkpoint wants, None for one a second.
+        decoder: of video files, one of video_decoders.DECODERS; None for what the environment names.
     Raises: UnreadableMedia, BadSegment, InvalidRequest.
     """
     if not files:
@@ -135,148 +135,13 @@ def load_media(kind: str, files: Sequence[bytes], segment: Segment = Segment(), 
             raise InvalidRequest("raw frames (.npy) come as kind frames, not video")
         if files[0][:4] == b"GIF8":
             return _pad(load_gif(files[0], segment, num_frames), num_frames)
-        return _pad(decode_video(files[0], segment, num_frames), num_frames)
+        return _pad(frame_decoder(decoder)(files[0], segment, num_frames), num_frames)
     if kind == "folder":
         index = choose_in_segment(len(files), FOLDER_RATE, segment, num_frames)
         return _pad(Frames([open_image(files[i]) for i in index], index, index / FOLDER_RATE), num_frames)
     if kind == "frames":
         return _pad(_load_frames(files), num_frames)
     raise InvalidRequest(f"media_kind is {kind!r}; it takes video, image, frames or folder")
-
-
-# --- video files -------------------------------------------------------------------------------------------------------
-
-
-def decode_video(data: bytes, segment: Segment, num_frames: int | None) -> Frames:
-    """The wanted frames of a video file, rotation tag applied.
-
-    Frames that playback never shows (cut by an edit list) are not candidates.
-    Raises: UnreadableMedia if there is no video stream, the file is cut off, or a wanted frame cannot be decoded.
-    """
-    deadline = time.monotonic() + DECODE_SECONDS
-    with open_container(data) as container:
-        stream = _video_stream(container)
-        available = _count_frames(container, stream, deadline)
-        rate = float(stream.average_rate or stream.guessed_rate or 0)
-    while True:
-        wanted = choose_in_segment(available, rate, segment, num_frames)
-        with open_container(data) as container:
-            found, shown = _decode_wanted(container, _video_stream(container), wanted, deadline)
-        if shown is None or shown == available:
-            break
-        if shown > available or shown == 0:
-            raise UnreadableMedia(f"the file lists {available} frames and holds {shown}: it is damaged; re-encode it")
-        # Fewer pictures than packets (a codec with hidden frames): what can be shown is what counts.
-        available = shown
-    missing = sorted(set(wanted.tolist()) - set(found))
-    if missing:
-        raise UnreadableMedia(f"frame {missing[0]} of {available} cannot be decoded: the file is damaged")
-    rgb = {index: picture for index, (picture, _) in found.items()}
-    times = np.array([found[index][1] for index in wanted.tolist()], dtype=np.float64)
-    return Frames([rgb[index] for index in wanted.tolist()], wanted, times)
-
-
-def open_container(data: bytes) -> "av.container.InputContainer":
-    try:
-        return av.open(
-            io.BytesIO(data), mode="r", metadata_errors="replace", container_options={"format_whitelist": CONTAINERS}
-        )
-    except (av.FFmpegError, ValueError) as error:
-        head = data[:16].hex(" ")
-        raise UnreadableMedia(
-            f"the file is not a video that can be opened ({len(data)} bytes, beginning {head}): {reason(error)}. "
-            "Send an mp4, mkv, webm, mov, avi, ts or gif file that plays, or an image as kind image"
-        ) from error
-
-
-def _video_stream(container: "av.container.InputContainer") -> VideoStream:
-    pictures = [
-        stream for stream in container.streams.video if not stream.disposition & stream.disposition.attached_pic
-    ]
-    if not pictures:
-        sound = " (it has a sound track)" if container.streams.audio else ""
-        raise UnreadableMedia(f"the file has no video stream{sound}; send one that shows pictures")
-    stream = pictures[0]
-    if stream.codec_context is None:
-        raise UnreadableMedia("the video's codec is not known here; re-encode it to H.264")
-    _check_size(stream.codec_context.width, stream.codec_context.height)
-    stream.thread_type = "AUTO"
-    return stream
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS or max(width, height) > 32768:
-        raise UnreadableMedia(f"a picture of {width}x{height} is larger than the limit of {MAX_PIXELS} pixels")
-
-
-def _count_frames(container: "av.container.InputContainer", stream: VideoStream, deadline: float) -> int:
-    """Shown frames, from the packets. Raises: UnreadableMedia if the file holds fewer than its own index promises."""
-    total = shown = 0
-    try:
-        for packet in container.demux(stream):
-            if packet.size == 0:
-                continue  # the flush packet at the end
-            total += 1
-            shown += not packet.is_discard
-            _check_bounds(total, deadline)
-    except av.FFmpegError as error:
-        raise UnreadableMedia(f"the file is damaged after frame {total}: {reason(error)}") from error
-    if total < stream.frames:
-        raise UnreadableMedia(f"the file is cut off: its index lists {stream.frames} frames, {total} can be read")
-    return shown
-
-
-def _check_bounds(packets: int, deadline: float) -> None:
-    if packets > MAX_PACKETS:
-        raise UnreadableMedia(f"the video has more than {MAX_PACKETS} frames; send a shorter one")
-    if time.monotonic() > deadline:
-        raise UnreadableMedia(
-            f"the video takes more than {DECODE_SECONDS:g} s to decode; send a shorter or smaller one"
-        )
-
-
-def _decode_wanted(
-    container: "av.container.InputContainer", stream: VideoStream, wanted: np.ndarray, deadline: float
-) -> tuple[dict[int, tuple[np.ndarray, float]], int | None]:
-    """Pictures by index, with their time; and the number of frames shown, if the end was reached before the last one."""
-    remaining = set(wanted.tolist())
-    last = int(wanted[-1])
-    found: dict[int, tuple[np.ndarray, float]] = {}
-    position = -1
-    damaged: av.FFmpegError | None = None
-    origin: float | None = None
-    for packet in container.demux(stream):
-        _check_bounds(position, deadline)
-        try:
-            frames = packet.decode()
-        except av.EOFError:
-            break
-        except av.FFmpegError as error:
-            damaged = error
-            continue
-        for frame in frames:
-            position += 1
-            origin = frame.time if origin is None else origin
-            if position in remaining:
-                _check_size(frame.width, frame.height)
-                seconds = math.nan if frame.time is None else float(frame.time - (origin or 0.0))
-                found[position] = (_to_rgb(frame), seconds)
-                if position == last:
-                    return found, None
-    if damaged is not None:
-        raise UnreadableMedia(f"the video is damaged after frame {position}: {reason(damaged)}") from damaged
-    return found, position + 1
-
-
-def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    """uint8 [H, W, 3], upright."""
-    picture = frame.to_ndarray(format="rgb24")
-    turns = round(frame.rotation / 90) % 4  # counter-clockwise, from the display matrix
-    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
-
-
-def reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
 
 
 # --- gifs, images, arrays ----------------------------------------------------------------------------------------------
@@ -308,7 +173,7 @@ def _open_picture(data: bytes) -> Image.Image:
             f"the file is not a picture that can be opened ({len(data)} bytes, beginning {data[:16].hex(' ')}); "
             "send a png, jpeg, webp, bmp or gif file"
         ) from error
-    _check_size(*picture.size)
+    check_size(*picture.size)
     return picture
 
 
@@ -335,7 +200,7 @@ def _open_array(data: bytes) -> list[np.ndarray]:
         raise UnreadableMedia(
             f"raw frames are {array.dtype} {list(array.shape)}; wanted uint8 [T, H, W, 3] with nothing empty"
         )
-    _check_size(array.shape[2], array.shape[1])
+    check_size(array.shape[2], array.shape[1])
     return list(array)
 
 
@@ -355,10 +220,10 @@ def _pad(frames: Frames, num_frames: int | None) -> Frames:
     missing = max((num_frames or 1) - len(frames.rgb), 0)
     if missing:
         height, width = frames.rgb[-1].shape[:2]
-        # The reference swaps width and height here; only square padding can show it.
-        black = np.zeros((width, height, 3), np.uint8)
+        # The reference swaps width and height of each from the one before; only square padding can show it.
+        black = (np.zeros((width, height, 3), np.uint8), np.zeros((height, width, 3), np.uint8))
         frames = Frames(
-            [*frames.rgb, *[black] * missing],
+            [*frames.rgb, *(black[number % 2] for number in range(missing))],
             np.append(frames.index, np.full(missing, -1, np.int64)),
             np.append(frames.time, np.full(missing, math.nan)),
         )

@@ -1,0 +1,40 @@
+"""The decoders of video files behind one interface, and which of them runs.
+
+PyAV is the default. decord is the reference's own decoder, optional here: it cannot open AV1 or raw streams, does not reach
+the end of MPEG-TS, counts frames that playback never shows (edit lists), and one crafted file (an index that claims 2^31
+frames) aborts its process.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from videollama_core.protocol.errors import InvalidRequest
+from videollama_core.protocol.messages import Frames
+
+if TYPE_CHECKING:
+    from videollama_core.media.video import Segment
+
+DECODERS = ("pyav", "decord")
+DECODER_VARIABLE = "VL2_DECODER"  # tells the stages which of them; pyav where it is not set
+
+
+def frame_decoder(name: str | None = None) -> "Callable[[bytes, Segment, int | None], Frames]":
+    """The function (file, segment, num_frames) -> Frames of a decoder; without a name, of the one the environment names.
+
+    Raises: InvalidRequest if it is unknown or not installed.
+    """
+    name = name or os.environ.get(DECODER_VARIABLE) or DECODERS[0]
+    if name not in DECODERS:
+        raise InvalidRequest(f"the decoder {name!r} is unknown; choose one of {', '.join(DECODERS)}")
+    if name == "decord":
+        if importlib.util.find_spec("decord") is None:
+            raise InvalidRequest(
+                "the decoder decord was asked for, and this Python has no decord; install it "
+                "(pip install 'videollama2-service[decord]', Linux on x86-64 only), or leave --decoder out for PyAV"
+            )
+        from videollama_core.media.decord_file import decode_video
+    else:
+        from videollama_core.media.video_file import decode_video
+    return decode_video
