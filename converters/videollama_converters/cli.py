@@ -91,7 +91,7 @@ def convert(
     """
     # torch takes seconds to import; --help does not wait for it.
     from videollama_converters.convert import convert as run
-    from videollama_converters.hub import locate
+    from videollama_converters.locate import locate
 
     try:
         texts = str(calibration or "")

@@ -6,7 +6,6 @@ huggingface_hub talks to the hub; HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFL
 import errno
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_download
@@ -14,7 +13,6 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
-    HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -22,23 +20,19 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     RevisionResolutionError,
 )
-from huggingface_hub.utils import validate_repo_id
 
 from videollama_converters.hub_download import Download
 from videollama_converters.progress import Progress, SilentProgress
 from videollama_core.checkpoint.lora import ADAPTER_FILES
-from videollama_core.checkpoint.parts import CONNECTOR_FILE, NON_LORA_FILE, find_layout, layout_of
-from videollama_core.checkpoint.read_config import find_named_folder, read_json
-from videollama_core.checkpoint.shards import WEIGHT_FILES, Shards
+from videollama_core.checkpoint.parts import CONNECTOR_FILE, NON_LORA_FILE, layout_of
+from videollama_core.checkpoint.read_config import read_json
+from videollama_core.checkpoint.shards import WEIGHT_FILES
 from videollama_core.checkpoint.tokenizer_files import TOKENIZER_FILES
-from videollama_core.checkpoint.variants import TOWERS
-from videollama_core.model import vision
 from videollama_core.protocol.errors import (
     AccessDenied,
     DiskFull,
     DownloadFailed,
     HubUnreachable,
-    InvalidRequest,
     NotOnHub,
 )
 
@@ -48,78 +42,6 @@ SMALL_FILES = {
     "base": ("config.json", *TOKENIZER_FILES),
     "tower": ("config.json", "preprocessor_config.json"),
 }
-
-
-@dataclass(frozen=True)
-class Located:
-    """The parts of a checkpoint as folders of this machine."""
-
-    checkpoint: Path
-    tower: Path | None
-    base: Path | None
-    origin: dict[str, str]  # checkpoint, tower, base -> "hub id@commit", for those that the hub has
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name has the form OWNER/NAME of the hub's repositories."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return name.count("/") == 1
-
-
-def locate(
-    checkpoint: str,
-    tower: str | None = None,
-    base: str | None = None,
-    revision: str | None = None,
-    progress: Progress = SilentProgress(),
-    download: bool = True,
-) -> Located:
-    """Folders of a checkpoint and its parts; those that are named by a hub id are fetched. A path that exists always wins.
-
-    A checkpoint of the hub brings the tower and base model that its config names, where no folder is given or near.
-
-    Args:
-        revision: branch, tag or commit of the checkpoint; parts that the config names are taken as they are now.
-        download: False takes only what is in the cache.
-    Raises: DownloadFailed and its kinds, InvalidRequest, Cancelled when Ctrl-C stops a download; what is there is kept.
-    """
-    origin: dict[str, str] = {}
-
-    def find(part: str, name: str, weights: bool = True) -> Path:
-        if Path(name).exists() or not is_hub_id(name):
-            return Path(name)
-        folder = fetch(name, part, revision if part == "checkpoint" else None, weights, progress, download)
-        origin[part] = f"{name}@{folder.name}"
-        return folder
-
-    if revision and (Path(checkpoint).exists() or not is_hub_id(checkpoint)):
-        raise InvalidRequest(f"--revision {revision} is of a repository of the hub, but {checkpoint} is a path")
-    folder = find("checkpoint", checkpoint)
-    if not folder.is_dir():  # which the conversion says
-        return Located(folder, Path(tower) if tower else None, Path(base) if base else None, origin)
-    content = read_json(folder / "config.json") if "checkpoint" in origin else {}
-
-    def named(key: str) -> str | None:
-        """What the config of a fetched checkpoint names, unless a folder of that name is near."""
-        name = str(content.get(key) or "")
-        return name if is_hub_id(name) and find_named_folder(folder, name) is None else None
-
-    language: Path | None = folder
-    base_folder = Path(base) if base else None
-    if find_layout(folder) != "chat":
-        if base_name := base or named("_name_or_path"):
-            base_folder = find("base", base_name)
-        language = base_folder or find_named_folder(folder, str(content.get("_name_or_path") or ""))
-    tower_folder = Path(tower) if tower else None
-    tower_name = tower or named("mm_vision_tower")
-    if tower_name and language and language.is_dir():
-        lacks_weights = not any(name.startswith(vision.PREFIX) for name in Shards.open(language).names())
-        if tower or lacks_weights or tower_name not in TOWERS:
-            tower_folder = find("tower", tower_name, weights=lacks_weights)
-    return Located(folder, tower_folder, base_folder, origin)
 
 
 def fetch(

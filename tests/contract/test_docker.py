@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,35 @@ def test_the_client_step(tmp_path):
     assert subprocess.run([venv / "bin/vl2", "--help"], check=True, capture_output=True).stdout
     packages = {path.name for path in venv.glob("lib/python3*/site-packages/*")}
     assert "videollama_client" in packages and not packages & {"torch", "transformers", "onnxruntime", "av"}
+
+
+def test_the_gpu_container_gets_what_serving_and_converting_need():
+    """Installed without dependencies, so that nothing of the container moves: each need is named, or there already."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    needs = {re.split(r"[^\w-]", need)[0] for extra in ("serve", "convert") for need in extras[extra]}
+    step = (DOCKER / "steps/install_in_container.sh").read_text("utf-8")
+    named = {re.split(r"[^\w-]", word)[0] for word in re.findall(r'"([a-z][^"]*>=[^"]*)"', step)}
+    # Not on that machine, or at the container's own version.
+    apart = {
+        "huggingface_hub",
+        "numpy",
+        "nvidia-pytriton",
+        "onnxruntime",
+        "torch",
+        "transformers",
+        "videollama2-service",
+    }
+    assert needs - apart <= named, needs - apart - named
+
+
+def test_a_folder_is_converted_without_the_hub_client():
+    """The GPU container's huggingface_hub is older than the one that downloads."""
+    script = "import sys; sys.modules['huggingface_hub'] = None; from videollama_converters.locate import locate; "
+    folder = ROOT / "tests/golden/mistral-clip-8f/checkpoint"
+    done = subprocess.run(
+        [sys.executable, "-c", script + f"print(locate({str(folder)!r}).checkpoint)"], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == str(folder), done.stderr
 
 
 def test_the_user_step_is_sound():

@@ -8,7 +8,7 @@ from huggingface_hub import constants
 
 from conftest import GOLDEN, checkpoint
 from hub_server import AUDIO, BASE, BASE_VARIANT, CHAT, ID, LORA, TOWER, publish, run_convert
-from videollama_converters.hub import is_hub_id, locate
+from videollama_converters.locate import is_hub_id, locate
 from videollama_core.checkpoint.parts import open_checkpoint
 from videollama_core.engines.bundle import Bundle
 from videollama_core.protocol.errors import (

@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 
 from hub_server import AUDIO, BASE_VARIANT, CHAT, ID, TOWER, Hub, digest, publish, start_convert
 from videollama_converters import hub_download
-from videollama_converters.hub import locate
+from videollama_converters.locate import locate
 from videollama_core.checkpoint.parts import open_checkpoint
 from videollama_core.protocol.errors import DiskFull, DownloadFailed
 
