@@ -1,13 +1,12 @@
 """Data sets as they are published: which files a folder holds, and what of it is missing."""
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from videollama_core.protocol.errors import BadSample, InvalidRequest
-from videollama_training.samples import MEDIA_KEYS, kind_of
+from videollama_training.samples import MEDIA_KEYS, kind_of, read_list
 
 _SHOWN = 5  # missing files that a message names
 
@@ -96,7 +95,7 @@ def look_for_media(lists: tuple[Path, ...], media_folder: Path | None) -> Found:
     seen: set[Path] = set()
     for path in lists:
         root = media_folder or path.parent
-        for place, entry in enumerate(_read_list(path)):
+        for place, entry in enumerate(read_list(path)):
             kind, name = _media_of(entry)
             samples[kind] += 1
             if name is None or root / name in seen:
@@ -108,16 +107,6 @@ def look_for_media(lists: tuple[Path, ...], media_folder: Path | None) -> Found:
             if not (root / name).exists():
                 missing.setdefault(first, []).append(f"sample {entry.get('id', f'#{place}')}: {root / name} is missing")
     return Found(samples, named, missing)
-
-
-def _read_list(path: Path) -> list[Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadSample(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, list) or not content:
-        raise BadSample(f"{path} holds {type(content).__name__}; a list of samples was wanted")
-    return content
 
 
 def _media_of(entry: Any) -> tuple[str, str | None]:

@@ -41,17 +41,22 @@ def read_samples(path: Path, folder: Path) -> Iterator[Sample | BadSample]:
         folder: what the samples' media paths are relative to.
     Raises: BadSample if the file as a whole is no such list.
     """
+    for place, entry in enumerate(read_list(path)):
+        try:
+            yield read_sample(entry, place, folder)
+        except BadSample as error:
+            yield error
+
+
+def read_list(path: Path) -> list[Any]:
+    """Raises: BadSample if the file is not a JSON list, or an empty one."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise BadSample(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, list) or not content:
         raise BadSample(f"{path} holds {type(content).__name__}; a list of samples was wanted")
-    for place, entry in enumerate(content):
-        try:
-            yield read_sample(entry, place, folder)
-        except BadSample as error:
-            yield error
+    return content
 
 
 def read_sample(entry: Any, place: int, folder: Path) -> Sample:
