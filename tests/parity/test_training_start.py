@@ -227,7 +227,6 @@ def test_a_global_batch_is_made_of_whole_steps(tmp_path):
 
 
 def test_a_run_is_logged_for_tensorboard(tmp_path):
-    pytest.importorskip("tensorboard")
     custom_sft(tmp_path / "data")
     options = settings(
         tmp_path, checkpoint=checkpoint("mistral-clip-8f"), layout="custom_sft", max_steps=1, tensorboard=True
