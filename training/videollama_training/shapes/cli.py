@@ -22,7 +22,10 @@ from tqdm import tqdm
 )
 @click.option("--tower-steps", default=0, show_default=True, help="Pretraining steps of its vision tower alone.")
 @click.option(
-    "--add-audio-tower", type=click.Path(path_type=Path), help="Begin with this checkpoint, and give it an audio tower."
+    "--add-audio-tower",
+    "add_audio_tower_to",
+    type=click.Path(path_type=Path),
+    help="Begin with this checkpoint, and give it an audio tower.",
 )
 @click.option("--audio-tower-steps", default=0, show_default=True, help="Pretraining steps of that audio tower alone.")
 def shapes(
