@@ -140,7 +140,7 @@ def test_a_table_in_half_precision_goes_over_grpc_as_such(calls, language_model)
     found, _, _ = calls
     stages = found.TritonStages([2], None, language_model.address)
     language_model.known.set()
-    generation = ask(stages, stages.perceive("video", [b"x"], Segment()))
+    generation = ask(stages, stages.perceive("video", [b"x"], Segment(), None))
     assert generation.next(30) == [7]
     request = language_model.requests.get()
     table = next(place for place, tensor in enumerate(request.inputs) if tensor.name == "prompt_embedding_table")
@@ -153,7 +153,7 @@ def test_a_table_on_the_gpu_never_leaves_the_server(calls, language_model):
     found, module, sent = calls
     module.on_gpu = True
     stages = found.TritonStages([2], None, language_model.address)
-    assert ask(stages, stages.perceive("video", [b"x"], Segment())).next(30) == [7]
+    assert ask(stages, stages.perceive("video", [b"x"], Segment(), None)).next(30) == [7]
     assert "prompt_embedding_table" in sent[-1].inputs and language_model.requests.empty()
 
 
