@@ -1,6 +1,6 @@
 # `make demo` and `make test` are the two commands; both make .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-real-size test-gpu gpu-wheels check docs clean
+.PHONY: help setup demo fast test test-slow test-real-size test-gpu gpu-wheels check docs clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -13,6 +13,9 @@ demo: setup ## convert a tiny checkpoint, start a real Triton server, ask about 
 
 test: setup ## all tests, the real server included
 	@.venv/bin/python -m pytest
+
+fast: setup ## the tests that need neither a server nor torch
+	@.venv/bin/python -m pytest --without-torch -m "not slow and not installs" tests/unit tests/contract
 
 test-slow: setup ## what takes minutes or environments of its own: other Pillows, real decord, the recipes' products
 	@.venv/bin/python -m pytest -m slow

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,8 +12,6 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from videollama_core.media.video_decoders import DECODER_VARIABLE, DECODERS
 
@@ -33,6 +32,24 @@ SOUND_LOGIT_TOLERANCE = 0.05
 SOUND_TOKEN_TOLERANCE = 0.02
 # Odd in both dimensions: a few values are a level off (docs/architecture.md), so this file starts from the stored pixels.
 DECODER_DEPENDENT = "odd_101x67.webm"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--without-torch", action="store_true", help="skip what imports torch (make fast)")
+
+
+def pytest_configure(config):
+    if config.getoption("--without-torch"):
+        assert "torch" not in sys.modules, "torch was imported before the first test: import it where it is needed"
+        sys.meta_path.insert(0, _NoTorch())
+
+
+class _NoTorch:
+    """Whoever imports torch is skipped, be it a file of tests, a fixture or a test: so nobody has to keep a list."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            pytest.skip("needs torch", allow_module_level=True)
 
 
 @dataclass(frozen=True)
@@ -136,6 +153,9 @@ def golden(variant: str) -> dict[str, Any]:
 @cache
 def golden_tensors(variant: str) -> dict[str, np.ndarray]:
     """bfloat16 as float32."""
+    import torch
+    from safetensors.torch import load_file
+
     stored = load_file(GOLDEN / variant / "golden.safetensors")
     return {
         name: tensor.float().numpy() if tensor.dtype is torch.bfloat16 else tensor.numpy()
@@ -206,7 +226,7 @@ def here(hub, tmp_path, monkeypatch):
 
 
 @cache
-def _export_typed(folder: Path, variant: str, graph: Any, dtype: torch.dtype) -> Path:
+def _export_typed(folder: Path, variant: str, graph: Any, dtype: Any) -> Path:
     from videollama_converters.convert import graph_sources
     from videollama_converters.export_onnx import export_graph
     from videollama_core.checkpoint.parts import open_checkpoint

@@ -138,8 +138,9 @@ def _one_template(value: Any) -> str | None:
     """tokenizer_config.json holds one template, or a list of named ones."""
     if isinstance(value, list):
         named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-        return named.get("default")
-    return value
+        value = named.get("default")
+    template: str | None = value
+    return template
 
 
 class TextDecoder:

@@ -36,7 +36,8 @@ class _Commands(click.Group):
         if name not in _OTHER_COMMANDS:
             return super().get_command(context, name)
         module, attribute, _ = _OTHER_COMMANDS[name]
-        return getattr(importlib.import_module(module), attribute)
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Help without importing the other parts."""

@@ -43,7 +43,7 @@ READY = service_pb2.ModelReadyRequest
 
 def translate(error: grpc.RpcError, address: str) -> VideoLlamaError:
     """A gRPC failure as one of ours."""
-    code, details = error.code(), error.details() or ""  # type: ignore[attr-defined]
+    code, details = error.code(), error.details() or ""
     if code == grpc.StatusCode.UNAVAILABLE:
         return ServerUnreachable(
             f"no server answers at {address} ({details}); start one with vl2 serve, or name another with --url"

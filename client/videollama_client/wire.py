@@ -113,7 +113,7 @@ class AnswerReader:
             raise from_wire(message.error_message)
         outputs = _decode(message.infer_response)
         self.process = outputs.get("process", self.process)
-        piece = outputs.get("text", "")
+        piece: str = outputs.get("text", "")
         self._pieces.append(piece)
         self._ids.extend(outputs.get("output_ids", []))
         if "summary" in outputs:

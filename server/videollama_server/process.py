@@ -112,7 +112,7 @@ class TritonProcess:
         headers = {ADMIN_HEADER: self._secret, "Content-Type": "application/json"}
         request = urllib.request.Request(url, data=data, headers=headers, method=method)
         with urllib.request.urlopen(request, timeout=timeout) as response:
-            return response.read()
+            return bytes(response.read())
 
     def unload(self, stage: str) -> None:
         self.request("POST", f"/v2/repository/models/{stage}/unload", {"parameters": {"unload_dependents": False}})

@@ -58,6 +58,7 @@ def test_every_step_is_a_script_of_the_tree(path):
             assert (ROOT / value.split()[0]).exists(), value
 
 
+@pytest.mark.installs
 def test_the_client_step(tmp_path):
     """What the client's image does, here: a bare install that answers, without torch."""
     venv = tmp_path / "venv"

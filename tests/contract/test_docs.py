@@ -31,3 +31,12 @@ def test_every_page_of_the_folder_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text("utf-8")
     missing = [path.name for path in (ROOT / "docs").glob("*.md") if path.name not in navigation]
     assert not missing
+
+
+def test_the_log_has_one_titled_entry_per_decision_newest_first():
+    log = (ROOT / "docs/log.md").read_text("utf-8")
+    headings = re.findall(r"^#{2,} (.*)", log, re.MULTILINE)
+    entries = [re.fullmatch(r"(\d{4}-\d\d-\d\d) - ([a-z]+) - (\S.*)", heading) for heading in headings]
+    assert entries and all(entries), [heading for heading, entry in zip(headings, entries, strict=True) if not entry]
+    dates = [entry[1] for entry in entries]
+    assert dates == sorted(dates, reverse=True)

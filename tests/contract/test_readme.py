@@ -25,7 +25,8 @@ def test_every_folder_of_the_tree_exists():
 
 
 def test_every_file_of_the_tree_exists():
-    tracked = {path.name for path in ROOT.rglob("*") if not {".venv", ".git"} & set(path.parts)}
+    folders = [path for path in ROOT.iterdir() if path.name not in (".venv", ".git", "build")]
+    tracked = {path.name for folder in folders for path in (folder, *folder.rglob("*"))}
     for name in re.findall(r"[\w/]+\.(?:py|md|sh|txt|yaml)\b", TREE):
         assert name.split("/")[-1] in tracked, name
 

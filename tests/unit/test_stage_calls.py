@@ -97,7 +97,7 @@ class LanguageModel(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.known, self.stops = threading.Event(), 0
         self._running: dict[str, threading.Event] = {}
 
-    def ModelStreamInfer(self, request_iterator, context):  # noqa: N802: gRPC's name
+    def ModelStreamInfer(self, request_iterator, context):  # gRPC's name
         for request in request_iterator:
             if any(tensor.name == "stop" for tensor in request.inputs):
                 self.stops += 1

@@ -69,9 +69,7 @@ def _from_sentencepiece(source: Path) -> Tokenizer:
         merges += [(model.get_score(index), pair) for pair in known]
     merges.sort(key=lambda entry: -entry[0])
     unknown = model.id_to_piece(model.unk_id())
-    tokenizer = Tokenizer(
-        BPE(ids, [pair for _, pair in merges], unk_token=unknown, fuse_unk=True, byte_fallback=True)  # type: ignore[arg-type]
-    )
+    tokenizer = Tokenizer(BPE(ids, [pair for _, pair in merges], unk_token=unknown, fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]

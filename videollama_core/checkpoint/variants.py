@@ -79,7 +79,7 @@ class Variant:
     def grid(self) -> int:
         """Patches per side of the tower's image; a remainder of the image is not looked at."""
         vision, _ = TOWERS[self.tower]
-        return vision["image_size"] // vision["patch_size"]
+        return int(vision["image_size"] // vision["patch_size"])
 
     @property
     def media_tokens(self) -> int:

@@ -50,7 +50,7 @@ class RtxEngine:
             )
         self.graph, self._dtypes = graph, {name: DTYPES[found] for name, found in facts["dtypes"].items()}
         self._cache_file = runtime_cache
-        self._places: dict[tuple, dict[str, Tensor]] = {}  # shapes of the inputs -> buffers of all tensors
+        self._places: dict[tuple[Any, ...], dict[str, Tensor]] = {}  # shapes of the inputs -> buffers of all tensors
         settings = self._engine.create_runtime_config()
         settings.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         settings.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE

@@ -5,6 +5,7 @@ On a GPU nothing leaves it between tower and connector, and a shape that comes a
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ class CudaGraphCache:
     ) -> None:
         self._function, self._device = function, device
         self._fresh = fresh or (lambda: function)
-        self._graphs: dict[tuple, _Recorded | None] = {}
+        self._graphs: dict[tuple[Any, ...], _Recorded | None] = {}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         if self._device.type != "cuda":
@@ -96,7 +97,7 @@ class CudaGraphCache:
         recorded.graph.replay()
         return recorded.output
 
-    def _record(self, key: tuple, inputs: tuple[Tensor, ...]) -> "_Recorded":
+    def _record(self, key: tuple[Any, ...], inputs: tuple[Tensor, ...]) -> "_Recorded":
         places, function = [value.to(self._device) for value in inputs], self._fresh()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

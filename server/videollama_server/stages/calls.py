@@ -203,7 +203,7 @@ class _OverGrpc:
                     if output.name == "output_ids":
                         yield np.frombuffer(raw, np.int32).tolist()
         except grpc.RpcError as error:
-            raise StageFailed(f"stage {stage.name}: {error.details()}") from error  # type: ignore[attr-defined]
+            raise StageFailed(f"stage {stage.name}: {error.details()}") from error
 
 
 def _ask(stage: contract.Stage, inputs: dict[str, Any]) -> dict[str, Any]:

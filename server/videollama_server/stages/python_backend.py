@@ -46,7 +46,7 @@ def bundle_of(args: dict[str, str]) -> Bundle:
 
 def parameter(args: dict[str, str], name: str) -> str:
     """A `parameters` entry of the stage's config.pbtxt."""
-    return json.loads(args["model_config"])["parameters"][name]["string_value"]
+    return str(json.loads(args["model_config"])["parameters"][name]["string_value"])
 
 
 def read_inputs(stage: Stage, request: Any, keep: bool = False) -> dict[str, Any]:
