@@ -36,7 +36,7 @@ def assemble(target: Path, options: EngineOptions, config: ModelConfig, bundle: 
     for name in STAGES:
         shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
     path = target / LANGUAGE_MODEL.name / "config.pbtxt"
-    if options.engine == "tensorrt":
+    if options.language.is_backend:
         (target / LANGUAGE_MODEL.name / "1/model.py").unlink()
         root = bundle.resolve()
         path.write_text(

@@ -48,7 +48,7 @@ class ServerOptions:
 def check_vllm(bundle: Bundle, arguments: Sequence[str] = ()) -> None:
     """Raises: ArtifactMismatch, InvalidRequest, ServerFailed where vLLM cannot take the decoder's place, or not so."""
     parse(arguments)
-    if bundle.engine == "tensorrt":
+    if bundle.language_engine.is_backend:
         raise ArtifactMismatch(
             f"{bundle.root} was converted for TensorRT-LLM, which has a container of its own; --llm vllm serves what was "
             "converted with --engine torch or onnx"
