@@ -95,7 +95,7 @@ def plan_steps(of: Conversion) -> list[Step]:
             "model repository",
             {"code": code_hash(assembling.__name__)} | stages,
             (REPOSITORY,),
-            lambda to: assembling.assemble(to / REPOSITORY, of.options, parts.config, of.out),
+            lambda to: assembling.assemble(to / REPOSITORY, of.options, parts.config),
         ),
         *language_engine_steps(of),
     ]
