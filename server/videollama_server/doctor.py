@@ -15,6 +15,7 @@ import click
 
 from videollama_core.engines.bundle import Bundle
 from videollama_core.engines.machine_checks import FAIL, OK, WARN, Finding
+from videollama_core.engines.table import ENCODER_ENGINES, LANGUAGE_ENGINES
 from videollama_core.protocol.errors import VideoLlamaError
 from videollama_server.installation import check_gpu_tables, find_installation
 
@@ -86,7 +87,8 @@ def _gpu() -> Finding:
 
 
 def _engines() -> Finding:
-    packages = ("onnxruntime", "torch", "tensorrt", "tensorrt_rtx", "tensorrt_llm", "vllm")
+    named = [engine.package for engine in ENCODER_ENGINES.values()]
+    packages = dict.fromkeys(named + [engine.package for engine in LANGUAGE_ENGINES.values()])
     found = [f"{name} {metadata.version(name)}" for name in packages if find_spec(name) and _has_version(name)]
     if not found:
         return Finding("engines", FAIL, "none", "pip install 'videollama2-service[serve]' brings ONNX Runtime")

@@ -45,3 +45,9 @@ def test_a_bundle_of_an_unknown_engine_is_refused(field, bundle_of, tmp_path):
     unchecked = Bundle(folder, bundle.config, manifest)
     with pytest.raises(ArtifactMismatch, match="openvino"):
         load_encoders(unchecked) if field == "engine" else load_runner(unchecked, 1)
+
+
+def test_engines_whose_graphs_take_whole_colours_take_no_noise():
+    """TensorRT-RTX cut noised pixels to uint8, and answered."""
+    assert {name for name, engine in ENCODER_ENGINES.items() if engine.takes_noise} == {"onnx", "torch"}
+    assert all(not engine.takes_noise for engine in ENCODER_ENGINES.values() if engine.is_tensorrt)

@@ -23,6 +23,7 @@ class EncoderEngine:
     dtypes: tuple[str, ...]  # in which it computes, the default first
     language_engines: tuple[str, ...]  # that may stand beside it, the default first
     encoders: str  # "module:name" of (Bundle) -> Encoders (media_encoder.py)
+    package: str  # of Python, without which it cannot run
     machine_check: str  # "module:name" of (Bundle, bytes of the bundle) -> list[Finding] (machine_checks.py)
     is_tensorrt: bool = False  # it runs typed graphs that are built into engines; the tower can be fp8
     takes_noise: bool = True  # pixels of contrastive decoding, which are no whole numbers
@@ -40,6 +41,7 @@ class LanguageEngine:
     """What runs the language model. Those of a stage of ours are loaded by generation/language_models.py."""
 
     name: str
+    package: str
     is_backend: bool = False  # a backend of Triton in C++, with a config.pbtxt and an engine of its own
     parameters: dict[str, str] = field(default_factory=dict)  # of the stage's config.pbtxt, where not the tracked ones
 
@@ -52,6 +54,7 @@ ENCODER_ENGINES = {
             ("float32",),
             ("onnx", "vllm"),
             "videollama_core.engines.media_encoder:OnnxEncoders",
+            "onnxruntime",
             "videollama_core.engines.machine_checks:check_memory",
         ),
         EncoderEngine(
@@ -59,6 +62,7 @@ ENCODER_ENGINES = {
             _FLOATS,
             ("torch", "vllm"),
             "videollama_core.engines.torch_encoders:load_torch_encoders",
+            "torch",
             "videollama_core.engines.machine_checks:check_torch",
         ),
         # The types of both TensorRT engines are the vision tower's: connector and audio encoder never go to bfloat16
@@ -68,6 +72,7 @@ ENCODER_ENGINES = {
             _FLOATS,
             ("tensorrt-llm",),
             "videollama_core.engines.tensorrt_encoders:TensorRtEncoders",
+            "tensorrt",
             "videollama_core.engines.machine_checks:check_tensorrt",
             is_tensorrt=True,
             takes_noise=False,
@@ -78,19 +83,21 @@ ENCODER_ENGINES = {
             _FLOATS,
             ("torch", "vllm"),
             "videollama_core.engines.tensorrt_rtx_encoders:RtxPerceiver",
+            "tensorrt_rtx",
             "videollama_core.engines.machine_checks:check_tensorrt_rtx",
             is_tensorrt=True,
+            takes_noise=False,
         ),
     )
 }
 LANGUAGE_ENGINES = {
     engine.name: engine
     for engine in (
-        LanguageEngine("onnx"),
+        LanguageEngine("onnx", "onnxruntime"),
         # A GPU is not busy with a chunk that suits a CPU.
-        LanguageEngine("torch", parameters={"max_num_sequences": "16", "prefill_chunk_len": "4096"}),
-        LanguageEngine("vllm"),
-        LanguageEngine("tensorrt-llm", is_backend=True),
+        LanguageEngine("torch", "torch", parameters={"max_num_sequences": "16", "prefill_chunk_len": "4096"}),
+        LanguageEngine("vllm", "vllm"),
+        LanguageEngine("tensorrt-llm", "tensorrt_llm", is_backend=True),
     )
 }
 
