@@ -227,8 +227,8 @@ def here(hub, tmp_path, monkeypatch):
 
 @cache
 def _export_typed(folder: Path, variant: str, graph: Any, dtype: Any) -> Path:
-    from videollama_converters.convert import graph_sources
     from videollama_converters.export_onnx import export_graph
+    from videollama_converters.graph_specs import graph_sources
     from videollama_core.checkpoint.parts import open_checkpoint
 
     parts, path = open_checkpoint(checkpoint(variant)), folder / f"{variant}-{graph.name}-{dtype}.onnx"

@@ -1,15 +1,21 @@
 """The model repository of a bundle: the tracked stages, ready for `tritonserver --model-repository`."""
 
-import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import TYPE_FP16, ModelInstanceGroup
+from tritonclient.grpc.model_config_pb2 import ModelConfig as TritonConfig
 
 from videollama_converters.engine_options import EngineOptions
 from videollama_converters.tensorrt_llm_config import render_config
 from videollama_core.engines.bundle import LANGUAGE_ENGINE, LANGUAGE_FOLDER
 from videollama_core.model.config import ModelConfig
-from videollama_core.protocol.contract import ENCODER, LANGUAGE_MODEL, PERCEPTION, PREPROCESS, STAGES
+from videollama_core.protocol.contract import ENCODER, LANGUAGE_MODEL, PERCEPTION, PREPROCESS, STAGES, Stage
 from videollama_core.protocol.errors import ArtifactMismatch
 
 
@@ -26,44 +32,47 @@ def tracked_repository() -> Path:
     )
 
 
-def assemble(target: Path, options: EngineOptions, config: ModelConfig, bundle: Path) -> None:
+def assemble(target: Path, options: EngineOptions, config: ModelConfig) -> None:
     """Copy every stage. An ensemble's version folder is empty, and Triton wants it there.
 
-    Args:
-        bundle: where the repository will lie; TensorRT-LLM's backend finds its engine below it.
+    Paths in the config of TensorRT-LLM's backend are below the bundle; the server makes them absolute where it runs.
     """
     source = tracked_repository()
     for name in STAGES:
         shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
-    path = target / LANGUAGE_MODEL.name / "config.pbtxt"
-    if options.engine == "tensorrt":
-        (target / LANGUAGE_MODEL.name / "1/model.py").unlink()
-        root = bundle.resolve()
-        path.write_text(
-            render_config(options.recipe, config, str(root / LANGUAGE_ENGINE), str(root / LANGUAGE_FOLDER)), "utf-8"
-        )
-        for name in (ENCODER.name, PERCEPTION.name):
-            _replace(
-                target / name / "config.pbtxt", r'("prompt_embedding_table", data_type: )TYPE_FP32', r"\1TYPE_FP16"
-            )
-        if options.media_token_memory == "gpu":
-            keep_media_tokens_on_gpu(target)
-        return
-    for key, value in options.parameters().items():
-        _replace(path, rf'(key: "{key}", value {{ string_value: )"[^"]*"', rf'\g<1>"{value}"')
+    language_model = target / LANGUAGE_MODEL.name
+    if options.language.is_backend:
+        (language_model / "1/model.py").unlink()
+        text = render_config(options.recipe, config, LANGUAGE_ENGINE, LANGUAGE_FOLDER)
+        (language_model / "config.pbtxt").write_text(text, "utf-8")
+        for stage in (ENCODER, PERCEPTION):
+            with _config(target, stage) as found:
+                (table,) = (output for output in found.output if output.name == "prompt_embedding_table")
+                table.data_type = TYPE_FP16
+    elif options.parameters():
+        with _config(target, LANGUAGE_MODEL) as found:
+            for key, value in options.parameters().items():
+                found.parameters[key].string_value = value
+    if options.media_token_memory == "gpu":
+        keep_media_tokens_on_gpu(target)
 
 
 def keep_media_tokens_on_gpu(target: Path) -> None:
     """The response cache takes tensors of the CPU alone: frames are kept there, and tables by the encoder itself."""
-    _replace(target / PERCEPTION.name / "config.pbtxt", r"(response_cache \{ enable: )true", r"\1false")
-    with (target / PREPROCESS.name / "config.pbtxt").open("a", encoding="utf-8") as file:
-        file.write("response_cache { enable: true }\n")
-    _replace(
-        target / ENCODER.name / "config.pbtxt", r"kind: KIND_CPU, count: 1", "kind: KIND_GPU, count: 1, gpus: [ 0 ]"
-    )
+    with _config(target, PERCEPTION) as perception:
+        perception.response_cache.enable = False
+    with _config(target, PREPROCESS) as preprocess:
+        preprocess.response_cache.enable = True
+    with _config(target, ENCODER) as encoder:
+        (group,) = encoder.instance_group
+        group.kind, group.count = ModelInstanceGroup.KIND_GPU, 1
+        group.gpus.append(0)
 
 
-def _replace(path: Path, pattern: str, value: str) -> None:
-    text, count = re.subn(pattern, value, path.read_text("utf-8"))
-    assert count == 1, (path, pattern)
-    path.write_text(text, "utf-8")
+@contextmanager
+def _config(repository: Path, stage: Stage) -> Iterator[Any]:
+    """A stage's config.pbtxt as Triton's own message; what is changed in it is written."""
+    path = repository / stage.name / "config.pbtxt"
+    config = text_format.Parse(path.read_text("utf-8"), TritonConfig())
+    yield config
+    path.write_text(text_format.MessageToString(config), "utf-8")

@@ -11,43 +11,13 @@ from typing import Any
 
 import onnx
 
-from videollama_converters.export_onnx import example_inputs
-from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, Graph
+from videollama_converters.graph_specs import example_inputs, profiles
+from videollama_core.engines.specs import Graph
 from videollama_core.engines.tensorrt_encoders import describe_machine
-from videollama_core.media.video import MAX_FRAMES
 from videollama_core.model.config import ModelConfig
 from videollama_core.protocol.errors import ArtifactMismatch
 
 WORKSPACE_BYTES = 8 * 2**30
-ENGINE_GRAPHS = (VISION_ENCODER, CONNECTOR, AUDIO_ENCODER)
-IMAGE_STEPS = 4  # frames in time that the connector is given of one frame at most: edges and the middle (frame_plan.py)
-
-
-def profiles(graph: Graph, config: ModelConfig) -> list[dict[str, tuple[tuple[int, ...], ...]]]:
-    """Input -> (smallest, usual, largest shape), one entry per optimisation profile: an image, then videos."""
-    size, vision, usual = config.pixels.size, config.vision, config.num_frames
-    if graph is VISION_ENCODER:
-        one = (1, size, size, 3)
-        return [
-            {"frames": (one, one, one)},
-            {"frames": (one, (usual, size, size, 3), (MAX_FRAMES, size, size, 3))},
-        ]
-    if graph is CONNECTOR:
-        first = (1, vision.tokens, vision.width)
-        return [
-            {"vision_features": (first, first, first), "frame_index": ((2,), (IMAGE_STEPS,), (IMAGE_STEPS,))},
-            {
-                "vision_features": (
-                    first,
-                    (usual, vision.tokens, vision.width),
-                    (MAX_FRAMES, vision.tokens, vision.width),
-                ),
-                "frame_index": ((2,), (usual,), (MAX_FRAMES,)),
-            },
-        ]
-    assert config.audio is not None
-    shape = (config.audio.rows, config.audio.bins)
-    return [{"filterbank": ((1, *shape), (1, *shape), (4, *shape))}]
 
 
 def build_engine(

@@ -9,8 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from videollama_converters.build_tensorrt import profiles, tensor_types
+from videollama_converters.build_tensorrt import tensor_types
 from videollama_converters.engine_options import FP8_CAPABILITY
+from videollama_converters.graph_specs import profiles
 from videollama_converters.steps import sha256
 from videollama_core.engines.specs import Graph
 from videollama_core.engines.tensorrt_rtx import rtx_logger, rtx_version

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import click
 
-from videollama_converters.engine_options import ENGINES, LLM_ENGINES, MEDIA_TOKEN_MEMORIES, EngineOptions
+from videollama_converters.engine_options import MEDIA_TOKEN_MEMORIES, EngineOptions
 from videollama_converters.gpus import GPUS
 from videollama_converters.progress import ProgressBar
 from videollama_converters.tensorrt_llm import Recipe
 from videollama_converters.tensorrt_llm_support import KV_DTYPES, QUANTIZATIONS
 from videollama_core.checkpoint.variants import VARIANTS
+from videollama_core.engines.table import ENCODER_ENGINES, LANGUAGE_ENGINES
 from videollama_core.protocol.errors import InvalidRequest, VideoLlamaError
 
 
@@ -22,10 +23,12 @@ from videollama_core.protocol.errors import InvalidRequest, VideoLlamaError
 @click.option("--revision", help="Branch, tag or commit of CHECKPOINT on the hub; default: main.")
 @click.option("--tower", help="Vision tower, where it is not near the checkpoint: a folder, or its id on the hub.")
 @click.option("--base", help="Base language model, for Base folders and adapters: a folder, or its id on the hub.")
-@click.option("--engine", type=click.Choice(list(ENGINES)), default="onnx", show_default=True, help="What runs it.")
+@click.option(
+    "--engine", type=click.Choice(list(ENCODER_ENGINES)), default="onnx", show_default=True, help="What runs it."
+)
 @click.option(
     "--llm-engine",
-    type=click.Choice(list(dict.fromkeys(each for engines in LLM_ENGINES.values() for each in engines))),
+    type=click.Choice(list(LANGUAGE_ENGINES)),
     help="What runs the language model, where --engine leaves a choice; default: the engine's own, torch with tensorrt-rtx.",
 )
 @click.option("--dtype", help="In which the engine computes; onnx float32, the others bfloat16 by default.")
@@ -100,7 +103,7 @@ def convert(
         )
         options = EngineOptions(
             engine,
-            dtype or ENGINES[engine][0],
+            dtype or ENCODER_ENGINES[engine].dtypes[0],
             max_seq_len,
             slots,
             recipe,

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from videollama_converters.export_onnx import build_module, example_inputs
+from videollama_converters.export_onnx import build_module
+from videollama_converters.graph_specs import example_inputs
 from videollama_core.checkpoint.parts import fill
 from videollama_core.checkpoint.shards import Sources
 from videollama_core.engines.onnx_runtime import OnnxEngine

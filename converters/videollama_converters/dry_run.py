@@ -3,8 +3,8 @@
 import shlex
 from pathlib import Path
 
-from videollama_converters.build_tensorrt import ENGINE_GRAPHS, profiles
 from videollama_converters.engine_options import EngineOptions, encoder_dtype
+from videollama_converters.graph_specs import ENGINE_GRAPHS, profiles
 from videollama_converters.tensorrt_llm import script
 from videollama_converters.tensorrt_llm_config import render_config
 from videollama_core.checkpoint.parts import open_checkpoint
@@ -17,7 +17,7 @@ from videollama_server.multi_gpu import with_ranks
 
 def describe(checkpoint: Path, out: Path, tower: Path | None, base: Path | None, options: EngineOptions) -> str:
     """Raises: InvalidRequest, CheckpointMismatch, as the conversion itself would."""
-    if options.engine != "tensorrt":
+    if not options.language.is_backend:
         raise InvalidRequest(
             f"--dry-run tells of --engine tensorrt; {options.engine} runs here, without commands of others"
         )

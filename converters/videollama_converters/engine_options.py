@@ -8,26 +8,11 @@ from videollama_converters.gpus import GPUS
 from videollama_converters.tensorrt_llm import CALIBRATION_FILE, Recipe
 from videollama_converters.tensorrt_llm_support import QUANTIZATIONS
 from videollama_core.engines.specs import VISION_ENCODER, Graph
+from videollama_core.engines.table import ENCODER_ENGINES, LANGUAGE_ENGINES, EncoderEngine, LanguageEngine
 from videollama_core.model.config import ModelConfig
 from videollama_core.protocol.contract import MAX_REQUESTS
 from videollama_core.protocol.errors import InvalidRequest
 
-# engine -> types in which it computes, the default first. On TensorRT this is the vision tower's: connector and audio encoder
-# never go to bfloat16 (encoder_dtype), and the media tokens are float16, the language model's type there.
-ENGINES = {
-    "onnx": ("float32",),
-    "torch": ("bfloat16", "float16", "float32"),
-    "tensorrt": ("bfloat16", "float16", "float32"),
-    "tensorrt-rtx": ("bfloat16", "float16", "float32"),
-}
-# engine of the encoders -> engines of the language model beside it, the default first
-LLM_ENGINES = {
-    "onnx": ("onnx", "vllm"),
-    "torch": ("torch", "vllm"),
-    "tensorrt": ("tensorrt-llm",),
-    "tensorrt-rtx": ("torch", "vllm"),
-}
-FP8_ENGINES = ("tensorrt", "tensorrt-rtx")
 MEDIA_TOKEN_MEMORIES = ("cpu", "gpu")
 FP8_CAPABILITY = QUANTIZATIONS["fp8"][1]
 
@@ -55,26 +40,27 @@ class EngineOptions:
     llm_engine: str = ""  # what runs the language model; "": the default beside the engine
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise InvalidRequest(f"engine is {self.engine!r}; it is one of {', '.join(ENGINES)}")
-        if self.dtype not in ENGINES[self.engine]:
+        if self.engine not in ENCODER_ENGINES:
+            raise InvalidRequest(f"engine is {self.engine!r}; it is one of {', '.join(ENCODER_ENGINES)}")
+        encoders = self.encoders
+        if self.dtype not in encoders.dtypes:
             raise InvalidRequest(
-                f"engine {self.engine} cannot compute in {self.dtype}; it takes {', '.join(ENGINES[self.engine])}"
+                f"engine {self.engine} cannot compute in {self.dtype}; it takes {', '.join(encoders.dtypes)}"
             )
         if not self.llm_engine:
-            object.__setattr__(self, "llm_engine", LLM_ENGINES[self.engine][0])
-        if self.llm_engine not in LLM_ENGINES[self.engine]:
+            object.__setattr__(self, "llm_engine", encoders.language_engines[0])
+        if self.llm_engine not in encoders.language_engines:
             raise InvalidRequest(
                 f"engine {self.engine} has no language model on {self.llm_engine} beside it; take "
-                f"{' or '.join(LLM_ENGINES[self.engine])}"
+                f"{' or '.join(encoders.language_engines)}"
             )
-        if self.fp8_media and self.engine not in FP8_ENGINES:
-            raise InvalidRequest(f"fp8 is TensorRT's; engine {self.engine} takes {', '.join(ENGINES[self.engine])}")
+        if self.fp8_media and not encoders.is_tensorrt:
+            raise InvalidRequest(f"fp8 is TensorRT's; engine {self.engine} takes {', '.join(encoders.dtypes)}")
         if self.media_token_memory not in MEDIA_TOKEN_MEMORIES:
             raise InvalidRequest(
                 f"media-token-memory is {self.media_token_memory!r}; it is one of {', '.join(MEDIA_TOKEN_MEMORIES)}"
             )
-        if self.media_token_memory == "gpu" and self.engine != "tensorrt":
+        if self.media_token_memory == "gpu" and not encoders.can_keep_media_tokens_on_gpu:
             raise InvalidRequest(
                 f"engine {self.engine} hands media tokens to the language model over gRPC, from the CPU's memory: "
                 "leave out --media-token-memory gpu, or take --engine tensorrt"
@@ -82,12 +68,22 @@ class EngineOptions:
         if self.slots is not None and not 1 <= self.slots <= 1024:
             raise InvalidRequest(f"slots is {self.slots}; it takes 1 to 1024")
 
+    @property
+    def encoders(self) -> EncoderEngine:
+        """The entry of `engine`."""
+        return ENCODER_ENGINES[self.engine]
+
+    @property
+    def language(self) -> LanguageEngine:
+        """The entry of `llm_engine`."""
+        return LANGUAGE_ENGINES[self.llm_engine]
+
     def check(self, config: ModelConfig) -> None:
         """Raises: InvalidRequest where the checkpoint cannot be run so."""
         missing = [path for path in self.fp8_media if not path.is_file()]
         if missing:
             raise InvalidRequest(f"{missing[0]} is not a file; --fp8-tower wants videos or pictures")
-        if self.engine == "tensorrt":
+        if self.language.is_backend:
             self.recipe.check(config)
             gpu = GPUS[self.recipe.gpu]
             if self.fp8_media and gpu.capability < FP8_CAPABILITY:
@@ -135,12 +131,12 @@ class EngineOptions:
     def positions(self, config: ModelConfig) -> int:
         """Of prompt and answer together."""
         return (
-            self.recipe.max_seq_len if self.engine == "tensorrt" else self.max_seq_len or config.language.max_positions
+            self.recipe.max_seq_len if self.language.is_backend else self.max_seq_len or config.language.max_positions
         )
 
     def of_repository(self) -> dict[str, object]:
         """What decides the model repository."""
-        recipe = asdict(self.recipe) if self.engine == "tensorrt" else None
+        recipe = asdict(self.recipe) if self.language.is_backend else None
         return {
             "engine": self.engine,
             "parameters": self.parameters(),
@@ -155,7 +151,4 @@ class EngineOptions:
 
     def parameters(self) -> dict[str, str]:
         """Entries of the language model stage's config.pbtxt that differ from the tracked ones."""
-        found = {"max_num_sequences": str(self.slots)} if self.slots else {}
-        if self.llm_engine == "torch":  # a GPU is not busy with a chunk that suits a CPU
-            found |= {"max_num_sequences": str(self.slots or 16), "prefill_chunk_len": "4096"}
-        return found
+        return self.language.parameters | ({"max_num_sequences": str(self.slots)} if self.slots else {})

@@ -17,28 +17,15 @@ from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
 from torch.nn import functional
 
+from videollama_converters.graph_specs import SPECS, example_inputs, graph_sources
 from videollama_converters.tidy_graph import tidy
-from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, DECODER, EMBEDDING, VISION_ENCODER, Graph
-from videollama_core.model.audio import AudioEncoder
+from videollama_core.checkpoint.parts import CheckpointParts
+from videollama_core.checkpoint.shards import Sources
+from videollama_core.engines.bundle import graph_path
+from videollama_core.engines.specs import DECODER, VISION_ENCODER, Graph
 from videollama_core.model.config import ModelConfig
-from videollama_core.model.connector import Connector
-from videollama_core.model.decoder import Decoder
-from videollama_core.model.vision import VisionEncoder
 
 OPSET = 18  # what TensorRT 10 and ONNX Runtime both read; LayerNormalization is one node from 17 on
-Sources = dict[str, Callable[[], Tensor]]
-
-
-class Embedding(nn.Module):
-    """input_ids int64 [B, S] -> inputs_embeds [B, S, D]."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        table = nn.Embedding(config.language.vocab_size, config.language.width)
-        self.model = nn.ModuleDict({"embed_tokens": table})  # the published name
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return self.model["embed_tokens"](input_ids)
 
 
 class _Float32Norm(nn.LayerNorm):
@@ -59,71 +46,9 @@ def lower(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def build_module(graph: Graph, config: ModelConfig, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The PyTorch module behind a graph, without values."""
-    module = _module(graph, config)
-    return module if dtype is torch.float32 else lower(module, dtype)
-
-
-def _module(graph: Graph, config: ModelConfig) -> nn.Module:
     with torch.device("meta"):
-        if graph is VISION_ENCODER:
-            return VisionEncoder(config.vision, config.pixels).eval()
-        if graph is CONNECTOR:
-            return Connector(config).eval()
-        if graph is AUDIO_ENCODER:
-            assert config.audio is not None
-            return AudioEncoder(config.audio, config.language.width).eval()
-        if graph is EMBEDDING:
-            return Embedding(config).eval()
-        return Decoder(config.language).eval()
-
-
-def example_inputs(
-    graph: Graph, config: ModelConfig, rows: int = 2, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, ...]:
-    """Inputs of the right shapes; seeded, so that two runs compare."""
-    found = _inputs(graph, config, rows)
-    return tuple(value.to(dtype) if value.is_floating_point() else value for value in found)
-
-
-def _inputs(graph: Graph, config: ModelConfig, rows: int) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(0)
-    language, vision = config.language, config.vision
-    if graph is VISION_ENCODER:
-        return (
-            torch.randint(
-                0, 256, (rows, config.pixels.size, config.pixels.size, 3), generator=generator, dtype=torch.uint8
-            ),
-        )
-    if graph is CONNECTOR:
-        features = torch.randn(rows, vision.tokens, vision.width, generator=generator)
-        return features, torch.arange(4) % rows
-    if graph is AUDIO_ENCODER:
-        assert config.audio is not None
-        return (10.0 * torch.randn(1, config.audio.rows, config.audio.bins, generator=generator),)
-    if graph is EMBEDDING:
-        return (torch.randint(0, language.vocab_size, (rows, 3), generator=generator),)
-    new, cached = 3, 5
-    bias = torch.zeros(rows, 1, new, cached + new)
-    bias[:, :, :, 0] = torch.finfo(torch.float32).min
-    return (
-        torch.randn(rows, new, language.width, generator=generator),
-        torch.arange(cached, cached + new).repeat(rows, 1),
-        bias,
-        torch.full((rows,), new - 1),
-        torch.randn(language.layers, 2, rows, language.kv_heads, cached, language.head_dim, generator=generator),
-    )
-
-
-def _dynamic_shapes(graph: Graph) -> tuple[dict[int, object], ...]:
-    any_size = torch.export.Dim.DYNAMIC
-    axes = {
-        VISION_ENCODER.name: ((0,),),
-        CONNECTOR.name: ((0,), (0,)),
-        AUDIO_ENCODER.name: ((0,),),
-        EMBEDDING.name: ((0, 1),),
-        DECODER.name: ((0, 1), (0, 1), (0, 2, 3), (0,), (2, 4)),
-    }[graph.name]
-    return tuple({axis: any_size for axis in one} for one in axes)
+        module = SPECS[graph].module(config).eval()
+    return module if dtype is torch.float32 else lower(module, dtype)
 
 
 def unchanged(model: ir.Model) -> None:
@@ -150,7 +75,9 @@ def trace_graph(graph: Graph, config: ModelConfig, dtype: torch.dtype = torch.fl
             module,
             meta_inputs,
             dynamo=True,
-            dynamic_shapes=_dynamic_shapes(graph),
+            dynamic_shapes=tuple(
+                {axis: torch.export.Dim.DYNAMIC for axis in axes} for axes in SPECS[graph].dynamic_axes
+            ),
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
             opset_version=OPSET,
@@ -187,6 +114,15 @@ def export_graph(
     path.parent.mkdir(parents=True, exist_ok=True)
     ir.save(model, path, external_data=path.name + ".data")
     onnx.checker.check_model(str(path))
+
+
+def export_for_runtime(graph: Graph, parts: CheckpointParts, tick: Callable[[], None], folder: Path) -> None:
+    """Write a graph for ONNX Runtime at its place below `folder`."""
+    sources = graph_sources(graph, parts)
+    if parts.config.language.tied and graph is DECODER:
+        sources["lm_head.weight"] = sources["model.embed_tokens.weight"]
+    edit = float_pixels if graph is VISION_ENCODER else unchanged
+    export_graph(graph, parts.config, sources, folder / graph_path(graph.name), tick, edit=edit)
 
 
 def write_without_values(model: ir.Model, parameters: Collection[str], path: Path) -> None:

@@ -5,8 +5,9 @@ back; TensorRT folds the weights' pair into stored fp8. One scale per tensor: th
 largest of the type. Inputs are seen on media of the operator's choice, weights as they are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import ml_dtypes
@@ -15,7 +16,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from videollama_converters.export_onnx import export_graph, unchanged
+from videollama_converters.graph_specs import graph_sources
 from videollama_core.checkpoint.parts import CheckpointParts
+from videollama_core.engines.bundle import graph_path
+from videollama_core.engines.specs import Graph
 from videollama_core.media.preprocess import prepare
 from videollama_core.media.video import Segment
 from videollama_core.protocol.errors import InvalidRequest
@@ -31,6 +36,20 @@ class Scales:
 
     inputs: float
     weights: float
+
+
+def export_typed(
+    graph: Graph,
+    parts: CheckpointParts,
+    tick: Callable[[], None],
+    dtype: torch.dtype,
+    media: Sequence[Path],
+    folder: Path,
+) -> None:
+    """Write a graph of one type for TensorRT at its place below `folder`. Args: media: scales of a graph in fp8; none: no fp8."""
+    edit = partial(quantize, scales=calibrate(parts, media)) if media else unchanged
+    path = folder / graph_path(graph.name)
+    export_graph(graph, parts.config, graph_sources(graph, parts), path, tick, dtype, edit)
 
 
 def calibrate(parts: CheckpointParts, media: Sequence[Path]) -> dict[str, Scales]:

@@ -34,6 +34,7 @@ class Step:
     inputs: object  # JSON: everything that decides the output
     owns: tuple[str, ...]
     run: Callable[[Path], None]
+    work: int = 1  # calls of Progress.advance
 
 
 def sha256(path: Path) -> str:

@@ -6,10 +6,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from videollama_converters import build_tensorrt_rtx
-from videollama_converters.build_tensorrt import ENGINE_GRAPHS
 from videollama_converters.engine_options import EngineOptions, encoder_dtype
 from videollama_converters.export_onnx import build_module, trace_graph, write_without_values
 from videollama_converters.fp8 import quantize, unit_scales
+from videollama_converters.graph_specs import ENGINE_GRAPHS
 from videollama_converters.tensorrt_operators import check_graph
 from videollama_core.engines.specs import VISION_ENCODER, Graph, graphs_of
 from videollama_core.engines.torch_device import pick_dtype

@@ -1,36 +1,26 @@
 """`vl2 doctor`: whether this machine can serve, and what is missing. Each check says what was found, and what to do."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
-from videollama_core.engines.bundle import Bundle, engine_path
-from videollama_core.engines.specs import graphs_of
+from videollama_core.engines.bundle import Bundle
+from videollama_core.engines.machine_checks import FAIL, OK, WARN, Finding
+from videollama_core.engines.table import ENCODER_ENGINES, LANGUAGE_ENGINES
 from videollama_core.protocol.errors import VideoLlamaError
 from videollama_server.installation import check_gpu_tables, find_installation
 
-OK, WARN, FAIL = "ok", "warn", "FAIL"
 LEAST_SHARED_MEMORY = 512 * 2**20  # bytes of /dev/shm: the stages hand tensors over in it
 DRIVER_NEEDED = 590  # branch of the pinned container (CUDA 13.1)
-
-
-@dataclass(frozen=True)
-class Finding:
-    check: str
-    state: str  # ok | warn | FAIL
-    found: str
-    advice: str = ""
 
 
 def examine(bundle: Path | None = None, ports: tuple[int, ...] = ()) -> list[Finding]:
@@ -97,7 +87,8 @@ def _gpu() -> Finding:
 
 
 def _engines() -> Finding:
-    packages = ("onnxruntime", "torch", "tensorrt", "tensorrt_rtx", "tensorrt_llm", "vllm")
+    named = [engine.package for engine in ENCODER_ENGINES.values()]
+    packages = dict.fromkeys(named + [engine.package for engine in LANGUAGE_ENGINES.values()])
     found = [f"{name} {metadata.version(name)}" for name in packages if find_spec(name) and _has_version(name)]
     if not found:
         return Finding("engines", FAIL, "none", "pip install 'videollama2-service[serve]' brings ONNX Runtime")
@@ -130,73 +121,13 @@ def _bundle(path: Path) -> list[Finding]:
     size = sum(int(entry["bytes"]) for entry in bundle.manifest["files"].values())
     told = f"{bundle.manifest['name']}, {bundle.engine} in {bundle.dtype}, {size / 2**30:.2f} GiB"
     found = [Finding("bundle", OK, told)]
-    checks: dict[str, Callable[[Bundle, int], list[Finding]]] = {
-        "onnx": _fits_memory,
-        "torch": _fits_torch,
-        "tensorrt": _fits_tensorrt,
-        "tensorrt-rtx": _fits_tensorrt_rtx,
-    }
-    return found + checks[bundle.engine](bundle, size) if bundle.engine in checks else found
-
-
-def _fits_memory(bundle: Bundle, size: int) -> list[Finding]:
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    told = f"{size / 2**30:.2f} GiB of graphs, {memory / 2**30:.1f} GiB of memory"
-    if size < 0.9 * memory:
-        return [Finding("memory", OK, told)]
-    return [Finding("memory", FAIL, told, "the CPU engine holds all of it: take a larger machine, or --engine torch")]
-
-
-def _fits_torch(bundle: Bundle, size: int) -> list[Finding]:
-    import torch
-
-    if not torch.cuda.is_available():
-        return [Finding("PyTorch", WARN, f"torch {torch.__version__} sees no GPU", "it serves on the CPU, slowly")]
-    free = torch.cuda.mem_get_info()[0]
-    language = bundle.config.language
-    slots = int(bundle.manifest.get("slots") or 16)
-    cache = slots * bundle.max_seq_len * language.layers * 2 * language.kv_heads * language.head_dim * 2
-    told = f"weights {size / 2**30:.1f} GiB and {slots} slots {cache / 2**30:.1f} GiB, free {free / 2**30:.1f} GiB"
-    if size + cache < 0.95 * free:
-        return [Finding("GPU memory", OK, told)]
-    return [Finding("GPU memory", FAIL, told, "convert with a shorter --max-seq-len or fewer --slots")]
-
-
-def _fits_tensorrt(bundle: Bundle, size: int) -> list[Finding]:
-    from videollama_core.engines.tensorrt_encoders import check_sidecar, describe_machine
-
-    try:
-        if bundle.keeps_media_tokens_on_gpu:
+    if bundle.keeps_media_tokens_on_gpu:
+        try:
             check_gpu_tables()
-        machine = describe_machine()
-        for graph in graphs_of(bundle.config):
-            path = bundle.root / engine_path(graph.name)
-            if path.exists():
-                check_sidecar(path, machine)
-    except VideoLlamaError as error:
-        return [Finding("TensorRT", FAIL, "the engines cannot run here", str(error))]
-    return [Finding("TensorRT", OK, f"{machine['tensorrt']} on {machine['gpu']}")]
-
-
-def _fits_tensorrt_rtx(bundle: Bundle, size: int) -> list[Finding]:
-    from videollama_core.engines.tensorrt_rtx import check_rtx_sidecar, rtx_version
-    from videollama_core.engines.tensorrt_rtx_encoders import gpu_capability
-
-    try:
-        version, capability = rtx_version(), gpu_capability()
-        for graph in graphs_of(bundle.config):
-            path = bundle.root / engine_path(graph.name)
-            if path.exists():
-                check_rtx_sidecar(path, version, capability)
-    except VideoLlamaError as error:
-        return [Finding("TensorRT-RTX", FAIL, "the engines cannot run here", str(error))]
-    if capability is None:
-        return [
-            Finding(
-                "TensorRT-RTX", FAIL, f"{version}, and no GPU", "the encoders need an NVIDIA GPU: nvidia-smi tells why"
-            )
-        ]
-    return [Finding("TensorRT-RTX", OK, f"{version} on compute capability {capability}"), *_fits_torch(bundle, size)]
+        except VideoLlamaError as error:
+            found.append(Finding("media tokens", FAIL, "they cannot stay on the GPU here", str(error)))
+    checked: list[Finding] = bundle.encoder_engine.load_machine_check()(bundle, size)
+    return found + checked
 
 
 @click.command(epilog="Example: vl2 doctor build/2.1-7b --port 8001")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from videollama_core.engines.bundle import REPOSITORY, Bundle
+from videollama_core.engines.bundle import Bundle
 from videollama_core.generation.vllm_arguments import VARIABLE, parse
 from videollama_core.media.video_decoders import DECODERS, frame_decoder
 from videollama_core.protocol import contract
@@ -24,6 +24,7 @@ from videollama_server.multi_gpu import with_ranks
 from videollama_server.ports import choose_ports, loopback_of
 from videollama_server.process import ADMIN_HEADER, Addresses, TritonProcess
 from videollama_server.processes import stage_processes
+from videollama_server.repository import served_repository
 
 logger = logging.getLogger(__name__)
 _SUPERVISE_SECONDS = 0.5
@@ -48,7 +49,7 @@ class ServerOptions:
 def check_vllm(bundle: Bundle, arguments: Sequence[str] = ()) -> None:
     """Raises: ArtifactMismatch, InvalidRequest, ServerFailed where vLLM cannot take the decoder's place, or not so."""
     parse(arguments)
-    if bundle.engine == "tensorrt":
+    if bundle.language_engine.is_backend:
         raise ArtifactMismatch(
             f"{bundle.root} was converted for TensorRT-LLM, which has a container of its own; --llm vllm serves what was "
             "converted with --engine torch or onnx"
@@ -77,6 +78,7 @@ class TritonServer:
         frame_decoder(self.options.decoder)  # one that is not installed is refused before anything is begun
         self._runtime = Path(tempfile.mkdtemp(prefix="vl2-serve-"))
         try:
+            self._repository = served_repository(bundle, self._runtime)
             self._start()
         except BaseException:
             self.kill()
@@ -128,7 +130,7 @@ class TritonServer:
         options = self.options
         words = [
             str(installation.binary),
-            f"--model-repository={(self.bundle / REPOSITORY).resolve()}",
+            f"--model-repository={self._repository}",
             f"--backend-directory={installation.backends}",
             f"--cache-directory={installation.caches}",
             f"--cache-config=local,size={options.cache_megabytes * 2**20}",

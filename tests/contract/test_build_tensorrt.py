@@ -8,8 +8,10 @@ import pytest
 
 from conftest import checkpoint
 from videollama_converters import build_tensorrt
-from videollama_converters.convert import SilentProgress, plan_steps
+from videollama_converters.convert import plan_steps
 from videollama_converters.engine_options import EngineOptions
+from videollama_converters.engine_steps import Conversion
+from videollama_converters.progress import SilentProgress
 from videollama_converters.tensorrt_llm import Recipe
 from videollama_core.checkpoint.parts import open_checkpoint
 from videollama_core.engines.bundle import Bundle
@@ -129,7 +131,7 @@ def test_engines_are_built_again_for_another_machine_and_other_commands(tmp_path
 
     def keys(machine: dict[str, str], **recipe) -> dict[str, object]:
         options = EngineOptions("tensorrt", "bfloat16", recipe=Recipe("float16", **recipe))
-        steps = plan_steps(parts, {}, tmp_path, SilentProgress(), options, machine)
+        steps = plan_steps(Conversion(parts, {}, tmp_path, SilentProgress(), options, machine))
         return {step.name: step.inputs for step in steps if step.name.endswith("engine")}
 
     first = keys(MACHINE)

@@ -75,7 +75,7 @@ def test_a_repository_for_tensorrt(memory, tmp_path):
     """Tables in float16; where they stay on the GPU, the frames are cached instead: the cache takes the CPU's tensors alone."""
     options = EngineOptions("tensorrt", "bfloat16", recipe=Recipe(), media_token_memory=memory)
     model, repository = published_config("VideoLLaMA2-7B"), tmp_path / "repository"
-    assemble(repository, options, model, tmp_path)
+    assemble(repository, options, model)
     found = {name: config(name, repository) for name in STAGES}
     cached = {"cpu": PERCEPTION, "gpu": PREPROCESS}[memory]
     assert [name for name in STAGES if found[name].response_cache.enable] == [cached.name]

@@ -12,10 +12,11 @@ from onnx import TensorProto, helper
 
 from conftest import FEATURE_TOLERANCE, ROOT, VARIANTS, checkpoint
 from videollama_converters.build_tensorrt import tensor_types
-from videollama_converters.convert import convert, graph_sources
+from videollama_converters.convert import convert
 from videollama_converters.dry_run import describe
 from videollama_converters.engine_options import EngineOptions, encoder_dtype
-from videollama_converters.export_onnx import build_module, example_inputs
+from videollama_converters.export_onnx import build_module
+from videollama_converters.graph_specs import example_inputs, graph_sources
 from videollama_converters.tensorrt_llm import Recipe
 from videollama_converters.tensorrt_operators import check_graph
 from videollama_core.checkpoint.parts import fill, open_checkpoint

@@ -16,18 +16,18 @@ from onnx import helper, numpy_helper
 from build_log import BuildLog
 from conftest import MEDIA, VARIANTS, checkpoint
 from videollama_converters import tensorrt_check, tidy_graph
-from videollama_converters.build_tensorrt import ENGINE_GRAPHS, profiles
 from videollama_converters.build_tensorrt_rtx import FP8_TARGETS, build, parse
 from videollama_converters.convert import convert
-from videollama_converters.engine_options import ENGINES, EngineOptions, encoder_dtype
-from videollama_converters.export_onnx import example_inputs
+from videollama_converters.engine_options import EngineOptions, encoder_dtype
 from videollama_converters.fp8 import calibrate, quantize
+from videollama_converters.graph_specs import ENGINE_GRAPHS, example_inputs, profiles
 from videollama_converters.tensorrt_llm import Recipe
 from videollama_converters.tensorrt_operators import check_graph
 from videollama_core.checkpoint.parts import open_checkpoint
 from videollama_core.engines.bundle import Bundle
 from videollama_core.engines.onnx_runtime import OnnxEngine
 from videollama_core.engines.specs import CONNECTOR, VISION_ENCODER, graphs_of
+from videollama_core.engines.table import ENCODER_ENGINES
 from videollama_core.engines.torch_device import pick_dtype
 from videollama_core.protocol.errors import ArtifactMismatch
 
@@ -90,7 +90,7 @@ def test_every_graph_is_parsed_and_built(variant, bundle_of, typed_graph, built,
     for graph in ENGINE_GRAPHS:
         if graph not in graphs_of(config):
             continue
-        for dtype in sorted({encoder_dtype(graph, dtype) for dtype in ENGINES["tensorrt"]}):
+        for dtype in sorted({encoder_dtype(graph, dtype) for dtype in ENCODER_ENGINES["tensorrt"].dtypes}):
             key = (structure(graph, config), str(profiles(graph, config)), dtype)
             if key in built:
                 continue
@@ -211,7 +211,7 @@ def test_an_older_parser_takes_them_too(bundle_of, typed_graph, tmp_path):
     paths = set()
     for variant in VARIANTS:
         for graph in graphs_of(open_checkpoint(checkpoint(variant)).config):
-            for dtype in ENGINES["tensorrt"] if graph in ENGINE_GRAPHS else ():
+            for dtype in ENCODER_ENGINES["tensorrt"].dtypes if graph in ENGINE_GRAPHS else ():
                 paths.add(graph_file(variant, graph, encoder_dtype(graph, dtype), bundle_of, typed_graph))
     assert len(paths) >= 15
     code = """if True:

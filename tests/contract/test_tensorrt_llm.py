@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from videollama_converters.build_tensorrt import ENGINE_GRAPHS, profiles
+from videollama_converters.graph_specs import ENGINE_GRAPHS, profiles
 from videollama_converters.tensorrt_llm import Recipe
 from videollama_converters.tensorrt_llm_config import INPUTS, OUTPUTS, parameters, render_config
 from videollama_core.checkpoint.read_config import published_config

@@ -9,12 +9,13 @@ import pytest
 
 from conftest import ROOT, checkpoint
 from videollama_converters.dry_run import describe
-from videollama_converters.engine_options import ENGINES, EngineOptions
+from videollama_converters.engine_options import EngineOptions
 from videollama_converters.gpus import GPUS
 from videollama_converters.tensorrt_llm import Recipe
 from videollama_converters.tensorrt_llm_config import render_config
 from videollama_converters.tensorrt_llm_support import FAMILIES, KV_DTYPES, QUANTIZATIONS, as_table, refusal
 from videollama_core.checkpoint.read_config import published_config
+from videollama_core.engines.table import ENCODER_ENGINES
 from videollama_core.protocol.errors import InvalidRequest
 
 FACTS = json.loads((Path(__file__).parent / "facts_tensorrt_llm.json").read_text("utf-8"))
@@ -46,7 +47,7 @@ def built(quantization: str, kv_dtype: str, words: list[str]) -> dict[str, bool]
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize("quantization", WEIGHTS)
-@pytest.mark.parametrize("dtype", ENGINES["tensorrt"])
+@pytest.mark.parametrize("dtype", ENCODER_ENGINES["tensorrt"].dtypes)
 def test_a_pair_is_refused_or_starts(dtype, quantization, kv_dtype, family, texts):
     """A cache of int8, and of fp8 without fp8 weights, once printed commands for a server that did not start."""
     config = published_config(CHECKPOINTS[family])

@@ -9,13 +9,14 @@ import torch
 from conftest import checkpoint
 from videollama_converters.build_tensorrt_rtx import FP8_TARGETS, TARGETS
 from videollama_converters.convert import convert
-from videollama_converters.engine_options import LLM_ENGINES, EngineOptions
+from videollama_converters.engine_options import EngineOptions
 from videollama_core.engines.bundle import Bundle, engine_path, runtime_cache_path
 from videollama_core.engines.media_encoder import MediaEncoder
 from videollama_core.engines.specs import CONNECTOR, VISION_ENCODER
+from videollama_core.engines.table import ENCODER_ENGINES
 from videollama_core.engines.tensorrt_rtx import check_rtx_sidecar, rtx_version
 from videollama_core.engines.tensorrt_rtx_encoders import RtxEngine
-from videollama_core.generation.onnx_runner import load_runner
+from videollama_core.generation.language_models import load_runner
 from videollama_core.generation.torch_runner import TorchRunner
 from videollama_core.protocol.errors import ArtifactMismatch, InvalidRequest
 
@@ -77,11 +78,11 @@ def test_hopper_is_refused_by_name(rtx_bundle):
 
 
 def test_the_two_engines_are_two_choices():
-    for engine, beside in LLM_ENGINES.items():
-        dtype = "float32"
-        assert EngineOptions(engine, dtype).llm_engine == beside[0]
+    for name, engine in ENCODER_ENGINES.items():
+        dtype, beside = "float32", engine.language_engines
+        assert EngineOptions(name, dtype).llm_engine == beside[0]
         for llm_engine in beside:
-            assert EngineOptions(engine, dtype, llm_engine=llm_engine).llm_engine == llm_engine
+            assert EngineOptions(name, dtype, llm_engine=llm_engine).llm_engine == llm_engine
     with pytest.raises(
         InvalidRequest, match="tensorrt-rtx has no language model on tensorrt-llm beside it; take torch or vllm"
     ):

@@ -6,10 +6,10 @@ import torch
 
 from conftest import checkpoint
 from real_size.measure import random_sources
-from videollama_converters.build_tensorrt import ENGINE_GRAPHS, build_engine
-from videollama_converters.convert import graph_sources
+from videollama_converters.build_tensorrt import build_engine
 from videollama_converters.engine_options import encoder_dtype
-from videollama_converters.export_onnx import build_module, example_inputs, export_graph
+from videollama_converters.export_onnx import build_module, export_graph
+from videollama_converters.graph_specs import ENGINE_GRAPHS, example_inputs, graph_sources
 from videollama_core.checkpoint.parts import fill, open_checkpoint
 from videollama_core.checkpoint.read_config import published_config
 from videollama_core.engines.bundle import Bundle, engine_path

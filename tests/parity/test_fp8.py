@@ -11,10 +11,10 @@ from click.testing import CliRunner
 
 from conftest import MEDIA, checkpoint
 from videollama_converters.cli import convert as command
-from videollama_converters.convert import graph_sources
 from videollama_converters.engine_options import EngineOptions
 from videollama_converters.export_onnx import export_graph
 from videollama_converters.fp8 import LARGEST, calibrate, quantize
+from videollama_converters.graph_specs import graph_sources
 from videollama_converters.tensorrt_llm import Recipe
 from videollama_converters.tensorrt_operators import check_graph
 from videollama_core.checkpoint.parts import open_checkpoint

@@ -10,7 +10,7 @@ from conftest import MEDIA
 from service.servers import serving
 from videollama_converters.convert import convert
 from videollama_core.engines.bundle import Bundle
-from videollama_core.generation.onnx_runner import load_runner
+from videollama_core.generation.language_models import load_runner
 from videollama_core.generation.scheduler import GenerationRequest, Scheduler
 from videollama_core.protocol.errors import Cancelled, InvalidRequest
 from videollama_core.protocol.messages import ResolvedSampling

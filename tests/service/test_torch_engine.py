@@ -5,6 +5,8 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
 from conftest import ROOT, case, cases, checkpoint
 from service.servers import serving
@@ -41,9 +43,12 @@ def keeping(bundle, tmp_path_factory):
     manifest["media_token_memory"] = "gpu"
     keep_media_tokens_on_gpu(copy / "model_repository")
     config = copy / "model_repository/encoder/config.pbtxt"
-    text = config.read_text()
-    assert text.count("kind: KIND_GPU, count: 1, gpus: [ 0 ]") == 1
-    config.write_text(text.replace("kind: KIND_GPU, count: 1, gpus: [ 0 ]", "kind: KIND_CPU, count: 1"))
+    stage = text_format.Parse(config.read_text(), model_config_pb2.ModelConfig())
+    (group,) = stage.instance_group
+    assert (group.kind, group.count, group.gpus) == (group.KIND_GPU, 1, [0])
+    group.kind = group.KIND_CPU
+    del group.gpus[:]
+    config.write_text(text_format.MessageToString(stage))
     for name in manifest["files"]:
         manifest["files"][name]["bytes"] = (copy / name).stat().st_size
     (copy / "manifest.json").write_text(json.dumps(manifest))

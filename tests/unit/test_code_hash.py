@@ -4,6 +4,9 @@ import pytest
 
 from videollama_converters import code_hash as module
 from videollama_converters.code_hash import code_hash
+from videollama_converters.engine_options import EngineOptions
+from videollama_converters.engine_steps import Conversion
+from videollama_converters.progress import SilentProgress
 
 
 @pytest.fixture
@@ -29,27 +32,30 @@ def test_a_name_that_is_no_module_is_an_error():
         code_hash("videollama_core.connectors")
 
 
-def test_the_networks_and_the_exporter_decide_what_a_conversion_writes():
-    seen = set()
-    real = module._source
-    module_names = (
-        "model.vision",
-        "model.connector",
-        "model.audio",
-        "model.decoder",
-        "checkpoint.parts",
-        "checkpoint.shards",
-    )
+def modules_of(monkeypatch, *names):
+    """Every module that a hash covers, without the package's name."""
+    seen, real = set(), module._source
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_source", lambda name: seen.add(name) or real(name))
+        code_hash(*(f"videollama_converters.{name}" for name in names))
+    return {name.split(".", 1)[-1] for name in seen}
 
-    def note(name):
-        seen.add(name)
-        return real(name)
 
-    patch = pytest.MonkeyPatch()
-    patch.setattr(module, "_source", note)
-    try:
-        code_hash("videollama_converters.convert")
-    finally:
-        patch.undo()
-    wanted = {f"videollama_core.{name}" for name in module_names} | {"videollama_converters.export_onnx"}
-    assert wanted <= seen, wanted - seen
+NETWORKS = {"model.vision", "model.connector", "model.audio", "model.decoder", "checkpoint.parts", "checkpoint.shards"}
+
+
+def test_the_networks_and_the_exporter_decide_what_a_graph_is(monkeypatch):
+    for name in ("export_onnx", "fp8", "compare"):
+        assert modules_of(monkeypatch, name) >= NETWORKS | {"export_onnx", "graph_specs"}
+
+
+def test_a_step_is_made_again_for_its_own_code_alone(monkeypatch):
+    """One hash over all of convert.py exported every graph again after a change of the repository's assembly."""
+    assert not modules_of(monkeypatch, "export_onnx") & {"assemble", "split_language_model", "tensorrt_llm", "hub"}
+    assert not modules_of(monkeypatch, "split_language_model") & {"assemble", "export_onnx", "build_tensorrt"}
+    assert not modules_of(monkeypatch, "assemble") & {"export_onnx", "build_tensorrt"}
+
+
+def test_a_step_that_names_no_module_is_an_error(tmp_path):
+    with pytest.raises(ModuleNotFoundError, match="exporter"):
+        Conversion(None, {}, tmp_path, SilentProgress(), EngineOptions(), {}).inputs("exporter")

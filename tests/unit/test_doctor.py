@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from videollama_core.engines.bundle import Bundle
-from videollama_server.doctor import FAIL, OK, WARN, _fits_memory, _fits_tensorrt, examine
+from videollama_core.engines.machine_checks import FAIL, OK, WARN, check_memory, check_tensorrt
+from videollama_server.doctor import examine
 
 
 def states(found):
@@ -38,10 +39,10 @@ def test_a_folder_that_is_no_bundle(tmp_path):
 def test_a_bundle_for_another_machine(bundle_of):
     bundle = Bundle.open(bundle_of("mistral-clip-8f"))
     assert states(examine(bundle.root))["bundle"] == OK
-    assert _fits_memory(bundle, 2**20)[0].state == OK
-    too_large = _fits_memory(bundle, 2**50)[0]
+    assert check_memory(bundle, 2**20)[0].state == OK
+    too_large = check_memory(bundle, 2**50)[0]
     assert too_large.state == FAIL and "larger machine" in too_large.advice
-    (engines,) = _fits_tensorrt(bundle, 0)
+    (engines,) = check_tensorrt(bundle, 0)
     assert engines.state in (OK, FAIL) and (engines.state == OK or engines.advice)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from videollama_core.engines.table import EncoderEngine, LanguageEngine, encoder_engine, language_engine
 from videollama_core.model.config import ModelConfig
 from videollama_core.protocol.errors import ArtifactMismatch
 from videollama_core.protocol.messages import GenerationDefaults
@@ -67,25 +68,40 @@ class Bundle:
             raise ArtifactMismatch(
                 f"{path} is of format {manifest.get('format')}; this version reads {FORMAT}: convert again"
             )
+        bundle = cls(root, config, manifest)
+        try:
+            _ = bundle.encoder_engine, bundle.language_engine
+        except ArtifactMismatch as error:
+            raise ArtifactMismatch(
+                f"{path}: {error}; serve it with the version that made it, or convert again"
+            ) from error
         for name, size in files.items():
             found = (root / name).stat().st_size if (root / name).is_file() else None
             if found != size:
                 state = "is missing" if found is None else f"has {found} bytes"
                 raise ArtifactMismatch(f"{root / name} {state}; the manifest lists {size} bytes: convert again")
-        return cls(root, config, manifest)
+        return bundle
 
     @property
     def engine(self) -> str:
-        """What runs the encoders: onnx, torch, tensorrt or tensorrt-rtx."""
+        """What runs the encoders: a name of ENCODER_ENGINES."""
         return str(self.manifest["engine"])
 
     @property
     def llm_engine(self) -> str:
-        """What runs the language model: onnx, torch, vllm or tensorrt-llm."""
-        beside = (
-            "tensorrt-llm" if self.engine == "tensorrt" else self.engine
-        )  # manifests from before there was a choice
+        """What runs the language model: a name of LANGUAGE_ENGINES."""
+        beside = self.encoder_engine.language_engines[0]  # manifests from before there was a choice
         return str(self.manifest.get("llm_engine", beside))
+
+    @property
+    def encoder_engine(self) -> EncoderEngine:
+        """Raises: ArtifactMismatch for an engine that is not known here."""
+        return encoder_engine(self.engine)
+
+    @property
+    def language_engine(self) -> LanguageEngine:
+        """Raises: ArtifactMismatch for an engine that is not known here."""
+        return language_engine(self.llm_engine)
 
     @property
     def dtype(self) -> str:

@@ -3,7 +3,6 @@
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
@@ -70,21 +69,10 @@ class OnnxEncoders:
         return self._audio.run({"filterbank": filterbank[None]})["audio_tokens"][0]
 
 
-# Engine -> what loads its encoders; imported when it is needed: torch takes seconds, and packages of other engines are not there.
-_PERCEIVERS = {
-    "onnx": (__name__, "OnnxEncoders"),
-    "torch": ("videollama_core.engines.torch_encoders", "load_torch_encoders"),
-    "tensorrt": ("videollama_core.engines.tensorrt_encoders", "TensorRtEncoders"),
-    "tensorrt-rtx": ("videollama_core.engines.tensorrt_rtx_encoders", "RtxPerceiver"),
-}
-
-
 def load_encoders(bundle: Bundle) -> Encoders:
     """The encoders on the engine that the bundle was converted for. Raises: ArtifactMismatch."""
-    if bundle.engine not in _PERCEIVERS:
-        raise ArtifactMismatch(f"{bundle.root} was converted for the engine {bundle.engine!r}, which is not known here")
-    module, name = _PERCEIVERS[bundle.engine]
-    return getattr(import_module(module), name)(bundle)
+    encoders: Encoders = bundle.encoder_engine.load_encoders()(bundle)
+    return encoders
 
 
 class MediaTokenCache:
@@ -112,7 +100,7 @@ class MediaEncoder:
 
     def __init__(self, bundle: Bundle) -> None:
         self._config, self._encoders = bundle.config, load_encoders(bundle)
-        self._takes_noise = bundle.engine != "tensorrt"
+        self._takes_noise = bundle.encoder_engine.takes_noise
         self._kept = MediaTokenCache() if bundle.keeps_media_tokens_on_gpu else None
 
     def encode_media(

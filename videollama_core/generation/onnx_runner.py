@@ -135,12 +135,3 @@ class OnnxRunner:
     def _run(self, *inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         outputs = self._decoder.run(dict(zip(DECODER.inputs, inputs, strict=True)))
         return outputs["logits"], outputs["new"]
-
-
-def load_runner(bundle: Bundle, num_slots: int) -> Runner:
-    """The language model on the engine that the bundle was converted for. Raises: ArtifactMismatch."""
-    if bundle.llm_engine == "torch":
-        from videollama_core.generation.torch_runner import TorchRunner, load_decoder  # torch takes seconds to import
-
-        return TorchRunner(load_decoder(bundle), num_slots, bundle.max_seq_len)
-    return OnnxRunner(bundle, num_slots, bundle.max_seq_len)

@@ -159,7 +159,7 @@ class Entry:
         """Raises: InvalidRequest where there can be no contrast."""
         if not sampling.contrasts:
             return None
-        if self._bundle.engine == "tensorrt":
+        if not self._bundle.encoder_engine.takes_noise:
             raise InvalidRequest(NO_CONTRAST)
         if question.kind in (None, "audio"):
             raise InvalidRequest(NO_PIXELS)

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from videollama_core.engines.bundle import Bundle
-from videollama_core.generation.onnx_runner import load_runner
+from videollama_core.generation.language_models import load_scheduler
 from videollama_core.generation.request import GenerationRequest, Step
 from videollama_core.generation.scheduler import Scheduler
 from videollama_core.protocol import contract
@@ -32,15 +31,6 @@ def _metrics(scheduler: Scheduler) -> tuple[Metric, ...]:
     )
 
 
-def load_scheduler(bundle: Bundle, num_slots: int, max_waiting: int, prefill_chunk: int) -> Scheduler:
-    """The scheduler on the bundle's own engine, or on vLLM where it or `vl2 serve --llm vllm` says so."""
-    if "vllm" in (os.environ.get(LANGUAGE_MODEL_VARIABLE), bundle.llm_engine):
-        from videollama_core.generation.vllm_scheduler import VllmRunner, VllmScheduler
-
-        return VllmScheduler(VllmRunner(bundle, num_slots), max_waiting)
-    return Scheduler(load_runner(bundle, num_slots), max_waiting, prefill_chunk)
-
-
 class LanguageModelStage(DecoupledStage):
     contract = contract.LANGUAGE_MODEL
 
@@ -49,6 +39,7 @@ class LanguageModelStage(DecoupledStage):
         self._width = bundle.config.language.width
         self._scheduler = load_scheduler(
             bundle,
+            os.environ.get(LANGUAGE_MODEL_VARIABLE),
             num_slots=int(parameter(args, "max_num_sequences")),
             max_waiting=int(parameter(args, "max_queue_size")),
             prefill_chunk=int(parameter(args, "prefill_chunk_len")),

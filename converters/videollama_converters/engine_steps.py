@@ -1,0 +1,191 @@
+"""How the parts of a checkpoint are made ready for their engines: the steps of each entry of videollama_core.engines.table.
+
+A step is keyed by the hash of the modules that decide what it writes, so that a change elsewhere makes nothing again.
+"""
+
+import logging
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from videollama_converters.build_tensorrt import build_engine
+from videollama_converters.build_tensorrt_rtx import write_engine
+from videollama_converters.code_hash import code_hash
+from videollama_converters.compare import compare
+from videollama_converters.encoder_weights import encoder_sources, write_encoder_weights
+from videollama_converters.engine_options import EngineOptions, encoder_dtype
+from videollama_converters.export_onnx import export_for_runtime
+from videollama_converters.fp8 import export_typed
+from videollama_converters.graph_specs import ENGINE_GRAPHS, graph_sources
+from videollama_converters.progress import Progress
+from videollama_converters.steps import Step, sha256, write_json
+from videollama_converters.tensorrt_llm import CALIBRATION_FILE
+from videollama_core.checkpoint.parts import CheckpointParts
+from videollama_core.engines.bundle import (
+    ENCODER_WEIGHTS,
+    FORMAT,
+    LANGUAGE_ENGINE,
+    LANGUAGE_FOLDER,
+    engine_path,
+    graph_path,
+)
+from videollama_core.engines.specs import VISION_ENCODER, Graph, graphs_of
+from videollama_core.engines.tensorrt_encoders import describe_machine
+from videollama_core.engines.tensorrt_rtx import rtx_version
+from videollama_core.engines.torch_device import pick_dtype
+from videollama_core.protocol.errors import ArtifactMismatch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What every step of one conversion is given."""
+
+    parts: CheckpointParts
+    source: dict[str, str]  # hashes of the checkpoint's files
+    out: Path
+    progress: Progress
+    options: EngineOptions
+    machine: dict[str, str]  # what its engines are bound to; {} where none is
+
+    def inputs(self, *modules: str) -> dict[str, object]:
+        """Of a step: the checkpoint, and the code of `modules` (of this package). Raises: ModuleNotFoundError."""
+        code = code_hash(*(f"{__package__}.{module}" for module in modules))
+        return {"source": self.source, "code": code, "format": FORMAT}
+
+
+def onnx_steps(of: Conversion) -> list[Step]:
+    """Graphs for ONNX Runtime, and their difference from the PyTorch modules."""
+    steps = [
+        Step(
+            graph.name,
+            of.inputs("export_onnx"),
+            (graph_path(graph.name), graph_path(graph.name) + ".data"),
+            partial(export_for_runtime, graph, of.parts, of.progress.advance),
+            work=len(graph_sources(graph, of.parts)),
+        )
+        for graph in graphs_of(of.parts.config)
+    ]
+    work = len(graphs_of(of.parts.config))
+    return [*steps, Step("parity", of.inputs("compare"), ("parity.json",), partial(_compare_all, of), work)]
+
+
+def _compare_all(of: Conversion, to: Path) -> None:
+    report, parts = [], of.parts
+    for graph in graphs_of(parts.config):
+        found = compare(graph, parts.config, graph_sources(graph, parts), of.out / graph_path(graph.name))
+        report.append(found.to_dict())
+        of.progress.advance()
+    write_json(to / "parity.json", report)
+
+
+def torch_steps(of: Conversion) -> list[Step]:
+    """The encoders' weights in one file."""
+    dtype = of.options.dtype
+    return [
+        Step(
+            "encoder weights",
+            of.inputs("encoder_weights") | {"dtype": dtype},
+            (ENCODER_WEIGHTS,),
+            lambda to: write_encoder_weights(of.parts, to / ENCODER_WEIGHTS, dtype, of.progress.advance),
+            work=len(encoder_sources(of.parts)),
+        )
+    ]
+
+
+def tensorrt_steps(builder: str, build: Callable[[Conversion, Graph, bool, Path], None], of: Conversion) -> list[Step]:
+    """Typed graphs of the encoders, and their engines. Args: builder: the module whose code decides what `build` writes."""
+    found = []
+    for graph in ENGINE_GRAPHS:
+        if graph not in graphs_of(of.parts.config):
+            continue
+        dtype = encoder_dtype(graph, of.options.dtype)
+        media = of.options.fp8_media if graph is VISION_ENCODER else ()
+        typed = {"dtype": dtype, "fp8": [sha256(path) for path in media]}
+        found.append(
+            Step(
+                f"{graph.name} graph",
+                of.inputs("fp8") | typed,
+                (graph_path(graph.name), graph_path(graph.name) + ".data"),
+                partial(export_typed, graph, of.parts, of.progress.advance, pick_dtype(dtype), media),
+                work=len(graph_sources(graph, of.parts)),
+            )
+        )
+        engine = engine_path(graph.name)
+        found.append(
+            Step(
+                f"{graph.name} engine",
+                of.inputs("fp8", builder) | typed | {"machine": of.machine},
+                (engine, str(Path(engine).with_suffix(".json"))),
+                partial(build, of, graph, bool(media)),
+            )
+        )
+    return found
+
+
+def _build(of: Conversion, graph: Graph, is_fp8: bool, to: Path) -> None:
+    onnx, engine = of.out / graph_path(graph.name), to / engine_path(graph.name)
+    build_engine(graph, of.parts.config, onnx, engine, of.out / "engines/timing", logger.info)
+
+
+def _build_portable(of: Conversion, graph: Graph, is_fp8: bool, to: Path) -> None:
+    write_engine(graph, of.parts.config, of.out / graph_path(graph.name), to / engine_path(graph.name), is_fp8)
+
+
+def language_engine_steps(of: Conversion) -> list[Step]:
+    """TensorRT-LLM's own commands, where it runs the language model."""
+    options, config, out = of.options, of.parts.config, of.out
+    if not options.language.is_backend:
+        return []
+
+    def run(to: Path) -> None:
+        work = to / Path(LANGUAGE_ENGINE).parent
+        work.mkdir(parents=True)
+        for words in options.recipe.commands(config, out / LANGUAGE_FOLDER, work):
+            run_command(words)
+        shutil.rmtree(work / "checkpoint")  # as large as the model, and only the engine is served
+
+    needs = of.inputs("split_language_model", "tensorrt_llm") | {
+        "machine": of.machine,
+        "commands": options.recipe.commands(config, Path("llm"), Path("engine")),
+        "calibration": options.recipe.calibration and sha256(Path(options.recipe.calibration) / CALIBRATION_FILE),
+    }
+    return [Step("language model engine", needs, (LANGUAGE_ENGINE,), run)]
+
+
+def run_command(words: list[str]) -> None:
+    """Raises: ArtifactMismatch when the command is not there or fails; its own output is the operator's to read."""
+    try:
+        code = subprocess.run(words, check=False).returncode
+    except FileNotFoundError as error:
+        raise ArtifactMismatch(
+            f"{words[0]} is not on this machine: convert in the pinned container (docker/), or print the commands with --dry-run"
+        ) from error
+    if code:
+        raise ArtifactMismatch(f"{shlex.join(words)} ended with code {code}; its output above says why")
+
+
+@dataclass(frozen=True)
+class EncoderSteps:
+    """Of one encoder engine."""
+
+    make: Callable[[Conversion], list[Step]]
+    machine: Callable[[], dict[str, str]] = (
+        dict  # what its engines are bound to; raises ArtifactMismatch where none can be built
+    )
+
+
+# Name in ENCODER_ENGINES (videollama_core/engines/table.py) -> what makes a checkpoint's encoders ready for it.
+ENCODER_STEPS = {
+    "onnx": EncoderSteps(onnx_steps),
+    "torch": EncoderSteps(torch_steps),
+    "tensorrt": EncoderSteps(partial(tensorrt_steps, "build_tensorrt", _build), describe_machine),
+    "tensorrt-rtx": EncoderSteps(
+        partial(tensorrt_steps, "build_tensorrt_rtx", _build_portable), lambda: {"tensorrt_rtx": rtx_version()}
+    ),
+}

@@ -1,0 +1,77 @@
+"""Whether this machine can run a bundle on its engine: what `vl2 doctor` says of it. Packages are imported when asked for."""
+
+import os
+from dataclasses import dataclass
+
+from videollama_core.engines.bundle import Bundle, engine_path
+from videollama_core.engines.specs import graphs_of
+from videollama_core.protocol.errors import VideoLlamaError
+
+OK, WARN, FAIL = "ok", "warn", "FAIL"
+
+
+@dataclass(frozen=True)
+class Finding:
+    check: str
+    state: str  # ok | warn | FAIL
+    found: str
+    advice: str = ""
+
+
+def check_memory(bundle: Bundle, size: int) -> list[Finding]:
+    """Args: size: bytes of the bundle, as in every check here."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    told = f"{size / 2**30:.2f} GiB of graphs, {memory / 2**30:.1f} GiB of memory"
+    if size < 0.9 * memory:
+        return [Finding("memory", OK, told)]
+    return [Finding("memory", FAIL, told, "the CPU engine holds all of it: take a larger machine, or --engine torch")]
+
+
+def check_torch(bundle: Bundle, size: int) -> list[Finding]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return [Finding("PyTorch", WARN, f"torch {torch.__version__} sees no GPU", "it serves on the CPU, slowly")]
+    free = torch.cuda.mem_get_info()[0]
+    language = bundle.config.language
+    slots = int(bundle.manifest.get("slots") or 16)
+    cache = slots * bundle.max_seq_len * language.layers * 2 * language.kv_heads * language.head_dim * 2
+    told = f"weights {size / 2**30:.1f} GiB and {slots} slots {cache / 2**30:.1f} GiB, free {free / 2**30:.1f} GiB"
+    if size + cache < 0.95 * free:
+        return [Finding("GPU memory", OK, told)]
+    return [Finding("GPU memory", FAIL, told, "convert with a shorter --max-seq-len or fewer --slots")]
+
+
+def check_tensorrt(bundle: Bundle, size: int) -> list[Finding]:
+    from videollama_core.engines.tensorrt_encoders import check_sidecar, describe_machine
+
+    try:
+        machine = describe_machine()
+        for graph in graphs_of(bundle.config):
+            path = bundle.root / engine_path(graph.name)
+            if path.exists():
+                check_sidecar(path, machine)
+    except VideoLlamaError as error:
+        return [Finding("TensorRT", FAIL, "the engines cannot run here", str(error))]
+    return [Finding("TensorRT", OK, f"{machine['tensorrt']} on {machine['gpu']}")]
+
+
+def check_tensorrt_rtx(bundle: Bundle, size: int) -> list[Finding]:
+    from videollama_core.engines.tensorrt_rtx import check_rtx_sidecar, rtx_version
+    from videollama_core.engines.tensorrt_rtx_encoders import gpu_capability
+
+    try:
+        version, capability = rtx_version(), gpu_capability()
+        for graph in graphs_of(bundle.config):
+            path = bundle.root / engine_path(graph.name)
+            if path.exists():
+                check_rtx_sidecar(path, version, capability)
+    except VideoLlamaError as error:
+        return [Finding("TensorRT-RTX", FAIL, "the engines cannot run here", str(error))]
+    if capability is None:
+        return [
+            Finding(
+                "TensorRT-RTX", FAIL, f"{version}, and no GPU", "the encoders need an NVIDIA GPU: nvidia-smi tells why"
+            )
+        ]
+    return [Finding("TensorRT-RTX", OK, f"{version} on compute capability {capability}"), *check_torch(bundle, size)]

@@ -1,0 +1,124 @@
+"""The engines: what each one can do, and where its code lies. A new engine is one entry here and one beside it in the
+converter (videollama_converters/engine_steps.py), with the modules that they name.
+
+A bundle names two: what runs its encoders, and what runs its language model. Modules are named, not imported: torch takes
+seconds, and the packages of other engines are not there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from videollama_core.protocol.errors import ArtifactMismatch
+
+_FLOATS = ("bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True)
+class EncoderEngine:
+    """What runs the vision encoder, the connector and the audio encoder."""
+
+    name: str
+    dtypes: tuple[str, ...]  # in which it computes, the default first
+    language_engines: tuple[str, ...]  # that may stand beside it, the default first
+    encoders: str  # "module:name" of (Bundle) -> Encoders (media_encoder.py)
+    package: str  # of Python, without which it cannot run
+    machine_check: str  # "module:name" of (Bundle, bytes of the bundle) -> list[Finding] (machine_checks.py)
+    is_tensorrt: bool = False  # it runs typed graphs that are built into engines; the tower can be fp8
+    takes_noise: bool = True  # pixels of contrastive decoding, which are no whole numbers
+    can_keep_media_tokens_on_gpu: bool = False  # between the encoder and the language model
+
+    def load_encoders(self) -> Callable[..., Any]:
+        return _named(self.encoders)
+
+    def load_machine_check(self) -> Callable[..., Any]:
+        return _named(self.machine_check)
+
+
+@dataclass(frozen=True)
+class LanguageEngine:
+    """What runs the language model. Those of a stage of ours are loaded by generation/language_models.py."""
+
+    name: str
+    package: str
+    is_backend: bool = False  # a backend of Triton in C++, with a config.pbtxt and an engine of its own
+    parameters: dict[str, str] = field(default_factory=dict)  # of the stage's config.pbtxt, where not the tracked ones
+
+
+ENCODER_ENGINES = {
+    engine.name: engine
+    for engine in (
+        EncoderEngine(
+            "onnx",
+            ("float32",),
+            ("onnx", "vllm"),
+            "videollama_core.engines.media_encoder:OnnxEncoders",
+            "onnxruntime",
+            "videollama_core.engines.machine_checks:check_memory",
+        ),
+        EncoderEngine(
+            "torch",
+            _FLOATS,
+            ("torch", "vllm"),
+            "videollama_core.engines.torch_encoders:load_torch_encoders",
+            "torch",
+            "videollama_core.engines.machine_checks:check_torch",
+        ),
+        # The types of both TensorRT engines are the vision tower's: connector and audio encoder never go to bfloat16
+        # (engine_options.encoder_dtype in the converter). Media tokens beside TensorRT-LLM are float16, its own type.
+        EncoderEngine(
+            "tensorrt",
+            _FLOATS,
+            ("tensorrt-llm",),
+            "videollama_core.engines.tensorrt_encoders:TensorRtEncoders",
+            "tensorrt",
+            "videollama_core.engines.machine_checks:check_tensorrt",
+            is_tensorrt=True,
+            takes_noise=False,
+            can_keep_media_tokens_on_gpu=True,
+        ),
+        EncoderEngine(
+            "tensorrt-rtx",
+            _FLOATS,
+            ("torch", "vllm"),
+            "videollama_core.engines.tensorrt_rtx_encoders:RtxPerceiver",
+            "tensorrt_rtx",
+            "videollama_core.engines.machine_checks:check_tensorrt_rtx",
+            is_tensorrt=True,
+            takes_noise=False,
+        ),
+    )
+}
+LANGUAGE_ENGINES = {
+    engine.name: engine
+    for engine in (
+        LanguageEngine("onnx", "onnxruntime"),
+        # A GPU is not busy with a chunk that suits a CPU.
+        LanguageEngine("torch", "torch", parameters={"max_num_sequences": "16", "prefill_chunk_len": "4096"}),
+        LanguageEngine("vllm", "vllm"),
+        LanguageEngine("tensorrt-llm", "tensorrt_llm", is_backend=True),
+    )
+}
+
+
+def encoder_engine(name: str) -> EncoderEngine:
+    """Raises: ArtifactMismatch for a name that is not in the table."""
+    if name not in ENCODER_ENGINES:
+        raise ArtifactMismatch(f"the engine {name!r} is not known here; known are {', '.join(ENCODER_ENGINES)}")
+    return ENCODER_ENGINES[name]
+
+
+def language_engine(name: str) -> LanguageEngine:
+    """Raises: ArtifactMismatch for a name that is not in the table."""
+    if name not in LANGUAGE_ENGINES:
+        raise ArtifactMismatch(
+            f"the engine {name!r} of the language model is not known here; known are {', '.join(LANGUAGE_ENGINES)}"
+        )
+    return LANGUAGE_ENGINES[name]
+
+
+def _named(place: str) -> Callable[..., Any]:
+    module, name = place.split(":")
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function

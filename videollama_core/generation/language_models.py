@@ -1,0 +1,50 @@
+"""The language model on one of the engines that a stage of ours runs. torch and vllm are imported when they are asked for."""
+
+from collections.abc import Callable
+
+from videollama_core.engines.bundle import Bundle
+from videollama_core.generation.onnx_runner import OnnxRunner, Runner
+from videollama_core.generation.scheduler import Scheduler
+from videollama_core.protocol.errors import ArtifactMismatch
+
+
+def _onnx(bundle: Bundle, num_slots: int) -> Runner:
+    return OnnxRunner(bundle, num_slots, bundle.max_seq_len)
+
+
+def _torch(bundle: Bundle, num_slots: int) -> Runner:
+    from videollama_core.generation.torch_runner import TorchRunner, load_decoder
+
+    return TorchRunner(load_decoder(bundle), num_slots, bundle.max_seq_len)
+
+
+# Name in LANGUAGE_ENGINES (engines/table.py) -> what its scheduler runs.
+RUNNERS: dict[str, Callable[[Bundle, int], Runner]] = {"onnx": _onnx, "torch": _torch}
+
+
+def load_runner(bundle: Bundle, num_slots: int) -> Runner:
+    """The language model on the engine that the bundle was converted for. Raises: ArtifactMismatch."""
+    engine = bundle.language_engine.name
+    if engine not in RUNNERS:
+        raise ArtifactMismatch(f"{bundle.root}: no runner of ours for {engine}; there are {', '.join(RUNNERS)}")
+    return RUNNERS[engine](bundle, num_slots)
+
+
+def _vllm(bundle: Bundle, num_slots: int, max_waiting: int) -> Scheduler:
+    from videollama_core.generation.vllm_scheduler import VllmRunner, VllmScheduler
+
+    return VllmScheduler(VllmRunner(bundle, num_slots), max_waiting)
+
+
+# Likewise, for engines that schedule by themselves.
+SCHEDULERS: dict[str, Callable[[Bundle, int, int], Scheduler]] = {"vllm": _vllm}
+
+
+def load_scheduler(
+    bundle: Bundle, asked: str | None, num_slots: int, max_waiting: int, prefill_chunk: int
+) -> Scheduler:
+    """Args: asked: an engine that `vl2 serve` named in the place of the bundle's own. Raises: ArtifactMismatch."""
+    engine = asked if asked in SCHEDULERS else bundle.llm_engine
+    if engine in SCHEDULERS:
+        return SCHEDULERS[engine](bundle, num_slots, max_waiting)
+    return Scheduler(load_runner(bundle, num_slots), max_waiting, prefill_chunk)
