@@ -10,6 +10,7 @@ from videollama_core.engines.bundle import Bundle
 from videollama_core.generation.onnx_runner import load_runner
 from videollama_core.generation.request import GenerationRequest, Step
 from videollama_core.generation.scheduler import Scheduler
+from videollama_core.generation.steps import SlotSteps
 from videollama_core.protocol import contract
 from videollama_core.protocol.errors import InvalidRequest, VideoLlamaError
 from videollama_core.protocol.messages import VCD_BETA, ResolvedSampling, SamplingOptions
@@ -35,10 +36,10 @@ def _metrics(scheduler: Scheduler) -> tuple[Metric, ...]:
 def load_scheduler(bundle: Bundle, num_slots: int, max_waiting: int, prefill_chunk: int) -> Scheduler:
     """The scheduler on the bundle's own engine, or on vLLM where it or `vl2 serve --llm vllm` says so."""
     if "vllm" in (os.environ.get(LANGUAGE_MODEL_VARIABLE), bundle.llm_engine):
-        from videollama_core.generation.vllm_scheduler import VllmRunner, VllmScheduler
+        from videollama_core.generation.vllm_scheduler import VllmRunner, VllmSteps
 
-        return VllmScheduler(VllmRunner(bundle, num_slots), max_waiting)
-    return Scheduler(load_runner(bundle, num_slots), max_waiting, prefill_chunk)
+        return Scheduler(VllmSteps(VllmRunner(bundle, num_slots)), max_waiting)
+    return Scheduler(SlotSteps(load_runner(bundle, num_slots), prefill_chunk), max_waiting)
 
 
 class LanguageModelStage(DecoupledStage):
