@@ -23,11 +23,11 @@ from videollama_core.engines.bundle import graph_path
 from videollama_core.engines.specs import Graph
 from videollama_core.media.preprocess import prepare
 from videollama_core.media.video import Segment
+from videollama_core.protocol.contract import IMAGE_SUFFIXES
 from videollama_core.protocol.errors import InvalidRequest
 
 LARGEST = 448.0
 OPSET = 19  # first with fp8
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _frames(parts: CheckpointParts, path: Path) -> np.ndarray:
         files = [path.read_bytes()]
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror}; name videos or pictures") from error
-    kind = "image" if path.suffix.lower() in _PICTURES else "video"
+    kind = "image" if path.suffix.lower() in IMAGE_SUFFIXES else "video"
     return prepare(kind, files, Segment(), parts.config).frames
 
 

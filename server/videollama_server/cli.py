@@ -45,10 +45,10 @@ DEATHS_ALLOWED, DEATHS_SECONDS = 3, 300.0  # a server that dies more often is gi
 )
 @click.option(
     "--llm",
-    type=click.Choice(("own", "vllm")),
-    default="own",
+    type=click.Choice(("bundle", "vllm")),
+    default=_DEFAULTS.llm,
     show_default=True,
-    help="What runs the language model: the bundle's own engine, or vLLM where it is installed.",
+    help="What runs the language model: the engine that the bundle was converted for, or vLLM where it is installed.",
 )
 @click.option(
     "--vllm-arg",

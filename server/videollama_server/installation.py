@@ -12,7 +12,7 @@ from videollama_core.media.video_decoders import DECODER_VARIABLE, DECODERS
 from videollama_core.protocol.errors import ArtifactMismatch, ServerFailed
 
 ADDRESS_VARIABLE = "VL2_GRPC_ADDRESS"  # host:port of the server's own gRPC port, for its stages
-LANGUAGE_MODEL_VARIABLE = "VL2_LLM"  # "vllm": that runs the language model; "own": the bundle's own engine
+LANGUAGE_MODEL_VARIABLE = "VL2_LLM"  # "vllm": that runs the language model; "bundle": the engine of the bundle
 
 CONTAINER_VARIABLE = "NVIDIA_TRITON_SERVER_VERSION"  # YY.MM, set by NVIDIA's containers alone
 LEAST_FOR_GPU_TABLES = "26.07"  # python_backend #439: earlier ones corrupt a stage that reads a stream by BLS
@@ -92,7 +92,7 @@ def _python_library() -> Path:
 
 
 def stage_environment(
-    installation: Installation, address: str, llm: str = "own", decoder: str = DECODERS[0]
+    installation: Installation, address: str, llm: str = "bundle", decoder: str = DECODERS[0]
 ) -> dict[str, str]:
     """The stubs use this interpreter's packages, find the server's own gRPC port, what runs the language model and what
     decodes video files."""

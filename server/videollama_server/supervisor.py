@@ -41,7 +41,7 @@ class ServerOptions:
     cache_megabytes: int = 256  # of media tokens
     start_seconds: float = 300.0
     drain_seconds: float = 30.0
-    llm: str = "own"  # or vllm: what runs the language model
+    llm: str = "bundle"  # its own engine, or vllm: what runs the language model
     vllm_arg: tuple[str, ...] = ()  # NAME=VALUE, engine arguments for vLLM
     decoder: str = DECODERS[0]  # of video files
 

@@ -10,6 +10,7 @@ from videollama_converters.engine_options import EngineOptions
 from videollama_core.engines.bundle import Bundle
 from videollama_core.engines.media_encoder import MediaEncoder
 from videollama_core.generation.scheduler import GenerationRequest, Scheduler
+from videollama_core.generation.steps import SlotSteps
 from videollama_core.generation.torch_runner import TorchRunner, load_decoder
 from videollama_core.media.video import Segment
 from videollama_core.pipeline import Pipeline
@@ -26,7 +27,7 @@ def test_recorded_cases(variant, device):
     bundle = Bundle.open(convert(checkpoint(variant), ROOT / "build/tests" / f"{variant}-torch-gpu", options=options))
     encoder, runner = MediaEncoder(bundle), TorchRunner(load_decoder(bundle, device), 8, 4096)
     plain, done = Pipeline(checkpoint(variant)), {}
-    scheduler = Scheduler(runner, prefill_chunk=256)
+    scheduler = Scheduler(SlotSteps(runner, prefill_chunk=256))
     wanted = [case for case in cases(variant) if not case.starts_from_pixels()]
     for case in wanted:
         kind, files = case.files()

@@ -18,6 +18,7 @@ from videollama_core.engines.media_encoder import MediaEncoder
 from videollama_core.generation.onnx_runner import OnnxRunner
 from videollama_core.generation.request import GenerationRequest
 from videollama_core.generation.scheduler import Scheduler
+from videollama_core.generation.steps import SlotSteps
 from videollama_core.media.video import Segment
 from videollama_core.protocol.errors import ArtifactMismatch, InvalidRequest
 from videollama_core.protocol.messages import SamplingOptions
@@ -97,7 +98,7 @@ def scheduled(case, media_encoder, runner, options=OPTIONS, times: int = 3) -> l
     prompt = ours.prompt(case.conversation, case.modality, len(table) // 2)
     for slot in range(runner.num_slots):
         runner.free(slot)
-    scheduler, answers = Scheduler(runner, prefill_chunk=50), []
+    scheduler, answers = Scheduler(SlotSteps(runner, prefill_chunk=50)), []
 
     def submit(sampling, media) -> None:
         answers.append([])

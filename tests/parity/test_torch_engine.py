@@ -15,6 +15,7 @@ from videollama_core.engines.bundle import Bundle
 from videollama_core.engines.media_encoder import MediaEncoder
 from videollama_core.generation.onnx_runner import OnnxRunner
 from videollama_core.generation.scheduler import GenerationRequest, Scheduler
+from videollama_core.generation.steps import SlotSteps
 from videollama_core.generation.torch_runner import TorchRunner, TorchScores, load_decoder
 from videollama_core.protocol.errors import ArtifactMismatch, InvalidRequest
 from videollama_core.protocol.messages import ResolvedSampling
@@ -81,7 +82,7 @@ def test_answers_of_many_requests_at_once(variant):
     ours, done = pipeline(variant), {}
     for slot in range(runner(variant).num_slots):  # other tests left something in them
         runner(variant).free(slot)
-    scheduler = Scheduler(runner(variant), prefill_chunk=64)
+    scheduler = Scheduler(SlotSteps(runner(variant), prefill_chunk=64))
     wanted = [case for case in cases(variant) if not case.starts_from_pixels()]
     for case in wanted:
         media = media_tokens(name(case))

@@ -12,6 +12,7 @@ from videollama_converters.convert import convert
 from videollama_core.engines.bundle import Bundle
 from videollama_core.generation.language_models import load_runner
 from videollama_core.generation.scheduler import GenerationRequest, Scheduler
+from videollama_core.generation.steps import SlotSteps
 from videollama_core.protocol.errors import Cancelled, InvalidRequest
 from videollama_core.protocol.messages import ResolvedSampling
 
@@ -31,9 +32,9 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vllm(bundle):
-    from videollama_core.generation.vllm_scheduler import VllmRunner, VllmScheduler
+    from videollama_core.generation.vllm_scheduler import VllmRunner, VllmSteps
 
-    scheduler = VllmScheduler(VllmRunner(bundle, SLOTS))
+    scheduler = Scheduler(VllmSteps(VllmRunner(bundle, SLOTS)))
     scheduler.start()
     yield scheduler
     scheduler.close()
@@ -82,7 +83,7 @@ def answer(scheduler, *arguments, **options) -> list[int]:
 
 @pytest.fixture(scope="module")
 def own(bundle):
-    scheduler = Scheduler(load_runner(bundle, SLOTS))
+    scheduler = Scheduler(SlotSteps(load_runner(bundle, SLOTS)))
     scheduler.start()
     yield scheduler
     scheduler.close()

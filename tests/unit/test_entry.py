@@ -1,7 +1,7 @@
 """The life of one question, with small real stand-ins for the other stages."""
 
-import json
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -73,9 +73,9 @@ def bundle(tmp_path):
 def run(bundle, stages, question, is_cancelled=lambda: False):
     sent = []
     Entry(bundle, stages).answer(question, sent.append, is_cancelled)
-    summary = json.loads(sent[-1]["summary"][0])
-    text = b"".join(part["text"][0] for part in sent).decode()
-    return text, [index for part in sent for index in part.get("output_ids", [])], summary
+    assert all(piece.summary is None for piece in sent[:-1])
+    text = "".join(piece.text for piece in sent)
+    return text, [index for piece in sent for index in piece.output_ids], asdict(sent[-1].summary)
 
 
 def ask(text="Who?", **more) -> Question:

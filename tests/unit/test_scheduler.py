@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from videollama_core.generation.onnx_runner import HostScores
 from videollama_core.generation.scheduler import GenerationRequest, Scheduler
-from videollama_core.generation.vllm_scheduler import VllmScheduler
+from videollama_core.generation.steps import SlotSteps
+from videollama_core.generation.vllm_scheduler import VllmSteps
 from videollama_core.protocol.errors import Cancelled, InvalidRequest, Overloaded, PromptTooLong, StageFailed
 from videollama_core.protocol.messages import ResolvedSampling
 
@@ -42,10 +44,14 @@ class CountingRunner:
             raise RuntimeError("poisoned")
         for slot, token in zip(slots, tokens, strict=True):
             self.content[slot].append(token)
-        return np.stack([self._scores(slot) for slot in slots])
+        return HostScores(np.stack([self._scores(slot) for slot in slots]))
 
     def free(self, slot):
         self.content[slot] = []
+
+
+def scheduler_on(runner: CountingRunner, max_waiting: int = 128, prefill_chunk: int = 512) -> Scheduler:
+    return Scheduler(SlotSteps(runner, prefill_chunk), max_waiting)
 
 
 class Listener:
@@ -90,7 +96,7 @@ def run(scheduler: Scheduler, iterations: int = 200) -> None:
 
 
 def test_requests_share_steps_and_answer_as_alone():
-    scheduler = Scheduler(CountingRunner(), prefill_chunk=4)
+    scheduler = scheduler_on(CountingRunner(), prefill_chunk=4)
     listeners = {}
     for number in range(8):
         prompt = list(range(number + 1, number + 1 + 3 * number + 1))
@@ -101,12 +107,12 @@ def test_requests_share_steps_and_answer_as_alone():
         assert listener.ids == expected(list(range(number + 1, number + 1 + 3 * number + 1)), 12)
         assert listener.last and listener.error is None
     assert scheduler.counters.most_in_one_step == 4
-    assert max(scheduler.runner.chunks) == 4  # a long prompt goes in by chunks
+    assert max(scheduler.steps.runner.chunks) == 4  # a long prompt goes in by chunks
     assert scheduler.counters.decode_steps < 8 * 12 / 2
 
 
 def test_a_long_prompt_does_not_stall_the_others():
-    scheduler = Scheduler(CountingRunner(), prefill_chunk=4)
+    scheduler = scheduler_on(CountingRunner(), prefill_chunk=4)
     first, listener = request("short", [1], tokens=20)
     scheduler.submit(first)
     scheduler.iterate()
@@ -119,7 +125,7 @@ def test_a_long_prompt_does_not_stall_the_others():
 
 def test_a_stop_frees_the_slot_before_the_next_step():
     """At most the iteration under way is still counted: one step, where two are allowed."""
-    scheduler = Scheduler(CountingRunner(num_slots=1))
+    scheduler = scheduler_on(CountingRunner(num_slots=1))
     made, listener = request("gone", [1], tokens=50)
     waiting, next_listener = request("next", [2], tokens=3)
     scheduler.submit(made)
@@ -136,7 +142,7 @@ def test_a_stop_frees_the_slot_before_the_next_step():
 
 
 def test_a_caller_that_left_frees_the_slot_running_or_waiting():
-    scheduler = Scheduler(CountingRunner(num_slots=1))
+    scheduler = scheduler_on(CountingRunner(num_slots=1))
     left = threading.Event()
     running, first = request("a", [1], tokens=50, is_cancelled=left.is_set)
     waiting, second = request("b", [1], tokens=50, is_cancelled=left.is_set)
@@ -146,11 +152,11 @@ def test_a_caller_that_left_frees_the_slot_running_or_waiting():
     left.set()
     scheduler.iterate()
     assert isinstance(first.error, Cancelled) and isinstance(second.error, Cancelled)
-    assert scheduler.num_running == scheduler.num_waiting == 0 and scheduler.runner.content == [[]]
+    assert scheduler.num_running == scheduler.num_waiting == 0 and scheduler.steps.runner.content == [[]]
 
 
 def test_of_those_that_wait_long_one_is_asked_before_each_iteration_whether_its_caller_left():
-    scheduler = Scheduler(CountingRunner(num_slots=1))
+    scheduler = scheduler_on(CountingRunner(num_slots=1))
     asked: list[str] = []
 
     def caller_of(name: str):
@@ -168,7 +174,7 @@ def test_of_those_that_wait_long_one_is_asked_before_each_iteration_whether_its_
 
 
 def test_generation_ends_at_an_end_word_the_limit_or_a_full_context():
-    scheduler = Scheduler(CountingRunner(max_length=10))
+    scheduler = scheduler_on(CountingRunner(max_length=10))
     word = tuple(expected([3], 5)[2:4])
     made, by_word = request("word", [3], tokens=30)
     scheduler.submit(GenerationRequest(**{**made.__dict__, "end_words": (word,)}))
@@ -184,7 +190,7 @@ def test_generation_ends_at_an_end_word_the_limit_or_a_full_context():
 
 def test_one_failing_request_does_not_fail_its_neighbours():
     runner = CountingRunner()
-    scheduler = Scheduler(runner)
+    scheduler = scheduler_on(runner)
     bad, bad_listener = request("bad", [5], tokens=10)
     good, good_listener = request("good", [8], tokens=10)
     runner.poison = expected([5], 3)[2]
@@ -197,7 +203,7 @@ def test_one_failing_request_does_not_fail_its_neighbours():
 
 
 def test_a_listener_that_fails_loses_only_its_own_request():
-    scheduler = Scheduler(CountingRunner())
+    scheduler = scheduler_on(CountingRunner())
 
     def burst(_) -> None:
         raise ConnectionError("gone")
@@ -211,7 +217,7 @@ def test_a_listener_that_fails_loses_only_its_own_request():
 
 
 def test_bad_requests_are_refused_at_once():
-    scheduler = Scheduler(CountingRunner(num_slots=1, max_length=16), max_waiting=2)
+    scheduler = scheduler_on(CountingRunner(num_slots=1, max_length=16), max_waiting=2)
     for ids, error in (
         ([], InvalidRequest),
         ([-1], InvalidRequest),
@@ -229,7 +235,7 @@ def test_bad_requests_are_refused_at_once():
 
 
 def test_media_rows_widen_the_allowed_ids():
-    scheduler = Scheduler(CountingRunner())
+    scheduler = scheduler_on(CountingRunner())
     scheduler.submit(request("media", [VOCAB + 1], media=np.zeros((2, 4), np.float32))[0])
     with pytest.raises(InvalidRequest, match="2 media rows"):
         scheduler.submit(request("beyond", [VOCAB + 2], media=np.zeros((2, 4), np.float32))[0])
@@ -257,21 +263,21 @@ def expected_contrast(tokens: int, prompt=(1, VOCAB, VOCAB + 1, 3)) -> list[int]
 
 
 def test_a_contrast_answers_from_two_sequences_beside_others():
-    scheduler = Scheduler(CountingRunner(), prefill_chunk=3)
+    scheduler = scheduler_on(CountingRunner(), prefill_chunk=3)
     made, listener = contrasted("two", 12)
     plain, other = request("one", [5], tokens=12)
     scheduler.submit(made)
     scheduler.submit(plain)
     scheduler.iterate()
-    assert sorted(map(len, scheduler.runner.content)) == [0, 0, 0, 3]  # one chunk of one prompt, as ever
+    assert sorted(map(len, scheduler.steps.runner.content)) == [0, 0, 0, 3]  # one chunk of one prompt, as ever
     run(scheduler)
     assert listener.ids == expected_contrast(12) and other.ids == expected([5], 12)
-    assert max(scheduler.runner.batches) == 3 and scheduler.runner.content == [[], [], [], []]
+    assert max(scheduler.steps.runner.batches) == 3 and scheduler.steps.runner.content == [[], [], [], []]
 
 
 @pytest.mark.parametrize("num_slots", [2, 3, 5])
 def test_short_slots_hold_nobody_up_for_ever(num_slots):
-    scheduler = Scheduler(CountingRunner(num_slots=num_slots))
+    scheduler = scheduler_on(CountingRunner(num_slots=num_slots))
     listeners = []
     for number in range(12):
         made, listener = contrasted(f"{number}", 5) if number % 3 else request(f"{number}", [7], tokens=5)
@@ -283,7 +289,7 @@ def test_short_slots_hold_nobody_up_for_ever(num_slots):
 
 
 def test_who_needs_two_slots_is_not_overtaken():
-    scheduler = Scheduler(CountingRunner(num_slots=2))
+    scheduler = scheduler_on(CountingRunner(num_slots=2))
     for made, _ in (request("first", [1], tokens=6), contrasted("second", 3), request("third", [1], tokens=3)):
         scheduler.submit(made)
     for _ in range(4):
@@ -295,7 +301,7 @@ def test_who_needs_two_slots_is_not_overtaken():
 @pytest.mark.parametrize("iterations", [1, 2, 4])
 def test_a_stop_frees_both_slots(iterations):
     """While it is taken in, between its two prompts, and while it answers."""
-    scheduler = Scheduler(CountingRunner(num_slots=2))
+    scheduler = scheduler_on(CountingRunner(num_slots=2))
     made, listener = contrasted("gone", 50)
     waiting, next_listener = contrasted("next", 4)
     scheduler.submit(made)
@@ -305,12 +311,12 @@ def test_a_stop_frees_both_slots(iterations):
     scheduler.stop("gone")
     run(scheduler)
     assert isinstance(listener.error, Cancelled) and next_listener.ids == expected_contrast(4)
-    assert scheduler.runner.content == [[], []]
+    assert scheduler.steps.runner.content == [[], []]
 
 
 def test_a_contrast_that_fails_fails_alone_and_frees_both_slots():
     runner = CountingRunner()
-    scheduler = Scheduler(runner)
+    scheduler = scheduler_on(runner)
     bad, bad_listener = contrasted("bad", 10)
     good, good_listener = request("good", [8], tokens=10)
     runner.poison = expected_contrast(3)[2]
@@ -324,10 +330,10 @@ def test_a_contrast_that_fails_fails_alone_and_frees_both_slots():
 
 def test_a_contrast_that_cannot_run_is_refused_at_once():
     with pytest.raises(InvalidRequest, match="two slots"):
-        Scheduler(CountingRunner(num_slots=1)).submit(contrasted("a", 1)[0])
+        scheduler_on(CountingRunner(num_slots=1)).submit(contrasted("a", 1)[0])
     with pytest.raises(InvalidRequest, match="TensorRT and vLLM do not"):
-        VllmScheduler(CountingRunner()).submit(contrasted("a", 1)[0])
-    scheduler = Scheduler(CountingRunner())
+        Scheduler(VllmSteps(CountingRunner())).submit(contrasted("a", 1)[0])
+    scheduler = scheduler_on(CountingRunner())
     odd, _ = contrasted("odd", 1)
     odd.media = np.zeros((3, 4), np.float32)
     without, _ = contrasted("without", 1, prompt=(1, 2))
@@ -340,7 +346,7 @@ def test_a_contrast_that_cannot_run_is_refused_at_once():
 
 
 def test_the_thread_sleeps_when_idle_and_close_ends_what_runs():
-    scheduler = Scheduler(CountingRunner(max_length=10**6))
+    scheduler = scheduler_on(CountingRunner(max_length=10**6))
     scheduler.start()
     made, listener = request("done", [1])
     scheduler.submit(made)

@@ -1,6 +1,7 @@
 """`vl2 train`."""
 
 import logging
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import click
 
 from videollama_training.options import LORA_BIASES, TUNED, TrainingOptions
 
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(TrainingOptions)}
 _EPILOG = """Examples:
 
 \b
@@ -54,7 +56,7 @@ The reference's recipes are in training/recipes.
 @click.option(
     "--tune",
     type=click.Choice(TUNED),
-    default="full",
+    default=_DEFAULTS["tune"],
     show_default=True,
     help="connector: pretraining, writes a Base folder; audio: the audio projector alone; full: language model and "
     "connector, writes a chat checkpoint; lora, qlora: adapters and connector.",
@@ -66,46 +68,62 @@ The reference's recipes are in training/recipes.
 @click.option(
     "--plain/--chat",
     default=None,
-    help="Use the format of pretraining; default: with --tune connector, and with --tune audio alone.",
+    help="--chat: the conversation in the checkpoint's chat template, of which the answers are learned. --plain: the format "
+    "of pretraining; without an audio tower question and answer without a template, with one the template around "
+    "placeholder and answer. Default: --plain where a projector alone is tuned.",
 )
-@click.option("--epochs", default=1.0, show_default=True, help="Times to go through the data.")
-@click.option("--max-steps", default=-1, help="Steps instead of epochs.")
+@click.option("--epochs", default=_DEFAULTS["epochs"], show_default=True, help="Times to go through the data.")
+@click.option("--max-steps", default=_DEFAULTS["max_steps"], help="Steps instead of epochs.")
 @click.option("--learning-rate", type=float, help="Default: 1e-3 for connector and audio, else 2e-5.")
 @click.option(
     "--connector-learning-rate", type=float, help="Of the connector and the audio projector, where it differs."
 )
-@click.option("--batch-size", default=8, show_default=True, help="Media per process and step.")
+@click.option("--batch-size", default=_DEFAULTS["batch_size"], show_default=True, help="Media per process and step.")
 @click.option(
     "--global-batch-size", type=int, help="Media per update, of all processes: accumulates as many steps as it takes."
 )
-@click.option("--accumulate", default=1, show_default=True, help="Steps whose gradients are added up.")
+@click.option(
+    "--accumulate", default=_DEFAULTS["accumulate"], show_default=True, help="Steps whose gradients are added up."
+)
 @click.option("--group-by-length", is_flag=True, help="Rows with as many media tokens share a batch: less padding.")
-@click.option("--questions-per-media", default=8, show_default=True, help="Samples about one media that share a row.")
-@click.option("--warmup", default=0.03, show_default=True, help="Share of the steps.")
-@click.option("--weight-decay", default=0.0, show_default=True, help="Of AdamW, for matrices.")
-@click.option("--beta2", default=0.999, show_default=True, help="Of AdamW.")
-@click.option("--max-tokens", default=2048, show_default=True, help="Longest sample.")
+@click.option(
+    "--questions-per-media",
+    default=_DEFAULTS["questions_per_media"],
+    show_default=True,
+    help="Samples about one media that share a row.",
+)
+@click.option("--warmup", default=_DEFAULTS["warmup"], show_default=True, help="Share of the steps.")
+@click.option("--weight-decay", default=_DEFAULTS["weight_decay"], show_default=True, help="Of AdamW, for matrices.")
+@click.option("--beta2", default=_DEFAULTS["beta2"], show_default=True, help="Of AdamW.")
+@click.option(
+    "--max-tokens",
+    default=_DEFAULTS["max_tokens"],
+    show_default=True,
+    help="Text of a sample is cut there; media tokens do not count.",
+)
 @click.option("--pad-to-square", is_flag=True, help="Pad pictures to a square, as the reference's fine-tuning does.")
-@click.option("--lora-rank", default=128, show_default=True, help="Of the adapters.")
-@click.option("--lora-alpha", default=256, show_default=True, help="Scale of the adapters, times their rank.")
-@click.option("--lora-dropout", default=0.05, show_default=True, help="Before the adapters.")
+@click.option("--lora-rank", default=_DEFAULTS["lora_rank"], show_default=True, help="Of the adapters.")
+@click.option(
+    "--lora-alpha", default=_DEFAULTS["lora_alpha"], show_default=True, help="Scale of the adapters, times their rank."
+)
+@click.option("--lora-dropout", default=_DEFAULTS["lora_dropout"], show_default=True, help="Before the adapters.")
 @click.option(
     "--lora-bias",
     type=click.Choice(LORA_BIASES),
-    default="none",
+    default=_DEFAULTS["lora_bias"],
     show_default=True,
     help="Which of the language model's biases to train too.",
 )
 @click.option("--skip-bad", is_flag=True, help="Leave out bad samples; they are listed in OUT/bad_samples.jsonl.")
 @click.option("--check-only", is_flag=True, help="Look for every list and media file, say what is there, and stop.")
 @click.option("--resume", is_flag=True, help="Go on where the run in OUT stopped.")
-@click.option("--seed", default=0, show_default=True, help="Of fresh weights, order and dropout.")
+@click.option("--seed", default=_DEFAULTS["seed"], show_default=True, help="Of fresh weights, order and dropout.")
 @click.option("--bf16", is_flag=True, help="Mixed precision.")
 @click.option("--gradient-checkpointing", is_flag=True, help="Less memory, a third more time.")
-@click.option("--workers", default=0, show_default=True, help="Processes that decode media.")
-@click.option("--save-steps", default=500, show_default=True, help="Steps between saved states.")
-@click.option("--save-limit", default=2, show_default=True, help="Saved states that are kept.")
-@click.option("--log-steps", default=10, show_default=True, help="Steps between logged losses.")
+@click.option("--workers", default=_DEFAULTS["workers"], show_default=True, help="Processes that decode media.")
+@click.option("--save-steps", default=_DEFAULTS["save_steps"], show_default=True, help="Steps between saved states.")
+@click.option("--save-limit", default=_DEFAULTS["save_limit"], show_default=True, help="Saved states that are kept.")
+@click.option("--log-steps", default=_DEFAULTS["log_steps"], show_default=True, help="Steps between logged losses.")
 @click.option("--tensorboard", is_flag=True, help="Log to OUT/tensorboard too.")
 @click.option(
     "--deepspeed", type=click.Path(path_type=Path), help="DeepSpeed config, such as training/configs/zero3.json."

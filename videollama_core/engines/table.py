@@ -82,7 +82,7 @@ ENCODER_ENGINES = {
             "tensorrt-rtx",
             _FLOATS,
             ("torch", "vllm"),
-            "videollama_core.engines.tensorrt_rtx_encoders:RtxPerceiver",
+            "videollama_core.engines.tensorrt_rtx_encoders:RtxEncoders",
             "tensorrt_rtx",
             "videollama_core.engines.machine_checks:check_tensorrt_rtx",
             is_tensorrt=True,

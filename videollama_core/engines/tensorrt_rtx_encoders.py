@@ -114,7 +114,7 @@ class RtxEngine:
             logger.warning("%s cannot be kept: %s", self._cache_file, error)
 
 
-class RtxPerceiver:
+class RtxEncoders:
     """Engines of one bundle, on a stream of their own. Media tokens are float32, as PyTorch's decoder and vLLM's stage take them."""
 
     def __init__(self, bundle: Bundle) -> None:

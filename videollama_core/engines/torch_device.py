@@ -17,3 +17,8 @@ def pick_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ArtifactMismatch(f"the manifest's dtype is {name!r}; PyTorch computes in {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16; elsewhere PyTorch emulates it, several times slower than float32."""
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))

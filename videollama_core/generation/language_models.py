@@ -5,6 +5,7 @@ from collections.abc import Callable
 from videollama_core.engines.bundle import Bundle
 from videollama_core.generation.onnx_runner import OnnxRunner, Runner
 from videollama_core.generation.scheduler import Scheduler
+from videollama_core.generation.steps import SlotSteps
 from videollama_core.protocol.errors import ArtifactMismatch
 
 
@@ -31,9 +32,9 @@ def load_runner(bundle: Bundle, num_slots: int) -> Runner:
 
 
 def _vllm(bundle: Bundle, num_slots: int, max_waiting: int) -> Scheduler:
-    from videollama_core.generation.vllm_scheduler import VllmRunner, VllmScheduler
+    from videollama_core.generation.vllm_scheduler import VllmRunner, VllmSteps
 
-    return VllmScheduler(VllmRunner(bundle, num_slots), max_waiting)
+    return Scheduler(VllmSteps(VllmRunner(bundle, num_slots)), max_waiting)
 
 
 # Likewise, for engines that schedule by themselves.
@@ -47,4 +48,4 @@ def load_scheduler(
     engine = asked if asked in SCHEDULERS else bundle.llm_engine
     if engine in SCHEDULERS:
         return SCHEDULERS[engine](bundle, num_slots, max_waiting)
-    return Scheduler(load_runner(bundle, num_slots), max_waiting, prefill_chunk)
+    return Scheduler(SlotSteps(load_runner(bundle, num_slots), prefill_chunk), max_waiting)

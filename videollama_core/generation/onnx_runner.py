@@ -1,5 +1,6 @@
 """Runs the decoder on key-value slots. ONNX Runtime is the first runner; the scheduler knows only the interface."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -7,15 +8,35 @@ import numpy as np
 from videollama_core.engines.bundle import Bundle
 from videollama_core.engines.onnx_runtime import OnnxEngine
 from videollama_core.engines.specs import DECODER, EMBEDDING
+from videollama_core.sampling import Sampler
 
 HIDDEN = np.finfo(np.float32).min  # added to the score of a position that must not be seen
 _GROW = 256  # positions by which a slot's cache grows
 
 
 class Scores(Protocol):
-    """Scores of B rows; an array float32 [B, vocab] is one. A runner may keep them where they were computed."""
+    """Scores of B rows, kept where they were computed until a row is asked for."""
 
-    def __getitem__(self, row: int) -> np.ndarray: ...
+    def __getitem__(self, row: int) -> np.ndarray:
+        """float32 [vocab]"""
+        ...
+
+    def best(self, samplers: Sequence[Sampler]) -> list[int | None]:
+        """The best token of each row after its request's penalty; None where the host had better choose."""
+        ...
+
+
+class HostScores:
+    """Scores that lie on the host: choosing there costs no copy, so nothing is chosen before."""
+
+    def __init__(self, logits: np.ndarray) -> None:
+        self._logits = logits  # float32 [B, vocab]
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self._logits[row]
+
+    def best(self, samplers: Sequence[Sampler]) -> list[int | None]:
+        return [None] * len(samplers)
 
 
 class Runner(Protocol):
@@ -37,10 +58,7 @@ class Runner(Protocol):
         ...
 
     def decode(self, slots: list[int], tokens: list[int]) -> Scores:
-        """Append one token to each of several slots, in one step.
-
-        Returns: scores; where they have a method `best(samplers)`, it gives each row's best token after its penalty.
-        """
+        """Append one token to each of several slots, in one step."""
         ...
 
     def free(self, slot: int) -> None:
@@ -103,7 +121,7 @@ class OnnxRunner:
         cache.append(added[:, :, 0], visible)
         return logits[0]
 
-    def decode(self, slots: list[int], tokens: list[int]) -> np.ndarray:
+    def decode(self, slots: list[int], tokens: list[int]) -> HostScores:
         caches = [self._caches[slot] for slot in slots]
         longest = max(cache.length for cache in caches)
         layers, heads, width = self._shape
@@ -122,7 +140,7 @@ class OnnxRunner:
         )
         for row, cache in enumerate(caches):
             cache.append(added[:, :, row], np.ones(1, bool))
-        return logits
+        return HostScores(logits)
 
     def _embed(self, ids: np.ndarray, media: np.ndarray | None) -> np.ndarray:
         """int64 [S] -> float32 [S, D], media rows spliced in."""

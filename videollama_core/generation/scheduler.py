@@ -1,7 +1,8 @@
 """Iteration-level batching: requests join and leave between decoding steps.
 
-One iteration drops what was cancelled, admits what waits, prefills one chunk of one prompt, then takes one decoding step
-for every running request together. A long prompt therefore never stalls the others for longer than a chunk.
+One iteration drops what was cancelled, admits what waits, goes on with prompts, then takes one decoding step for every
+running request together. What runs a step is steps.py's; with `SlotSteps` one iteration prefills one chunk of one prompt,
+so that a long prompt never stalls the others for longer than a chunk.
 
 A request with a contrast (contrast.py) holds two slots: one sequence sees the media, the other the noised media, and both
 go on with the same tokens. Slots are taken together and in the order of the queue, so that nobody waits with one in hand.
@@ -14,8 +15,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from videollama_core.generation.onnx_runner import Runner
 from videollama_core.generation.request import GenerationRequest, Running, Step
+from videollama_core.generation.steps import Counters, Failure, Outcome, Steps
 from videollama_core.protocol.errors import (
     Cancelled,
     InvalidRequest,
@@ -30,21 +31,9 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Counters:
-    """What has happened since the start."""
-
-    iterations: int = 0
-    decode_steps: int = 0  # batched: one for all running requests
-    generated_tokens: int = 0
-    cancelled: int = 0
-    most_in_one_step: int = 0
-
-
-@dataclass
 class Scheduler:
-    runner: Runner
+    steps: Steps
     max_waiting: int = 128
-    prefill_chunk: int = 512  # positions
     counters: Counters = field(default_factory=Counters)
 
     def __post_init__(self) -> None:
@@ -109,22 +98,23 @@ class Scheduler:
                 raise InvalidRequest(
                     f"found {rows} media rows; vcd_alpha takes those of the media and as many of noised pixels"
                 )
-            if self.runner.num_slots < 2:
+            if self.steps.num_slots < 2:
                 raise InvalidRequest(
                     "vcd_alpha needs two slots, and this server has one: convert with --slots 2 or more"
                 )
             rows //= 2
         if length == 0:
             raise InvalidRequest("input_ids is empty; send at least one token")
-        if request.input_ids.min() < 0 or request.input_ids.max() >= self.runner.vocab_size + rows:
+        if request.input_ids.min() < 0 or request.input_ids.max() >= self.steps.vocab_size + rows:
             raise InvalidRequest(
                 f"input_ids holds {request.input_ids.min()} to {request.input_ids.max()}; ids are 0 to "
-                f"{self.runner.vocab_size - 1}, and {rows} media rows follow them"
+                f"{self.steps.vocab_size - 1}, and {rows} media rows follow them"
             )
-        if length >= self.runner.max_length:
+        if length >= self.steps.max_length:
             raise PromptTooLong(
-                f"the prompt has {length} tokens; the context holds {self.runner.max_length} with the answer"
+                f"the prompt has {length} tokens; the context holds {self.steps.max_length} with the answer"
             )
+        self.steps.check(request)
 
     # --- the scheduler's own thread ---
 
@@ -141,8 +131,10 @@ class Scheduler:
         self.counters.iterations += 1
         self._drop_cancelled()
         self._admit()
-        self._prefill()
-        self._decode()
+        for outcome in self.steps.prefill(list(self._running.values())):
+            self._act_on(outcome)
+        for outcome in self.steps.decode(list(self._running.values()), self.counters):
+            self._act_on(outcome)
 
     def _drop_cancelled(self) -> None:
         with self._changed:
@@ -177,71 +169,22 @@ class Scheduler:
                 request = self._waiting.popleft()
                 slots, free = free[: request.num_slots], free[request.num_slots :]
                 self._running[slots[0]] = Running(
-                    request, Sampler(request.sampling), slots, request.prompts(self.runner.vocab_size)
+                    request, Sampler(request.sampling), slots, request.prompts(self.steps.vocab_size)
                 )
 
     def _free_slots(self) -> list[int]:
         taken = {slot for running in self._running.values() for slot in running.slots}
-        return [slot for slot in range(self.runner.num_slots) if slot not in taken]
+        return [slot for slot in range(self.steps.num_slots) if slot not in taken]
 
-    def _prefill(self) -> None:
-        """One chunk of the oldest prompt that is not whole yet."""
-        running = next((one for one in self._running.values() if not one.is_whole), None)
-        if running is None:
-            return
-        request = running.request
-        sequence, begin = divmod(running.prefilled, len(request.input_ids))
-        ids = running.prompts[sequence][begin : begin + self.prefill_chunk]
-        visible = np.ones(len(ids), bool) if request.pad_id is None else ids != request.pad_id
-        try:
-            logits = self.runner.prefill(running.slots[sequence], ids, request.media, visible)
-        except Exception as error:
-            self._fail(running, error)
-            return
-        running.prefilled += len(ids)
-        if begin + len(ids) == len(request.input_ids):
-            running.scores.append(logits)
-        if running.is_whole:
-            self._advance(running, running.combine(running.scores))
+    def _act_on(self, outcome: Outcome) -> None:
+        if self._running.get(outcome.running.slot) is not outcome.running:
+            return  # it ended with an earlier token of the same step
+        if isinstance(outcome, Failure):
+            self._fail(outcome.running, outcome.error)
+        else:
+            self._advance(outcome.running, outcome.scores, outcome.token)
 
-    def _decode(self) -> None:
-        ready = [one for one in self._running.values() if one.sampler.generated]
-        if not ready:
-            return
-        self.counters.decode_steps += 1
-        self.counters.most_in_one_step = max(self.counters.most_in_one_step, len(ready))
-        try:
-            scores = self.runner.decode(
-                [slot for one in ready for slot in one.slots],
-                [one.sampler.generated[-1] for one in ready for _ in one.slots],
-            )
-        except Exception as error:
-            if len(ready) == 1:
-                self._fail(ready[0], error)
-                return
-            logger.exception("a step for %d requests failed; each is tried alone", len(ready))
-            self._decode_alone(ready)
-            return
-        # Scores on a GPU stay there for those that take the best token.
-        best = scores.best([one.sampler for one in ready for _ in one.slots]) if hasattr(scores, "best") else None
-        row = 0
-        for running in ready:
-            rows = range(row, row := row + len(running.slots))
-            taken = best[rows[0]] if best is not None and running.sampler.greedy and len(rows) == 1 else None
-            wanted = taken is None or running.request.return_logits
-            self._advance(running, running.combine([scores[one] for one in rows]) if wanted else None, taken)
-
-    def _decode_alone(self, ready: list[Running]) -> None:
-        """One request's fault must not end its neighbours."""
-        for running in ready:
-            try:
-                scores = self.runner.decode(running.slots, [running.sampler.generated[-1] for _ in running.slots])
-            except Exception as error:
-                self._fail(running, error)
-            else:
-                self._advance(running, running.combine([scores[row] for row in range(len(running.slots))]))
-
-    def _advance(self, running: Running, logits: np.ndarray | None, taken: int | None = None) -> None:
+    def _advance(self, running: Running, logits: np.ndarray | None, taken: int | None) -> None:
         """One more token: `taken` where it is chosen already, else chosen from the scores."""
         request, generated = running.request, running.sampler.generated
         try:
@@ -255,7 +198,7 @@ class Scheduler:
             return
         self.counters.generated_tokens += 1
         ended = any(generated[-len(word) :] == list(word) for word in request.end_words)
-        full = len(request.input_ids) + len(generated) >= self.runner.max_length
+        full = len(request.input_ids) + len(generated) >= self.steps.max_length
         last = ended or full or len(generated) >= request.sampling.max_new_tokens
         if last:
             self._release(running)
@@ -275,7 +218,7 @@ class Scheduler:
         with self._changed:
             del self._running[running.slot]
         for slot in running.slots:
-            self.runner.free(slot)
+            self.steps.free(slot)
 
     @staticmethod
     def _report(request: GenerationRequest, error: VideoLlamaError) -> None:

@@ -34,7 +34,7 @@ class TorchScores:
     def __getitem__(self, row: int) -> np.ndarray:
         return self._logits[row].float().cpu().numpy()
 
-    def best(self, samplers: Sequence[Sampler]) -> list[int]:
+    def best(self, samplers: Sequence[Sampler]) -> list[int | None]:
         """The best token of each row after its request's penalty."""
         logits = self._logits.float()
         rows: list[int] = []
@@ -51,7 +51,7 @@ class TorchScores:
             penalty = torch.tensor(penalties, device=logits.device)
             scores = logits[place]
             logits = logits.index_put(place, torch.where(scores > 0, scores / penalty, scores * penalty))
-        return logits.argmax(-1).tolist()
+        return list(logits.argmax(-1).tolist())
 
 
 def load_decoder(bundle: Bundle, device: torch.device | None = None) -> Decoder:

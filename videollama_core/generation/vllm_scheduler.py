@@ -5,7 +5,8 @@ Written against vLLM 0.32. Greedy answers are those of our own decoder; sampled 
 """
 
 import os
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from importlib import metadata
 from typing import Any
 
@@ -15,8 +16,8 @@ import torch
 from videollama_core.checkpoint.shards import Shards
 from videollama_core.contrast import NO_CONTRAST
 from videollama_core.engines.bundle import Bundle
-from videollama_core.generation.request import GenerationRequest
-from videollama_core.generation.scheduler import Scheduler
+from videollama_core.generation.request import GenerationRequest, Running
+from videollama_core.generation.steps import Advance, Counters, Failure, Outcome
 from videollama_core.generation.vllm_arguments import check_known, from_environment
 from videollama_core.protocol.errors import InvalidRequest
 
@@ -154,14 +155,14 @@ class VllmRunner:
             self._engine.abort_request([name])
 
 
-@dataclass
-class VllmScheduler(Scheduler):
-    """Admits, cancels and answers as every scheduler of ours; prefill and decoding steps are vLLM's."""
+class VllmSteps:
+    """Steps of vLLM's engine, which takes prompts in and decodes as it likes."""
 
-    runner: Any  # VllmRunner
+    def __init__(self, runner: VllmRunner) -> None:
+        self.runner = runner
+        self.num_slots, self.max_length, self.vocab_size = runner.num_slots, runner.max_length, runner.vocab_size
 
-    def _check(self, request: GenerationRequest) -> None:
-        super()._check(request)
+    def check(self, request: GenerationRequest) -> None:
         if request.sampling.contrasts:
             raise InvalidRequest(NO_CONTRAST)
         if request.return_logits:
@@ -169,27 +170,33 @@ class VllmScheduler(Scheduler):
         if request.pad_id is not None and (request.input_ids == request.pad_id).any():
             raise InvalidRequest("the text holds the padding token, which the model must not see and vLLM cannot hide")
 
-    def _prefill(self) -> None:
-        for running in [one for one in self._running.values() if not one.prefilled]:
-            try:
-                self.runner.begin(running.slot, running.request)
-            except Exception as error:
-                self._fail(running, error)
-            else:
-                running.prefilled = len(running.request.input_ids)
+    def free(self, slot: int) -> None:
+        self.runner.free(slot)
 
-    def _decode(self) -> None:
-        if not self._running:
+    def prefill(self, running: Sequence[Running]) -> Iterator[Outcome]:
+        """Hand every new prompt to the engine."""
+        for one in running:
+            if one.prefilled:
+                continue
+            try:
+                self.runner.begin(one.slot, one.request)
+            except Exception as error:
+                yield Failure(one, error)
+            else:
+                one.prefilled = len(one.request.input_ids)
+
+    def decode(self, running: Sequence[Running], counters: Counters) -> Iterator[Outcome]:
+        if not running:
             return
         try:
             tokens = self.runner.step()
         except Exception as error:
-            for running in list(self._running.values()):
-                self._fail(running, error)
+            for one in running:
+                yield Failure(one, error)
             return
         if tokens:
-            self.counters.decode_steps += 1
-            self.counters.most_in_one_step = max(self.counters.most_in_one_step, len(tokens))
+            counters.count_step(len(tokens))
+        by_slot = {one.slot: one for one in running}
         for slot, token in tokens:
-            if slot in self._running:
-                self._advance(self._running[slot], None, token)
+            if slot in by_slot:
+                yield Advance(by_slot[slot], token=token)

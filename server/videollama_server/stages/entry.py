@@ -3,11 +3,10 @@
 Knows no Triton: the other stages are the interface `Stages`.
 """
 
-import json
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from videollama_core.contrast import NO_CONTRAST, NO_PIXELS, Noise
@@ -57,6 +56,22 @@ class Perception:
     spans: dict[str, tuple[float, float]]  # stage -> Unix seconds when its work began and ended
 
 
+@dataclass(frozen=True)
+class Summary:
+    finish_reason: str  # "stop" (end token or stop string) or "length"
+    usage: Usage
+    seconds: dict[str, float]  # by stage, and "total"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an answer."""
+
+    text: str
+    output_ids: list[int] = field(default_factory=list)
+    summary: Summary | None = None  # with the last piece
+
+
 class Generation(Protocol):
     """A running request of the language model."""
 
@@ -95,10 +110,8 @@ class Entry:
         self._tokenizer = bundle.tokenizer()
         self._defaults = bundle.generation_defaults(self._tokenizer)
 
-    def answer(
-        self, question: Question, emit: Callable[[dict[str, Any]], None], is_cancelled: Callable[[], bool]
-    ) -> None:
-        """Emit the outputs of contract.ENTRY, piece by piece; the last one carries `summary`.
+    def answer(self, question: Question, emit: Callable[[Piece], None], is_cancelled: Callable[[], bool]) -> None:
+        """Emit the answer piece by piece; the last one carries its summary.
 
         Raises: Cancelled when the client has left; whatever a stage reports.
         """
@@ -114,25 +127,21 @@ class Entry:
                 if not ids:
                     clock.lap("prefill")
                 ids.extend(new)
-                piece = pieces.push(new)
+                piece = Piece(pieces.push(new), new)
                 if pieces.stopped:
                     generation.stop()
-                    last: dict[str, Any] = {"text": [piece.encode()], "output_ids": new}
+                    last = piece
                     break
-                emit({"text": [piece.encode()], "output_ids": new})
+                emit(piece)
             else:
-                last = {"text": [pieces.finish().encode()]}
+                last = Piece(pieces.finish())
         except BaseException:
             generation.stop()
             raise
         clock.lap("decode")
         ended = pieces.stopped or len(ids) < sampling.max_new_tokens or ids[-1] in self._defaults.end_ids
-        summary = {
-            "finish_reason": "stop" if ended else "length",
-            "usage": asdict(Usage(prompt.text_tokens, prompt.media_tokens, len(ids))),
-            "seconds": clock.report(),
-        }
-        emit({**last, "summary": [json.dumps(summary).encode()]})
+        usage = Usage(prompt.text_tokens, prompt.media_tokens, len(ids))
+        emit(replace(last, summary=Summary("stop" if ended else "length", usage, clock.report())))
 
     def _prepare(
         self, question: Question, clock: "_Clock", is_cancelled: Callable[[], bool]

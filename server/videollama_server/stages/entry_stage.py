@@ -1,7 +1,9 @@
 """The public entry as a Triton stage: tensors -> Question, pieces -> tensors."""
 
+import json
 import os
 import secrets
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from videollama_core.protocol.errors import InvalidRequest
 from videollama_core.protocol.messages import Conversation, SamplingOptions, as_conversation, conversation_from_json
 from videollama_server.installation import ADDRESS_VARIABLE, check_gpu_tables
 from videollama_server.stages.calls import TritonStages
-from videollama_server.stages.entry import Entry, Question
+from videollama_server.stages.entry import Entry, Piece, Question
 from videollama_server.stages.python_backend import DecoupledStage, Reply, bundle_of, scalar, text
 
 
@@ -31,6 +33,16 @@ def read_options(tensors: dict[str, np.ndarray | None], stop: np.ndarray | None 
     values = {name: scalar(tensors[name], name) for name in options}
     words = () if stop is None else tuple(text(word, "stop") for word in stop.reshape(-1))
     return SamplingOptions(**values, stop=words)
+
+
+def outputs(piece: Piece) -> dict[str, Any]:
+    """A piece as outputs of contract.ENTRY; those that it does not have are left out."""
+    values: dict[str, Any] = {"text": [piece.text.encode()]}
+    if piece.output_ids:
+        values["output_ids"] = piece.output_ids
+    if piece.summary:
+        values["summary"] = [json.dumps(asdict(piece.summary)).encode()]
+    return values
 
 
 class EntryStage(DecoupledStage):
@@ -53,7 +65,7 @@ class EntryStage(DecoupledStage):
         return is_ping
 
     def handle(self, inputs: dict[str, Any], reply: Reply) -> None:
-        self._entry.answer(_read_question(inputs), reply.send, reply.is_cancelled)
+        self._entry.answer(_read_question(inputs), lambda piece: reply.send(outputs(piece)), reply.is_cancelled)
 
 
 def _read_question(inputs: dict[str, Any]) -> Question:

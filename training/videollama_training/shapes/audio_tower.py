@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from videollama_core.checkpoint.read_config import read_json, read_model_config
+from videollama_core.engines.torch_device import cpu_has_bfloat16
 from videollama_core.media.audio import EXCERPTS, HOP, RATE, SAMPLES, WINDOW, filterbank
 from videollama_core.model import audio
 from videollama_core.model.audio import AudioEncoder, AudioTower
@@ -139,7 +140,7 @@ def pretrain_audio_tower(tower: AudioTower, steps: int, seed: int) -> dict[str, 
             right.zero_()
             for _ in range(number):
                 sounds, labels = next(batches)
-                with torch.autocast("cpu", torch.bfloat16):
+                with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bfloat16()):
                     features = tower(sounds)
                 per_patch = labels.repeat_interleave(AUDIO_TOWER.bins // audio.PATCH, dim=1)  # the bands of a moment
                 logits = heads(features.float()).split(_HEADS, -1)

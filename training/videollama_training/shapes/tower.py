@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
+from videollama_core.engines.torch_device import cpu_has_bfloat16
 from videollama_core.media.pixels import to_tower_size
 from videollama_core.model.config import PixelConfig
 from videollama_core.model.vision import VisionEncoder
@@ -70,7 +71,7 @@ def pretrain_tower(tower: VisionEncoder, pixels: PixelConfig, steps: int, seed: 
     with tqdm(total=steps, desc="tower", unit=" steps") as bar:
         for step in range(steps):
             frames, labels = next(batches)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bfloat16()):
                 features = tower(frames)
             logits = heads(features.float()).split(_KINDS, -1)
             loss = sum((_loss(logits[k], labels[..., k]) for k in range(3)), torch.zeros(()))

@@ -1,0 +1,22 @@
+"""`vl2 train` states no default of its own."""
+
+from pathlib import Path
+
+import click
+import pytest
+
+from videollama_training import cli, train
+from videollama_training.options import TrainingOptions
+
+
+def test_options_left_out_are_those_of_the_dataclass(monkeypatch):
+    seen = []
+
+    def stop(options):
+        seen.append(options)
+        raise click.Abort
+
+    monkeypatch.setattr(train, "check_data", stop)
+    with pytest.raises(click.Abort):
+        cli.train.main(["d.json", "--checkpoint", "c", "--out", "o", "--check-only"], standalone_mode=False)
+    assert seen == [TrainingOptions(data=(Path("d.json"),), out=Path("o"), checkpoint=Path("c"), check_only=True)]
