@@ -187,7 +187,10 @@ def test_reuse_of_keys_and_values_goes_with_hashes():
 
 def test_the_cpu_stage_speaks_a_part_of_the_same_contract():
     theirs = {field.name: field for field in INPUTS}
+    ours = {contract.VCD_ALPHA.name, contract.VCD_BETA.name}  # refused by the entry where TensorRT-LLM answers
     for tensor in contract.LANGUAGE_MODEL.inputs:
+        if tensor.name in ours:
+            continue
         field = theirs[tensor.name]
         if tensor.name != "prompt_embedding_table":  # in the engine's type there
             assert (field.dtype, field.dims) == (tensor.dtype, tensor.dims), tensor.name
