@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import signal
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,11 @@ import numpy as np
 import pytest
 
 from videollama_core.media.video_decoders import DECODER_VARIABLE, DECODERS
+
+# Started in the background of a shell without job control, this process ignores Ctrl-C, and so would each that a test starts and stops.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
