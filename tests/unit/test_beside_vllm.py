@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from videollama_core.engines.table import language_engine
 from videollama_core.generation.vllm_arguments import check_known, parse
 from videollama_core.generation.vllm_scheduler import penalise
 from videollama_core.protocol.errors import ArtifactMismatch, InvalidRequest, ServerFailed
@@ -30,10 +31,10 @@ def test_the_penalty_is_that_of_our_own_sampler(penalty):
 
 def test_vllm_is_refused_before_the_server_starts(monkeypatch, tmp_path):
     with pytest.raises(ArtifactMismatch, match="converted for TensorRT-LLM.*--engine torch or onnx"):
-        check_vllm(SimpleNamespace(engine="tensorrt", root=tmp_path))
+        check_vllm(SimpleNamespace(language_engine=language_engine("tensorrt-llm"), root=tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ServerFailed, match="this Python has no vllm; install it as docs/gpu.md says"):
-        check_vllm(SimpleNamespace(engine="torch", root=tmp_path))
+        check_vllm(SimpleNamespace(language_engine=language_engine("torch"), root=tmp_path))
 
 
 def test_engine_arguments_pass_through():
