@@ -49,5 +49,6 @@ def describe(checkpoint: Path, out: Path, tower: Path | None, base: Path | None,
     ]
     ranks = with_ranks(server, options.recipe.world_size, options.pool_bytes(config))
     stages = f"{ADDRESS_VARIABLE}=127.0.0.1:8001"  # for the entry's calls, as vl2 serve sets it
-    lines.append(f"# vl2 serve {out}\n{stages} {shlex.join(ranks)}")
+    lines.append(f"vl2 serve {out}")
+    lines.append(f"# which runs, on a copy of the repository with absolute paths in it: {stages} {shlex.join(ranks)}")
     return "\n".join(lines)
