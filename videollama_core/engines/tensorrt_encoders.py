@@ -15,6 +15,7 @@ from torch import Tensor
 
 from videollama_core.engines.bundle import Bundle, engine_path
 from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, Graph
+from videollama_core.engines.torch_device import hand_over
 from videollama_core.engines.torch_encoders import CudaGraphCache
 from videollama_core.protocol.errors import ArtifactMismatch
 
@@ -172,20 +173,13 @@ class TensorRtEncoders:
     def encode_frames(self, frames: np.ndarray, frame_index: np.ndarray) -> Tensor:
         with torch.cuda.stream(self._stream):
             found = self._encode_frames(_pinned(frames), _pinned(frame_index)).to(torch.float16, copy=True)
-        return self._handed_over(found)
+        return hand_over(found, self._stream)
 
     @torch.inference_mode()
     def encode_audio(self, filterbank: np.ndarray) -> Tensor:
         with torch.cuda.stream(self._stream):
             found = self._encode_audio(_pinned(filterbank[None]))[0].to(torch.float16, copy=True)
-        return self._handed_over(found)
-
-    def _handed_over(self, found: Tensor) -> Tensor:
-        """To the stream that the caller works on."""
-        caller = torch.cuda.current_stream()
-        caller.wait_stream(self._stream)
-        found.record_stream(caller)
-        return found
+        return hand_over(found, self._stream)
 
 
 def _pinned(array: np.ndarray) -> Tensor:

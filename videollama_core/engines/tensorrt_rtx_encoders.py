@@ -17,6 +17,7 @@ from videollama_core.engines.bundle import Bundle, engine_path, runtime_cache_pa
 from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, Graph
 from videollama_core.engines.tensorrt_encoders import DTYPES
 from videollama_core.engines.tensorrt_rtx import check_rtx_sidecar, rtx_logger, rtx_version
+from videollama_core.engines.torch_device import hand_over
 from videollama_core.protocol.errors import ArtifactMismatch
 
 logger = logging.getLogger(__name__)
@@ -130,18 +131,11 @@ class RtxEncoders:
         with torch.cuda.stream(self._stream):
             features = self._vision(torch.from_numpy(frames))
             found = self._connector(features, torch.from_numpy(frame_index)).to(torch.float32, copy=True)
-        return self._handed_over(found)
+        return hand_over(found, self._stream)
 
     @torch.inference_mode()
     def encode_audio(self, filterbank: np.ndarray) -> Tensor:
         assert self._audio is not None
         with torch.cuda.stream(self._stream):
             found = self._audio(torch.from_numpy(filterbank[None]))[0].to(torch.float32, copy=True)
-        return self._handed_over(found)
-
-    def _handed_over(self, found: Tensor) -> Tensor:
-        """To the stream that the caller works on."""
-        caller = torch.cuda.current_stream()
-        caller.wait_stream(self._stream)
-        found.record_stream(caller)
-        return found
+        return hand_over(found, self._stream)

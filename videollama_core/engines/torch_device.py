@@ -22,3 +22,11 @@ def pick_dtype(name: str) -> torch.dtype:
 def cpu_has_bfloat16() -> bool:
     """Whether this CPU multiplies in bfloat16; elsewhere PyTorch emulates it, several times slower than float32."""
     return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
+def hand_over(tensor: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:
+    """What was computed on `stream`, to the stream that the caller works on, without waiting on the host."""
+    caller = torch.cuda.current_stream()
+    caller.wait_stream(stream)
+    tensor.record_stream(caller)
+    return tensor
