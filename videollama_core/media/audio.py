@@ -1,6 +1,6 @@
-"""Encoded sound -> Kaldi filterbanks, as BEATs wants them.
+"""Encoded audio -> Kaldi filterbanks, as BEATs wants them.
 
-A sound file keeps its first channel and is resampled after padding; a video's track is mixed down and heard in eight
+An audio file keeps its first channel and is resampled after padding; a video's track is mixed down and read in eight
 excerpts of two seconds: both as in the reference.
 """
 
@@ -10,13 +10,14 @@ from typing import Any
 import av
 import numpy as np
 
-from videollama_core.media.audio_file import decode_track, open_sound
+from videollama_core.media.audio_file import decode_track, open_sound, track_rate
+from videollama_core.media.decoding.container import open_container
 from videollama_core.media.video import Segment
-from videollama_core.media.video_file import open_container
-from videollama_core.protocol.errors import BadSegment, UnreadableMedia
+from videollama_core.protocol import limits
+from videollama_core.protocol.errors import BadSegment, InvalidRequest, UnreadableMedia
 
-RATE = 16000  # samples per second of what the model hears
-SECONDS = 30  # of silence-padded sound per request
+RATE = 16000  # samples per second that the audio tower takes
+SECONDS = 30  # of silence-padded audio per request
 SAMPLES = RATE * SECONDS
 EXCERPTS, EXCERPT_SECONDS = 8, 2.0  # of a video's track
 BINS = 128  # mel bands
@@ -28,9 +29,9 @@ FLOOR = 1.1920929e-7  # float32's epsilon, below which a power counts as silence
 
 
 def load_sound(kind: str, data: bytes, segment: Segment = Segment()) -> np.ndarray:
-    """float32 [ROWS, BINS] of a sound file ("audio") or of a video's track ("video_with_audio").
+    """float32 [ROWS, BINS] of an audio file ("audio") or of a video's track ("video_with_audio").
 
-    A sound file is heard for 30 s from `segment.start` on (the reference takes a random window). The segment of a video
+    Of an audio file 30 s are used from `segment.start` on (the reference takes a random window). The segment of a video
     chooses its frames and not its sound, as in the reference.
     Raises: UnreadableMedia, BadSegment.
     """
@@ -44,21 +45,16 @@ def load_sound(kind: str, data: bytes, segment: Segment = Segment()) -> np.ndarr
 
 def file_waveform(data: bytes, segment: Segment = Segment()) -> np.ndarray:
     """First channel, padded with zeros to 30 s at the file's own rate, then resampled. Values in [-1, 1]."""
-    with open_sound(data) as (rate, parts):
+    with open_sound(data) as sound:
+        rate = sound.rate
         first = int((segment.start or 0.0) * rate)
         last = first + SECONDS * rate
         if segment.end is not None:
             last = min(last, int(segment.end * rate))
-        chunks, position = [], 0
-        for samples in parts:
-            chunks.append(samples[max(first - position, 0) : max(last - position, 0)])
-            position += len(samples)
-            if position >= last:
-                break
-    heard = np.concatenate(chunks) if chunks else np.zeros(0)
+        heard, position = sound.read(first, last)
     if not len(heard):
         raise BadSegment(
-            f"no sound lies between {segment.start or 0:g} s and {last / rate:g} s: the file holds {position / rate:.2f} s"
+            f"no audio lies between {segment.start or 0:g} s and {last / rate:g} s: the file holds {position / rate:.2f} s"
         )
     return resample(np.pad(heard, (0, SECONDS * rate - len(heard))), SAMPLES)
 
@@ -68,16 +64,20 @@ def track_waveform(data: bytes) -> np.ndarray:
     with open_container(data) as container:
         if not container.streams.audio:
             return np.zeros(SAMPLES)
-        resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
+        heard = bytearray()  # int16; grows in place
         try:
-            samples = np.concatenate([np.zeros(0, np.int16), *decode_track(container, resampler)])
+            track_rate(container)
+            for part in decode_track(container, av.AudioResampler(format="s16", layout="mono", rate=RATE)):
+                heard += part.tobytes()
+                limits.TRACK_SECONDS.check(len(heard) / 2 / RATE, "the video's audio track", InvalidRequest)
         except UnreadableMedia:
             return np.zeros(SAMPLES)  # what cannot be decoded is silence, as in the reference
+    samples = np.frombuffer(heard, np.int16)
     seconds = len(samples) / RATE
     starts = [number * max(seconds - EXCERPT_SECONDS, 0.0) / EXCERPTS for number in range(EXCERPTS)]
     excerpts = [samples[int(start * RATE) : int((start + EXCERPT_SECONDS) * RATE)] for start in starts]
-    heard = np.concatenate(excerpts)[:SAMPLES] / 32768.0
-    return np.pad(heard, (0, SAMPLES - len(heard)))
+    waveform = np.concatenate(excerpts)[:SAMPLES] / 32768.0
+    return np.pad(waveform, (0, SAMPLES - len(waveform)))
 
 
 def resample(samples: np.ndarray, number: int) -> np.ndarray:

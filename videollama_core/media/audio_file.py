@@ -1,4 +1,4 @@
-"""A sound file -> its samples: by libsndfile, as the reference reads it, or by FFmpeg where libsndfile does not know the format.
+"""An audio file -> its samples: by libsndfile, as the reference reads it, or by FFmpeg where libsndfile does not know the format.
 
 The two agree in wav and flac, and up to rounding in mp3 and Vorbis. Opus is where they part: libsndfile decodes at the rate
 the sound was recorded at (8 kHz of a telephone), FFmpeg always at 48 kHz.
@@ -13,73 +13,125 @@ import av
 import numpy as np
 import soundfile
 
-from videollama_core.media.video_file import DECODE_SECONDS, open_container, reason
-from videollama_core.protocol.errors import UnreadableMedia
+from videollama_core.media.decoding.container import DECODER_ERRORS, deadline, open_container, reason
+from videollama_core.protocol import limits
+from videollama_core.protocol.errors import InvalidRequest, UnreadableMedia
 
-MAX_RATE = 384_000  # samples per second of a file
-MAX_SAMPLES = MAX_RATE * 3600  # decoded at most
+LEAST_RATE = 1000  # samples per second of a file
 BLOCK = 1 << 16  # samples read at once; short ones (1,000) change the samples of an mp3
+# Of libsndfile: what can be begun anywhere and gives the same samples. An mp3, Vorbis or Opus does not.
+_SEEKABLE = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
+
+
+class Sound:
+    """An opened audio file.
+
+    Args:
+        rate: samples per second.
+        blocks: the first channel from sample 0 on, in parts: float64 in [-1, 1].
+        file: of libsndfile, if its samples can be begun anywhere.
+    """
+
+    def __init__(self, rate: int, blocks: Iterator[np.ndarray], file: soundfile.SoundFile | None = None) -> None:
+        self.rate, self._blocks, self._file = rate, blocks, file
+
+    def read(self, first: int, last: int) -> tuple[np.ndarray, int]:
+        """Samples first (inclusive) to last (exclusive), as far as there are any; and where the reading ended.
+
+        Raises: UnreadableMedia.
+        """
+        position = 0
+        if self._file is not None:
+            position = min(first, self._file.frames)
+            try:
+                self._file.seek(position)
+            except (soundfile.LibsndfileError, RuntimeError) as error:
+                raise UnreadableMedia(f"the audio cannot be decoded: {error}") from error
+        chunks = [np.zeros(0)]
+        for samples in self._blocks:
+            # Copies: a slice would keep its whole block, with all channels.
+            chunks.append(samples[max(first - position, 0) : max(last - position, 0)].copy())
+            position += len(samples)
+            if position >= last:
+                break
+        return np.concatenate(chunks), position
 
 
 @contextmanager
-def open_sound(data: bytes) -> Iterator[tuple[int, Iterator[np.ndarray]]]:
-    """Samples per second, and the first channel in parts: float64 in [-1, 1]. Raises: UnreadableMedia."""
+def open_sound(data: bytes) -> Iterator[Sound]:
+    """Raises: UnreadableMedia."""
+    if data[8:16] == b"WAVEfmt ":  # FFmpeg, which gets what libsndfile refuses, takes seconds to find it out
+        limits.AUDIO_CHANNELS.check(int.from_bytes(data[22:24], "little"), "the audio", UnreadableMedia)
     try:
         file = soundfile.SoundFile(io.BytesIO(data))
     except (soundfile.LibsndfileError, TypeError):
         with open_container(data) as container:
             if not container.streams.audio:
                 raise UnreadableMedia(
-                    "the file has no sound; send a wav, flac, mp3, ogg, m4a or a video with sound"
+                    "the file has no audio; send a wav, flac, mp3, ogg, m4a or a video with an audio track"
                 ) from None
-            yield _checked(container.streams.audio[0].rate), decode_track(container)
+            yield Sound(track_rate(container), decode_track(container))
         return
     with file:
-        yield _checked(file.samplerate), _blocks(file)
+        rate = _checked(file.samplerate, file.channels)
+        yield Sound(rate, _blocks(file), file if file.subtype.startswith(_SEEKABLE) and file.seekable() else None)
 
 
-def _checked(rate: int | None) -> int:
-    if not rate or not 1000 <= rate <= MAX_RATE:
-        raise UnreadableMedia(f"the sound has {rate} samples per second; 1000 to {MAX_RATE} can be heard")
+def track_rate(container: "av.container.InputContainer") -> int:
+    """Samples per second of the first track. Raises: UnreadableMedia where it cannot be decoded."""
+    context = container.streams.audio[0].codec_context
+    if context is None:
+        raise UnreadableMedia("the audio codec is not known here; re-encode it to AAC, or send a wav or flac file")
+    return _checked(context.sample_rate, context.channels)
+
+
+def _checked(rate: int | None, channels: int) -> int:
+    if not rate or rate < LEAST_RATE:
+        raise UnreadableMedia(f"the audio has {rate or 'no'} samples per second; {LEAST_RATE} are wanted at least")
+    limits.AUDIO_RATE.check(rate, "the audio", UnreadableMedia)
+    limits.AUDIO_CHANNELS.check(channels, "the audio", UnreadableMedia)
     return rate
 
 
 def _blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    deadline, taken = time.monotonic() + DECODE_SECONDS, 0
+    until, taken = deadline(), 0
     try:
-        file.seek(0)  # soundfile.read begins so, and Opus decodes otherwise without it
+        if not file.tell():
+            file.seek(0)  # soundfile.read begins so, and Opus decodes otherwise without it
         while len(block := file.read(BLOCK, dtype="float64", always_2d=True)):
             yield block[:, 0]
             taken += len(block)
-            _check_bounds(taken, deadline)
-    except soundfile.LibsndfileError as error:
+            _check_bounds(taken, until)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
         if not taken:
-            raise UnreadableMedia(f"the sound cannot be decoded: {error}") from error
+            raise UnreadableMedia(f"the audio cannot be decoded: {error}") from error
 
 
 def decode_track(
     container: "av.container.InputContainer", resampler: av.AudioResampler | None = None
 ) -> Iterator[np.ndarray]:
     """Yields the samples of the first track: float64 of its first channel, or whatever the resampler makes."""
-    deadline, taken = time.monotonic() + DECODE_SECONDS, 0
+    until, taken = deadline(), 0
     stream = container.streams.audio[0]
     try:
         for frame in container.decode(stream):
+            _checked(frame.sample_rate, len(frame.layout.channels))  # they may change on the way
             for part in resampler.resample(frame) if resampler else (frame,):
                 samples = part.to_ndarray()
                 yield samples[0] if resampler else _first_channel(samples, part)
-                taken += part.samples
-            _check_bounds(taken, deadline)
+            taken += frame.samples
+            _check_bounds(taken, until)
         for part in resampler.resample(None) if resampler else ():
             yield part.to_ndarray()[0]
-    except (av.FFmpegError, ValueError) as error:
+    except DECODER_ERRORS as error:
         if not taken:
-            raise UnreadableMedia(f"the sound cannot be decoded: {reason(error)}") from error
+            raise UnreadableMedia(f"the audio cannot be decoded: {reason(error)}") from error
 
 
-def _check_bounds(taken: int, deadline: float) -> None:
-    if taken > MAX_SAMPLES or time.monotonic() > deadline:
-        raise UnreadableMedia(f"the sound takes more than {DECODE_SECONDS:g} s to decode; send a shorter one")
+def _check_bounds(taken: int, until: float) -> None:
+    limits.AUDIO_SAMPLES.check(taken, "the audio", InvalidRequest)
+    if time.process_time() > until:
+        raise InvalidRequest(f"the audio takes more than {limits.DECODE_SECONDS.value} s to decode; send a shorter one")
 
 
 def _first_channel(samples: np.ndarray, frame: av.AudioFrame) -> np.ndarray:

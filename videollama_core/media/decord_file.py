@@ -1,27 +1,32 @@
 """A video file -> its chosen frames, by decord (video_decoders.py says what it cannot do)."""
 
 import io
-import time
 
 import decord
 import numpy as np
 
-from videollama_core.media.video import Segment, choose_in_segment
-from videollama_core.media.video_file import DECODE_SECONDS, count_frames, open_container, video_stream
-from videollama_core.protocol.errors import UnreadableMedia
+from videollama_core.media.decoding.container import deadline, open_container, video_stream
+from videollama_core.media.decoding.frame_index import read_index
+from videollama_core.media.video import MAX_FRAMES, Segment, choose_in_segment
+from videollama_core.media.video_decoders import Fit, as_it_is
+from videollama_core.protocol.errors import InvalidRequest, UnreadableMedia
 from videollama_core.protocol.messages import Frames
 
 
-def decode_video(data: bytes, segment: Segment, num_frames: int | None) -> Frames:
-    """As video_file.decode_video, whose checks (container, size, cut off) are made before decord opens the file.
+def decode_video(data: bytes, segment: Segment, num_frames: int | None, fit: Fit = as_it_is) -> Frames:
+    """As decoding.video_file.decode_video, whose checks (container, size, cut off) are made before decord opens the file.
 
     Raises: UnreadableMedia, BadSegment. Nothing bounds the time that decord takes.
     """
+    if segment.by_key_frames:
+        raise InvalidRequest(
+            "sampling=keyframes is not for the decoder decord; leave it out, or serve with --decoder pyav"
+        )
     with open_container(data) as container:
-        count_frames(container, video_stream(container), time.monotonic() + DECODE_SECONDS)
+        read_index(container, video_stream(container), deadline())
     try:
         reader = decord.VideoReader(io.BytesIO(data), num_threads=1)
-        wanted = choose_in_segment(len(reader), reader.get_avg_fps(), segment, num_frames)
+        wanted = choose_in_segment(len(reader), reader.get_avg_fps(), segment, num_frames)[:MAX_FRAMES]
         rgb = reader.get_batch(wanted.tolist()).asnumpy()
         times = reader.get_frame_timestamp(wanted.tolist())[:, 0].astype(np.float64)
     except (decord.DECORDError, RuntimeError, IndexError) as error:
@@ -29,4 +34,4 @@ def decode_video(data: bytes, segment: Segment, num_frames: int | None) -> Frame
         raise UnreadableMedia(
             f"decord cannot decode the file: {said}. Serve with --decoder pyav to decode it"
         ) from error
-    return Frames(list(rgb), wanted, times)
+    return Frames([fit(picture) for picture in rgb], wanted, times)

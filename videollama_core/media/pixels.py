@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image
 
 from videollama_core.model.config import PixelConfig
+from videollama_core.protocol import limits
+from videollama_core.protocol.errors import UnreadableMedia
 
 
 def to_tower_size(pictures: Sequence[np.ndarray], config: PixelConfig, pad: bool = False) -> np.ndarray:
@@ -23,9 +25,14 @@ def to_tower_size(pictures: Sequence[np.ndarray], config: PixelConfig, pad: bool
     done: dict[int, np.ndarray] = {}
     for picture in pictures:
         if id(picture) not in done:
-            source = pad_to_square(picture, config.mean_colour) if pad else picture
-            done[id(picture)] = _crop_resize(source, config.size) if config.crop else _squash(source, config.size)
+            done[id(picture)] = fit_picture(picture, config, pad)
     return np.stack([done[id(picture)] for picture in pictures])
+
+
+def fit_picture(picture: np.ndarray, config: PixelConfig, pad: bool = False) -> np.ndarray:
+    """One picture, uint8 [H, W, 3] -> [S, S, 3]. Raises: UnreadableMedia if it grows too large on the way."""
+    source = pad_to_square(picture, config.mean_colour) if pad else picture
+    return _crop_resize(source, config.size) if config.crop else _squash(source, config.size)
 
 
 def pad_to_square(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
@@ -34,6 +41,7 @@ def pad_to_square(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarr
     if height == width:
         return picture
     side = max(height, width)
+    limits.RESIZED_PIXELS.check(side * side, f"a picture of {width}x{height} padded to a square", UnreadableMedia)
     square = np.empty((side, side, 3), np.uint8)
     square[:] = colour
     top, left = (side - height) // 2, (side - width) // 2
@@ -48,20 +56,30 @@ def _squash(picture: np.ndarray, size: int) -> np.ndarray:
 def _crop_resize(picture: np.ndarray, size: int) -> np.ndarray:
     """Shorter side to `size`, then the centre square."""
     height, width = picture.shape[:2]
-    if width <= height:
-        resized = _resize(picture, size, int(size * height / width))
-    else:
-        resized = _resize(picture, int(size * width / height), size)
-    top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
-    return resized[top : top + size, left : left + size]
+    wide, high = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
+    limits.RESIZED_PIXELS.check(wide * high, f"a picture of {width}x{height} resized to {wide}x{high}", UnreadableMedia)
+    left, top = (wide - size) // 2, (high - size) // 2
+    return _resize(picture, wide, high, (left, top, left + size, top + size))
 
 
-def _resize(picture: np.ndarray, width: int, height: int) -> np.ndarray:
+def _resize(picture: np.ndarray, width: int, height: int, part: tuple[int, int, int, int] | None = None) -> np.ndarray:
     """Bicubic, the width and then the height, each rounded to uint8: Pillow 10.4's result by any Pillow.
 
+    Args:
+        part: left, top, right and bottom of what is returned of the result; all of it if None.
     One call leaves the order of the two passes to Pillow; 13 shrinks a tall picture's height first (python-pillow #9549).
     """
-    image = Image.fromarray(picture)
-    for size in ((width, image.height), (width, height)):
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    return np.asarray(image)
+    left, top, right, bottom = part or (0, 0, width, height)
+    # Only what the part leans on: columns after the width, and rows before it. The height's filter must still see the
+    # whole height, or its places would be rounded otherwise.
+    rows = picture.shape[0]
+    scale = rows / height
+    reach = 2 * max(scale, 1.0) + 2  # of the bicubic filter, and then some
+    first, last = max(int(top * scale - reach), 0), min(int(bottom * scale + reach) + 1, rows)
+    image = Image.fromarray(picture[first:last]).resize((width, last - first), Image.Resampling.BICUBIC)
+    if right - left < width:
+        image = image.crop((left, 0, right, last - first))
+    if last - first < rows:
+        narrow, image = image, Image.new("RGB", (right - left, rows))
+        image.paste(narrow, (0, first))
+    return np.asarray(image.resize((right - left, height), Image.Resampling.BICUBIC))[top:bottom]

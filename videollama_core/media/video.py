@@ -1,38 +1,69 @@
-"""Encoded media -> Frames: choose frames, decode, pad. Video files go through video_file.py, or decord_file.py on demand."""
+"""Encoded media -> Frames: choose frames, decode, pad. Video files go through decoding/, or decord_file.py on demand."""
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from videollama_core.media.video_decoders import frame_decoder
+from videollama_core.media.pictures import check_size, is_array, open_array, open_image, open_picture
+from videollama_core.media.video_decoders import Fit, as_it_is, frame_decoder
+from videollama_core.protocol import limits
+from videollama_core.protocol.contract import MEDIA_KINDS, SAMPLINGS
 from videollama_core.protocol.errors import BadSegment, InvalidRequest, UnreadableMedia
 from videollama_core.protocol.messages import Frames
 
-MAX_FRAMES = 32  # the reference keeps at most this many
-MAX_PIXELS = 8192 * 4320  # of one picture, checked before it is decoded: 8K; 32 of them are 3.4 GB as RGB
+MAX_FRAMES = limits.FRAMES.value
+FILE_KINDS = ("video", "video_with_audio")  # contract.MEDIA_KINDS that are a file
+TIMED_KINDS = (*FILE_KINDS, "folder")  # whose frames are chosen
 GIF_RATE = 25.0  # frames per second, assumed by the reference
 FOLDER_RATE = 3.0  # frames per second, assumed by the reference
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Part of a video in seconds; None means open on that side."""
+    """What of a video is looked at.
+
+    Args:
+        start, end: seconds; None means open on that side.
+        num_frames: how many frames; None for the checkpoint's number.
+        sampling: one of contract.SAMPLINGS; None is exact. With "keyframes" a frame gives way to the key frame of a video file that
+            is nearest to it, within start and end. Where there is none, or the file does not tell, frames are exact.
+    """
 
     start: float | None = None
     end: float | None = None
+    num_frames: int | None = None
+    sampling: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("start", "end"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise BadSegment(f"{name} is {value}; it takes seconds as a finite number")
+            limits.SEGMENT_SECONDS.check(abs(value or 0.0), name, BadSegment)
+        if self.num_frames is not None:
+            if self.num_frames < 1:
+                raise InvalidRequest(f"num_frames is {self.num_frames}; at least 1 is wanted")
+            limits.FRAMES.check(self.num_frames, "num_frames")
+        if self.sampling is not None and self.sampling not in SAMPLINGS:
+            raise InvalidRequest(f"sampling is {self.sampling!r}; it takes {' or '.join(SAMPLINGS)}")
+
+    @property
+    def by_key_frames(self) -> bool:
+        return self.sampling == "keyframes"
+
+    def refuse_for(self, kind: str) -> None:
+        """Raises: BadSegment, InvalidRequest where media of a kind have no such parts, numbers or key frames."""
+        if kind not in (*TIMED_KINDS, "audio") and (self.start is not None or self.end is not None):
+            raise BadSegment(f"start and end need a video or a folder of frames, not kind {kind}")
+        if kind not in TIMED_KINDS and self.num_frames is not None:
+            raise InvalidRequest(f"num_frames needs a video, a gif or a folder of frames, not kind {kind}")
+        if kind not in FILE_KINDS and self.sampling is not None:
+            raise InvalidRequest(f"sampling needs a video file, not kind {kind}")
 
     def refuse_reversed(self) -> None:
-        """The public door refuses what the reference silently mends (negative or swapped bounds)."""
+        """The public entry refuses what the reference silently mends (negative or swapped bounds)."""
         for name in ("start", "end"):
             value = getattr(self, name)
             if value is not None and value < 0:
@@ -97,26 +128,22 @@ def choose_in_segment(available: int, rate: float, segment: Segment, num_frames:
     return chosen + first
 
 
-def check_size(width: int, height: int) -> None:
-    """Raises: UnreadableMedia if one picture is too large to be decoded."""
-    if width * height > MAX_PIXELS or max(width, height) > 32768:
-        raise UnreadableMedia(f"a picture of {width}x{height} is larger than the limit of {MAX_PIXELS} pixels")
-
-
 def load_media(
     kind: str,
     files: Sequence[bytes],
     segment: Segment = Segment(),
     num_frames: int | None = 8,
     decoder: str | None = None,
+    fit: Fit = as_it_is,
 ) -> Frames:
     """Media as it comes over the wire (contract.MEDIA) -> its frames.
 
     Args:
         kind: one of contract.MEDIA_KINDS.
         files: encoded bytes; one element for "video" and "image".
-        num_frames: frames the checkpoint wants, None for one a second.
+        num_frames: frames the checkpoint wants, None for one a second; those of the segment, if it names any, take their place.
         decoder: of video files, one of video_decoders.DECODERS; None for what the environment names.
+        fit: resizes each picture as soon as it is decoded, so that the large ones are never kept together.
     Raises: UnreadableMedia, BadSegment, InvalidRequest.
     """
     if not files:
@@ -126,102 +153,77 @@ def load_media(
     for position, file in enumerate(files):
         if not file:
             raise UnreadableMedia(f"file {position + 1} of {len(files)} is empty (0 bytes)")
-    if kind != "video" and kind != "folder" and (segment.start is not None or segment.end is not None):
-        raise BadSegment(f"start and end need a video or a folder of frames, not kind {kind}")
+    if kind in MEDIA_KINDS:
+        segment.refuse_for(kind)
+    num_frames = segment.num_frames or num_frames
+    last = _Last(fit)
     if kind == "image":
-        return _timeless([_open_array(files[0])[0] if _is_array(files[0]) else open_image(files[0])])
+        return _timeless([fit(open_array(files[0])[0] if is_array(files[0]) else open_image(files[0]))])
     if kind == "video":
-        if _is_array(files[0]):
+        if is_array(files[0]):
             raise InvalidRequest("raw frames (.npy) come as kind frames, not video")
-        if files[0][:4] == b"GIF8":
-            return _pad(load_gif(files[0], segment, num_frames), num_frames)
-        return _pad(frame_decoder(decoder)(files[0], segment, num_frames), num_frames)
+        load = load_gif if files[0][:4] == b"GIF8" else frame_decoder(decoder)
+        return _pad(load(files[0], segment, num_frames, last), num_frames, last)
     if kind == "folder":
-        index = choose_in_segment(len(files), FOLDER_RATE, segment, num_frames)
-        return _pad(Frames([open_image(files[i]) for i in index], index, index / FOLDER_RATE), num_frames)
+        index = choose_in_segment(len(files), FOLDER_RATE, segment, num_frames)[:MAX_FRAMES]
+        return _pad(Frames([last(open_image(files[i])) for i in index], index, index / FOLDER_RATE), num_frames, last)
     if kind == "frames":
-        return _pad(_load_frames(files), num_frames)
+        return _pad(_load_frames(files, last), num_frames, last)
     raise InvalidRequest(f"media_kind is {kind!r}; it takes video, image, frames or folder")
 
 
-# --- gifs, images, arrays ----------------------------------------------------------------------------------------------
+# --- gifs and raw frames -----------------------------------------------------------------------------------------------
 
 
-def load_gif(data: bytes, segment: Segment, num_frames: int | None) -> Frames:
+def load_gif(data: bytes, segment: Segment, num_frames: int | None, fit: Fit = as_it_is) -> Frames:
     """The distinct wanted frames of a gif, at an assumed 25 per second; indices that repeat collapse."""
-    with _open_picture(data) as gif:
+    with open_picture(data) as gif:
         available = getattr(gif, "n_frames", 1)
-        index = np.unique(choose_in_segment(available, GIF_RATE, segment, num_frames))
+        limits.GIF_FRAMES.check(available, "the gif", UnreadableMedia)
+        index = np.unique(choose_in_segment(available, GIF_RATE, segment, num_frames))[:MAX_FRAMES]
         rgb = []
-        for position in index.tolist():
+        for position in range(int(index[-1]) + 1):
             gif.seek(position)
-            rgb.append(_picture_to_rgb(gif))
+            check_size(*gif.size)  # a frame that reaches out of the picture makes it grow
+            limits.GIF_PIXELS.check((int(index[-1]) + 1) * gif.width * gif.height, "the gif", UnreadableMedia)
+            if position in index:
+                rgb.append(fit(np.asarray(gif.convert("RGB"))))
     return Frames(rgb, index, index / GIF_RATE)
 
 
-def open_image(data: bytes) -> np.ndarray:
-    """An encoded picture -> uint8 [H, W, 3]; alpha is dropped and the EXIF orientation ignored, as in the reference."""
-    with _open_picture(data) as picture:
-        return _picture_to_rgb(picture)
-
-
-def _open_picture(data: bytes) -> Image.Image:
-    try:
-        picture = Image.open(io.BytesIO(data))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UnreadableMedia(
-            f"the file is not a picture that can be opened ({len(data)} bytes, beginning {data[:16].hex(' ')}); "
-            "send a png, jpeg, webp, bmp or gif file"
-        ) from error
-    check_size(*picture.size)
-    return picture
-
-
-def _picture_to_rgb(picture: Image.Image) -> np.ndarray:
-    try:
-        return np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
-        raise UnreadableMedia(f"the picture is damaged or cut off: {error}") from error
-
-
-def _is_array(data: bytes) -> bool:
-    return data[:6] == b"\x93NUMPY"
-
-
-def _open_array(data: bytes) -> list[np.ndarray]:
-    """.npy bytes of uint8 [H, W, 3] or [T, H, W, 3] -> pictures."""
-    try:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, OSError, EOFError, MemoryError) as error:
-        raise UnreadableMedia(f"the raw frames are not a valid .npy file: {error}") from error
-    if array.ndim == 3:
-        array = array[None]
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
-        raise UnreadableMedia(
-            f"raw frames are {array.dtype} {list(array.shape)}; wanted uint8 [T, H, W, 3] with nothing empty"
-        )
-    check_size(array.shape[2], array.shape[1])
-    return list(array)
-
-
-def _load_frames(files: Sequence[bytes]) -> Frames:
+def _load_frames(files: Sequence[bytes], fit: Fit) -> Frames:
     pictures: list[np.ndarray] = []
     for file in files[:MAX_FRAMES]:
-        pictures.extend(_open_array(file) if _is_array(file) else [open_image(file)])
-    return _timeless(pictures[:MAX_FRAMES])
+        found = open_array(file)[: MAX_FRAMES - len(pictures)] if is_array(file) else [open_image(file)]
+        pictures.extend(map(fit, found))
+        if len(pictures) >= MAX_FRAMES:
+            break
+    return _timeless(pictures)
 
 
 def _timeless(pictures: list[np.ndarray]) -> Frames:
     return Frames(pictures, np.arange(len(pictures), dtype=np.int64), np.full(len(pictures), math.nan))
 
 
-def _pad(frames: Frames, num_frames: int | None) -> Frames:
+class _Last:
+    """A `fit` that remembers the size of the picture it was given last: black frames begin as large as that."""
+
+    def __init__(self, fit: Fit) -> None:
+        self.fit = fit
+        self.height = self.width = 0
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        self.height, self.width = picture.shape[:2]
+        return self.fit(picture)
+
+
+def _pad(frames: Frames, num_frames: int | None, last: _Last) -> Frames:
     """Black frames at the end while there are fewer than num_frames; then at most MAX_FRAMES."""
     missing = max((num_frames or 1) - len(frames.rgb), 0)
     if missing:
-        height, width = frames.rgb[-1].shape[:2]
         # The reference swaps width and height of each from the one before; only square padding can show it.
-        black = (np.zeros((width, height, 3), np.uint8), np.zeros((height, width, 3), np.uint8))
+        sizes = ((last.width, last.height), (last.height, last.width))
+        black = [last.fit(np.zeros((*size, 3), np.uint8)) for size in sizes]
         frames = Frames(
             [*frames.rgb, *(black[number % 2] for number in range(missing))],
             np.append(frames.index, np.full(missing, -1, np.int64)),

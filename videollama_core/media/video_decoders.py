@@ -8,7 +8,9 @@ frames) aborts its process.
 import importlib.util
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
 
 from videollama_core.protocol.errors import InvalidRequest
 from videollama_core.protocol.messages import Frames
@@ -17,11 +19,17 @@ if TYPE_CHECKING:
     from videollama_core.media.video import Segment
 
 DECODERS = ("pyav", "decord")
+Fit: TypeAlias = Callable[[np.ndarray], np.ndarray]  # uint8 [H, W, 3] -> what is kept of a picture
+FrameDecoder: TypeAlias = "Callable[[bytes, Segment, int | None, Fit], Frames]"
 DECODER_VARIABLE = "VL2_DECODER"  # tells the stages which of them; pyav where it is not set
 
 
-def frame_decoder(name: str | None = None) -> "Callable[[bytes, Segment, int | None], Frames]":
-    """The function (file, segment, num_frames) -> Frames of a decoder; without a name, of the one the environment names.
+def as_it_is(picture: np.ndarray) -> np.ndarray:
+    return picture
+
+
+def frame_decoder(name: str | None = None) -> FrameDecoder:
+    """The function (file, segment, num_frames, fit) -> Frames of a decoder; without a name, of the one the environment names.
 
     Raises: InvalidRequest if it is unknown or not installed.
     """
@@ -36,5 +44,5 @@ def frame_decoder(name: str | None = None) -> "Callable[[bytes, Segment, int | N
             )
         from videollama_core.media.decord_file import decode_video
     else:
-        from videollama_core.media.video_file import decode_video
+        from videollama_core.media.decoding.video_file import decode_video
     return decode_video

@@ -1,0 +1,143 @@
+"""How many frames of a video, and key frames in place of exact ones: what both give, and where they are refused."""
+
+import numpy as np
+import pytest
+
+from conftest import CHAT_VARIANTS, MEDIA, checkpoint
+from video_set import count_packets, numbered_video
+from videollama_client.wire import build_question
+from videollama_core.checkpoint.read_config import read_model_config
+from videollama_core.media.decoding.video_file import decode_video
+from videollama_core.media.preprocess import prepare
+from videollama_core.media.video import Segment, load_media
+from videollama_core.protocol.errors import BadSegment, InvalidRequest
+from videollama_server.answers.known_media import KnownMedia
+from videollama_server.stages.entry import Question
+
+CONFIG = read_model_config(checkpoint(CHAT_VARIANTS[0]))  # of 8 frames
+KEYS = Segment(sampling="keyframes")
+
+
+def values(frames) -> list[int]:
+    """The numbers that the pictures show."""
+    return [round(picture.mean() / 4) for picture in frames.rgb]
+
+
+def test_each_frame_gives_way_to_the_nearest_key_frame():
+    video = numbered_video(50, g="10", sc_threshold="0")
+    exact, keys = load_media("video", [video], Segment(), 8), load_media("video", [video], KEYS, 8)
+    assert exact.index.tolist() == [3, 9, 15, 21, 28, 34, 40, 46]
+    assert keys.index.tolist() == [0, 10, 10, 20, 30, 30, 40, 50 - 10]
+    assert values(keys) == keys.index.tolist()
+    assert np.allclose(keys.time, keys.index / 10)
+
+
+def test_only_key_frames_between_start_and_end_count():
+    video = numbered_video(50, g="10", sc_threshold="0")
+    between = load_media("video", [video], Segment(1.3, 2.9, sampling="keyframes"), 4)
+    assert set(between.index.tolist()) == {20}
+    none = load_media("video", [video], Segment(1.3, 1.8, sampling="keyframes"), 4)
+    assert none.index.tolist() == load_media("video", [video], Segment(1.3, 1.8), 4).index.tolist()
+
+
+@pytest.mark.parametrize("container", ["avi", "h264"])
+def test_where_a_file_does_not_tell_its_key_frames_frames_are_exact(container):
+    video = numbered_video(50, container=container, g="10")
+    assert (
+        load_media("video", [video], KEYS, 8).index.tolist()
+        == load_media("video", [video], Segment(), 8).index.tolist()
+    )
+
+
+def test_key_frames_are_the_only_packets_that_are_decoded(monkeypatch):
+    decoded = count_packets(monkeypatch)
+    found = decode_video(numbered_video(50, g="10", sc_threshold="0"), KEYS, 8)
+    assert decoded == sorted(set(found.index.tolist())) == [0, 10, 20, 30, 40]
+
+
+def test_the_number_of_frames_is_the_checkpoint_s_to_32():
+    video = (MEDIA / "plain_96x64.mp4").read_bytes()
+    for number in (8, 12, 32):
+        assert len(prepare("video", [video], Segment(num_frames=number), CONFIG).frames) == number
+    for number in (1, 7):
+        with pytest.raises(InvalidRequest, match=f"num_frames is {number}; this checkpoint takes 8, .* to 32"):
+            prepare("video", [video], Segment(num_frames=number), CONFIG)
+    assert CONFIG.tokens_of("video", 16) > CONFIG.tokens_of("video") == CONFIG.tokens_of("video", 8)
+
+
+@pytest.mark.parametrize(("number", "said"), [(0, "at least 1"), (-3, "at least 1"), (33, "the limit is 32")])
+def test_no_number_of_frames_beyond_the_limit(number, said):
+    with pytest.raises(InvalidRequest, match=said):
+        Segment(num_frames=number)
+
+
+@pytest.mark.parametrize("kind", ["image", "frames", "audio"])
+def test_what_has_no_frames_to_choose_takes_neither(kind):
+    for segment in (Segment(num_frames=8), KEYS):
+        with pytest.raises(InvalidRequest, match="needs a video"):
+            Question([{"role": "user", "content": "?"}], None, kind, (b"x",), segment)
+    with pytest.raises(InvalidRequest, match="sampling needs a video file, not kind folder"):
+        KEYS.refuse_for("folder")
+    Segment(num_frames=8).refuse_for("folder")
+    with pytest.raises(InvalidRequest, match="num_frames or sampling came without a video"):
+        Question([{"role": "user", "content": "?"}], None, segment=KEYS)
+    with pytest.raises(InvalidRequest, match="sampling is 'often'; it takes exact or keyframes"):
+        Segment(sampling="often")
+    with pytest.raises(BadSegment):
+        Segment(1.0).refuse_for("image")
+
+
+class _Stages:
+    def __init__(self) -> None:
+        self.asked = []
+
+    def perceive(self, kind, files, segment, noise, is_cancelled):
+        self.asked.append(segment)
+        return _Perceived()
+
+
+class _Perceived:
+    nbytes, spans = 8, {}
+
+
+def test_media_are_kept_apart_by_number_and_sampling(monkeypatch):
+    class Bundle:
+        identity, keeps_media_tokens_on_gpu = b"x", False
+
+    stages = _Stages()
+    known = KnownMedia(Bundle(), stages, 2**20)
+    monkeypatch.setattr("videollama_server.answers.known_media.replace", lambda seen, **_: seen)
+    segments = [Segment(), Segment(num_frames=16), Segment(num_frames=32), KEYS, Segment(sampling="exact")]
+    for segment in segments * 2:
+        known.perceive("video", (b"x",), segment, None, lambda: False)
+    assert stages.asked == segments  # once each
+
+
+def tensors(request) -> dict[str, tuple[str, bytes]]:
+    pairs = zip(request.inputs, request.raw_input_contents, strict=True)
+    return {tensor.name: (tensor.datatype, content) for tensor, content in pairs}
+
+
+def test_the_client_says_them_on_the_wire():
+    sent = tensors(build_question("?", None, {"video": b"x", "num_frames": 16, "sampling": "keyframes"}))
+    assert sent["num_frames"] == ("INT32", b"\x10\0\0\0") and sent["sampling"] == ("BYTES", b"\x09\0\0\0keyframes")
+    assert not {"num_frames", "sampling"} & set(tensors(build_question("?", None, {"video": b"x"})))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"num_frames": 16},
+        {"sampling": "exact"},
+        {"image": b"x", "num_frames": 16},
+        {"video": [b"x"], "sampling": "keyframes"},
+        {"video": b"x", "num_frames": 16.0},
+        {"video": b"x", "num_frames": 33},
+        {"video": b"x", "num_frames": True},
+        {"video": b"x", "sampling": "often"},
+        {"video": b"x", "sampling": ["exact"]},
+    ],
+)
+def test_the_client_refuses_what_the_server_would(arguments):
+    with pytest.raises(InvalidRequest):
+        build_question("?", None, arguments)

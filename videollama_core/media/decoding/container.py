@@ -1,0 +1,73 @@
+"""A file's container and its video stream, opened with every limit that a header can be checked against."""
+
+import io
+import time
+
+import av
+from av.video.stream import VideoStream
+
+from videollama_core.media.pictures import check_size
+from videollama_core.protocol import limits
+from videollama_core.protocol.errors import UnreadableMedia
+
+# Of every decoder, also those that only look what kind of pictures a stream holds.
+OPTIONS = {"max_pixels": str(limits.PICTURE_PIXELS.value)}
+DECODER_ERRORS = (av.FFmpegError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError)
+# Containers that hold their own data. Playlists (hls, dash, concat, sdp) name other files and addresses: never opened.
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,ogg,asf,h264,hevc,av1,obu,ivf,"
+    "m4v,mxf,nut,wtv,rm,dv,vob,wav,mp3,flac,aac,aiff,caf"
+)
+
+
+def open_container(data: bytes) -> "av.container.InputContainer":
+    """Raises: UnreadableMedia."""
+    try:
+        return av.open(
+            io.BytesIO(data),
+            mode="r",
+            metadata_errors="replace",
+            options=OPTIONS,
+            container_options={"format_whitelist": CONTAINERS, "max_streams": str(limits.VIDEO_STREAMS.value)},
+        )
+    except DECODER_ERRORS as error:
+        head = data[:16].hex(" ")
+        raise UnreadableMedia(
+            f"the file is not a video that can be opened ({len(data)} bytes, beginning {head}): {reason(error)}. "
+            "Send an mp4, mkv, webm, mov, avi, ts or gif file that plays, or an image as kind image"
+        ) from error
+
+
+def video_stream(container: "av.container.InputContainer") -> VideoStream:
+    """Raises: UnreadableMedia if there is none, or its pictures are too large."""
+    pictures = [
+        stream for stream in container.streams.video if not stream.disposition & stream.disposition.attached_pic
+    ]
+    if not pictures:
+        sound = " (it has an audio track)" if container.streams.audio else ""
+        raise UnreadableMedia(f"the file has no video stream{sound}; send one that shows pictures")
+    stream = pictures[0]
+    if stream.codec_context is None:
+        raise UnreadableMedia("the video's codec is not known here; re-encode it to H.264")
+    check_size(stream.codec_context.width, stream.codec_context.height)
+    stream.codec_context.options = OPTIONS
+    stream.codec_context.thread_count = 1  # frames at once cost a fifth to a third more processor time
+    return stream
+
+
+def deadline() -> float:
+    """Of processor time: a busy machine decodes what a quiet one decodes."""
+    return time.process_time() + limits.DECODE_SECONDS.value
+
+
+def check_bounds(packets: int, until: float) -> None:
+    """Raises: UnreadableMedia after too many packets, or past a deadline."""
+    limits.VIDEO_FRAMES.check(packets, "the video", UnreadableMedia)
+    if time.process_time() > until:
+        raise UnreadableMedia(
+            f"the video takes more than {limits.DECODE_SECONDS.value} s to decode; send a shorter or smaller one"
+        )
+
+
+def reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,100 @@
+"""A video file -> its chosen frames: only what they need is decoded where that is safe, everything up to the last one elsewhere."""
+
+import av
+import numpy as np
+from av.video.stream import VideoStream
+
+from videollama_core.media.decoding.container import deadline, open_container, video_stream
+from videollama_core.media.decoding.frame_index import FrameIndex, read_index
+from videollama_core.media.decoding.frame_table import confirmed, read_table
+from videollama_core.media.decoding.sequential import Found, decode_sequentially
+from videollama_core.media.decoding.sparse import decode_sparsely
+from videollama_core.media.video import MAX_FRAMES, Segment, candidate_range, choose_in_segment
+from videollama_core.media.video_decoders import Fit, as_it_is
+from videollama_core.protocol import limits
+from videollama_core.protocol.errors import UnreadableMedia
+from videollama_core.protocol.messages import Frames
+
+
+def decode_video(
+    data: bytes, segment: Segment, num_frames: int | None, fit: Fit = as_it_is, sparse: bool = True
+) -> Frames:
+    """The wanted frames of a video file, rotation tag applied, each fitted as soon as it is decoded.
+
+    Frames that playback never shows (cut by an edit list) are not candidates.
+
+    Args:
+        sparse: false for the plain way, which decodes every frame; both give the same.
+    Raises: UnreadableMedia if there is no video stream, the file is cut off, or a wanted frame cannot be decoded.
+    """
+    until = deadline()
+    with open_container(data) as container:
+        stream = video_stream(container)
+        choice = _Choice(stream, segment, num_frames)
+        table = read_table(container, stream, len(data)) if sparse else None
+        if table is None:
+            return _by_index(data, container, stream, choice, until, fit, sparse)
+        wanted = choice.by_key_frames(choice.of(table.available), table)
+        index = confirmed(table, container, stream, wanted, until)
+        found = None if index is None else decode_sparsely(container, stream, index, wanted, until, fit)
+        if found is not None:
+            return _frames(found, wanted)
+    with open_container(data) as container:  # from its beginning
+        return _by_index(data, container, video_stream(container), choice, until, fit, sparse)
+
+
+def _by_index(
+    data: bytes,
+    container: "av.container.InputContainer",
+    stream: VideoStream,
+    choice: "_Choice",
+    until: float,
+    fit: Fit,
+    sparse: bool,
+) -> Frames:
+    """By a list of all packets, or everything from the start."""
+    index = read_index(container, stream, until)
+    available, wanted = index.available, choice.of(index.available)
+    sound = index.is_sound(container.format.name, stream.codec_context.name)
+    if sound:
+        wanted = choice.by_key_frames(wanted, index)
+    found = decode_sparsely(container, stream, index, wanted, until, fit) if sparse and sound else None
+    while found is None:
+        pictures, shown = decode_sequentially(data, wanted, until, fit, index.number_at if sound else None)
+        if shown is None or shown == available:
+            found = pictures
+        elif shown > available or shown == 0:
+            raise UnreadableMedia(f"the file lists {available} frames and holds {shown}: it is damaged; re-encode it")
+        else:
+            # Fewer pictures than packets (a codec with hidden frames): what can be shown is what counts.
+            available, wanted = shown, choice.of(shown)
+    missing = sorted(set(wanted.tolist()) - set(found))
+    if missing:
+        raise UnreadableMedia(f"frame {missing[0]} of {available} cannot be decoded: the file is damaged")
+    return _frames(found, wanted)
+
+
+class _Choice:
+    """Which frames of a stream a segment wants."""
+
+    def __init__(self, stream: VideoStream, segment: Segment, num_frames: int | None) -> None:
+        self._segment, self._num_frames = segment, num_frames
+        self._rate = float(stream.average_rate or stream.guessed_rate or 0)
+        self._pixels = stream.codec_context.width * stream.codec_context.height
+
+    def of(self, available: int) -> np.ndarray:
+        """Raises: UnreadableMedia, BadSegment."""
+        chosen = choose_in_segment(available, self._rate, self._segment, self._num_frames)[:MAX_FRAMES]
+        limits.VIDEO_PIXELS.check((int(chosen[-1]) + 1) * self._pixels, "the video", UnreadableMedia)
+        return chosen
+
+    def by_key_frames(self, wanted: np.ndarray, index: FrameIndex) -> np.ndarray:
+        """The key frames nearest to them, if those are asked for."""
+        if not self._segment.by_key_frames:
+            return wanted
+        return index.nearest_keys(wanted, *candidate_range(index.available, self._rate, self._segment))
+
+
+def _frames(found: Found, wanted: np.ndarray) -> Frames:
+    times = np.array([found[number][1] for number in wanted.tolist()], dtype=np.float64)
+    return Frames([found[number][0] for number in wanted.tolist()], wanted, times)
