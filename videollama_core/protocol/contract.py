@@ -6,43 +6,18 @@ one more leading batch dimension on the wire. The tensors of `tensorrt_llm` are 
 the CPU engine and the C++ backend can stand in for each other.
 """
 
-from dataclasses import dataclass
+from videollama_core.protocol import limits
+from videollama_core.protocol.tensors import Stage as Stage  # a part of the contract: imported from here
+from videollama_core.protocol.tensors import Tensor as Tensor
 
-MAX_MEDIA_BYTES = 512 * 2**20  # of one request; the server's message limit is 2 GiB - 1
-MAX_REQUESTS = 64  # answered by the entry at a time; more are refused at once
-MAX_NEW_TOKENS = 32768  # no published checkpoint has more positions
+MAX_MEDIA_BYTES = limits.MEDIA_BYTES.value
+MAX_ANSWER_BYTES = limits.ANSWER_BYTES.value
+MAX_REQUESTS = limits.REQUESTS.value
+MAX_NEW_TOKENS = limits.NEW_TOKENS.value
 RUNNING_METRIC = "vl2_running_requests"  # gauge on the metrics port, by stage: requests being answered
 MEDIA_KINDS = ("video", "image", "frames", "folder", "audio", "video_with_audio")
+SAMPLINGS = ("exact", "keyframes")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}  # names of files that hold one picture
-
-
-@dataclass(frozen=True)
-class Tensor:
-    name: str
-    dtype: str  # Triton's name without the TYPE_ prefix, STRING for bytes
-    dims: tuple[int, ...]
-    meaning: str
-    optional: bool = False
-
-    @property
-    def wire_dtype(self) -> str:
-        """The KServe v2 name of the type: STRING travels as BYTES."""
-        return "BYTES" if self.dtype == "STRING" else self.dtype
-
-    def as_optional(self) -> "Tensor":
-        return Tensor(self.name, self.dtype, self.dims, self.meaning, optional=True)
-
-
-@dataclass(frozen=True)
-class Stage:
-    name: str
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    decoupled: bool = False
-    max_batch_size: int = 0
-
-    def input(self, name: str) -> Tensor:
-        return next(tensor for tensor in self.inputs if tensor.name == name)
 
 
 # Media, as the caller sends it.
@@ -51,6 +26,7 @@ MEDIA = Tensor(
     "STRING",
     (-1,),
     "encoded file, or several (frames, folder); .npy bytes hold raw RGB: uint8 [H,W,3], or [T,H,W,3] alone",
+    most=limits.MEDIA_FILES,
 )
 MEDIA_KIND = Tensor(
     "media_kind",
@@ -59,8 +35,30 @@ MEDIA_KIND = Tensor(
     "video (one file) | image | frames (every one is used) | folder (frames sampled at 3 per second) | audio | "
     "video_with_audio (with its audio track)",
 )
+MEDIA_URL = Tensor(
+    "media_url",
+    "STRING",
+    (1,),
+    "in place of media, one file of a kind that is one: https://HOST/PATH or file:///PATH, where the server takes it",
+    optional=True,
+)
 START = Tensor("start", "FP64", (1,), "seconds; first moment of the video or audio to use", optional=True)
 END = Tensor("end", "FP64", (1,), "seconds; last moment to use", optional=True)
+NUM_FRAMES = Tensor(
+    "num_frames",
+    "INT32",
+    (1,),
+    "of a video, gif or folder to look at: the checkpoint's number, which is the default, to 32",
+    True,
+)
+SAMPLING = Tensor(
+    "sampling",
+    "STRING",
+    (1,),
+    "exact, or keyframes: of a video file the key frame nearest to each wanted frame, in a fraction of the time",
+    optional=True,
+)
+WHICH = (START, END, NUM_FRAMES, SAMPLING)  # of a video
 
 # The question and how to answer it. An absent option means the checkpoint's own default.
 QUESTION = Tensor("question", "STRING", (1,), "one user turn", optional=True)
@@ -73,17 +71,31 @@ OPTIONS = (
     Tensor("repetition_penalty", "FP32", (1,), "above 0; on generated tokens only", optional=True),
     Tensor("seed", "UINT64", (1,), "same seed, same text", optional=True),
 )
-# Visual contrastive decoding (contrast.py), on the engines of our own scheduler.
+# What TensorRT-LLM has no tensor for: visual contrastive decoding (contrast.py).
 VCD_ALPHA = Tensor("vcd_alpha", "FP32", (1,), "weight of the contrast to noised pixels; 0 is off", optional=True)
 VCD_BETA = Tensor("vcd_beta", "FP32", (1,), "plausibility cutoff in [0, 1]; default 0.1", optional=True)
 VCD_NOISE_STEP = Tensor("vcd_noise_step", "INT32", (1,), "of the diffusion, 0 to 999; default 500", optional=True)
-CONTRAST_OPTIONS = (VCD_ALPHA, VCD_BETA, VCD_NOISE_STEP)
-STOP = Tensor("stop", "STRING", (-1,), "the text ends before the first of these strings", optional=True)
+OWN_OPTIONS = (VCD_ALPHA, VCD_BETA, VCD_NOISE_STEP)
+STOP = Tensor("stop", "STRING", (-1,), "the text ends before the first of these strings", True, limits.STOP_STRINGS)
+# A header of a question: equal for questions about equal media, so that a balancer can bring them to one server.
+MEDIA_HEADER = "x-vl2-media"
 PING = Tensor("ping", "BOOL", (1,), "true: answer at once with `process` alone", optional=True)
 
 # Between the stages.
-FRAMES = Tensor("frames", "UINT8", (-1, -1, -1, 3), "[T,S,S,3] RGB at tower size; T = 1 is an image, 0 is sound alone")
-FILTERBANK = Tensor("filterbank", "FP32", (-1, -1), "[R,F] log mel energies rounded to bfloat16; R = 0 without sound")
+FRAMES = Tensor(
+    "frames",
+    "UINT8",
+    (-1, -1, -1, 3),
+    "[T,S,S,3] RGB at tower size; T = 1 is an image, 0 is audio alone",
+    most=limits.FRAME_VALUES,
+)
+FILTERBANK = Tensor(
+    "filterbank",
+    "FP32",
+    (-1, -1),
+    "[R,F] log mel energies rounded to bfloat16; R = 0 without audio",
+    most=limits.FILTERBANK_VALUES,
+)
 FRAME_INDEX = Tensor("frame_index", "INT64", (-1,), "[T] position of each frame in the video, -1 for black padding")
 FRAME_TIME = Tensor("frame_time", "FP64", (-1,), "[T] seconds into the video, NaN where unknown")
 PREPROCESS_SPAN = Tensor("preprocess_span", "FP64", (2,), "Unix seconds when the work began and ended")
@@ -91,13 +103,18 @@ PERCEPTION_SPANS = Tensor("perception_spans", "FP64", (4,), "preprocess_span, th
 TEXT = Tensor("text", "STRING", (1,), "UTF-8")
 
 # TensorRT-LLM's.
-INPUT_IDS = Tensor("input_ids", "INT32", (-1,), "prompt; media position k holds vocab_size + k")
+INPUT_IDS = Tensor("input_ids", "INT32", (-1,), "prompt; media position k holds vocab_size + k", most=limits.POSITIONS)
 INPUT_LENGTHS = Tensor("input_lengths", "INT32", (1,), "length of input_ids")
 REQUEST_OUTPUT_LEN = Tensor("request_output_len", "INT32", (1,), "at most this many new tokens")
 END_ID = Tensor("end_id", "INT32", (1,), "generation ends after this id", optional=True)
 PAD_ID = Tensor("pad_id", "INT32", (1,), "prompt positions with this id are not attended to", optional=True)
 STOP_WORDS_LIST = Tensor(
-    "stop_words_list", "INT32", (2, -1), "row 0 ids of all words, row 1 their running end offsets padded with -1", True
+    "stop_words_list",
+    "INT32",
+    (2, -1),
+    "row 0 ids of all words, row 1 their running end offsets padded with -1",
+    True,
+    limits.STOP_WORD_IDS,
 )
 TEMPERATURE = Tensor("temperature", "FP32", (1,), "softmax temperature", optional=True)
 RUNTIME_TOP_K = Tensor("runtime_top_k", "INT32", (1,), "1 is greedy, 0 is off", optional=True)
@@ -110,13 +127,13 @@ RETURN_GENERATION_LOGITS = Tensor(
 EXCLUDE_INPUT = Tensor("exclude_input_in_output", "BOOL", (1,), "output_ids without the prompt", optional=True)
 STREAMING = Tensor("streaming", "BOOL", (1,), "true: one response per step, false: one at the end", optional=True)
 STOP_REQUEST = Tensor("stop", "BOOL", (1,), "true: end the running request of the same request id", optional=True)
-PROMPT_TABLE = Tensor("prompt_embedding_table", "FP32", (-1, -1), "[N,D] media tokens", optional=True)
+PROMPT_TABLE = Tensor("prompt_embedding_table", "FP32", (-1, -1), "[N,D] media tokens", True, limits.TABLE_VALUES)
 PROMPT_VOCAB_SIZE = Tensor("prompt_vocab_size", "INT32", (1,), "N", optional=True)
 PROMPT_EXTRA_IDS = Tensor(
-    "prompt_table_extra_ids", "UINT64", (-1,), "media hash per position, 0 for text", optional=True
+    "prompt_table_extra_ids", "UINT64", (-1,), "media hash per position, 0 for text", True, limits.POSITIONS
 )
-OUTPUT_IDS = Tensor("output_ids", "INT32", (-1, -1), "[beams, n] ids")
-SEQUENCE_LENGTH = Tensor("sequence_length", "INT32", (-1,), "[beams] length of output_ids")
+OUTPUT_IDS = Tensor("output_ids", "INT32", (-1, -1), "[beams, n] ids", most=limits.POSITIONS)
+SEQUENCE_LENGTH = Tensor("sequence_length", "INT32", (-1,), "[beams] length of output_ids", most=limits.BEAMS)
 GENERATION_LOGITS = Tensor(
     "generation_logits",
     "FP32",
@@ -124,9 +141,10 @@ GENERATION_LOGITS = Tensor(
     "[beams, n, vocab] before any penalty or filter; with vcd_alpha the contrast",
 )
 
+CALLER = Tensor("caller", "STRING", (1,), "the entry's note of who waits: the work ends with it", optional=True)
 PREPROCESS = Stage(
     "preprocess",
-    (MEDIA, MEDIA_KIND, START, END),
+    (MEDIA, MEDIA_KIND, *WHICH, CALLER),
     (FRAMES, FILTERBANK, FRAME_INDEX, FRAME_TIME, PREPROCESS_SPAN),
 )
 # Batched shapes ([1,N,D], [1,1]) leave the encoder, because the language model's stage has a batch dimension.
@@ -136,70 +154,51 @@ ENCODED_TABLE = Tensor(
     (1, -1, -1),
     "[1,N,D] media tokens; [1,2N,D] with noise: then those of noised pixels",
 )
-ENCODED_SIZE = Tensor("prompt_vocab_size", "INT32", (1, 1), "[1,1] rows of the table")
-# Both or neither. They are part of the response cache's key, as every input is.
+ENCODED_SIZE = Tensor("prompt_vocab_size", "INT32", (1, 1), "[1,1] rows of the table; 0: ask again")
+# Both or neither.
 NOISE = (VCD_NOISE_STEP, Tensor("seed", "UINT64", (1,), "of the noise", optional=True))
-MEDIA_HASH = Tensor(
-    "media_hash", "UINT64", (1, 1), "[1,1] of what was encoded, never 0: keys and values are reused by it"
-)
+MEDIA_HASH = Tensor("media_hash", "UINT64", (1, 1), "[1,1] of what was encoded, never 0: the KV cache is reused by it")
+# With a caller the encoder works by turns: no rows means that there is more to do, and that the caller asks again by its note
+# alone. Without one it answers when it is done.
 ENCODER = Stage(
     "encoder",
-    (FRAMES, FILTERBANK.as_optional(), PREPROCESS_SPAN.as_optional(), *NOISE),
+    (FRAMES.as_optional(), FILTERBANK.as_optional(), PREPROCESS_SPAN.as_optional(), *NOISE, CALLER),
     (ENCODED_TABLE, ENCODED_SIZE, MEDIA_HASH, PERCEPTION_SPANS),
 )
-# Whoever calls `perception` asks for all its outputs: Triton 2.51 caches the response of an ensemble with the outputs
-# that were asked for, and answers a request for others with an error or not at all.
-PERCEPTION = Stage("perception", (*PREPROCESS.inputs, *NOISE), ENCODER.outputs)
+PERCEPTION = Stage("perception", (*PREPROCESS.inputs, *NOISE), (*ENCODER.outputs, FRAME_INDEX, FRAME_TIME))
 
 
-def _batched(tensor: Tensor) -> Tensor:
-    return Tensor(tensor.name, tensor.dtype, (1, *tensor.dims), tensor.meaning)
-
-
+_PROMPT_AND_SAMPLING = (
+    INPUT_IDS,
+    INPUT_LENGTHS,
+    REQUEST_OUTPUT_LEN,
+    END_ID,
+    PAD_ID,
+    STOP_WORDS_LIST,
+    TEMPERATURE,
+    RUNTIME_TOP_K,
+    RUNTIME_TOP_P,
+    REPETITION_PENALTY,
+    SEED,
+)
 PROMPT = Stage(
     "prompt",
-    # The spans are not looked at: an ensemble must use every output of a step, and of `perception` all are asked for.
-    (
-        QUESTION,
-        MESSAGES,
-        MEDIA_KIND.as_optional(),
-        ENCODED_SIZE.as_optional(),
-        MEDIA_HASH.as_optional(),
-        PERCEPTION_SPANS.as_optional(),
-        *OPTIONS,
-    ),
-    tuple(
-        _batched(tensor)
-        for tensor in (
-            INPUT_IDS,
-            INPUT_LENGTHS,
-            REQUEST_OUTPUT_LEN,
-            END_ID,
-            PAD_ID,
-            STOP_WORDS_LIST,
-            TEMPERATURE,
-            RUNTIME_TOP_K,
-            RUNTIME_TOP_P,
-            REPETITION_PENALTY,
-            SEED,
-            PROMPT_EXTRA_IDS,
-        )
-    ),
+    (QUESTION, MESSAGES, MEDIA_KIND.as_optional(), ENCODED_SIZE.as_optional(), MEDIA_HASH.as_optional(), *OPTIONS),
+    tuple(tensor.batched() for tensor in (*_PROMPT_AND_SAMPLING, PROMPT_EXTRA_IDS)),
 )
+# Ours alone: TensorRT-LLM's backend has no such tensors, and the entry refuses the options there.
+OWN_SAMPLING = (VCD_ALPHA, VCD_BETA)
+# Tensor of the language model -> field of ResolvedSampling. Left out are those whose values depend on one another.
+SAMPLING_FIELDS = {
+    TEMPERATURE.name: "temperature",
+    RUNTIME_TOP_P.name: "top_p",
+    REPETITION_PENALTY.name: "repetition_penalty",
+    SEED.name: "seed",
+} | {tensor.name: tensor.name for tensor in OWN_SAMPLING}
 LANGUAGE_MODEL = Stage(
     "tensorrt_llm",
     (
-        INPUT_IDS,
-        INPUT_LENGTHS,
-        REQUEST_OUTPUT_LEN,
-        END_ID,
-        PAD_ID,
-        STOP_WORDS_LIST,
-        TEMPERATURE,
-        RUNTIME_TOP_K,
-        RUNTIME_TOP_P,
-        REPETITION_PENALTY,
-        SEED,
+        *_PROMPT_AND_SAMPLING,
         RETURN_GENERATION_LOGITS,
         EXCLUDE_INPUT,
         STREAMING,
@@ -207,9 +206,7 @@ LANGUAGE_MODEL = Stage(
         PROMPT_TABLE,
         PROMPT_VOCAB_SIZE,
         PROMPT_EXTRA_IDS,
-        # Ours alone: TensorRT-LLM's backend has no such tensors, and the entry refuses the option there.
-        VCD_ALPHA,
-        VCD_BETA,
+        *OWN_SAMPLING,
     ),
     (OUTPUT_IDS, SEQUENCE_LENGTH, GENERATION_LOGITS),
     decoupled=True,
@@ -217,7 +214,7 @@ LANGUAGE_MODEL = Stage(
 )
 # The ids leave detokenize again: an ensemble of Triton 2.51 never answers a request for some of its outputs when one of
 # the others is also an input of a step.
-_GENERATED = (_batched(OUTPUT_IDS), _batched(SEQUENCE_LENGTH))
+_GENERATED = (OUTPUT_IDS.batched(), SEQUENCE_LENGTH.batched())
 DETOKENIZE = Stage("detokenize", _GENERATED, (TEXT, *_GENERATED))
 ENSEMBLE = Stage(
     "ensemble",
@@ -233,18 +230,23 @@ ENTRY = Stage(
         MESSAGES,
         MEDIA.as_optional(),
         MEDIA_KIND.as_optional(),
-        START,
-        END,
+        MEDIA_URL,
+        *WHICH,
         *OPTIONS,
-        *CONTRAST_OPTIONS,
+        *OWN_OPTIONS,
         STOP,
         PING,
     ),
     (
         TEXT,
         Tensor("output_ids", "INT32", (-1,), "ids behind this piece; held-back text may make pieces and ids lag"),
-        Tensor("summary", "STRING", (1,), "on the last message: JSON with finish_reason, usage, seconds"),
-        Tensor("process", "STRING", (1,), "name of the process that answers; a new one means the old one died"),
+        Tensor("summary", "STRING", (1,), "on the last message: JSON with finish_reason, usage, seconds, frames"),
+        Tensor(
+            "process",
+            "STRING",
+            (1,),
+            "SERVER:PROCESS that answers; another one of the same server means that the old one died",
+        ),
     ),
     decoupled=True,
 )

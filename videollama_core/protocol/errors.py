@@ -6,6 +6,8 @@
     |   +-- BadSegment            start/end do not name a part of the video
     |   +-- BadSampling           a generation option is out of range
     |   +-- PromptTooLong         prompt and media tokens do not fit the context
+    +-- MediaUnreachable          the media's URL did not hand it over to the server
+    +-- NotAllowed                the server wants a key or a certificate that the caller has not
     +-- Overloaded                try again later
     +-- ServerUnreachable         nothing answers at the address (client only)
     +-- DeadlineExceeded          the caller's own timeout passed (client only)
@@ -64,6 +66,16 @@ class BadSampling(InvalidRequest):
 
 class PromptTooLong(InvalidRequest):
     pass
+
+
+class MediaUnreachable(VideoLlamaError):
+    triton_code = "UNAVAILABLE"
+    exit_code = 3
+
+
+class NotAllowed(VideoLlamaError):
+    triton_code = "INVALID_ARG"
+    exit_code = 2
 
 
 class Overloaded(VideoLlamaError):
@@ -145,6 +157,11 @@ def _leaves(root: type[VideoLlamaError]) -> list[type[VideoLlamaError]]:
 
 KINDS = {kind.__name__: kind for kind in _leaves(VideoLlamaError)}
 _WIRE = re.compile(rf"\b({'|'.join(sorted(KINDS, key=len, reverse=True))}): (.*)", re.DOTALL)
+NO_SHARED_MEMORY = (
+    "the server has too little shared memory for this medium beside what it answers already; try again later, send a smaller "
+    "one, or give the server more: vl2 doctor tells how much"
+)
+_NO_SHARED_MEMORY = re.compile(r"shared memory (pool size|region)")
 # What Triton itself says, and what it means to a caller.
 _TRITON_SAYS: list[tuple[re.Pattern[str], type[VideoLlamaError]]] = [
     (re.compile(r"Stub process '\w+' is not healthy"), StageDied),
@@ -159,11 +176,28 @@ _TRITON_SAYS: list[tuple[re.Pattern[str], type[VideoLlamaError]]] = [
 ]
 
 
+def shown(value: object) -> str:
+    """A value as an error says it: short, printable, and whatever it is (a number of 5,000 digits has no repr)."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+def printable(text: str) -> str:
+    """A foreign text as an error says it: what a terminal would obey is taken out, what is longer than a page is cut."""
+    return "".join(one if one.isprintable() or one == "\n" else "?" for one in text[:4000])
+
+
 def from_wire(message: str) -> VideoLlamaError:
     """The error that a message from the server stands for; StageFailed when it is none of ours and none known."""
+    message = printable(message)
     found = _WIRE.search(message)
     if found:
-        return KINDS[found[1]](found[2])
+        return KINDS[found[1]](found[2] or "the server gives no reason")
+    if _NO_SHARED_MEMORY.search(message):
+        return Overloaded(NO_SHARED_MEMORY)
     for pattern, kind in _TRITON_SAYS:
         if pattern.search(message):
             advice = "; the stage is being started again, or the server is stopping: send the request again"

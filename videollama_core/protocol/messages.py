@@ -1,14 +1,15 @@
 """What flows between the stages, as plain data. T frames, S image side, N media tokens, D language model width."""
 
-import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields
+from functools import cache
+from typing import Any
 
 import numpy as np
 
 from videollama_core.protocol.contract import MAX_NEW_TOKENS
-from videollama_core.protocol.errors import BadSampling, InvalidRequest
+from videollama_core.protocol.errors import BadSampling, InvalidRequest, shown
+from videollama_core.protocol.limits import MESSAGES, QUESTION_CHARACTERS, STOP_CHARACTERS, STOP_STRINGS
 
 Conversation = list[dict[str, str]]
 VCD_BETA, VCD_NOISE_STEP = 0.1, 500  # the defaults of the paper's code (contrast.py)
@@ -23,60 +24,82 @@ class Frames:
     time: np.ndarray  # float64 [T], seconds; NaN where the source has no clock
 
 
+def _option(low: float, high: float, meaning: str, whole: bool = False, open_low: bool = False) -> Any:
+    """A number that may be left out. Args: whole: it is an integer; open_low: it lies above `low`."""
+    return field(default=None, metadata={"range": (low, high, whole, open_low), "meaning": meaning})
+
+
+@dataclass(frozen=True)
+class EncoderInputs:
+    """Media as the encoders take them."""
+
+    frames: np.ndarray  # uint8 [T, S, S, 3]; T = 0 for sound alone, 1 for an image
+    filterbank: np.ndarray  # float32 [R, F]; R = 0 for pictures alone
+    index: np.ndarray  # int64 [T], as in Frames
+    time: np.ndarray  # float64 [T], as in Frames
+
+
 @dataclass(frozen=True)
 class SamplingOptions:
     """How to choose tokens. None means the checkpoint's own default (`resolve`)."""
 
-    max_new_tokens: int | None = None
-    temperature: float | None = None  # 0 is greedy
-    top_k: int | None = None  # 0 is off
-    top_p: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = field(default=())
-    vcd_alpha: float | None = None  # weight of visual contrastive decoding (contrast.py); 0 is off
-    vcd_beta: float | None = None
-    vcd_noise_step: int | None = None
+    max_new_tokens: int | None = _option(1, MAX_NEW_TOKENS, "Generate at most this many tokens.", whole=True)
+    temperature: float | None = _option(0, 100, "Divide the scores by this; 0 is greedy, and the default.")
+    top_k: int | None = _option(0, 2**31 - 1, "Sample from the best K tokens; 0 is off.", whole=True)
+    top_p: float | None = _option(0, 1, "Sample from the nucleus of this probability.", open_low=True)
+    repetition_penalty: float | None = _option(
+        0, 100, "Penalize generated tokens; 1 is off; the default is the checkpoint's own.", open_low=True
+    )
+    seed: int | None = _option(0, 2**64 - 1, "Repeat a sampled answer: the same seed gives the same text.", whole=True)
+    vcd_alpha: float | None = _option(0, 100, "Weight visual contrastive decoding (VCD) by this; 0 is off.")
+    vcd_beta: float | None = _option(
+        0, 1, f"VCD: keep tokens at least this many times as likely as the best; the default is {VCD_BETA}."
+    )
+    vcd_noise_step: int | None = _option(
+        0, 999, f"VCD: add the noise of this diffusion step; the default is {VCD_NOISE_STEP}.", whole=True
+    )
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        self._number("max_new_tokens", 1, MAX_NEW_TOKENS, whole=True)
-        self._number("temperature", 0, 100)
-        self._number("top_k", 0, 2**31 - 1, whole=True)
-        self._number("top_p", 0, 1, open_low=True)
-        self._number("repetition_penalty", 0, 100, open_low=True)
-        self._number("seed", 0, 2**64 - 1, whole=True)
-        self._number("vcd_alpha", 0, 100)
-        self._number("vcd_beta", 0, 1)
-        self._number("vcd_noise_step", 0, 999, whole=True)
+        for option in number_options():
+            self._check(option.name, *option.metadata["range"])
         if self.vcd_alpha is None and (self.vcd_beta, self.vcd_noise_step) != (None, None):
             raise BadSampling("vcd_beta and vcd_noise_step came without vcd_alpha, which turns the contrast on")
         if isinstance(self.stop, str) or not all(isinstance(word, str) and word for word in self.stop):
-            raise BadSampling(f"stop is {self.stop!r}; it takes a list of strings that are not empty")
-        if len(self.stop) > 16 or any(len(word) > 1000 for word in self.stop):
-            raise BadSampling("stop takes at most 16 strings of at most 1000 characters")
+            raise BadSampling(f"stop is {shown(self.stop)}; it takes a list of strings that are not empty")
+        STOP_STRINGS.check(len(self.stop), "stop", BadSampling)
+        STOP_CHARACTERS.check(max(map(len, self.stop), default=0), "a string of stop", BadSampling)
 
-    def _number(self, name: str, low: float, high: float, whole: bool = False, open_low: bool = False) -> None:
+    def _check(self, name: str, low: float, high: float, whole: bool, open_low: bool) -> None:
         value = getattr(self, name)
         if value is None:
             return
         kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
-        good = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
-        if not good or value > high or value < low or (open_low and value <= low):
+        good = isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high  # not NaN
+        if not good or (open_low and value == low):
             wanted = f"{'above' if open_low else 'at least'} {low:g} and at most {high}"
-            raise BadSampling(f"{name} is {value!r}; it takes {'a whole number' if whole else 'a number'} {wanted}")
+            raise BadSampling(
+                f"{name} is {shown(value)}; it takes {'a whole number' if whole else 'a number'} {wanted}"
+            )
+
+
+@cache
+def number_options() -> "tuple[Field[Any], ...]":
+    """The fields of `SamplingOptions` that are numbers; their metadata has `range` (low, high, whole, open_low) and `meaning`."""
+    return tuple(option for option in fields(SamplingOptions) if "range" in option.metadata)
 
 
 @dataclass(frozen=True)
 class ResolvedSampling:
-    """`SamplingOptions` with the checkpoint's defaults filled in."""
+    """`SamplingOptions` with the checkpoint's defaults filled in; the defaults here change nothing."""
 
     max_new_tokens: int
     greedy: bool
-    temperature: float
-    top_k: int
-    top_p: float
-    repetition_penalty: float
-    seed: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
     vcd_alpha: float = 0.0
     vcd_beta: float = VCD_BETA
     vcd_noise_step: int = VCD_NOISE_STEP
@@ -119,11 +142,12 @@ class GenerationDefaults:
 
 
 def as_conversation(question: "str | Sequence[dict[str, str]]") -> Conversation:
-    """A question or a list of messages, as messages. Raises: InvalidRequest if it is neither."""
+    """A question or a list of messages, as messages. Raises: InvalidRequest if it is neither, or over a limit."""
     if isinstance(question, str):
-        return [{"role": "user", "content": question}]
+        question = [{"role": "user", "content": question}]
     if not isinstance(question, (list, tuple)) or not question:
         raise InvalidRequest(f"found {type(question).__name__}; the question is a string or a list of messages")
+    MESSAGES.check(len(question), "the conversation")
     for position, message in enumerate(question):
         if (
             not isinstance(message, dict)
@@ -132,17 +156,24 @@ def as_conversation(question: "str | Sequence[dict[str, str]]") -> Conversation:
         ):
             raise InvalidRequest(f"message {position} must be an object with the strings role and content alone")
         if message["role"] not in ("user", "assistant", "system"):
-            raise InvalidRequest(f"message {position} has role {message['role']!r}; roles are user and assistant")
-    if question[0]["role"] != "user":
-        raise InvalidRequest(f"the first message has role {question[0]['role']!r}; it must be the user's")
+            raise InvalidRequest(
+                f"message {position} has role {shown(message['role'])}; roles are user and assistant, and system for the first"
+            )
+        if message["role"] == "system" and position:
+            raise InvalidRequest(f"message {position} has role 'system'; a system message is the first one")
+    asked = question[1:] if question[0]["role"] == "system" else question
+    if not asked or asked[0]["role"] != "user":
+        found = repr(asked[0]["role"]) if asked else "nothing"
+        raise InvalidRequest(
+            f"the conversation begins with {found}; after a system message, if any, it is the user's turn"
+        )
+    QUESTION_CHARACTERS.check(sum(len(message["content"]) for message in question), "the question")
+    for message in question:
+        try:
+            message["content"].encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"a lone surrogate stands in the text, at character {error.start}") from None
     return [dict(message) for message in question]
-
-
-def conversation_from_json(text: str) -> Conversation:
-    try:
-        return as_conversation(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise InvalidRequest(f"messages is not JSON: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -155,9 +186,18 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class FrameSeen:
+    """A frame that the model looked at."""
+
+    index: int  # its position in the video, from 0
+    seconds: float | None  # into the video, by its own timestamps; None where it has none
+
+
+@dataclass(frozen=True)
 class Answer:
     text: str
     output_ids: list[int]
     finish_reason: str  # "stop" (end token or stop string) or "length"
     usage: Usage
     seconds: dict[str, float]  # by stage, and "total"
+    frames: tuple[FrameSeen, ...] = ()  # in order; none of a picture, of audio or of text

@@ -1,0 +1,1 @@
+"""What the service tells its operator: figures, traces, log lines; for server and gateway. Imports the protocol alone."""

@@ -1,0 +1,105 @@
+"""Log lines of server and gateway: as text, or one JSON object a line. What callers send stands in them only where asked for."""
+
+import json
+import logging
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+FORMAT_VARIABLE, CONTENT_VARIABLE = "VL2_LOG_FORMAT", "VL2_LOG_CONTENT"
+TEXT, JSON = FORMATS = ("text", "json")
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+_FIELDS = "vl2_fields"  # of a record: what it says beside its message
+
+
+@dataclass(frozen=True)
+class LogStyle:
+    """How a process and those that it starts write.
+
+    Args:
+        content: whether questions, answers and texts of errors, which quote them, may be in it.
+    """
+
+    format: str = TEXT
+    content: bool = False
+
+    def environment(self) -> dict[str, str]:
+        return {FORMAT_VARIABLE: self.format, CONTENT_VARIABLE: str(int(self.content))}
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str] = os.environ) -> "LogStyle":
+        return cls(environment.get(FORMAT_VARIABLE, TEXT), environment.get(CONTENT_VARIABLE) == "1")
+
+
+class LogFormatter(logging.Formatter):
+    """Control characters are escaped, and each further line of a record (a traceback's, or forged) is indented: nobody but
+    the program can begin a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record) + "".join(f" {name}={_word(value)}" for name, value in _fields(record).items())
+        return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text).replace("\n", "\n    ")
+
+
+class JsonFormatter(logging.Formatter):
+    """`time`, `level`, `process`, `message`, what the record says beside it, and `error` of an exception.
+
+    Args:
+        process: which one writes.
+        content: with the text of an exception, too, which may quote what a caller sent.
+    """
+
+    def __init__(self, process: str, content: bool) -> None:
+        super().__init__()
+        self._process, self._content = process, content
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, Any] = {
+            "time": f"{when}.{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "process": self._process,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info and record.exc_info[1] is not None:
+            line["error"] = self._error(record.exc_info[1])
+        return json.dumps(line, ensure_ascii=True, default=str)
+
+    def _error(self, error: BaseException) -> dict[str, Any]:
+        frames = traceback.extract_tb(error.__traceback__)
+        found: dict[str, Any] = {
+            "type": type(error).__name__,
+            "frames": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames],
+        }
+        return found | ({"text": str(error)} if self._content else {})
+
+
+def log_to_stderr(level: int | str, form: str, process: str, style: LogStyle | None = None) -> None:
+    """What every logger of this process writes: in `form` (logging.Formatter's), or as JSON.
+
+    Args:
+        style: None takes that of the environment.
+    """
+    style = style or LogStyle.of()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter(process, style.content) if style.format == JSON else LogFormatter(form))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+def fields(**found: Any) -> dict[str, Any]:
+    """For `extra` of a logger's call: what a record says beside its message; None says nothing."""
+    return {_FIELDS: {name: value for name, value in found.items() if value not in (None, "")}}
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    found: dict[str, Any] = getattr(record, _FIELDS, {})
+    return found
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) and value and " " not in value else json.dumps(value, default=str)
