@@ -9,12 +9,19 @@ import torch
 
 from videollama_core.checkpoint.parts import open_checkpoint
 from videollama_core.contrast import NO_PIXELS, Noise, add_noise, contrast
-from videollama_core.media.preprocess import Prepared, prepare
+from videollama_core.media.preprocess import prepare
 from videollama_core.media.video import Segment
 from videollama_core.model.frame_plan import plan_encoding
 from videollama_core.prompt import MODALITIES, Prompt, check_length, render_prompt, tokenize_prompt
 from videollama_core.protocol.errors import InvalidRequest
-from videollama_core.protocol.messages import Answer, Conversation, ResolvedSampling, SamplingOptions, Usage
+from videollama_core.protocol.messages import (
+    Answer,
+    Conversation,
+    EncoderInputs,
+    ResolvedSampling,
+    SamplingOptions,
+    Usage,
+)
 from videollama_core.sampling import Sampler
 from videollama_core.text import Tokenizer, read_generation_defaults
 
@@ -46,17 +53,19 @@ class Pipeline:
         self.tokenizer = Tokenizer(parts.folders.language)
         self.defaults = read_generation_defaults(parts.folders.language, self.tokenizer)
 
-    def prepare(self, kind: str, files: Sequence[bytes], segment: Segment = Segment(), pad: bool = False) -> Prepared:
+    def prepare(
+        self, kind: str, files: Sequence[bytes], segment: Segment = Segment(), pad: bool = False
+    ) -> EncoderInputs:
         """Media -> pixels and filterbank."""
         return prepare(kind, files, segment, self.config, pad, self.video_decoder)
 
-    def media_tokens(self, media: Prepared) -> torch.Tensor:
+    def media_tokens(self, media: EncoderInputs) -> torch.Tensor:
         """float32 [N, D]: vision tokens, then audio tokens."""
         parts = [self.encode_frames(media.frames)] if len(media.frames) else []
         parts += [self.encode_audio(media.filterbank)] if len(media.filterbank) else []
         return torch.cat(parts)
 
-    def noised(self, media: Prepared, noise: Noise) -> Prepared:
+    def noised(self, media: EncoderInputs, noise: Noise) -> EncoderInputs:
         """The same media with noise in its pixels."""
         return replace(media, frames=add_noise(media.frames, noise, self.config.pixels))
 

@@ -21,12 +21,13 @@ MODALITIES = {
 # Mistral and Mixtral checkpoints answer below Llama 2's safety prompt; its tags are part of the message, as in the
 # reference. A single newline between the paragraphs and two spaces after "while being safe." are its spelling.
 SYSTEM_FAMILIES = ("mistral", "mixtral")
-SYSTEM_TEXT = (
-    "<<SYS>>\nYou are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being "
+SYSTEM_FORM = "<<SYS>>\n{}\n<</SYS>>"
+SYSTEM_TEXT = SYSTEM_FORM.format(
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being "
     "safe.  Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content. "
     "Please ensure that your responses are socially unbiased and positive in nature.\n"
     "If a question does not make any sense, or is not factually coherent, explain why instead of answering something not "
-    "correct. If you don't know the answer to a question, please don't share false information.\n<</SYS>>"
+    "correct. If you don't know the answer to a question, please don't share false information."
 )
 
 
@@ -53,9 +54,10 @@ class Prompt:
 
 
 def render_prompt(tokenizer: Tokenizer, family: str, conversation: Conversation, modality: str) -> str:
-    """The prompt string: placeholder and newline before the first message, the family's system text, the template.
+    """The prompt string: placeholder and newline before the user's first message, the system text, the template.
 
-    In text mode the placeholder is empty but the newline stays, as in the reference.
+    A system message of the caller replaces the family's own text, in the family's form. In text mode the placeholder is
+    empty but the newline stays, as in the reference.
     Raises: InvalidRequest if the template refuses the roles, or the text holds the placeholder of its own media.
     """
     placeholder = PLACEHOLDERS[modality]
@@ -63,8 +65,13 @@ def render_prompt(tokenizer: Tokenizer, family: str, conversation: Conversation,
         raise InvalidRequest(
             f"the text holds {placeholder}, which marks the place of the media; write the word without the brackets"
         )
+    in_form = family in SYSTEM_FAMILIES
+    system = [{"role": "system", "content": SYSTEM_TEXT}] if in_form else []
+    if conversation[0]["role"] == "system":
+        text = conversation[0]["content"]
+        system = [{"role": "system", "content": SYSTEM_FORM.format(text) if in_form else text}]
+        conversation = conversation[1:]
     first = {**conversation[0], "content": f"{placeholder}\n{conversation[0]['content']}"}
-    system = [{"role": "system", "content": SYSTEM_TEXT}] if family in SYSTEM_FAMILIES else []
     return tokenizer.render([*system, first, *conversation[1:]])
 
 

@@ -10,13 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as RustTokenizer
 
-from videollama_core.checkpoint.read_config import read_json
-from videollama_core.protocol.errors import ArtifactMismatch, InvalidRequest
+from videollama_core.checkpoint.files import in_words, read_json, shown
+from videollama_core.protocol.errors import ArtifactMismatch
 from videollama_core.protocol.messages import GenerationDefaults
+from videollama_core.template import ChatTemplate
+
+_KEPT_TOKENS = 2**17
 
 
 def _one_mark_per_byte(error: UnicodeError) -> tuple[str, int]:
@@ -45,10 +46,12 @@ class Tokenizer:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise ArtifactMismatch(f"{path} is missing; convert the checkpoint again")
-        self._rust = RustTokenizer.from_file(str(path))
+        try:
+            self._rust = RustTokenizer.from_file(str(path))
+        except Exception as error:  # the library has no error of its own
+            raise ArtifactMismatch(f"{path} is not a tokenizer: {in_words(error)}") from error
         self.config = read_json(folder / "tokenizer_config.json")
-        template = folder / "chat_template.jinja"
-        stored = template.read_text("utf-8") if template.is_file() else _one_template(self.config.get("chat_template"))
+        stored = _read_template(folder, self.config)
         if not stored:
             raise ArtifactMismatch(f"{folder} has no chat template; the checkpoint's tokenizer must bring one")
         self._template_text: str = stored
@@ -57,13 +60,17 @@ class Tokenizer:
         self._byte_level = "ByteLevel" in kinds
         if not self._byte_level and "ByteFallback" not in kinds:
             raise ArtifactMismatch(f"{path} decodes with {sorted(map(str, kinds))}; wanted ByteLevel or ByteFallback")
+        self._bytes: dict[int, bytes] = {}  # of the ids that were met first
         self._special = {index for index, token in self._rust.get_added_tokens_decoder().items() if token.special}
         self._added = {index: token.content for index, token in self._rust.get_added_tokens_decoder().items()}
 
     def token(self, name: str) -> str | None:
         """Text of a named token such as "eos_token"; None if the tokenizer has none."""
         value = self.config.get(name)
-        return value["content"] if isinstance(value, dict) else value
+        text = value.get("content") if isinstance(value, dict) else value
+        if not isinstance(text, str | None):
+            raise ArtifactMismatch(f"{name} of tokenizer_config.json is {shown(text)}; a text was wanted")
+        return text
 
     def token_id(self, name: str) -> int | None:
         text = self.token(name)
@@ -85,6 +92,14 @@ class Tokenizer:
 
     def token_bytes(self, index: int) -> bytes:
         """Bytes that an id adds to the text; none for special tokens and ids beyond the vocabulary."""
+        found = self._bytes.get(index)
+        if found is None:
+            found = self._bytes_of(index)
+            if len(self._bytes) < _KEPT_TOKENS:
+                self._bytes[index] = found
+        return found
+
+    def _bytes_of(self, index: int) -> bytes:
         if index in self._special:
             return b""
         if index in self._added:
@@ -97,6 +112,21 @@ class Tokenizer:
         if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
             return bytes([int(piece[3:5], 16)])
         return piece.replace("\u2581", " ").encode()
+
+    def check(self, vocab_size: int) -> None:
+        """Raises: ArtifactMismatch unless each id is a row of the embedding, of so many rows, and stands for bytes.
+
+        Ids beyond the embedding are those of the media: a tokenizer that has them could write media into a question.
+        """
+        largest = max(self._rust.get_vocab(with_added_tokens=True).values(), default=0)
+        if largest >= vocab_size:
+            raise ArtifactMismatch(f"the tokenizer has the id {largest}, but the model's vocabulary has {vocab_size}")
+        try:
+            for index in range(largest + 1):
+                self.token_bytes(index)
+        except (KeyError, ValueError) as error:
+            piece = shown(self._rust.id_to_token(index))
+            raise ArtifactMismatch(f"the tokenizer's piece {index}, {piece}, stands for no bytes") from error
 
     def decoder(self) -> "TextDecoder":
         return TextDecoder(self)
@@ -115,32 +145,37 @@ class Tokenizer:
         return not self._byte_level
 
     @cached_property
-    def _template(self) -> jinja2.Template:
-        def raise_exception(message: str) -> None:
-            raise InvalidRequest(f"the checkpoint's chat template refuses the conversation: {message}")
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = raise_exception
-        return environment.from_string(self._template_text)
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate(self._template_text)
 
     def render(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The prompt string of a conversation, up to where the answer begins (or ended, without generation prompt)."""
+        """The prompt string of a conversation, up to where the answer begins (or ended, without generation prompt).
+
+        Raises: InvalidRequest where the template refuses it, or goes beyond its budget.
+        """
         tokens = {name: self.token(name) or "" for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
-        try:
-            return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **tokens)
-        except jinja2.TemplateError as error:
-            raise InvalidRequest(f"the checkpoint's chat template refuses the conversation: {error}") from error
+        return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **tokens)
 
 
-def _one_template(value: Any) -> str | None:
-    """tokenizer_config.json holds one template, or a list of named ones."""
+def _read_template(folder: Path, config: dict[str, Any]) -> str | None:
+    """chat_template.jinja, or that of tokenizer_config.json, which holds one template or a list of named ones."""
+    path = folder / "chat_template.jinja"
+    value = config.get("chat_template")
+    try:
+        if path.is_file():
+            return path.read_text("utf-8")
+    except ValueError as error:
+        raise ArtifactMismatch(f"{path} is no UTF-8 text") from error
     if isinstance(value, list):
-        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+        named = {
+            entry.get("name"): entry.get("template")
+            for entry in value
+            if isinstance(entry, dict) and entry.get("name") == "default"
+        }
         value = named.get("default")
-    template: str | None = value
-    return template
+    if not isinstance(value, str | None):
+        raise ArtifactMismatch(f"chat_template of {folder} is {shown(value)}; a text was wanted")
+    return value
 
 
 class TextDecoder:
@@ -217,13 +252,18 @@ class AnswerText:
 
 
 def read_generation_defaults(folder: Path, tokenizer: Tokenizer) -> GenerationDefaults:
-    """End ids, top-k and repetition penalty from generation_config.json; the tokenizer's end token counts too."""
+    """End ids, top-k and repetition penalty from generation_config.json; the tokenizer's end token counts too.
+
+    Raises: ArtifactMismatch for values that are none.
+    """
     path = folder / "generation_config.json"
     content = read_json(path) if path.is_file() else {}
-    ids = content.get("eos_token_id", [])
+    ids, top_k, penalty = content.get("eos_token_id"), content.get("top_k"), content.get("repetition_penalty")
+    top_k, penalty = 50 if top_k is None else top_k, 1.0 if penalty is None else penalty
     ends = [*(ids if isinstance(ids, list) else [ids]), tokenizer.token_id("eos_token")]
-    return GenerationDefaults(
-        end_ids=tuple(dict.fromkeys(index for index in ends if index is not None)),
-        top_k=content.get("top_k", 50),
-        repetition_penalty=content.get("repetition_penalty", 1.0),
-    )
+    ends = [index for index in ends if index is not None]
+    if not all(type(value) is int and 0 <= value < 2**31 for value in (*ends, top_k)):
+        raise ArtifactMismatch(f"{path}: eos_token_id {shown(ids)} and top_k {shown(top_k)}; whole numbers were wanted")
+    if type(penalty) not in (int, float) or not 0 < penalty <= 100:
+        raise ArtifactMismatch(f"{path}: repetition_penalty is {shown(penalty)}; a number up to 100 was wanted")
+    return GenerationDefaults(tuple(dict.fromkeys(ends)), top_k, penalty)

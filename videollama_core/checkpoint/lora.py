@@ -7,17 +7,20 @@ from typing import Any
 
 from torch import Tensor
 
-from videollama_core.checkpoint.read_config import read_json
+from videollama_core.checkpoint.files import find_file, named, read_json, shown
 from videollama_core.checkpoint.shards import Sources
+from videollama_core.checkpoint.weight_files import DTYPES
+from videollama_core.model.value_rules import Rule
 from videollama_core.protocol.errors import CheckpointMismatch
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+RANK, ALPHA = Rule("r", int, 1, 4096), Rule("lora_alpha", float, 1e-6, 1e6)
 _WRAPPED, _INSIDE = "base_model.model.", ".base_layer."  # what peft puts before a name, and into that of what it adapts
 
 
 def adapter_file(folder: Path) -> str:
     """Raises: CheckpointMismatch."""
-    name = next((name for name in ADAPTER_FILES if (folder / name).is_file()), None)
+    name = next((name for name in ADAPTER_FILES if find_file(folder, name)), None)
     if name is None:
         raise CheckpointMismatch(f"{folder} holds adapter_config.json, but neither {' nor '.join(ADAPTER_FILES)}")
     return name
@@ -42,7 +45,10 @@ def merge_adapters(tensors: Sources, adapters: Sources, folder: Path) -> None:
         adapters: as stored in `folder`.
     Raises: CheckpointMismatch.
     """
-    scale, biases = _settings(read_json(folder / "adapter_config.json"), folder)
+    scale, rank, biases = _settings(read_json(folder / "adapter_config.json"), folder)
+    alone = {name for name in adapters if ".lora_A." in name and name.replace(".lora_A.", ".lora_B.") not in adapters}
+    if alone:
+        raise CheckpointMismatch(f"{folder} holds {named(min(alone))}, but has no lora_B for it")
     for stored, read in adapters.items():
         name = stored.removeprefix(_WRAPPED)
         if ".lora_A." in stored:
@@ -52,37 +58,56 @@ def merge_adapters(tensors: Sources, adapters: Sources, folder: Path) -> None:
             read_a = adapters.get(stored.replace(".lora_B.", ".lora_A."))
             if read_a is None or target not in tensors:
                 raise CheckpointMismatch(
-                    f"{folder} changes {target}, "
+                    f"{folder} changes {named(target)}, "
                     + ("but has no lora_A for it" if read_a is None else "which the base model does not have")
                 )
-            tensors[target] = partial(_merged, tensors[target], read_a, read, scale, target)
+            tensors[target] = partial(_merged, tensors[target], read_a, read, scale, rank, target)
             continue
         target = name.replace(_INSIDE, ".")
         if biases == "none" or not target.endswith("bias") or target not in tensors:
-            raise CheckpointMismatch(f"{folder} holds {stored}, which is no part of LoRA with bias {biases!r}")
+            raise CheckpointMismatch(f"{folder} holds {named(stored)}, which is no part of LoRA with bias {biases!r}")
         tensors[target] = read
 
 
-def _settings(config: dict[str, Any], folder: Path) -> tuple[float, str]:
-    """Scale, and which biases were trained. Raises: CheckpointMismatch for a kind of adapter that is not plain LoRA."""
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if config.get("peft_type", "LORA") != "LORA" or not rank or alpha is None:
-        raise CheckpointMismatch(f"{folder}/adapter_config.json: {config.get('peft_type')} with r {rank}; wanted LoRA")
+def _settings(config: dict[str, Any], folder: Path) -> tuple[float, int, str]:
+    """Scale, rank, and which biases were trained. Raises: CheckpointMismatch for a kind of adapter that is not plain LoRA."""
+    rank: Any
+    alpha: Any
+    rank, alpha, kind = config.get("r"), config.get("lora_alpha"), config.get("peft_type", "LORA")
+    if kind != "LORA" or not RANK.allows(rank) or not ALPHA.allows(alpha):
+        raise CheckpointMismatch(
+            f"{folder}/adapter_config.json: {shown(kind)} with r {shown(rank)}; wanted LoRA with r {RANK.wanted} and "
+            f"lora_alpha {ALPHA.wanted}, not {shown(alpha)}"
+        )
     for key in ("use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern"):
         if config.get(key):
-            raise CheckpointMismatch(f"{folder}/adapter_config.json: {key} is {config[key]}; only plain LoRA is merged")
-    biases = config.get("bias") or "none"
+            raise CheckpointMismatch(
+                f"{folder}/adapter_config.json: {key} is {shown(config[key])}; only plain LoRA is merged"
+            )
+    biases = str(config.get("bias") or "none")
     if biases not in ("none", "all", "lora_only"):
-        raise CheckpointMismatch(f"{folder}/adapter_config.json: bias is {biases!r}; wanted none, all or lora_only")
-    return (alpha / rank**0.5 if config.get("use_rslora") else alpha / rank), biases
+        raise CheckpointMismatch(
+            f"{folder}/adapter_config.json: bias is {shown(biases)}; wanted none, all or lora_only"
+        )
+    return (alpha / rank**0.5 if config.get("use_rslora") else alpha / rank), rank, biases
 
 
 def _merged(
-    read: Callable[[], Tensor], read_a: Callable[[], Tensor], read_b: Callable[[], Tensor], scale: float, name: str
+    read: Callable[[], Tensor],
+    read_a: Callable[[], Tensor],
+    read_b: Callable[[], Tensor],
+    scale: float,
+    rank: int,
+    name: str,
 ) -> Tensor:
-    weight, a, b = read().float(), read_a().float(), read_b().float()
-    if (b.shape[0], a.shape[1]) != tuple(weight.shape) or a.shape[0] != b.shape[1]:
+    weight, a, b = read(), read_a(), read_b()
+    if len(b.shape) != 2 or len(a.shape) != 2 or (b.shape[0], a.shape[1]) != weight.shape or a.shape[0] != b.shape[1]:
         raise CheckpointMismatch(
             f"the adapter of {name} is {list(b.shape)} x {list(a.shape)}, but the weight is {list(weight.shape)}"
         )
-    return weight + scale * (b @ a)
+    if a.shape[0] != rank:
+        raise CheckpointMismatch(f"the adapter of {name} has rank {a.shape[0]}, but adapter_config.json says {rank}")
+    for matrix in (a, b):
+        if matrix.dtype not in DTYPES:
+            raise CheckpointMismatch(f"the adapter of {name} is {matrix.dtype}; floating point was wanted")
+    return weight.float() + scale * (b.float() @ a.float())

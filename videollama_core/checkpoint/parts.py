@@ -1,7 +1,6 @@
 """Checkpoint folders: split their tensors by part, and prove that none is missing or left over."""
 
-import fnmatch
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,14 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from videollama_core.checkpoint.files import find_file, read_json, shown
+from videollama_core.checkpoint.fill import check_names, check_tensor, fill, is_tied
+from videollama_core.checkpoint.layout import CONNECTOR_FILE, NON_LORA_FILE, Folders, find_layout
 from videollama_core.checkpoint.lora import adapter_file, merge_adapters, renamed
-from videollama_core.checkpoint.read_config import find_named_folder, read_json, read_model_config
+from videollama_core.checkpoint.read_config import find_named_folder, read_model_config, read_name
 from videollama_core.checkpoint.shards import Shards, Sources
 from videollama_core.model import audio, connector, vision
 from videollama_core.model.audio import AudioEncoder
 from videollama_core.model.config import AudioConfig, ModelConfig
 from videollama_core.model.connector import Connector
 from videollama_core.model.decoder import Decoder
+from videollama_core.model.value_rules import check_model
 from videollama_core.model.vision import VisionEncoder
 from videollama_core.protocol.errors import CheckpointMismatch
 
@@ -27,18 +30,6 @@ _UNUSED_LANGUAGE = (".rotary_emb.inv_freq",)
 _UNUSED_AUDIO = ("predictor.",)
 BIAS_TABLE = "self_attn.relative_attention_bias.weight"  # of every layer or of the first: one and the same
 _TOWER_FILE_PREFIX = "vision_model."  # in the tower's own files; everything else there is its text half
-CONNECTOR_FILE = "mm_projector.bin"  # all that a Base folder adds to its language model and tower
-NON_LORA_FILE = "non_lora_trainables.bin"  # what was trained beside the adapters: the connector
-
-
-@dataclass(frozen=True)
-class Folders:
-    """Where the parts of a checkpoint lie."""
-
-    layout: str  # chat | base | lora; fresh: a language model and a tower alone, before training
-    checkpoint: Path
-    tower: Path | None
-    language: Path  # of the language model and its tokenizer: the checkpoint itself, or the base model
 
 
 @dataclass(frozen=True)
@@ -61,7 +52,7 @@ def open_checkpoint(folder: Path, tower: Path | None = None, base: Path | None =
     if not folder.is_dir():
         raise CheckpointMismatch(f"{folder} is not a folder; name the folder of a VideoLLaMA 2 checkpoint")
     content = read_json(folder / "config.json")
-    tower = tower or find_named_folder(folder, content.get("mm_vision_tower") or "")
+    tower = tower or find_named_folder(folder, read_name(content, "mm_vision_tower"))
     config = read_model_config(folder, tower)
     layout = find_layout(folder)
     if layout == "chat":
@@ -70,7 +61,7 @@ def open_checkpoint(folder: Path, tower: Path | None = None, base: Path | None =
                 f"{folder} is a whole (chat) checkpoint, which has no base model: leave out --base"
             )
         return CheckpointParts(config, Folders(layout, folder, tower, folder), content)
-    name = content.get("_name_or_path") or ""
+    name = read_name(content, "_name_or_path")
     base = base or find_named_folder(folder, name)
     if base is None:
         what = "a Base folder (the connector alone)" if layout == "base" else "a folder of adapters"
@@ -81,24 +72,11 @@ def open_checkpoint(folder: Path, tower: Path | None = None, base: Path | None =
     return CheckpointParts(config, Folders(layout, folder, tower, base), content)
 
 
-def find_layout(folder: Path) -> str:
-    """chat, base or lora, by the files that are there."""
-    return layout_of({path.name for path in folder.iterdir()})
-
-
-def layout_of(names: Collection[str]) -> str:
-    """chat, base or lora, by the names of a folder's files."""
-    if "adapter_config.json" in names:
-        return "lora"
-    whole = any(fnmatch.filter(names, pattern) for pattern in ("model*.safetensors*", "pytorch_model*.bin*"))
-    return "base" if CONNECTOR_FILE in names and not whole else "chat"
-
-
 def _check_base(content: dict[str, Any], base: dict[str, Any], folder: Path, path: Path) -> None:
     for key in ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size"):
         if content.get(key) != base.get(key):
             raise CheckpointMismatch(
-                f"{folder} was made on a model with {key} {content.get(key)}, but {path} has {base.get(key)}: "
+                f"{folder} was made on a model with {key} {shown(content.get(key))}, but {path} has {shown(base.get(key))}: "
                 "name the right one with --base"
             )
 
@@ -123,7 +101,7 @@ class CheckpointParts:
         if folders.layout == "base":
             self._tensors |= self._side_file(CONNECTOR_FILE).sources()
         elif folders.layout == "lora":
-            if (folders.checkpoint / NON_LORA_FILE).is_file():
+            if find_file(folders.checkpoint, NON_LORA_FILE):
                 self._tensors |= renamed(self._side_file(NON_LORA_FILE).sources())
             merge_adapters(
                 self._tensors, self._side_file(adapter_file(folders.checkpoint)).sources(), folders.checkpoint
@@ -131,6 +109,7 @@ class CheckpointParts:
         self._tensors |= added or {}
         if any(name.startswith(audio.PREFIX) for name in self._tensors):
             self.config = replace(config, audio=self._audio_config())
+            check_model(self.config, CheckpointMismatch)
         others = (vision.PREFIX, connector.PREFIX, audio.PREFIX, audio.PROJECTOR_PREFIX)
         self.language_names = [
             name for name in self._tensors if not name.startswith(others) and not name.endswith(_UNUSED_LANGUAGE)
@@ -183,7 +162,10 @@ class CheckpointParts:
         def shape(name: str) -> tuple[int, ...]:
             if audio.PREFIX + name not in self._tensors:
                 raise CheckpointMismatch(f"the audio tower lacks {name}")
-            return tuple(self._tensors[audio.PREFIX + name]().shape)
+            found = tuple(self._tensors[audio.PREFIX + name]().shape)
+            if len(found) < 2:
+                raise CheckpointMismatch(f"{name} of the audio tower is {list(found)}; at least 2 axes were wanted")
+            return found
 
         numbers = [name.split("layers.")[1].split(".")[0] for name in self._below(audio.PREFIX) if "layers." in name]
         return AudioConfig(
@@ -268,46 +250,3 @@ def _normed_weight(read_length: Callable[[], Tensor], read_direction: Callable[[
 def tap_lengths(weight: Tensor) -> Tensor:
     """[out, in, taps] -> [1, 1, taps]."""
     return (weight.float().square().sum((0, 1), keepdim=True) + 1e-6).sqrt()
-
-
-def is_tied(module: nn.Module) -> bool:
-    return isinstance(module, Decoder) and module.config.tied
-
-
-def check_names(expected: Iterable[str], found: Iterable[str], tied: bool, part: str) -> None:
-    expected, found = set(expected), set(found)
-    if tied:
-        expected.discard("lm_head.weight")
-        found.discard("lm_head.weight")
-    missing, extra = sorted(expected - found), sorted(found - expected)
-    if missing:
-        raise CheckpointMismatch(
-            f"the {part} lacks {len(missing)} tensors: {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}"
-        )
-    if extra:
-        raise CheckpointMismatch(
-            f"the checkpoint holds {len(extra)} tensors that no part of the model uses: {', '.join(extra[:3])}"
-            f"{', ...' * (len(extra) > 3)}"
-        )
-
-
-def check_tensor(name: str, found: Tensor, wanted: Tensor, part: str) -> None:
-    if found.shape != wanted.shape:
-        raise CheckpointMismatch(f"{part}: {name} is {list(found.shape)}; the config wants {list(wanted.shape)}")
-    if not found.is_floating_point():
-        raise CheckpointMismatch(f"{part}: {name} is {found.dtype}; floating point was wanted")
-    if not torch.isfinite(found).all():
-        raise CheckpointMismatch(f"{part}: {name} holds values that are not finite: the file is damaged")
-
-
-def fill(module: nn.Module, sources: Sources, part: str) -> Any:
-    """Copy stored tensors into the module, as float32. Raises: CheckpointMismatch if one is missing, left over or misshapen."""
-    parameters = module.state_dict()
-    check_names(parameters, sources, is_tied(module), part)
-    for name, read in sources.items():
-        tensor = read()
-        check_tensor(name, tensor, parameters[name], part)
-        parameters[name].copy_(tensor)
-    if isinstance(module, Decoder) and module.config.tied:
-        module.lm_head.weight = module.model.embed_tokens.weight
-    return module.eval().requires_grad_(False)

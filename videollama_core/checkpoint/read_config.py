@@ -1,9 +1,10 @@
 """A checkpoint folder's config files and its tower's, checked and typed."""
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
+from videollama_core.checkpoint.files import read_json, shown
 from videollama_core.checkpoint.variants import BEATS, LANGUAGE_MODELS, MAX_POSITIONS, TOWERS, VARIANTS
 from videollama_core.model.config import (
     TOWER_FAMILIES,
@@ -12,8 +13,8 @@ from videollama_core.model.config import (
     ModelConfig,
     PixelConfig,
     VisionConfig,
-    downsampled,
 )
+from videollama_core.model.value_rules import CONNECTOR, FIXED_ACTIVATION, RULES, USE_WINDOW, WINDOW, Rule, check_model
 from videollama_core.protocol.errors import CheckpointMismatch
 
 # model_type -> family. Early checkpoints say plain "videollama2": they are Mistral's.
@@ -23,20 +24,7 @@ FAMILIES = {
     "videollama2_mixtral": "mixtral",
     "videollama2_qwen2": "qwen2",
 }
-CONNECTORS = ("stc_connector", "stc_connector_v35")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises: CheckpointMismatch if the file is missing or is not a JSON object."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointMismatch(f"{path} is missing") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointMismatch(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointMismatch(f"{path} holds {type(content).__name__}; a JSON object was wanted")
-    return content
+_LONGEST_NAME = 1024
 
 
 def read_model_config(checkpoint: Path, tower: Path | None = None) -> ModelConfig:
@@ -51,37 +39,52 @@ def read_model_config(checkpoint: Path, tower: Path | None = None) -> ModelConfi
 
 def make_model_config(content: dict[str, Any], checkpoint: Path, tower: Path | None = None) -> ModelConfig:
     """Config from the content of a checkpoint's config.json; the other arguments are those of `read_model_config`."""
-    family = FAMILIES.get(content.get("model_type", ""))
+    kind = content.get("model_type", "")
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
         raise CheckpointMismatch(
-            f"{checkpoint / 'config.json'} has model_type {content.get('model_type')!r}; wanted one of {', '.join(FAMILIES)}"
+            f"{checkpoint / 'config.json'} has model_type {shown(kind)}; wanted one of {', '.join(FAMILIES)}"
         )
-    if not content.get("mm_vision_tower"):
+    name = read_name(content, "mm_vision_tower")
+    if not name:
         raise CheckpointMismatch(f"{checkpoint / 'config.json'} names no mm_vision_tower: this is a text-only model")
     connector = content.get("mm_projector_type", "linear")
-    if connector not in CONNECTORS:
+    if not CONNECTOR.allows(connector):
         raise CheckpointMismatch(
-            f"mm_projector_type is {connector!r}; the published checkpoints have {' or '.join(CONNECTORS)}"
+            f"mm_projector_type is {shown(connector)}; the published checkpoints have {CONNECTOR.wanted}"
         )
-    vision_content, pixel_content = read_tower(checkpoint, content["mm_vision_tower"], tower)
+    vision_content, pixel_content = read_tower(checkpoint, name, tower)
     vision = _vision_config(vision_content, content)
-    pixels = _pixel_config(pixel_content, vision)
     if content.get("mm_hidden_size", vision.width) != vision.width:
-        raise CheckpointMismatch(f"mm_hidden_size is {content['mm_hidden_size']}, but the tower is {vision.width} wide")
-    num_frames = content.get("num_frames", 8)
-    if not isinstance(num_frames, int) or not 1 <= num_frames <= 32:
-        raise CheckpointMismatch(f"num_frames is {num_frames!r}; a whole number from 1 to 32 was wanted")
-    if downsampled(num_frames, connector) < 1 or downsampled(vision.grid, connector) < 1:
         raise CheckpointMismatch(
-            f"{connector} leaves nothing of {num_frames} frames of {vision.grid}x{vision.grid} patches"
+            f"mm_hidden_size is {shown(content['mm_hidden_size'])}, but the tower is {vision.width} wide"
         )
-    return ModelConfig(connector, num_frames, pixels, vision, _language_config(content, family))
+    config = ModelConfig(
+        connector=connector,
+        num_frames=_value(content, RULES["model"]["num_frames"], "checkpoint", 8),
+        pixels=_pixel_config(pixel_content, vision),
+        vision=vision,
+        language=_language_config(content, family),
+    )
+    check_model(config, CheckpointMismatch)
+    return config
+
+
+def read_name(content: dict[str, Any], key: str) -> str:
+    """What a config calls another folder; "" where it names none. Raises: CheckpointMismatch."""
+    name = content.get(key) or ""
+    if not isinstance(name, str) or len(name) > _LONGEST_NAME or not name.isprintable():
+        raise CheckpointMismatch(f"{key} is {shown(name)}; the name of a folder was wanted")
+    return name
 
 
 def find_named_folder(checkpoint: Path, name: str) -> Path | None:
-    """Folder of a tower or base model: its name as a path, from here, from the checkpoint, or from the folder around it."""
-    for root in (Path(), checkpoint, checkpoint.parent) if name else ():
-        if (root / name / "config.json").is_file():
+    """Folder of a tower or base model: its name as a path, from here, from the checkpoint, or from the folder around it.
+
+    A path with `..` names nothing: it would lead a stranger's checkpoint anywhere.
+    """
+    for root in (Path(), checkpoint, checkpoint.parent) if name and ".." not in Path(name).parts else ():
+        if os.path.lexists(root / name / "config.json"):
             return root / name
     return None
 
@@ -91,9 +94,10 @@ def read_tower(checkpoint: Path, name: str, tower: Path | None) -> tuple[dict[st
     tower = tower or find_named_folder(checkpoint, name)
     if tower is not None:
         content = read_json(tower / "config.json")
-        vision = dict(content.get("vision_config", content))
-        vision.setdefault("model_type", content.get("model_type", ""))
-        return vision, read_json(tower / "preprocessor_config.json")
+        vision = content.get("vision_config", content)
+        if not isinstance(vision, dict):
+            raise CheckpointMismatch(f"vision_config of {tower} is {shown(vision)}; a JSON object was wanted")
+        return {"model_type": content.get("model_type", "")} | vision, read_json(tower / "preprocessor_config.json")
     if name in TOWERS:
         return TOWERS[name]
     raise CheckpointMismatch(
@@ -102,39 +106,40 @@ def read_tower(checkpoint: Path, name: str, tower: Path | None) -> tuple[dict[st
     )
 
 
-def _need(content: dict[str, Any], key: str, what: str) -> Any:
-    if content.get(key) is None:
-        raise CheckpointMismatch(f"the config of the {what} lacks {key!r}")
-    return content[key]
+_REQUIRED = object()
+
+
+def _value(content: dict[str, Any], rule: Rule, part: str, default: Any = _REQUIRED) -> Any:
+    """A config's value by its rule; null counts as left out. Raises: CheckpointMismatch."""
+    value = content.get(rule.key)
+    if value is None and default is not _REQUIRED:
+        return default
+    if value is None:
+        raise CheckpointMismatch(f"the config of the {part} lacks {rule.key!r}")
+    if not rule.allows(value):
+        raise CheckpointMismatch(f"{rule.key} of the {part} is {shown(value)}; {rule.wanted} was wanted")
+    return float(value) if rule.kind is float else value
 
 
 def _vision_config(content: dict[str, Any], model: dict[str, Any]) -> VisionConfig:
     kind = str(content.get("model_type", "")).removesuffix("_vision_model")
     if kind not in TOWER_FAMILIES:
         raise CheckpointMismatch(
-            f"the vision tower has model_type {content.get('model_type')!r}; wanted {' or '.join(TOWER_FAMILIES)}"
+            f"the vision tower has model_type {shown(content.get('model_type'))}; wanted {' or '.join(TOWER_FAMILIES)}"
         )
     family = TOWER_FAMILIES[kind]
     feature = model.get("mm_vision_select_feature", "patch")
     if feature != "patch":  # with the class token, no STC connector can arrange the tokens on a grid
-        raise CheckpointMismatch(f"mm_vision_select_feature is {feature!r}; wanted patch")
-    config = VisionConfig(
+        raise CheckpointMismatch(f"mm_vision_select_feature is {shown(feature)}; wanted patch")
+    rules, part = RULES["vision"], "vision tower"
+    sizes = ("width", "mlp_width", "layers", "heads", "image_size", "patch_size")
+    return VisionConfig(
         kind=kind,
-        width=_need(content, "hidden_size", "vision tower"),
-        mlp_width=_need(content, "intermediate_size", "vision tower"),
-        layers=_need(content, "num_hidden_layers", "vision tower"),
-        heads=_need(content, "num_attention_heads", "vision tower"),
-        image_size=_need(content, "image_size", "vision tower"),
-        patch_size=_need(content, "patch_size", "vision tower"),
-        activation=content.get("hidden_act", family.activation),
-        eps=content.get("layer_norm_eps", family.eps),
-        select_layer=model.get("mm_vision_select_layer", -2),
+        activation=_value(content, rules["activation"], part, family.activation),
+        eps=_value(content, rules["eps"], part, family.eps),
+        select_layer=_value(model, rules["select_layer"], "checkpoint", -2),
+        **{name: _value(content, rules[name], part) for name in sizes},
     )
-    if not 0 <= config.used_layers <= config.layers:
-        raise CheckpointMismatch(
-            f"mm_vision_select_layer is {config.select_layer}, but the tower has {config.layers} layers"
-        )
-    return config
 
 
 def _pixel_config(content: dict[str, Any], vision: VisionConfig) -> PixelConfig:
@@ -143,52 +148,53 @@ def _pixel_config(content: dict[str, Any], vision: VisionConfig) -> PixelConfig:
         size = size.get("shortest_edge") or size.get("height")
     if size != vision.image_size:
         raise CheckpointMismatch(
-            f"the image processor makes pictures of {size}, but the tower takes {vision.image_size}"
+            f"the image processor makes pictures of {shown(size)}, but the tower takes {vision.image_size}"
         )
-    return PixelConfig(
-        size=size,
-        crop=vision.family.crop,
-        mean=tuple(_need(content, "image_mean", "image processor")),
-        std=tuple(_need(content, "image_std", "image processor")),
-        scale=content.get("rescale_factor", 0.00392156862745098),
-    )
+    mean, std = content.get("image_mean"), content.get("image_std")
+    if not isinstance(mean, (list, tuple)) or not isinstance(std, (list, tuple)):
+        raise CheckpointMismatch(
+            f"the image processor has image_mean {shown(mean)} and image_std {shown(std)}; wanted three numbers each"
+        )
+    scale = _value(content, RULES["pixels"]["scale"], "image processor", PixelConfig.scale)
+    return PixelConfig(vision.image_size, vision.family.crop, tuple(mean), tuple(std), scale)
 
 
 def _language_config(content: dict[str, Any], family: str) -> LanguageConfig:
-    def need(key: str) -> Any:
-        return _need(content, key, "language model")
+    rules, part = RULES["language"], "language model"
+
+    def value(field: str, default: Any = _REQUIRED) -> Any:
+        return _value(content, rules[field], part, default)
 
     if content.get("rope_scaling"):
         raise CheckpointMismatch(
-            f"rope_scaling is {content['rope_scaling']}; no published checkpoint scales its positions"
+            f"rope_scaling is {shown(content['rope_scaling'])}; no published checkpoint scales its positions"
         )
-    width, heads = need("hidden_size"), need("num_attention_heads")
-    window = content.get("sliding_window")
-    max_positions = need("max_position_embeddings")
-    if window and content.get("use_sliding_window", family != "qwen2") and window < max_positions:
+    _value(content, FIXED_ACTIVATION, part, "silu")
+    width, heads, max_positions = value("width"), value("heads"), value("max_positions")
+    window = _value(content, WINDOW, part, None)
+    if window and _value(content, USE_WINDOW, part, family != "qwen2") and window < max_positions:
         max_positions = window  # within the window, full attention is the same thing
-    config = LanguageConfig(
+    if content.get("head_dim") is None and width % heads:
+        raise CheckpointMismatch(f"hidden_size is {width}, which {heads} attention heads cannot share evenly")
+    nested = content.get("rope_parameters")
+    theta = content if content.get("rope_theta") is not None or not isinstance(nested, dict) else nested
+    return LanguageConfig(
         family=family,
         width=width,
-        mlp_width=need("intermediate_size"),
-        layers=need("num_hidden_layers"),
+        mlp_width=value("mlp_width"),
+        layers=value("layers"),
         heads=heads,
-        kv_heads=content.get("num_key_value_heads") or heads,
-        head_dim=content.get("head_dim") or width // heads,
-        vocab_size=need("vocab_size"),
-        eps=content.get("rms_norm_eps", 1e-6),
-        rope_theta=float(
-            content.get("rope_theta") or (content.get("rope_parameters") or {}).get("rope_theta") or 10000.0
-        ),
+        kv_heads=value("kv_heads", heads),
+        head_dim=value("head_dim", width // heads),
+        vocab_size=value("vocab_size"),
+        eps=value("eps", 1e-6),
+        rope_theta=_value(theta, rules["rope_theta"], part, 10000.0),
         max_positions=max_positions,
-        tied=bool(content.get("tie_word_embeddings", False)),
+        tied=value("tied", False),
         qkv_bias=family == "qwen2",
-        experts=need("num_local_experts") if family == "mixtral" else 0,
-        experts_per_token=content.get("num_experts_per_tok", 2) if family == "mixtral" else 0,
+        experts=value("experts") if family == "mixtral" else 0,
+        experts_per_token=value("experts_per_token", 2) if family == "mixtral" else 0,
     )
-    if config.heads % config.kv_heads:
-        raise CheckpointMismatch(f"{config.heads} attention heads cannot share {config.kv_heads} key heads evenly")
-    return config
 
 
 def published_config(name: str) -> ModelConfig:

@@ -1,23 +1,25 @@
 """Tensors on disk: read one at a time wherever they are stored, written in shards.
 
-safetensors files are read lazily; `.bin` pickles only with weights_only. Whole models are never held in memory.
+Whole models are never held in memory; `weight_files.py` says what a file may be.
 """
 
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from videollama_core.checkpoint.read_config import read_json
+from videollama_core.checkpoint.files import find_file, in_words, need_file, read_json, shown
+from videollama_core.checkpoint.weight_files import open_tensors
 from videollama_core.protocol.errors import CheckpointMismatch
 
 SHARD_BYTES = 2 * 2**30
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that is there; of shards, NAME.index.json
+_SHARD = re.compile(r"[\w.-]{1,200}\.(safetensors|bin)", re.ASCII)
 Sources = dict[str, Callable[[], Tensor]]  # name -> reader
 
 
@@ -36,25 +38,19 @@ class Shards:
         if not folder.is_dir():
             raise CheckpointMismatch(f"{folder} is not a folder; name the folder of a checkpoint")
         for stem in WEIGHT_FILES:
-            index = folder / f"{stem}.index.json"
-            if index.is_file():
-                names = read_json(index).get("weight_map")
-                if not isinstance(names, dict):
-                    raise CheckpointMismatch(f"{index} has no weight_map")
-                missing = sorted({file for file in names.values() if not (folder / file).is_file()})
-                if missing:
-                    raise CheckpointMismatch(
-                        f"{folder} lacks {len(missing)} shards that {index.name} names: {missing[0]}, ..."
-                    )
-                shards = cls({name: folder / file for name, file in names.items()}, folder)
+            index = find_file(folder, f"{stem}.index.json")
+            if index is not None:
+                shards = cls(_read_index(index), folder)
                 shards._check_index(index.name)
                 return shards
-            if (folder / stem).is_file():
-                return cls({name: folder / stem for name in names_in(folder / stem)}, folder)
+            path = find_file(folder, stem)
+            if path is not None:
+                return cls.of_file(path)
         raise CheckpointMismatch(f"{folder} holds no model.safetensors, no pytorch_model.bin and no index of either")
 
     @classmethod
     def of_file(cls, path: Path) -> "Shards":
+        need_file(path.parent, path.name)
         return cls(dict.fromkeys(names_in(path), path), path.parent)
 
     def _check_index(self, index: str) -> None:
@@ -62,7 +58,9 @@ class Shards:
         wrong = sorted(set(stored) ^ set(self._files))
         if wrong:
             where = "is stored but not in" if wrong[0] in stored else "is not stored, but named by"
-            raise CheckpointMismatch(f"{self.folder}: tensor {wrong[0]} {where} {index} ({len(wrong)} such tensors)")
+            raise CheckpointMismatch(
+                f"{self.folder}: tensor {shown(wrong[0])} {where} {index} ({len(wrong)} such tensors)"
+            )
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -83,21 +81,27 @@ class Shards:
         if path != self._open_path:
             self._open_file, self._open_path = open_tensors(path), path
         file = self._open_file
-        return file[name] if isinstance(file, dict) else file.get_tensor(name)  # type: ignore[attr-defined]
+        if isinstance(file, dict):
+            return file[name]
+        try:
+            return file.get_tensor(name)  # type: ignore[attr-defined, no-any-return]
+        except (SafetensorError, RuntimeError, TypeError) as error:  # a type that torch does not have
+            raise CheckpointMismatch(f"{path}: {shown(name)} cannot be read: {in_words(error)}") from error
 
 
-def open_tensors(path: Path) -> "dict[str, Tensor] | object":
-    try:
-        if path.suffix == ".safetensors":
-            return safe_open(path, framework="pt")
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise CheckpointMismatch(f"{path} cannot be read: {error}") from error
-    except Exception as error:  # pickle's own errors have no common root
-        raise CheckpointMismatch(f"{path} is not a plain file of tensors, so it is not opened: {error}") from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointMismatch(f"{path} holds something else than tensors by name")
-    return content
+def _read_index(index: Path) -> dict[str, Path]:
+    """The file of each tensor. Raises: CheckpointMismatch unless all are files of the index's folder."""
+    names, folder = read_json(index).get("weight_map"), index.parent
+    if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
+        raise CheckpointMismatch(f"{index} has no weight_map that names a file for each tensor")
+    files = sorted(set(names.values()))
+    odd = [file for file in files if not _SHARD.fullmatch(file)]
+    if odd:
+        raise CheckpointMismatch(f"{index} names {shown(odd[0])}, which is no weight file of its folder")
+    missing = [file for file in files if find_file(folder, file) is None]
+    if missing:
+        raise CheckpointMismatch(f"{folder} lacks {len(missing)} shards that {index.name} names: {missing[0]}, ...")
+    return {name: folder / file for name, file in names.items()}
 
 
 def names_in(path: Path) -> list[str]:

@@ -6,8 +6,9 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 
-from videollama_core.checkpoint.read_config import read_json
+from videollama_core.checkpoint.files import find_file, in_words, read_json
 from videollama_core.protocol.errors import CheckpointMismatch
+from videollama_core.protocol.limits import JSON_BYTES as TOKENIZER_BYTES
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -20,13 +21,16 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+_LONGEST_PIECE = 512  # characters; 16 in Mistral's
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
     """Tokenizer files as they are; tokenizer.json is made from the slow tokenizer's files where it is missing."""
     for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+        path = find_file(source, name)
+        if path is not None:
+            TOKENIZER_BYTES.check(path.stat().st_size, str(path), CheckpointMismatch)
+            shutil.copyfile(path, folder / name)
     if not (folder / "tokenizer_config.json").is_file():
         raise CheckpointMismatch(
             f"{source} has no tokenizer_config.json; copy the checkpoint's tokenizer files into it"
@@ -43,11 +47,14 @@ def make_fast_tokenizer(source: Path, path: Path) -> None:
         else:
             from transformers import AutoTokenizer  # seconds to import, and rarely needed
 
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True).backend_tokenizer
+            tokenizer = AutoTokenizer.from_pretrained(
+                source, local_files_only=True, trust_remote_code=False
+            ).backend_tokenizer
         tokenizer.save(str(path))
-    except (OSError, ValueError, AttributeError, ImportError, KeyError, RuntimeError) as error:
+    except Exception as error:  # of three libraries, which have no common root
         raise CheckpointMismatch(
-            f"{source} has no tokenizer.json, and none can be made of tokenizer.model, or vocab.json and merges.txt: {error}"
+            f"{source} has no tokenizer.json, and none can be made of tokenizer.model, or vocab.json and merges.txt: "
+            f"{in_words(error)}"
         ) from error
 
 
@@ -61,6 +68,9 @@ def _from_sentencepiece(source: Path) -> Tokenizer:
     config = read_json(source / "tokenizer_config.json")
     model = SentencePieceProcessor(model_file=str(source / "tokenizer.model"))
     ids = {model.id_to_piece(index): index for index in range(model.get_piece_size())}
+    longest = max(map(len, ids), default=0)
+    if longest > _LONGEST_PIECE:
+        raise CheckpointMismatch(f"a piece has {longest} characters; at most {_LONGEST_PIECE} were wanted")
     merges = []
     for piece, index in ids.items():
         pairs = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from videollama_core.model.attention import Heads
 from videollama_core.model.config import AudioConfig
 
 PREFIX = "model.audio_tower."
@@ -22,29 +23,21 @@ PATCH = 16  # rows and bands
 KERNEL, GROUPS = 128, 16  # of the position convolution
 
 
-class Attention(nn.Module):
+class Attention(Heads):
     """Attention whose relative position bias is scaled by a gate of each query."""
 
-    def __init__(self, config: AudioConfig) -> None:
-        super().__init__()
-        self.heads, self.head_dim = config.heads, config.width // config.heads
-        self.q_proj = nn.Linear(config.width, config.width)
-        self.k_proj = nn.Linear(config.width, config.width)
-        self.v_proj = nn.Linear(config.width, config.width)
-        self.out_proj = nn.Linear(config.width, config.width)
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
         self.grep_linear = nn.Linear(self.head_dim, 8)
-        self.grep_a = nn.Parameter(torch.ones(1, config.heads, 1, 1))
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)  # [B, P, C] -> [B, heads, P, head_dim]
+        self.grep_a = nn.Parameter(torch.ones(1, heads, 1, 1))
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """x [B, P, C], bias [heads, P, P] -> [B, P, C]."""
-        query, key, value = self._split(self.q_proj(x)), self._split(self.k_proj(x)), self._split(self.v_proj(x))
+        query, key, value = self.split(x)
         gates = torch.sigmoid(self.grep_linear(query).unflatten(-1, (2, 4)).sum(-1))  # [B, heads, P, 2]
         gate = gates[..., :1] * (gates[..., 1:] * self.grep_a - 1.0) + 2.0
         scores = query @ key.transpose(-1, -2) * self.head_dim**-0.5 + gate * bias
-        return self.out_proj((torch.softmax(scores, dim=-1) @ value).transpose(1, 2).flatten(2))
+        return self.join(torch.softmax(scores, dim=-1), value)
 
 
 class Layer(nn.Module):
@@ -52,7 +45,7 @@ class Layer(nn.Module):
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config.width, config.heads)
         self.self_attn_layer_norm = nn.LayerNorm(config.width, eps=EPS)
         self.fc1 = nn.Linear(config.width, config.mlp_width)
         self.fc2 = nn.Linear(config.mlp_width, config.width)

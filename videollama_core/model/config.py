@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from videollama_core.protocol import limits
 from videollama_core.protocol.errors import InvalidRequest
 
 AUDIO_KINDS = ("audio", "video_with_audio")  # media kinds with audio
@@ -134,15 +135,30 @@ class ModelConfig:
         """Of a video or an image."""
         return media_token_count(self.connector, self.num_frames, self.vision.grid)
 
-    def tokens_of(self, kind: str) -> int:
-        """Media tokens of media of a kind (contract.MEDIA_KINDS). Raises: InvalidRequest where the model has no audio tower."""
+    def frames_of(self, num_frames: int | None) -> int:
+        """How many frames of a video are looked at, of so many asked for. Raises: InvalidRequest for what it was not made for."""
+        if num_frames is None:
+            return self.num_frames
+        if not self.num_frames <= num_frames <= limits.FRAMES.value:
+            raise InvalidRequest(
+                f"num_frames is {num_frames}; this checkpoint takes {self.num_frames}, which it was trained on, "
+                f"to {limits.FRAMES.value}"
+            )
+        return num_frames
+
+    def tokens_of(self, kind: str, num_frames: int | None = None) -> int:
+        """Media tokens of media of a kind (contract.MEDIA_KINDS).
+
+        Raises: InvalidRequest where the model has no audio tower, or does not take so many frames.
+        """
+        pictures = media_token_count(self.connector, self.frames_of(num_frames), self.vision.grid)
         if kind not in AUDIO_KINDS:
-            return self.media_tokens
+            return pictures
         if self.audio is None:
             raise InvalidRequest(
                 f"this checkpoint has no audio tower, so it cannot take media of kind {kind}; ask an audio-visual checkpoint"
             )
-        return self.audio.tokens + (0 if kind == "audio" else self.media_tokens)
+        return self.audio.tokens + (0 if kind == "audio" else pictures)
 
     @property
     def tokens_per_step(self) -> int:

@@ -4,11 +4,15 @@ Parameter names are the published ones. B rows, S new positions, P cached positi
 D width, H key-value heads, G query heads per key-value head, d head dim.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from videollama_core.model.config import LanguageConfig
+
+Past = Tensor | Sequence[tuple[Tensor, Tensor]]
 
 
 class RmsNorm(nn.Module):
@@ -61,17 +65,22 @@ class Attention(nn.Module):
         query = rotate(self._split(self.q_proj(x)), cos, sin)
         key = rotate(self._split(self.k_proj(x)), cos, sin)
         value = self._split(self.v_proj(x))
-        keys, values = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)  # [B, H, P+S, d]
         if self.fused:
+            keys, values = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)  # [B, H, P+S, d]
             mask = bias.to(query.dtype).clamp(min=torch.finfo(query.dtype).min)  # rounded, it may be infinite
             mixed = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=True)
             return self.o_proj(mixed.transpose(1, 2).flatten(2)), key, value
-        # The G query heads that share a key head are stacked along the positions: no copy of keys and values.
+        # The G query heads that share a key head are stacked along the positions, and cached and new positions are
+        # multiplied apart: no copy of keys and values.
         query = query.unflatten(1, (self.kv_heads, self.groups)).flatten(2, 3)  # [B, H, G*S, d]
-        scores = query @ keys.transpose(-1, -2) * self.head_dim**-0.5  # [B, H, G*S, P+S]
+        scores = torch.cat([query @ past_key.transpose(-1, -2), query @ key.transpose(-1, -2)], dim=-1)
+        scores = scores * self.head_dim**-0.5  # [B, H, G*S, P+S]
         scores = scores.unflatten(2, (self.groups, length)) + bias.unsqueeze(2)  # [B, H, G, S, P+S]
         weights = torch.softmax(scores.float(), dim=-1).to(x.dtype).flatten(2, 3)
-        mixed = (weights @ values).unflatten(2, (self.groups, length)).flatten(1, 2)  # [B, H*G, S, d]
+        of_past, of_new = weights[..., : past_key.shape[2]], weights[..., past_key.shape[2] :]
+        mixed = (
+            (of_past @ past_value + of_new @ value).unflatten(2, (self.groups, length)).flatten(1, 2)
+        )  # [B, H*G, S, d]
         return self.o_proj(mixed.transpose(1, 2).flatten(2)), key, value
 
 
@@ -98,7 +107,7 @@ class Expert(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """Every expert runs on every token and the unchosen ones weigh 0: exact, and a static graph."""
+    """Each expert runs on the positions whose router chose it."""
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
@@ -107,6 +116,18 @@ class MixtureOfExperts(nn.Module):
         self.experts = nn.ModuleList(Expert(config) for _ in range(config.experts))
 
     def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(0, 1)
+        best, index = torch.topk(torch.softmax(self.gate(flat).float(), dim=-1), self.chosen, dim=-1)
+        best = (best / best.sum(-1, keepdim=True)).to(x.dtype)
+        mixed = torch.zeros_like(flat)
+        for number, expert in enumerate(self.experts):
+            place = torch.nonzero(index == number)
+            row, choice = place[:, 0], place[:, 1]
+            mixed = mixed.index_add(0, row, expert(flat[row]) * best[row, choice][:, None])
+        return mixed.view_as(x)
+
+    def dense(self, x: Tensor) -> Tensor:
+        """Every expert on every position, the unchosen ones weigh 0: the same values, and shapes that do not depend on them."""
         shares = torch.softmax(self.gate(x).float(), dim=-1)  # [B, S, experts]
         best, index = torch.topk(shares, self.chosen, dim=-1)
         best = best / best.sum(-1, keepdim=True)
@@ -158,7 +179,7 @@ class Decoder(nn.Module):
         return self.model.embed_tokens(input_ids)
 
     def hidden_states(
-        self, inputs_embeds: Tensor, positions: Tensor, bias: Tensor, past: Tensor
+        self, inputs_embeds: Tensor, positions: Tensor, bias: Tensor, past: Past
     ) -> tuple[Tensor, list[Tensor]]:
         """[B, S, D] -> the last layer's output [B, S, D] before the norm, and each layer's new keys and values.
 
@@ -170,7 +191,7 @@ class Decoder(nn.Module):
         for number, layer in enumerate(self.model.layers):
             assert isinstance(layer, DecoderLayer)
             mixed, key, value = layer.self_attn(
-                layer.input_layernorm(x), cos, sin, bias, past[number, 0], past[number, 1]
+                layer.input_layernorm(x), cos, sin, bias, past[number][0], past[number][1]
             )
             x = x + mixed
             x = x + layer.feed_forward(layer.post_attention_layernorm(x))
@@ -178,7 +199,7 @@ class Decoder(nn.Module):
         return x, new
 
     def forward(
-        self, inputs_embeds: Tensor, positions: Tensor, bias: Tensor, last: Tensor, past: Tensor
+        self, inputs_embeds: Tensor, positions: Tensor, bias: Tensor, last: Tensor, past: Past
     ) -> tuple[Tensor, Tensor]:
         """
         Args:
@@ -186,7 +207,7 @@ class Decoder(nn.Module):
             positions: int64 [B, S].
             bias: [B, 1, S, P+S], added to the scores: 0 where position s may look, a huge negative number elsewhere.
             last: int64 [B], the position of each row whose logits are wanted.
-            past: [layers, 2, B, H, P, d] cached keys and values.
+            past: the KV cache: keys and values [B, H, P, d] of each layer, or all of them as [layers, 2, B, H, P, d].
         Returns:
             logits float32 [B, vocab] and the new keys and values [layers, 2, B, H, S, d].
         """

@@ -14,7 +14,7 @@ from videollama_core.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class EncodingPlan:
-    distinct: np.ndarray  # uint8 [U, S, S, 3]
+    distinct: np.ndarray  # uint8 [U, S, S, 3]; the frames themselves where none repeats
     frame_index: np.ndarray  # int64 [T'], rows of `distinct` that the connector is given
     step_index: np.ndarray  # int64 [steps], output steps of the connector that make the answer
 
@@ -27,7 +27,8 @@ def plan_encoding(frames: np.ndarray, config: ModelConfig) -> EncodingPlan:
     if len(ids) == 1:
         ids = ids * config.num_frames
     frame_index, step_index = plan_time_steps(ids, config.connector_padding)
-    return EncodingPlan(frames[first], frame_index, step_index)
+    distinct = frames if len(first) == len(frames) else frames[first]
+    return EncodingPlan(distinct, frame_index, step_index)
 
 
 def plan_time_steps(frame_ids: list[int], padding: int) -> tuple[np.ndarray, np.ndarray]:

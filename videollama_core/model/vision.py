@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from videollama_core.model.attention import Heads
 from videollama_core.model.config import PixelConfig, VisionConfig
 
 PREFIX = "model.vision_tower.vision_tower.vision_model."
@@ -44,22 +45,11 @@ class Embeddings(nn.Module):
         return patches + self.position_embedding.weight
 
 
-class Attention(nn.Module):
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.heads, self.head_dim = config.heads, config.width // config.heads
-        self.q_proj = nn.Linear(config.width, config.width)
-        self.k_proj = nn.Linear(config.width, config.width)
-        self.v_proj = nn.Linear(config.width, config.width)
-        self.out_proj = nn.Linear(config.width, config.width)
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)  # [U, P, C] -> [U, heads, P, head_dim]
-
+class Attention(Heads):
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = self._split(self.q_proj(x)), self._split(self.k_proj(x)), self._split(self.v_proj(x))
+        query, key, value = self.split(x)
         weights = torch.softmax(query @ key.transpose(-1, -2) * self.head_dim**-0.5, dim=-1)
-        return self.out_proj((weights @ value).transpose(1, 2).flatten(2))
+        return self.join(weights, value)
 
 
 class Mlp(nn.Module):
@@ -77,7 +67,7 @@ class Layer(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(config.width, eps=config.eps)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config.width, config.heads)
         self.layer_norm2 = nn.LayerNorm(config.width, eps=config.eps)
         self.mlp = Mlp(config)
 
