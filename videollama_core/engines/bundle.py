@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from videollama_core.checkpoint.files import in_words, read_json, shown
 from videollama_core.engines.table import EncoderEngine, LanguageEngine, encoder_engine, language_engine
 from videollama_core.model.config import ModelConfig
-from videollama_core.protocol.errors import ArtifactMismatch
+from videollama_core.model.value_rules import RULES, check_model
+from videollama_core.protocol.errors import ArtifactMismatch, CheckpointMismatch
 from videollama_core.protocol.messages import GenerationDefaults
 from videollama_core.text import Tokenizer, read_generation_defaults
 
-FORMAT = 3  # of the folder; a bundle of another format must be converted again
+FORMAT = 5  # of the folder; a bundle of another format must be converted again
 MANIFEST = "manifest.json"
 LANGUAGE_FOLDER = "llm"
 LANGUAGE_ENGINE = "engines/llm/engine"  # of TensorRT-LLM
@@ -59,11 +61,13 @@ class Bundle:
                 f"{root} has no {MANIFEST}: not a converted checkpoint, or its conversion did not end; run vl2 convert"
             )
         try:
-            manifest = json.loads(path.read_text("utf-8"))
+            manifest = read_json(path)
             config = ModelConfig.from_dict(manifest["model"])
+            check_model(config, CheckpointMismatch)
             files = {str(name): int(entry["bytes"]) for name, entry in manifest["files"].items()}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ArtifactMismatch(f"{path} is damaged ({error!r}); convert again") from error
+            _check_values(manifest)
+        except (CheckpointMismatch, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ArtifactMismatch(f"{path} is damaged ({in_words(error)}); convert again") from error
         if manifest.get("format") != FORMAT:
             raise ArtifactMismatch(
                 f"{path} is of format {manifest.get('format')}; this version reads {FORMAT}: convert again"
@@ -76,11 +80,18 @@ class Bundle:
                 f"{path}: {error}; serve it with the version that made it, or convert again"
             ) from error
         for name, size in files.items():
+            if ".." in Path(name).parts or Path(name).is_absolute():
+                raise ArtifactMismatch(f"{path} lists {shown(name)}, which is no file of the bundle: convert again")
             found = (root / name).stat().st_size if (root / name).is_file() else None
             if found != size:
                 state = "is missing" if found is None else f"has {found} bytes"
                 raise ArtifactMismatch(f"{root / name} {state}; the manifest lists {size} bytes: convert again")
         return bundle
+
+    @property
+    def identity(self) -> bytes:
+        """Other for every other content: the manifest names each file's hash."""
+        return json.dumps(self.manifest, sort_keys=True).encode()
 
     @property
     def engine(self) -> str:
@@ -140,3 +151,16 @@ class Bundle:
 
     def generation_defaults(self, tokenizer: Tokenizer) -> GenerationDefaults:
         return read_generation_defaults(self.language_folder, tokenizer)
+
+
+def _check_values(manifest: dict[str, Any]) -> None:
+    """Raises: ValueError, KeyError for values that no conversion writes."""
+    positions = manifest["max_seq_len"]
+    if not RULES["language"]["max_positions"].allows(positions):
+        raise ValueError(f"max_seq_len is {shown(positions)}")
+    for key in ("engine", "dtype"):
+        if not isinstance(manifest[key], str):
+            raise ValueError(f"{key} is {shown(manifest[key])}")
+    for key in ("world_size", "pool_bytes"):
+        if type(manifest.get(key, 0)) is not int or manifest.get(key, 0) < 0:
+            raise ValueError(f"{key} is {shown(manifest[key])}")

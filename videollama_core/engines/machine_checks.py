@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from videollama_core.engines.bundle import Bundle, engine_path
 from videollama_core.engines.specs import graphs_of
@@ -18,9 +19,18 @@ class Finding:
     advice: str = ""
 
 
+def memory_bytes(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
+    """Of the machine, or of this process's container where it has a limit of its own."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(memory, int(limit.read_text()))
+    except (OSError, ValueError):  # none, or "max"
+        return memory
+
+
 def check_memory(bundle: Bundle, size: int) -> list[Finding]:
     """Args: size: bytes of the bundle, as in every check here."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = memory_bytes()
     told = f"{size / 2**30:.2f} GiB of graphs, {memory / 2**30:.1f} GiB of memory"
     if size < 0.9 * memory:
         return [Finding("memory", OK, told)]

@@ -1,72 +1,60 @@
 """Pixels and filterbanks -> media tokens. What is the same on every engine; the engines are behind `Encoders`."""
 
 import hashlib
-from collections import OrderedDict
-from collections.abc import Callable
+import secrets
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from videollama_core.contrast import NO_CONTRAST, NO_PIXELS, Noise, add_noise
 from videollama_core.engines.bundle import Bundle
-from videollama_core.engines.onnx_runtime import OnnxEngine
-from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, Graph
+from videollama_core.engines.media_cache import MediaCache
 from videollama_core.media.video import MAX_FRAMES
-from videollama_core.model.frame_plan import plan_encoding
-from videollama_core.protocol.errors import ArtifactMismatch, InvalidRequest
+from videollama_core.model.frame_plan import EncodingPlan, plan_encoding
+from videollama_core.protocol.errors import InvalidRequest
 
-KEPT_BYTES = 256 * 2**20  # of media tokens on a GPU: about 25 videos of a 7B checkpoint
+_SECRET = secrets.token_bytes(32)  # of this process: outside of it nobody can look for media whose hashes meet
 
 
-def media_hash(frames: np.ndarray, filterbank: np.ndarray | None, noise: Noise | None = None) -> int:
-    """64 bits of what is encoded, never 0: the language model keeps keys and values of media positions by it."""
-    about = repr(frames.shape) + (repr(noise) if noise else "")
-    digest = hashlib.blake2b(about.encode(), digest_size=8)
+def media_digest(frames: np.ndarray, filterbank: np.ndarray | None, noise: Noise | None = None) -> bytes:
+    """32 bytes of what is encoded: keyed BLAKE2b, other in each process."""
+    about = repr((frames.shape, None if filterbank is None else filterbank.shape, noise)).encode()
+    digest = hashlib.blake2b(len(about).to_bytes(8, "little") + about, digest_size=32, key=_SECRET)
     for array in (frames, filterbank):
         if array is not None:
             digest.update(np.ascontiguousarray(array).data)
-    return int.from_bytes(digest.digest(), "little") or 1
+    return digest.digest()
+
+
+def media_hash(digest: bytes) -> int:
+    """64 bits of a digest, never 0: the language model keeps the KV cache of media positions by it."""
+    return int.from_bytes(digest[:8], "little") or 1
 
 
 class Encoders(Protocol):
     """The encoders of one checkpoint on one engine. U distinct frames, T' of them in time, D language model width.
 
-    Media tokens are an array, or a tensor on the engine's device, whose work may still be under way.
+    Features and media tokens are arrays, or tensors on the engine's device, whose work may still be under way.
     """
 
-    def encode_frames(self, frames: np.ndarray, frame_index: np.ndarray) -> Any:
-        """uint8 [U, S, S, 3], int64 [T'] -> [steps, tokens per step, D], float32 (float16 on TensorRT).
+    frames_per_run: int  # of the tower (specs.py)
+
+    def encode_frames(self, frames: np.ndarray) -> Any:
+        """uint8 [K, S, S, 3] -> features [K, P, C], which the next run may write over.
 
         Frames with noise are float32 (contrast.py), except on TensorRT.
         """
         ...
 
+    def connect(self, features: Any, frame_index: np.ndarray) -> Any:
+        """[U, P, C], int64 [T'] -> [steps, tokens per step, D], float32 (float16 on TensorRT)."""
+        ...
+
     def encode_audio(self, filterbank: np.ndarray) -> Any:
         """float32 [R, F] -> [N, D], in the same type."""
         ...
-
-
-class OnnxEncoders:
-    """The converted graphs on ONNX Runtime."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        def load(graph: Graph) -> OnnxEngine:
-            return OnnxEngine(bundle.graph(graph.name), graph.inputs, graph.outputs)
-
-        self._vision, self._connector = load(VISION_ENCODER), load(CONNECTOR)
-        self._audio = load(AUDIO_ENCODER) if bundle.config.audio else None
-
-    def encode_frames(self, frames: np.ndarray, frame_index: np.ndarray) -> np.ndarray:
-        if frames.dtype != np.uint8 and "frames" not in self._vision.floats:
-            raise ArtifactMismatch(
-                "this bundle is older than vcd_alpha, and its vision graph takes whole colours: convert again"
-            )
-        features = self._vision.run({"frames": frames})["vision_features"]
-        return self._connector.run({"vision_features": features, "frame_index": frame_index})["media_steps"]
-
-    def encode_audio(self, filterbank: np.ndarray) -> np.ndarray:
-        assert self._audio is not None
-        return self._audio.run({"filterbank": filterbank[None]})["audio_tokens"][0]
 
 
 def load_encoders(bundle: Bundle) -> Encoders:
@@ -75,42 +63,85 @@ def load_encoders(bundle: Bundle) -> Encoders:
     return encoders
 
 
-class MediaTokenCache:
-    """The newest media tokens by their media's hash: the response cache does not take tensors of a GPU."""
+class Encoding:
+    """One request's media on their way through the encoders: `MediaEncoder.run` takes them further, a run at a time."""
 
-    def __init__(self, most_bytes: int = KEPT_BYTES) -> None:
-        self._most_bytes, self._bytes = most_bytes, 0
-        self._tables: OrderedDict[int, Any] = OrderedDict()
+    def __init__(self, plans: list[EncodingPlan], filterbank: np.ndarray | None, digest: bytes) -> None:
+        self.digest = digest
+        self.table: Any = None  # the media tokens, in the end
+        self.plans, self.filterbank = plans, filterbank
+        self.features: list[Any] = [None] * len(plans)
+        self._done = [0] * len(plans)  # pictures that the tower has seen
 
-    def get(self, media_hash: int, make: Callable[[], Any]) -> Any:
-        """The kept table [N, D], or one that is made now and kept in the place of the oldest."""
-        if media_hash in self._tables:
-            self._tables.move_to_end(media_hash)
-            return self._tables[media_hash]
-        table = make()
-        self._tables[media_hash] = table
-        self._bytes += table.nbytes
-        while self._bytes > self._most_bytes:
-            self._bytes -= self._tables.popitem(last=False)[1].nbytes
-        return table
+    @property
+    def is_done(self) -> bool:
+        return self.table is not None
+
+    @property
+    def pictures(self) -> int:
+        """How many the tower must see."""
+        return sum(len(plan.distinct) for plan in self.plans)
+
+    @property
+    def pictures_left(self) -> int:
+        return self.pictures - sum(self._done)
+
+    @property
+    def has_begun(self) -> bool:
+        return any(self._done)
+
+    @property
+    def is_picture(self) -> bool:
+        """One picture needs no company: padding would cost it as much as a video."""
+        return all(len(plan.distinct) == 1 for plan in self.plans)
+
+    def keep(self) -> None:
+        """Copy what still lies in memory of the caller's."""
+        self.plans = [replace(plan, distinct=plan.distinct.copy()) for plan in self.plans]
+        self.filterbank = None if self.filterbank is None else self.filterbank.copy()
+
+    def take(self, most: int) -> np.ndarray:
+        """The pictures of one plan that come next: [at most `most`, S, S, 3], float32 with noise (contrast.py)."""
+        number = self._next_plan()
+        done = self._done[number]
+        return self.plans[number].distinct[done : done + most]
+
+    def put(self, features: Any) -> None:
+        """Of the pictures that `take` gave last."""
+        number = self._next_plan()
+        done = self._done[number]
+        if self.features[number] is None:
+            shape = (len(self.plans[number].distinct), *features.shape[1:])
+            is_array = isinstance(features, np.ndarray)
+            self.features[number] = np.empty(shape, features.dtype) if is_array else features.new_empty(shape)
+        self.features[number][done : done + len(features)] = features
+        self._done[number] += len(features)
+
+    def _next_plan(self) -> int:
+        return next(n for n, plan in enumerate(self.plans) if self._done[n] < len(plan.distinct))
 
 
 class MediaEncoder:
-    """Vision encoder, connector and (with an audio tower) audio encoder of one bundle."""
+    """Vision encoder, connector and (with an audio tower) audio encoder of one bundle.
+
+    Requests share it by turns: `begin` for each, then `run` until each is done. The tower always runs in one of two
+    shapes, one picture or `frames_per_run` frames, which only the request decides: a product of another shape may differ in
+    its last bits, and so an answer would depend on who else asks.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
         self._config, self._encoders = bundle.config, load_encoders(bundle)
         self._takes_noise = bundle.encoder_engine.takes_noise
-        self._kept = MediaTokenCache() if bundle.keeps_media_tokens_on_gpu else None
+        self._kept: MediaCache[Any] | None = MediaCache() if bundle.keeps_media_tokens_on_gpu else None
 
     def encode_media(
         self, frames: np.ndarray, filterbank: np.ndarray | None = None, noise: Noise | None = None
     ) -> tuple[Any, int]:
         """`encode`, and the media's hash. Where tables stay on the GPU: a tensor there, made once for equal media."""
-        key = media_hash(frames, filterbank, noise)
-        if self._kept is None:
-            return self.encode(frames, filterbank, noise), key
-        return self._kept.get(key, lambda: _when_done(self._encode(frames, filterbank, noise))), key
+        encoding = self.begin(frames, filterbank, noise)
+        while not encoding.is_done:
+            self.run(encoding)
+        return encoding.table, media_hash(encoding.digest)
 
     def encode(
         self, frames: np.ndarray, filterbank: np.ndarray | None = None, noise: Noise | None = None
@@ -120,39 +151,86 @@ class MediaEncoder:
         With noise [2N, D]: then the same of noised frames, and the audio again.
         Raises: InvalidRequest on another size or a wrong number of frames, or noise that cannot be.
         """
-        return to_host(self._encode(frames, filterbank, noise))
+        return to_host(self.encode_media(frames, filterbank, noise)[0])
 
-    def _encode(self, frames: np.ndarray, filterbank: np.ndarray | None, noise: Noise | None) -> Any:
-        vision = [self._encode_frames(frames)] if len(frames) else []
-        audio = [self._encode_audio(filterbank)] if filterbank is not None and len(filterbank) else []
-        if not vision + audio:
+    def begin(self, frames: np.ndarray, filterbank: np.ndarray | None = None, noise: Noise | None = None) -> Encoding:
+        """As `encode`, checked, and nothing run yet; done at once where the table is known. Reads the arrays until it is done,
+        or `keep` was called."""
+        filterbank = filterbank if filterbank is not None and len(filterbank) else None
+        if filterbank is not None:
+            self._check_audio(filterbank)
+        plans = []
+        if len(frames):
+            self._check_frames(frames)
+            plans.append(plan_encoding(frames, self._config))
+        elif filterbank is None:
             raise InvalidRequest("there is neither a frame nor audio to encode")
-        parts = vision + audio
         if noise is not None:
-            parts += [self._encode_noised(frames, noise), *audio]
-        return parts[0] if len(parts) == 1 else _concatenate(parts)
+            if not self._takes_noise:
+                raise InvalidRequest(NO_CONTRAST)
+            if not len(frames):
+                raise InvalidRequest(NO_PIXELS)
+            plans.append(plan_encoding(add_noise(frames, noise, self._config.pixels), self._config))
+        encoding = Encoding(plans, filterbank, media_digest(frames, filterbank, noise))
+        if self._kept is not None:
+            encoding.table = self._kept.known(encoding.digest)
+        return encoding
 
-    def _encode_noised(self, frames: np.ndarray, noise: Noise) -> Any:
-        if not self._takes_noise:
-            raise InvalidRequest(NO_CONTRAST)
-        if not len(frames):
-            raise InvalidRequest(NO_PIXELS)
-        return self._steps(add_noise(frames, noise, self._config.pixels))
+    def run(self, first: Encoding, others: Iterable[Encoding] = ()) -> None:
+        """One run of the tower for the first one, with pictures of the others where it leaves room, or what comes after it.
 
-    def _encode_frames(self, frames: np.ndarray) -> Any:
+        Args:
+            others: begun earlier or later; their own turn finishes them.
+        """
+        if first.pictures_left:
+            self._see(first, others)
+        if not first.pictures_left:
+            first.table = self._finish(first)
+            first.plans, first.features, first.filterbank = [], [], None
+
+    def feature_bytes(self, encoding: Encoding) -> int:
+        """What its features take at most, from its first run to its last."""
+        vision = self._config.vision
+        return encoding.pictures * vision.tokens * vision.width * 4
+
+    def _see(self, first: Encoding, others: Iterable[Encoding]) -> None:
+        size = room = 1 if first.is_picture else self._encoders.frames_per_run
+        taken: list[tuple[Encoding, np.ndarray]] = []
+        for encoding in (first, *others):
+            if room and encoding.pictures_left and encoding.is_picture == first.is_picture:
+                taken.append((encoding, encoding.take(room)))
+                room -= len(taken[-1][1])
+        pictures = [each for _, each in taken]
+        if len(pictures) > 1 or room:  # otherwise they are a run as they lie
+            pictures.append(np.zeros((room, *pictures[0].shape[1:]), np.uint8))
+        features = self._encoders.encode_frames(pictures[0] if len(pictures) == 1 else np.concatenate(pictures))
+        assert len(features) == size
+        begin = 0
+        for encoding, each in taken:
+            encoding.put(features[begin : begin + len(each)])
+            begin += len(each)
+
+    def _finish(self, encoding: Encoding) -> Any:
+        vision = [self._steps(*pair) for pair in zip(encoding.plans, encoding.features, strict=True)]
+        audio = [] if encoding.filterbank is None else [self._encoders.encode_audio(encoding.filterbank)]
+        parts = [part for seen in vision for part in (seen, *audio)] if vision else audio
+        table = parts[0] if len(parts) == 1 else _concatenate(parts)
+        return table if self._kept is None else self._kept.keep(encoding.digest, _when_done(table))
+
+    def _steps(self, plan: EncodingPlan, features: Any) -> Any:
+        steps = self._encoders.connect(features, plan.frame_index)
+        if not np.array_equal(plan.step_index, np.arange(len(steps))):
+            steps = steps[plan.step_index]
+        return steps.reshape(-1, steps.shape[-1])
+
+    def _check_frames(self, frames: np.ndarray) -> None:
         size, wanted = self._config.pixels.size, self._config.num_frames
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (size, size, 3):
             raise InvalidRequest(f"frames are {frames.dtype} {list(frames.shape)}; wanted uint8 [T, {size}, {size}, 3]")
         if len(frames) != 1 and not wanted <= len(frames) <= MAX_FRAMES:
             raise InvalidRequest(f"found {len(frames)} frames; wanted 1 (an image), or {wanted} to {MAX_FRAMES}")
-        return self._steps(frames)
 
-    def _steps(self, frames: np.ndarray) -> Any:
-        plan = plan_encoding(frames, self._config)
-        steps = self._encoders.encode_frames(plan.distinct, plan.frame_index)
-        return steps[plan.step_index].reshape(-1, steps.shape[-1])
-
-    def _encode_audio(self, filterbank: np.ndarray) -> Any:
+    def _check_audio(self, filterbank: np.ndarray) -> None:
         config = self._config.audio
         if config is None:
             raise InvalidRequest("this checkpoint has no audio tower, so it takes no audio")
@@ -161,7 +239,6 @@ class MediaEncoder:
             raise InvalidRequest(
                 f"the filterbank is {filterbank.dtype} {list(filterbank.shape)}; wanted float32 {list(wanted)}"
             )
-        return self._encoders.encode_audio(filterbank)
 
 
 def to_host(table: Any) -> np.ndarray:

@@ -6,6 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
+from videollama_core.engines.bundle import Bundle
+from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, Graph, frames_per_run
 from videollama_core.protocol.errors import ArtifactMismatch
 
 Arrays = dict[str, np.ndarray]
@@ -51,3 +53,29 @@ class OnnxEngine:
             for name, array in inputs.items()
         }
         return dict(zip(self._outputs, self._session.run(self._outputs, typed), strict=True))
+
+
+class OnnxEncoders:
+    """The encoders' converted graphs."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        def load(graph: Graph) -> OnnxEngine:
+            return OnnxEngine(bundle.graph(graph.name), graph.inputs, graph.outputs)
+
+        self._vision, self._connector = load(VISION_ENCODER), load(CONNECTOR)
+        self._audio = load(AUDIO_ENCODER) if bundle.config.audio else None
+        self.frames_per_run = frames_per_run(bundle.config.vision, on_gpu=False)
+
+    def encode_frames(self, frames: np.ndarray) -> np.ndarray:
+        if frames.dtype != np.uint8 and "frames" not in self._vision.floats:
+            raise ArtifactMismatch(
+                "this bundle is older than vcd_alpha, and its vision graph takes whole colours: convert again"
+            )
+        return self._vision.run({"frames": frames})["vision_features"]
+
+    def connect(self, features: np.ndarray, frame_index: np.ndarray) -> np.ndarray:
+        return self._connector.run({"vision_features": features, "frame_index": frame_index})["media_steps"]
+
+    def encode_audio(self, filterbank: np.ndarray) -> np.ndarray:
+        assert self._audio is not None
+        return self._audio.run({"filterbank": filterbank[None]})["audio_tokens"][0]

@@ -1,6 +1,6 @@
-"""The engines: what each one can do, and where its code lies. A new engine is one entry here and one beside it in the
-converter (videollama_converters/engine_steps.py), with the modules that they name.
+"""The engines: what each one can do, and where its code lies.
 
+A new engine is one entry here and one beside it in the converter (`ENCODER_STEPS`), with the modules that they name.
 A bundle names two: what runs its encoders, and what runs its language model. Modules are named, not imported: torch takes
 seconds, and the packages of other engines are not there.
 """
@@ -53,7 +53,7 @@ ENCODER_ENGINES = {
             "onnx",
             ("float32",),
             ("onnx", "vllm"),
-            "videollama_core.engines.media_encoder:OnnxEncoders",
+            "videollama_core.engines.onnx_runtime:OnnxEncoders",
             "onnxruntime",
             "videollama_core.engines.machine_checks:check_memory",
         ),

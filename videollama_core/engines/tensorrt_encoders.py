@@ -5,7 +5,6 @@ GPU between tower and connector. Whether the media tokens do is the bundle's cho
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor
 
 from videollama_core.engines.bundle import Bundle, engine_path
-from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, Graph
-from videollama_core.engines.torch_device import hand_over
+from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, Graph, frames_per_run
+from videollama_core.engines.torch_device import hand_over, take_over
 from videollama_core.engines.torch_encoders import CudaGraphCache
 from videollama_core.protocol.errors import ArtifactMismatch
 
@@ -158,21 +157,26 @@ class TensorRtEncoders:
             return TensorRtEngine(bundle.root / engine_path(graph.name), graph, machine)
 
         self._stream = torch.cuda.Stream()
-        vision, connector = load(VISION_ENCODER), load(CONNECTOR)
-
-        def seeing() -> Callable[..., Tensor]:
-            tower, connect = vision.execution(), connector.execution()
-            return lambda frames, index: connect(tower(frames), index)
-
-        self._encode_frames = CudaGraphCache(seeing(), device, seeing)
+        self.frames_per_run = frames_per_run(bundle.config.vision, on_gpu=True)
+        see, connect = load(VISION_ENCODER).execution, load(CONNECTOR).execution
+        self._encode_frames = CudaGraphCache(see(), device, see)
+        self._connect = CudaGraphCache(connect(), device, connect)
         if bundle.config.audio:
             audio_execution = load(AUDIO_ENCODER).execution
             self._encode_audio = CudaGraphCache(audio_execution(), device, audio_execution)
 
     @torch.inference_mode()
-    def encode_frames(self, frames: np.ndarray, frame_index: np.ndarray) -> Tensor:
+    def encode_frames(self, frames: np.ndarray) -> Tensor:
+        take_over(self._stream)
         with torch.cuda.stream(self._stream):
-            found = self._encode_frames(_pinned(frames), _pinned(frame_index)).to(torch.float16, copy=True)
+            found = self._encode_frames(_pinned(frames))
+        return hand_over(found, self._stream)
+
+    @torch.inference_mode()
+    def connect(self, features: Tensor, frame_index: np.ndarray) -> Tensor:
+        take_over(self._stream, features)
+        with torch.cuda.stream(self._stream):
+            found = self._connect(features, _pinned(frame_index)).to(torch.float16, copy=True)
         return hand_over(found, self._stream)
 
     @torch.inference_mode()

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from videollama_core.engines.bundle import Bundle, engine_path, runtime_cache_path
-from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, Graph
+from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, Graph, frames_per_run
 from videollama_core.engines.tensorrt_encoders import DTYPES
 from videollama_core.engines.tensorrt_rtx import check_rtx_sidecar, rtx_logger, rtx_version
-from videollama_core.engines.torch_device import hand_over
+from videollama_core.engines.torch_device import hand_over, take_over
 from videollama_core.protocol.errors import ArtifactMismatch
 
 logger = logging.getLogger(__name__)
@@ -125,11 +125,19 @@ class RtxEncoders:
         self._vision, self._connector = load(VISION_ENCODER), load(CONNECTOR)
         self._audio = load(AUDIO_ENCODER) if bundle.config.audio else None
         self._stream = torch.cuda.Stream()
+        self.frames_per_run = frames_per_run(bundle.config.vision, on_gpu=True)
 
     @torch.inference_mode()
-    def encode_frames(self, frames: np.ndarray, frame_index: np.ndarray) -> Tensor:
+    def encode_frames(self, frames: np.ndarray) -> Tensor:
+        take_over(self._stream)
         with torch.cuda.stream(self._stream):
-            features = self._vision(torch.from_numpy(frames))
+            found = self._vision(torch.from_numpy(frames))
+        return hand_over(found, self._stream)
+
+    @torch.inference_mode()
+    def connect(self, features: Tensor, frame_index: np.ndarray) -> Tensor:
+        take_over(self._stream, features)
+        with torch.cuda.stream(self._stream):
             found = self._connector(features, torch.from_numpy(frame_index)).to(torch.float32, copy=True)
         return hand_over(found, self._stream)
 

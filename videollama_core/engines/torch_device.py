@@ -30,3 +30,10 @@ def hand_over(tensor: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:
     caller.wait_stream(stream)
     tensor.record_stream(caller)
     return tensor
+
+
+def take_over(stream: torch.cuda.Stream, *tensors: torch.Tensor) -> None:
+    """The other way round: `stream` goes on when what the caller's stream was given is done, these tensors with it."""
+    stream.wait_stream(torch.cuda.current_stream())
+    for tensor in tensors:
+        tensor.record_stream(stream)

@@ -5,20 +5,22 @@ On a GPU nothing leaves it between tower and connector, and a shape that comes a
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from videollama_core.checkpoint.parts import fill
+from videollama_core.checkpoint.fill import fill
 from videollama_core.checkpoint.shards import Shards
 from videollama_core.engines.bundle import ENCODER_WEIGHTS, Bundle
+from videollama_core.engines.specs import frames_per_run
 from videollama_core.engines.torch_device import pick_device, pick_dtype
 from videollama_core.model.audio import AudioEncoder
 from videollama_core.model.connector import Connector
 from videollama_core.model.vision import VisionEncoder
 
+M = TypeVar("M", bound=nn.Module)
 MAX_GRAPHS = 8  # kept per function; each holds its activations
 
 
@@ -26,8 +28,9 @@ def load_torch_encoders(bundle: Bundle, device: torch.device | None = None) -> "
     """The encoders of a bundle that was converted with --engine torch."""
     config, weights = bundle.config, Shards.of_file(bundle.root / ENCODER_WEIGHTS)
 
-    def load(part: str, module: nn.Module) -> nn.Module:
-        return fill(module, weights.sources(f"{part}."), part).to(device or pick_device(), pick_dtype(bundle.dtype))
+    def load(part: str, module: M) -> M:
+        fill(module, weights.sources(f"{part}."), part)
+        return module.to(device or pick_device(), pick_dtype(bundle.dtype))
 
     return TorchEncoders(
         load("vision", VisionEncoder(config.vision, config.pixels)),
@@ -39,24 +42,26 @@ def load_torch_encoders(bundle: Bundle, device: torch.device | None = None) -> "
 class TorchEncoders:
     """Modules on one device, in one type."""
 
-    def __init__(self, vision: nn.Module, connector: nn.Module, audio: nn.Module | None = None) -> None:
+    def __init__(self, vision: VisionEncoder, connector: nn.Module, audio: nn.Module | None = None) -> None:
         self.vision, self.connector, self.audio = vision, connector, audio
         first = next(vision.parameters())
         self.device, self.dtype = first.device, first.dtype
-        # A sequence of frames that repeats none has a fixed index: the graph of the usual case.
-        self._encode_frames = CudaGraphCache(self._media_steps, self.device)
+        self.frames_per_run = frames_per_run(vision.config, on_gpu=self.device.type == "cuda")
+        self._encode_frames = CudaGraphCache(self.vision, self.device)
+        self._connect = CudaGraphCache(self.connector, self.device)
         self._encode_audio = CudaGraphCache(self._audio_tokens, self.device)
-
-    def _media_steps(self, frames: Tensor, frame_index: Tensor) -> Tensor:
-        return self.connector(self.vision(frames), frame_index)
 
     def _audio_tokens(self, filterbank: Tensor) -> Tensor:
         assert self.audio is not None
         return self.audio(filterbank.to(self.dtype))
 
     @torch.inference_mode()
-    def encode_frames(self, frames: np.ndarray, frame_index: np.ndarray) -> Tensor:
-        return self._encode_frames(torch.from_numpy(frames), torch.from_numpy(frame_index)).to(torch.float32, copy=True)
+    def encode_frames(self, frames: np.ndarray) -> Tensor:
+        return self._encode_frames(torch.from_numpy(frames))
+
+    @torch.inference_mode()
+    def connect(self, features: Tensor, frame_index: np.ndarray) -> Tensor:
+        return self._connect(features, torch.from_numpy(frame_index)).to(torch.float32, copy=True)
 
     @torch.inference_mode()
     def encode_audio(self, filterbank: np.ndarray) -> Tensor:

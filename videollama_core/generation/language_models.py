@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from videollama_core.engines.bundle import Bundle
-from videollama_core.generation.onnx_runner import OnnxRunner, Runner
+from videollama_core.generation.onnx_runner import OnnxRunner
+from videollama_core.generation.runner import Runner
 from videollama_core.generation.scheduler import Scheduler
 from videollama_core.generation.steps import SlotSteps
 from videollama_core.protocol.errors import ArtifactMismatch
@@ -32,7 +33,7 @@ def load_runner(bundle: Bundle, num_slots: int) -> Runner:
 
 
 def _vllm(bundle: Bundle, num_slots: int, max_waiting: int) -> Scheduler:
-    from videollama_core.generation.vllm_scheduler import VllmRunner, VllmSteps
+    from videollama_core.generation.vllm_runner import VllmRunner, VllmSteps
 
     return Scheduler(VllmSteps(VllmRunner(bundle, num_slots)), max_waiting)
 

@@ -25,7 +25,7 @@ class GenerationRequest:
     """A prompt to go on from.
 
     `on_step` and `on_error` are called from the scheduler's thread, in order; after a last step, an error or a
-    cancellation comes nothing more. `is_cancelled` is asked before every iteration once it may run, before that in turn.
+    cancellation comes nothing more; `on_admitted` before them, when the request gets its slot. `is_cancelled` is asked before every iteration once it may run, before that in turn.
     """
 
     request_id: str
@@ -35,9 +35,11 @@ class GenerationRequest:
     on_step: Callable[[Step], None]
     on_error: Callable[[VideoLlamaError], None]
     media: np.ndarray | None = None  # float32 [N, D]; with a contrast [2N, D], the noised half behind the other
+    media_hashes: np.ndarray | None = None  # uint64 [L]: of the media at their positions, as prompt_table_extra_ids
     pad_id: int | None = None
     return_logits: bool = False
     is_cancelled: Callable[[], bool] = lambda: False
+    on_admitted: Callable[[], None] = lambda: None
 
     @property
     def num_slots(self) -> int:
@@ -61,11 +63,20 @@ class Running:
     slots: list[int]  # one for each sequence
     prompts: list[np.ndarray]  # int64 [L], likewise
     prefilled: int = 0  # positions of the prompts already in the slots, one prompt after the other
+    positions: np.ndarray = field(
+        default_factory=lambda: np.zeros((0, 2), np.int64)
+    )  # of the prompt in turn, once looked up: prefixes.py
+    reused: int = 0  # of these: taken from a prompt before it
     scores: list[np.ndarray] = field(default_factory=list)  # after each whole prompt
 
     @property
     def slot(self) -> int:
         return self.slots[0]
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The prompt that is being taken in, by number, and how many of its positions are."""
+        return divmod(self.prefilled, len(self.request.input_ids))
 
     @property
     def is_whole(self) -> bool:

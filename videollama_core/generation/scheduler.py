@@ -131,7 +131,7 @@ class Scheduler:
         self.counters.iterations += 1
         self._drop_cancelled()
         self._admit()
-        for outcome in self.steps.prefill(list(self._running.values())):
+        for outcome in self.steps.prefill(list(self._running.values()), self.counters):
             self._act_on(outcome)
         for outcome in self.steps.decode(list(self._running.values()), self.counters):
             self._act_on(outcome)
@@ -167,6 +167,7 @@ class Scheduler:
             free = self._free_slots()
             while self._waiting and len(free) >= self._waiting[0].num_slots:
                 request = self._waiting.popleft()
+                request.on_admitted()
                 slots, free = free[: request.num_slots], free[request.num_slots :]
                 self._running[slots[0]] = Running(
                     request, Sampler(request.sampling), slots, request.prompts(self.steps.vocab_size)

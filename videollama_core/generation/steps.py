@@ -1,14 +1,17 @@
 """What runs a step: the scheduler knows the interface `Steps`; `SlotSteps` is prefill and decoding on a runner's slots."""
 
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from videollama_core.generation.onnx_runner import Runner
+from videollama_core.generation.chunks import LEAST, ChunkSizes
+from videollama_core.generation.prefixes import KeptPrefixes, positions_of
 from videollama_core.generation.request import GenerationRequest, Running
+from videollama_core.generation.runner import Runner
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +24,10 @@ class Counters:
     decode_steps: int = 0  # batched: one for all running requests
     generated_tokens: int = 0
     cancelled: int = 0
+    prompt_positions: int = 0  # computed
+    reused_positions: int = 0  # of prompts, taken from one before
+    prefix_hits: int = 0  # prompts that began like one before
+    prefix_bytes: int = 0  # of memory, now, for what is kept of prompts
     most_in_one_step: int = 0
 
     def count_step(self, size: int) -> None:
@@ -70,8 +77,8 @@ class Steps(Protocol):
         """Raises: InvalidRequest for what only others can run."""
         ...
 
-    def prefill(self, running: Sequence[Running]) -> Iterator[Outcome]:
-        """Go on with the prompts that are not whole yet, the oldest first."""
+    def prefill(self, running: Sequence[Running], counters: Counters) -> Iterator[Outcome]:
+        """Go on with the prompts that are not whole yet, counted."""
         ...
 
     def decode(self, running: Sequence[Running], counters: Counters) -> Iterator[Outcome]:
@@ -84,12 +91,23 @@ class Steps(Protocol):
 
 
 class SlotSteps:
-    """One chunk of one prompt, then one decoding step for every request whose prompt is whole."""
+    """One chunk of one prompt, then one decoding step for every request whose prompt is whole.
 
-    def __init__(self, runner: Runner, prefill_chunk: int = 512) -> None:
-        """prefill_chunk: positions."""
-        self.runner, self.prefill_chunk = runner, prefill_chunk
+    While others decode a chunk is small (chunks.py), and every other one belongs to a prompt of which little is left, if
+    there is one: a short question does not wait for a long one's video. Else the oldest goes on.
+
+    A prompt that begins like one before is computed from where they differ. It is looked up when its turn comes: of questions
+    about the same new video that come together, the first computes the video and the others find it.
+    """
+
+    def __init__(
+        self, runner: Runner, prefill_chunk: int = 512, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        """prefill_chunk: positions, while nobody decodes."""
+        self.runner, self._clock, self._chunks = runner, clock, ChunkSizes(prefill_chunk)
+        self._oldest_first = False
         self.num_slots, self.max_length, self.vocab_size = runner.num_slots, runner.max_length, runner.vocab_size
+        self.prefixes = KeptPrefixes(runner.spare_bytes)
 
     def check(self, request: GenerationRequest) -> None:
         """A runner takes every request."""
@@ -97,31 +115,74 @@ class SlotSteps:
     def free(self, slot: int) -> None:
         self.runner.free(slot)
 
-    def prefill(self, running: Sequence[Running]) -> Iterator[Outcome]:
-        """One chunk of the oldest prompt that is not whole yet."""
-        one = next((one for one in running if not one.is_whole), None)
-        if one is None:
+    def prefill(self, running: Sequence[Running], counters: Counters) -> Iterator[Outcome]:
+        """One chunk of one prompt that is not whole yet."""
+        waiting = [one for one in running if not one.is_whole]
+        if not waiting:
             return
-        request = one.request
-        sequence, begin = divmod(one.prefilled, len(request.input_ids))
-        ids = one.prompts[sequence][begin : begin + self.prefill_chunk]
-        visible = np.ones(len(ids), bool) if request.pad_id is None else ids != request.pad_id
+        one = waiting[0]
         try:
-            logits = self.runner.prefill(one.slots[sequence], ids, request.media, visible)
+            one = self._next(waiting)
+            request, (sequence, begin) = one.request, one.place
+            slot, prompt = one.slots[sequence], one.prompts[sequence]
+            if begin == 0:
+                begin = self._reuse(one, slot, prompt, counters)
+            ids = prompt[begin : begin + self._chunks.next(any(other.sampler.generated for other in running))]
+            visible = np.ones(len(ids), bool) if request.pad_id is None else ids != request.pad_id
+            began = self._clock()
+            logits = self.runner.prefill(slot, ids, request.media, visible)
+            self._chunks.took_chunk(len(ids), self._clock() - began)
+            counters.prompt_positions += len(ids)
+            one.prefilled += len(ids)
+            if begin + len(ids) == len(prompt):
+                one.scores.append(logits)
+                self.prefixes.keep(one.positions, lambda: self.runner.keep(slot))
+                one.positions = one.positions[:0]
+                counters.prefix_bytes = self.prefixes.bytes
         except Exception as error:
             yield Failure(one, error)
             return
-        one.prefilled += len(ids)
-        if begin + len(ids) == len(request.input_ids):
-            one.scores.append(logits)
         if one.is_whole:
             yield Advance(one, one.combine(one.scores))
+
+    def _next(self, waiting: Sequence[Running]) -> Running:
+        """The oldest, or, every other time, the first of which little is left."""
+        self._oldest_first = not self._oldest_first
+        if self._oldest_first or len(waiting) == 1:
+            return waiting[0]
+        return next((one for one in waiting if self._left(one) <= LEAST), waiting[0])
+
+    def _left(self, one: Running) -> int:
+        """Positions of a request's prompt that must still be computed."""
+        sequence, begin = one.place
+        prompt = one.prompts[sequence]
+        if begin == 0 and len(prompt) > LEAST:
+            begin = self.prefixes.find(self._positions(one, prompt))[1]
+        return len(prompt) - begin
+
+    def _positions(self, one: Running, prompt: np.ndarray) -> np.ndarray:
+        if not len(one.positions):
+            request = one.request
+            one.positions = positions_of(prompt, self.vocab_size, request.media_hashes, request.media, request.pad_id)
+        return one.positions
+
+    def _reuse(self, one: Running, slot: int, prompt: np.ndarray, counters: Counters) -> int:
+        """Fill a slot with what is kept of the prompt's beginning. Returns: its positions."""
+        kept, length = self.prefixes.find(self._positions(one, prompt))
+        if length:
+            self.runner.begin(slot, kept, length)
+            one.prefilled += length
+            one.reused += length
+            counters.prefix_hits += 1
+            counters.reused_positions += length
+        return length
 
     def decode(self, running: Sequence[Running], counters: Counters) -> Iterator[Outcome]:
         ready = [one for one in running if one.sampler.generated]
         if not ready:
             return
         counters.count_step(len(ready))
+        began = self._clock()
         try:
             scores = self.runner.decode(
                 [slot for one in ready for slot in one.slots],
@@ -135,6 +196,7 @@ class SlotSteps:
             yield from self._decode_alone(ready)
             return
         best = scores.best([one.sampler for one in ready for _ in one.slots])
+        self._chunks.took_step(self._clock() - began)
         row = 0
         for one in ready:
             rows = range(row, row := row + len(one.slots))

@@ -6,19 +6,22 @@ graph. Rows that are not asked for write where the next real token of their slot
 H key-value heads, G query heads per key-value head, d head dim, D width.
 """
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from videollama_core.checkpoint.parts import fill
+from videollama_core.checkpoint.fill import fill
 from videollama_core.checkpoint.shards import Shards
 from videollama_core.engines.bundle import Bundle
 from videollama_core.engines.torch_device import pick_device, pick_dtype
 from videollama_core.engines.torch_encoders import CudaGraphCache
-from videollama_core.model.decoder import Decoder, DecoderLayer, MixtureOfExperts, rotary_tables, rotate
+from videollama_core.generation.prefixes import spare_memory
+from videollama_core.model.decoder import Decoder, DecoderLayer, rotary_tables, rotate
 from videollama_core.protocol.errors import ArtifactMismatch
 from videollama_core.sampling import Sampler
 
@@ -62,6 +65,18 @@ def load_decoder(bundle: Bundle, device: torch.device | None = None) -> Decoder:
     return fill(decoder, Shards.open(bundle.language_folder).sources(), "language model")
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A copy of what a slot held, on its device."""
+
+    values: Tensor  # [layers, 2, H, L, d]
+    visible: Tensor  # bool [L]
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes
+
+
 class TorchRunner:
     """A decoder with its cache, on the decoder's device and in its type."""
 
@@ -83,6 +98,18 @@ class TorchRunner:
         self._visible = torch.zeros(num_slots, max_length + 1, dtype=torch.bool, device=self.device)
         self._length = [0] * num_slots
         self._steps: dict[tuple[int, int], CudaGraphCache] = {}
+        on_gpu = self.device.type == "cuda"
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        self.spare_bytes = spare_memory(torch.cuda.mem_get_info()[0] if on_gpu else memory)
+
+    def keep(self, slot: int) -> _Kept:
+        length = self._length[slot]
+        return _Kept(self._cache[:, :, slot, :, :length].clone(), self._visible[slot, :length].clone())
+
+    def begin(self, slot: int, kept: _Kept, length: int) -> None:
+        self._cache[:, :, slot, :, :length] = kept.values[:, :, :, :length]
+        self._visible[slot, :length] = kept.visible[:length]
+        self._length[slot] = length
 
     def free(self, slot: int) -> None:
         self._length[slot] = 0
@@ -168,19 +195,6 @@ class TorchRunner:
     def _finish(self, layer: DecoderLayer, x: Tensor, mixed: Tensor) -> Tensor:
         x = x + layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2))
         normed = layer.post_attention_layernorm(x)
-        if normed.shape[1] > 1 and self._config.experts:
-            return x + _chosen_experts(layer.block_sparse_moe, normed)
+        if normed.shape[1] == 1 and self._config.experts and not x.is_cpu:
+            return x + layer.block_sparse_moe.dense(normed)  # of a shape that a CUDA graph can hold
         return x + layer.feed_forward(normed)
-
-
-def _chosen_experts(moe: MixtureOfExperts, x: Tensor) -> Tensor:
-    """MixtureOfExperts.forward for many positions: each expert runs on the positions that chose it."""
-    flat = x.flatten(0, 1)
-    best, index = torch.topk(torch.softmax(moe.gate(flat).float(), dim=-1), moe.chosen, dim=-1)
-    best = (best / best.sum(-1, keepdim=True)).to(x.dtype)
-    mixed = torch.zeros_like(flat)
-    for number, expert in enumerate(moe.experts):
-        row, choice = torch.where(index == number)
-        if len(row):
-            mixed.index_add_(0, row, expert(flat[row]) * best[row, choice, None])
-    return mixed.view_as(x)

@@ -173,7 +173,7 @@ class VllmSteps:
     def free(self, slot: int) -> None:
         self.runner.free(slot)
 
-    def prefill(self, running: Sequence[Running]) -> Iterator[Outcome]:
+    def prefill(self, running: Sequence[Running], counters: Counters) -> Iterator[Outcome]:
         """Hand every new prompt to the engine."""
         for one in running:
             if one.prefilled:

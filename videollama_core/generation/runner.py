@@ -1,0 +1,69 @@
+"""What runs one step of the language model: decoder steps on numbered slots. Runners are named in language_models.py."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from videollama_core.sampling import Sampler
+
+
+class Scores(Protocol):
+    """Scores of B rows, kept where they were computed until a row is asked for."""
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """float32 [vocab]"""
+        ...
+
+    def best(self, samplers: Sequence[Sampler]) -> list[int | None]:
+        """The best token of each row after its request's penalty; None where the host had better choose."""
+        ...
+
+
+class HostScores:
+    """Scores that lie on the host: choosing there costs no copy, so nothing is chosen before."""
+
+    def __init__(self, logits: np.ndarray) -> None:
+        self._logits = logits  # float32 [B, vocab]
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self._logits[row]
+
+    def best(self, samplers: Sequence[Sampler]) -> list[int | None]:
+        return [None] * len(samplers)
+
+
+class Runner(Protocol):
+    """Decoder steps on numbered slots, each holding one request's KV cache."""
+
+    num_slots: int
+    max_length: int  # positions that fit a slot
+    vocab_size: int
+    spare_bytes: int  # of memory that may hold what `keep` returns
+
+    def prefill(self, slot: int, ids: np.ndarray, media: np.ndarray | None, visible: np.ndarray) -> np.ndarray:
+        """Append prompt positions to a slot.
+
+        Args:
+            ids: int64 [S]; vocab_size + k is row k of `media`.
+            media: float32 [N, D].
+            visible: bool [S]; False where later positions must not look.
+        Returns: scores after the last position, float32 [vocab].
+        """
+        ...
+
+    def decode(self, slots: list[int], tokens: list[int]) -> Scores:
+        """Append one token to each of several slots, in one step."""
+        ...
+
+    def keep(self, slot: int) -> Any:
+        """What a slot holds, as the slot goes on or is freed. It has `nbytes`."""
+        ...
+
+    def begin(self, slot: int, kept: Any, length: int) -> None:
+        """Fill a free slot with the first `length` positions of what was kept."""
+        ...
+
+    def free(self, slot: int) -> None:
+        """Forget a slot's content."""
+        ...
