@@ -60,7 +60,7 @@ def main(name: str = "tiny-shapes") -> None:
     checkpoint, build = CHECKPOINTS / name, TREE / "build" / name
     run("convert", checkpoint, "--out", build)
     content: dict[str, Any] = {"summaries": {}, "items": 0, "equal answers in process and served": 0}
-    with TritonServer(build, ServerOptions(grpc_port=0, http_port=0, metrics_port=0)) as server:
+    with TritonServer(build, ServerOptions(grpc_port=0)) as server:
         url = ("--url", f"{server.options.host}:{server.grpc_port}")
         for plan in PLANS[name]:
             results = {TRUE: measure(build, plan.folder, TRUE, *url)}

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 out=${1:-build/shapes-av}
 vl2=.venv/bin/vl2
 
-$vl2 shapes --out "$out" --seed 1 --pictures 0 --texts 0 --clips 2000 --sounds 2400 \
+$vl2 shapes --out "$out" --seed 1 --pictures 0 --texts 0 --clips 2000 --audio-samples 2400 \
     --add-audio-tower training/checkpoints/tiny-shapes --audio-tower-steps 1000
 $vl2 train "$out/sounds.json" "$out/train.json" --checkpoint "$out/start" --out "$out/tuned" \
     --tune full --bf16 --weight-decay 0.02 --beta2 0.98 --seed 1 \

@@ -1,31 +1,48 @@
 """The client for asyncio; the same requests, answers and errors as client.py."""
 
 import asyncio
+import contextlib
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Unpack
 
 import grpc
 
 from videollama_client import transport
+from videollama_client.answer_reader import AnswerReader
+from videollama_client.base_client import BaseClient
+from videollama_client.connection import Connection, Metadata
 from videollama_client.options import Question, QuestionOptions
-from videollama_client.request_state import PING_SECONDS, RESEND_SECONDS, SILENCE_SECONDS, Heartbeat, RequestState
-from videollama_client.wire import AnswerReader, build_ping, build_question
+from videollama_client.request_state import (
+    PING_SECONDS,
+    READY_SECONDS,
+    RESEND_SECONDS,
+    SILENCE_SECONDS,
+    Heartbeat,
+    RequestState,
+    checked_seconds,
+)
+from videollama_client.wire import build_ping
 from videollama_core.protocol.contract import ENTRY
-from videollama_core.protocol.errors import Cancelled, ServerUnreachable, VideoLlamaError
+from videollama_core.protocol.errors import Cancelled, InvalidRequest, NotAllowed, ServerUnreachable, VideoLlamaError
 from videollama_core.protocol.messages import Answer
 
 
 class AsyncAnswerStream:
-    """Pieces of an answer as they come. After the last one, `answer()` is the whole."""
+    """Pieces of an answer as they come. After the last one, `answer()` is the whole.
 
-    def __init__(self, client: "AsyncClient", request_id: str, call: Callable[[], Any], timeout: float | None) -> None:
+    A stream that is dropped, or left as a context manager (`async with`), before its end is cancelled.
+    """
+
+    def __init__(
+        self, client: "AsyncClient", request_id: str, call: Callable[[], Any], timeout: float | None, metadata: Metadata
+    ) -> None:
         self.request_id = request_id
         self._client, self._new_call = client, call
-        self._state = RequestState(timeout)
+        self._state, self._metadata = RequestState(request_id, timeout, client._restart_seconds), metadata
         self._reader = self._state.reader
         self._send()
+        client._active[request_id] = self
 
     def _send(self) -> None:
         with transport.translated(self._client.address):
@@ -42,30 +59,32 @@ class AsyncAnswerStream:
                 except VideoLlamaError as error:
                     self._state.send_again_or_raise(error)
                     await asyncio.sleep(RESEND_SECONDS)
-                    if not self._reader.ended:
-                        self._call.cancel()
+                    self._end_call()
                     self._reader.ended = False
                     self._send()
+                    if self._state.cancelled:  # meanwhile
+                        self._call.cancel()
                     continue
                 if piece:
                     yield piece
             self._reader.finish()
         finally:
-            if self._reader.ended:
-                await self._wait_for_end()
-            else:
+            ended = self._reader.ended and await self._is_closed_by_server()
+            if not ended:
                 self._call.cancel()
             self._client._forget(self.request_id)
+        if not ended:
+            raise self._state.went_on()
 
     async def _next_message(self) -> Any:
         read = asyncio.ensure_future(self._call.read())
         heartbeat = None
         try:
             while not (await asyncio.wait({read}, timeout=SILENCE_SECONDS))[0]:
-                if heartbeat is not None:  # a second of silence later: what a slow process sent before it has arrived
-                    heartbeat.check(self._reader.process)
-                heartbeat = await self._client._check_heartbeat()
+                self._state.check_silence(heartbeat)
+                heartbeat = await self._client._check_heartbeat(self._reader.process, self._metadata)
             message = await read
+            self._state.heard()
             self._client._met = True
             return message
         except grpc.RpcError as error:
@@ -78,19 +97,35 @@ class AsyncAnswerStream:
         finally:
             read.cancel()
 
-    async def _wait_for_end(self) -> None:
-        """Until the server has closed the stream: a call that is dropped before is cancelled by grpc."""
+    async def _is_closed_by_server(self) -> bool:
+        """Whether it said nothing more and closed the stream: a call that is dropped before is cancelled by grpc."""
         read = asyncio.ensure_future(self._call.read())
         await asyncio.wait({read}, timeout=SILENCE_SECONDS)
-        if read.done() and not read.cancelled():
-            read.exception()  # whatever it is, the answer is whole or its error raised
-        else:
+        if not read.done():
             read.cancel()
+        elif not read.cancelled() and read.exception() is None:
+            return read.result() is grpc.aio.EOF
+        return True  # whatever holds it up, the answer is whole or its error raised
 
     def cancel(self) -> None:
+        """Stop the answer; the server frees its place at once. Iterating on raises Cancelled."""
         self._state.cancelled = True
+        self._end_call()
+
+    def _end_call(self) -> None:
         if not self._reader.ended:
             self._call.cancel()
+
+    async def __aenter__(self) -> "AsyncAnswerStream":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cancel()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_call"):
+            with contextlib.suppress(RuntimeError):  # its event loop is closed, and the call with it
+                self._end_call()
 
     async def answer(self) -> Answer:
         """The whole answer; reads what is left of it."""
@@ -100,78 +135,72 @@ class AsyncAnswerStream:
         return self._reader.finish()
 
 
-class AsyncClient:
+class AsyncClient(BaseClient[AsyncAnswerStream]):
     """A connection to one server for asyncio. Arguments and errors are those of Client."""
 
-    def __init__(self, address: str = "localhost:8001", timeout: float | None = None) -> None:
-        self.address, self._timeout = transport.check_address(address), timeout
-        self._channel = transport.open_async_channel(address)
-        self._stub = transport.Stub(self._channel)
-        self._active: dict[str, AsyncAnswerStream] = {}
-        self._met = False  # the server has answered before
-        self._heartbeat, self._heartbeat_lock = Heartbeat(), asyncio.Lock()
+    def _open(self, connection: Connection) -> Any:
+        self._heartbeat_lock = asyncio.Lock()
+        return connection.open_async()
 
     def stream(self, question: Question, **options: Unpack[QuestionOptions]) -> AsyncAnswerStream:
         """Ask, and iterate (`async for`) over the pieces of text as they come; arguments and errors are those of `Client`."""
-        request_id = options.pop("request_id", None) or uuid.uuid4().hex
-        timeout = options.pop("timeout", None) or self._timeout
-        request = build_question(question, request_id, options)
-        call = lambda: self._stub.ModelStreamInfer(_once(request), timeout=timeout)  # noqa: E731
-        stream = AsyncAnswerStream(self, request_id, call, timeout)
-        self._active[request_id] = stream
-        return stream
+        request_id, timeout, request, metadata = self._request(question, options)
+        call = lambda: self._stub.ask(request, timeout=timeout, metadata=metadata)  # noqa: E731
+        return AsyncAnswerStream(self, request_id, call, timeout, metadata)
 
     async def ask(self, question: Question, **options: Unpack[QuestionOptions]) -> Answer:
         """The whole answer."""
         return await self.stream(question, **options).answer()
 
-    def cancel(self, request_id: str) -> bool:
-        """Cancel a running request; False if it is not running."""
-        stream = self._active.get(request_id)
-        if stream is not None:
-            stream.cancel()
-        return stream is not None
-
     async def health(self) -> bool:
         try:
-            with transport.translated(self.address):
-                self._met = (await self._stub.ModelReady(transport.READY(name=ENTRY.name), timeout=5)).ready
-                return self._met
+            return await self._is_ready()
         except VideoLlamaError:
             return False
 
+    async def _is_ready(self) -> bool:
+        with transport.translated(self.address):
+            asked = transport.READY(name=ENTRY.name)
+            found = await self._stub.ModelReady(asked, timeout=READY_SECONDS, metadata=self._metadata)
+            self._met = found is not None and found.ready  # None is what grpc.aio makes of bytes that are no message
+            return self._met
+
     async def wait_until_ready(self, timeout: float = 60.0) -> None:
-        deadline = time.monotonic() + timeout
-        while not await self.health():
+        deadline = time.monotonic() + checked_seconds(timeout, "timeout", or_zero=True)
+        while True:
+            try:
+                if await self._is_ready():
+                    return
+            except (InvalidRequest, NotAllowed):
+                raise
+            except VideoLlamaError:
+                pass
             if time.monotonic() >= deadline:
-                raise ServerUnreachable(
-                    f"no server is ready at {self.address} after {timeout:g} s; start one with vl2 serve"
-                )
+                raise ServerUnreachable(transport.NOT_READY.format(self.address, timeout))
             await asyncio.sleep(0.1)
 
-    async def _check_heartbeat(self) -> Heartbeat:
+    async def _check_heartbeat(self, process: str | None, metadata: Metadata) -> Heartbeat:
         asked = time.monotonic()
+        if self._meet(process):
+            return await self._ping(metadata)
         async with self._heartbeat_lock:
             if not self._heartbeat.counts_for(asked):
-                self._heartbeat = await self._ping()
+                self._heartbeat = await self._ping(metadata)
             return self._heartbeat
 
-    async def _ping(self) -> Heartbeat:
+    async def _ping(self, metadata: Metadata) -> Heartbeat:
         began, reader = time.monotonic(), AnswerReader()
         try:
             with transport.translated(self.address):
-                async for message in self._stub.ModelStreamInfer(_once(build_ping()), timeout=PING_SECONDS):
+                call = self._stub.ask(build_ping(), timeout=PING_SECONDS, metadata=metadata)
+                async for message in call:
                     reader.read(message)
         except VideoLlamaError as error:
             return Heartbeat(began, error=error)
         return Heartbeat(began, reader.process)
 
-    def _forget(self, request_id: str) -> None:
-        self._active.pop(request_id, None)
-
     async def close(self) -> None:
-        for stream in list(self._active.values()):
-            stream.cancel()
+        self._cancel_all()
         await self._channel.close()
 
     async def __aenter__(self) -> "AsyncClient":
@@ -179,7 +208,3 @@ class AsyncClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-
-async def _once(request: Any) -> AsyncIterator[Any]:
-    yield request

@@ -1,28 +1,40 @@
-"""What a caller has in hand -> media as it travels: a kind and encoded files."""
+"""What a caller has in hand -> media as it travels: a kind, and encoded files or the URL of one."""
 
+import hashlib
 import io
 import os
+import stat
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
-from videollama_core.protocol.contract import MAX_MEDIA_BYTES
-from videollama_core.protocol.errors import InvalidRequest, UnreadableMedia
+from videollama_core.protocol.errors import InvalidRequest, UnreadableMedia, printable, shown
+from videollama_core.protocol.limits import MEDIA_BYTES, MEDIA_FILES, MEDIA_URL_CHARACTERS
 
 Source = str | os.PathLike[str] | bytes | np.ndarray
 Video = Source | Sequence[Source]
+SOURCES = ("video", "image", "audio", "video_url", "image_url", "audio_url")
 
 
 @dataclass(frozen=True)
 class Media:
     kind: str  # of contract.MEDIA_KINDS
-    files: tuple[bytes, ...]
+    files: tuple[bytes, ...] = ()
+    url: str | None = None  # in place of files: the server fetches it
 
 
 def read_media(
-    video: Video | None = None, image: Source | None = None, audio: Source | None = None, with_audio: bool = False
+    video: Video | None = None,
+    image: Source | None = None,
+    audio: Source | None = None,
+    with_audio: bool | None = False,
+    video_url: str | None = None,
+    image_url: str | None = None,
+    audio_url: str | None = None,
 ) -> Media | None:
     """Read what a question is about.
 
@@ -30,74 +42,137 @@ def read_media(
         video: path of a file or of a folder of frames, encoded bytes, uint8 [T, H, W, 3], or a list of frames (arrays,
             paths of pictures, encoded pictures).
         image: path, encoded bytes or uint8 [H, W, 3].
-        audio: path or encoded bytes of a sound file.
+        audio: path or encoded bytes of an audio file.
         with_audio: use the video's audio track as well.
+        video_url, image_url, audio_url: where the server finds it.
     Raises: InvalidRequest, UnreadableMedia.
     """
-    found = [name for name, one in (("video", video), ("image", image), ("audio", audio)) if one is not None]
+    given = dict(zip(SOURCES, (video, image, audio, video_url, image_url, audio_url), strict=True))
+    found = [name for name, one in given.items() if one is not None]
     if len(found) > 1:
-        raise InvalidRequest(f"found {' and '.join(found)}; one question is about one of them (a video may have sound)")
-    if with_audio and (video is None or not _is_one_file(video)):
-        raise InvalidRequest("with_audio needs a video file: frames, folders, images and sounds have no sound track")
-    if audio is not None:
-        if isinstance(audio, np.ndarray):
-            raise InvalidRequest("audio is an array; it takes a path or the bytes of a sound file")
-        return _limited(Media("audio", (_read_one(audio, 1),)))
-    if image is not None:
-        return _limited(Media("image", (_read_one(image, 3),)))
-    if video is None:
+        raise InvalidRequest(
+            f"found {' and '.join(found)}; one question is about one of them (with_audio uses the audio track of a video)"
+        )
+    if not isinstance(with_audio, (bool, np.bool_, type(None))):
+        raise InvalidRequest(f"with_audio is {shown(with_audio)}; it takes True or False")
+    if with_audio and video_url is None and (video is None or not _is_one_file(video)):
+        raise InvalidRequest(
+            "with_audio needs a video file: frames, folders, images and audio files have no audio track"
+        )
+    if not found:
         return None
+    name, kind = found[0], found[0].removesuffix("_url")
+    if with_audio:
+        kind = "video_with_audio"
+    if name.endswith("_url"):
+        return Media(kind, url=_checked_url(name, given[name]))
+    if audio is not None and isinstance(audio, np.ndarray):
+        raise InvalidRequest("audio is an array; it takes a path or the bytes of an audio file")
     if isinstance(video, (list, tuple)):
         if not video:
             raise InvalidRequest("the list of frames is empty; send at least one")
-        return _limited(Media("frames", tuple(_read_one(frame, 3) for frame in video)))
+        return Media("frames", _read_all(video))
+    if isinstance(video, (str, os.PathLike)) and _is_folder(video):
+        return Media("folder", _read_all(_pictures_of(Path(video))))
     if isinstance(video, np.ndarray):
-        return _limited(Media("frames", (_read_one(video, 4),)))
-    if isinstance(video, (str, os.PathLike)) and Path(video).is_dir():
-        return _limited(Media("folder", _read_folder(Path(video))))
-    return _limited(Media("video_with_audio" if with_audio else "video", (_read_one(video, 4),)))  # type: ignore[arg-type]
+        kind = "frames"
+    return Media(kind, (_read_one(cast("Source", given[name]), 4 if name == "video" else 3, MEDIA_BYTES.value),))
+
+
+def digest_of(items: Sequence[bytes]) -> str:
+    """SHA-256 in hex of media as they travel: each file, or the URL, behind its length (4 bytes, little-endian)."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(struct.pack("<I", len(item)))
+        digest.update(item)
+    return digest.hexdigest()
+
+
+def _checked_url(name: str, url: Any) -> str:
+    if not isinstance(url, str) or not url:
+        raise InvalidRequest(f"{name} is {shown(url)}; it takes a URL, such as https://media.example.org/clip.mp4")
+    MEDIA_URL_CHARACTERS.check(len(url), name)
+    return url
+
+
+def _is_folder(path: str | os.PathLike[str]) -> bool:
+    return os.path.isdir(path)  # False too for what can be no path
 
 
 def _is_one_file(video: Video) -> bool:
     if isinstance(video, (str, os.PathLike)):
-        return not Path(video).is_dir()
+        return not _is_folder(video)
     return isinstance(video, (bytes, bytearray, memoryview))
 
 
-def _read_one(source: Source, dimensions: int) -> bytes:
+def _read_all(sources: Sequence[Source]) -> tuple[bytes, ...]:
+    """Raises: InvalidRequest as soon as they are too many or too large together."""
+    MEDIA_FILES.check(len(sources), "the media")
+    files: list[bytes] = []
+    left = MEDIA_BYTES.value
+    for source in sources:
+        files.append(_read_one(source, 3, left))
+        left -= len(files[-1])
+    return tuple(files)
+
+
+def _read_one(source: Source, dimensions: int, most: int) -> bytes:
+    """
+    Args:
+        dimensions: of an array.
+        most: bytes that are still allowed.
+    """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != dimensions or source.shape[-1] != 3 or source.size == 0:
             shape = "[T, H, W, 3]" if dimensions == 4 else "[H, W, 3]"
             raise UnreadableMedia(
                 f"the array is {source.dtype} {list(source.shape)}; wanted uint8 {shape} with nothing empty"
             )
+        _check_size(source.nbytes, most)
         buffer = io.BytesIO()
         np.save(buffer, source)
         return buffer.getvalue()
     if isinstance(source, (bytes, bytearray, memoryview)):
+        _check_size(memoryview(source).nbytes, most)
         return bytes(source)
     if not isinstance(source, (str, os.PathLike)):
         raise InvalidRequest(f"media is a {type(source).__name__}; it takes a path, bytes, an array or a list of them")
-    path = Path(source)
+    return _read_file(source, most)
+
+
+def _read_file(source: str | os.PathLike[str], most: int) -> bytes:
+    name = printable(str(source))[:200]
     try:
-        size = path.stat().st_size
-        if size > MAX_MEDIA_BYTES:
-            raise InvalidRequest(f"{path} has {size} bytes; the limit is {MAX_MEDIA_BYTES}: cut or re-encode it")
-        return path.read_bytes()
+        # A fifo or a device would be waited for, for ever, by an open without O_NONBLOCK.
+        with open(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise UnreadableMedia(f"{name} is a folder, a pipe or a device; it takes a file")
+            _check_size(found.st_size, most)
+            content = file.read(most + 1)
+            _check_size(len(content), most)
+            return content
     except OSError as error:
-        raise UnreadableMedia(f"{path} cannot be read: {error.strerror}") from error
+        raise UnreadableMedia(f"{name} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError) as error:  # a NUL or half a character in it
+        raise UnreadableMedia(f"{name} cannot be the path of a file: {error}") from error
 
 
-def _read_folder(folder: Path) -> tuple[bytes, ...]:
-    """Pictures in the plain order of their names, as the reference sorts them (frame_10 comes before frame_2)."""
-    paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+def _pictures_of(folder: Path) -> list[Path]:
+    """In the plain order of their names, as the reference sorts them (frame_10 comes before frame_2)."""
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    except OSError as error:
+        raise UnreadableMedia(f"{folder} cannot be read: {error.strerror}") from error
     if not paths:
         raise UnreadableMedia(f"{folder} holds no files; a folder stands for the pictures of a video")
-    return tuple(_read_one(path, 3) for path in paths)
+    return paths
 
 
-def _limited(media: Media) -> Media:
-    size = sum(map(len, media.files))
-    if size > MAX_MEDIA_BYTES:
-        raise InvalidRequest(f"the media has {size} bytes; the limit of a request is {MAX_MEDIA_BYTES}")
-    return media
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        whole = MEDIA_BYTES.value
+        rest = "" if most == whole else f", with what came before it {whole - most + size}"
+        raise InvalidRequest(
+            f"the media has {size} bytes{rest}; the limit of a request is {whole}: cut or re-encode it"
+        )

@@ -1,7 +1,8 @@
-"""The gRPC channel and its errors."""
+"""gRPC's errors as ours."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -10,40 +11,37 @@ from videollama_core.protocol.errors import (
     Cancelled,
     DeadlineExceeded,
     InvalidRequest,
+    NotAllowed,
+    Overloaded,
     ServerUnreachable,
+    StageFailed,
     VideoLlamaError,
     from_wire,
+    printable,
 )
 
-# Media is larger than gRPC's default limit of 4 MiB; the server allows 2 GiB - 1.
-CHANNEL_OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-
-
-def open_channel(address: str) -> grpc.Channel:
-    return grpc.insecure_channel(check_address(address), options=CHANNEL_OPTIONS)
-
-
-def open_async_channel(address: str) -> grpc.aio.Channel:
-    return grpc.aio.insecure_channel(check_address(address), options=CHANNEL_OPTIONS)
-
-
-def check_address(address: str) -> str:
-    """Raises: InvalidRequest unless it is host:port."""
-    host, _, port = address.rpartition(":")
-    if "//" in address or not host or not port.isdigit():
-        raise InvalidRequest(
-            f"the address is {address!r}; wanted host:port of the server's gRPC port, such as localhost:8001"
-        )
-    return address
-
-
-Stub = service_pb2_grpc.GRPCInferenceServiceStub
 READY = service_pb2.ModelReadyRequest
+NOT_READY = "no server is ready at {} after {:g} s; start one with vl2 serve"
+
+
+class Stub(service_pb2_grpc.GRPCInferenceServiceStub):
+    """The server's calls; `ask` is ModelStreamInfer with the one request that a question is.
+
+    A stream of requests that holds one costs a thread more, and milliseconds before the first text.
+    """
+
+    def __init__(self, channel: Any) -> None:
+        super().__init__(channel)
+        self.ask: Any = channel.unary_stream(
+            "/inference.GRPCInferenceService/ModelStreamInfer",
+            request_serializer=service_pb2.ModelInferRequest.SerializeToString,
+            response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
+        )
 
 
 def translate(error: grpc.RpcError, address: str) -> VideoLlamaError:
     """A gRPC failure as one of ours."""
-    code, details = error.code(), error.details() or ""
+    code, details = error.code(), printable(error.details() or "")
     if code == grpc.StatusCode.UNAVAILABLE:
         return ServerUnreachable(
             f"no server answers at {address} ({details}); start one with vl2 serve, or name another with --url"
@@ -53,8 +51,21 @@ def translate(error: grpc.RpcError, address: str) -> VideoLlamaError:
     if code == grpc.StatusCode.CANCELLED:
         return Cancelled("the request was cancelled")
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return InvalidRequest(f"the request is too large for the server: {details}")
-    return from_wire(details)
+        if "CLIENT: Received message larger" in details:
+            return StageFailed(f"the server's answer cannot be read: it is too large ({details})")
+        if "larger than max" in details:
+            return InvalidRequest(f"the request is too large for the server: {details}")
+        found = from_wire(details)
+        if isinstance(found, Overloaded):
+            return found
+        return Overloaded(details or "the server takes no more requests now; send it again later")
+    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        found = from_wire(details)
+        return found if isinstance(found, NotAllowed) else NotAllowed(f"the server at {address} refuses: {details}")
+    found = from_wire(details)
+    if type(found) is StageFailed:  # perhaps none of ours
+        return StageFailed(f"the server at {address} failed ({code.name}): {details or 'it gives no reason'}")
+    return found
 
 
 @contextmanager

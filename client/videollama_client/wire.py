@@ -1,27 +1,31 @@
-"""Questions -> gRPC requests, gRPC responses -> pieces of answers. The sync and the async client share all of it.
+"""Questions -> gRPC requests. The sync and the async client share all of it.
 
-Beside transport.py the only file that knows Triton's messages (the KServe v2 protocol).
+Beside answer_reader.py and transport.py the only file that knows Triton's messages (the KServe v2 protocol).
 """
 
+import hashlib
 import json
-import math
+import re
 import struct
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from videollama_client.media import Media, read_media
+from videollama_client.media import SOURCES, Media, read_media
 from videollama_client.options import Question
-from videollama_core.protocol.contract import CONTRAST_OPTIONS, ENTRY, OPTIONS, Tensor
-from videollama_core.protocol.errors import BadSegment, InvalidRequest, StageFailed, from_wire
-from videollama_core.protocol.messages import Answer, SamplingOptions, Usage, as_conversation
+from videollama_core.protocol.contract import ENTRY, OPTIONS, OWN_OPTIONS, SAMPLINGS, WHICH, Tensor
+from videollama_core.protocol.errors import BadSegment, InvalidRequest, shown
+from videollama_core.protocol.limits import FRAMES
+from videollama_core.protocol.messages import SamplingOptions, as_conversation
 
 _NUMPY = {"INT32": np.int32, "FP32": np.float32, "FP64": np.float64, "UINT64": np.uint64, "BOOL": np.bool_}
-_NUMBERS = tuple(option.name for option in (*OPTIONS, *CONTRAST_OPTIONS))
+_NUMBERS = tuple(option.name for option in (*OPTIONS, *OWN_OPTIONS))
 _OPTION_NAMES = {*_NUMBERS, "stop"}
-_MEDIA_NAMES = {"video", "image", "audio", "with_audio", "start", "end"}
+_MEDIA_NAMES = {*SOURCES, "with_audio", *(tensor.name for tensor in WHICH)}
+_ROUTE = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _TIMED_KINDS = ("video", "video_with_audio", "folder", "audio")
 
 
@@ -32,36 +36,77 @@ def build_question(
     unknown = sorted(set(arguments) - _OPTION_NAMES - _MEDIA_NAMES)
     if unknown:
         raise InvalidRequest(
-            f"unknown option {unknown[0]!r}; options are {', '.join(sorted(_OPTION_NAMES | _MEDIA_NAMES))}"
+            f"unknown option {shown(unknown[0])}; options are {', '.join(sorted(_OPTION_NAMES | _MEDIA_NAMES))}"
         )
-    media = read_media(
-        arguments.get("video"), arguments.get("image"), arguments.get("audio"), bool(arguments.get("with_audio"))
+    conversation = _utf8(json.dumps(as_conversation(question), ensure_ascii=False), "the question")
+    options = SamplingOptions(
+        **{name: arguments.get(name) for name in _NUMBERS}, stop=_stop_strings(arguments.get("stop"))
     )
     start, end = arguments.get("start"), arguments.get("end")
+    media = read_media(**{name: arguments.get(name) for name in SOURCES}, with_audio=arguments.get("with_audio"))
     _check_segment(start, end, media)
-    stop = arguments.get("stop") or ()
-    options = SamplingOptions(
-        **{name: arguments.get(name) for name in _NUMBERS},
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
-    )
-    values: dict[str, Sequence[Any]] = {"messages": [json.dumps(as_conversation(question)).encode()]}
+    num_frames, sampling = arguments.get("num_frames"), arguments.get("sampling")
+    _check_frames(num_frames, sampling, media)
+    values: dict[str, Sequence[Any]] = {"messages": [conversation]}
     if media is not None:
-        values |= {"media": media.files, "media_kind": [media.kind.encode()]}
-    optional = {"start": start, "end": end} | {name: getattr(options, name) for name in _NUMBERS}
+        values["media_kind"] = [media.kind.encode()]
+        values |= {"media": media.files} if media.url is None else {"media_url": [_utf8(media.url, "the URL")]}
+    which = {"start": start, "end": end, "num_frames": num_frames, "sampling": sampling and sampling.encode()}
+    optional = which | {name: getattr(options, name) for name in _NUMBERS}
     values |= {name: [value] for name, value in optional.items() if value is not None}
     if options.stop:
-        values["stop"] = [word.encode() for word in options.stop]
+        values["stop"] = [_utf8(word, "stop") for word in options.stop]
     return _request(values, request_id)
+
+
+def _utf8(text: str, name: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"{name} holds half a character ({text[error.start]!r}), which is no text") from error
+
+
+def _stop_strings(stop: Any) -> tuple[str, ...]:
+    if stop is None or isinstance(stop, str):
+        return (stop,) if stop else ()
+    if not isinstance(stop, (list, tuple)):
+        raise InvalidRequest(f"stop is {shown(stop)}; it takes a string or a list of strings")
+    return tuple(stop)
 
 
 def _check_segment(start: float | None, end: float | None, media: Media | None) -> None:
     for name, value in (("start", start), ("end", end)):
-        if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
-            raise BadSegment(f"{name} is {value!r}; it takes seconds from 0 on")
+        if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= sys.float_info.max):
+            raise BadSegment(f"{name} is {shown(value)}; it takes seconds from 0 on")
     if (start is not None or end is not None) and (media is None or media.kind not in _TIMED_KINDS):
-        raise BadSegment("start and end need a video or a sound")
+        raise BadSegment("start and end need a video or an audio file")
     if start is not None and end is not None and start > end:
         raise BadSegment(f"start {start:g} s is after end {end:g} s; swap them")
+
+
+def _check_frames(num_frames: Any, sampling: Any, media: Media | None) -> None:
+    if num_frames is not None:
+        if isinstance(num_frames, bool) or not isinstance(num_frames, int) or not 1 <= num_frames <= FRAMES.value:
+            raise InvalidRequest(f"num_frames is {shown(num_frames)}; it takes a whole number up to {FRAMES.value}")
+        if media is None or media.kind not in ("video", "video_with_audio", "folder"):
+            raise InvalidRequest("num_frames needs a video file, a gif or a folder of frames")
+    if sampling is not None:
+        if sampling not in SAMPLINGS:
+            raise InvalidRequest(f"sampling is {shown(sampling)}; it takes {' or '.join(SAMPLINGS)}")
+        if media is None or media.kind not in ("video", "video_with_audio"):
+            raise InvalidRequest("sampling needs a video file")
+
+
+def route_of(request: "service_pb2.ModelInferRequest", media_digest: Any) -> str:
+    """What its header says: the digest of its media, or for text something of its own. Raises: InvalidRequest."""
+    if media_digest is not None:
+        if not (isinstance(media_digest, str) and _ROUTE.fullmatch(media_digest)):
+            raise InvalidRequest(f"media_digest is {shown(media_digest)}; it takes 1 to 128 letters, digits and -._")
+        return media_digest
+    for tensor, content in zip(request.inputs, request.raw_input_contents, strict=True):
+        if tensor.name in ("media", "media_url"):
+            return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(request.id.encode()).hexdigest()
 
 
 def build_ping() -> "service_pb2.ModelInferRequest":
@@ -81,54 +126,3 @@ def _encode(tensor: Tensor, items: Sequence[Any]) -> bytes:
     if tensor.dtype == "STRING":
         return b"".join(part for item in items for part in (struct.pack("<I", len(item)), item))
     return np.asarray(items, dtype=_NUMPY[tensor.dtype]).tobytes()
-
-
-def _decode(response: "service_pb2.ModelInferResponse") -> dict[str, Any]:
-    """First string of each BYTES output, list of numbers of each INT32 one."""
-    found: dict[str, Any] = {}
-    for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
-        if output.datatype == "BYTES":
-            found[output.name] = raw[4 : 4 + struct.unpack("<I", raw[:4])[0]].decode("utf-8")
-        else:
-            found[output.name] = np.frombuffer(raw, _NUMPY[output.datatype]).tolist()
-    return found
-
-
-class AnswerReader:
-    """Messages of one request -> pieces of text, and at the end the whole answer."""
-
-    def __init__(self) -> None:
-        self.process: str | None = None  # of the server, which has the request
-        self.answer: Answer | None = None
-        # The server said its last message and closes the stream by itself. Cancelling a stream that is just ending can
-        # crash Triton 2.51 (its issue 7840), so nobody does.
-        self.ended = False
-        self._pieces: list[str] = []
-        self._ids: list[int] = []
-
-    def read(self, message: "service_pb2.ModelStreamInferResponse") -> str:
-        """The text that a message adds, "" for none. Raises: the error that it reports."""
-        if message.error_message:
-            self.ended = True
-            raise from_wire(message.error_message)
-        outputs = _decode(message.infer_response)
-        self.process = outputs.get("process", self.process)
-        piece: str = outputs.get("text", "")
-        self._pieces.append(piece)
-        self._ids.extend(outputs.get("output_ids", []))
-        if "summary" in outputs:
-            self.ended = True
-            summary = json.loads(outputs["summary"])
-            self.answer = Answer(
-                "".join(self._pieces),
-                self._ids,
-                summary["finish_reason"],
-                Usage(**summary["usage"]),
-                summary["seconds"],
-            )
-        return piece
-
-    def finish(self) -> Answer:
-        if self.answer is None:
-            raise StageFailed("the server ended the stream before the answer was whole; send the request again")
-        return self.answer

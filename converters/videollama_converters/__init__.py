@@ -1,1 +1,1 @@
-"""Checkpoint -> ONNX graphs, plain Hugging Face decoder, Triton model repository. One verb per file."""
+"""Checkpoint -> ONNX graphs, engines, plain Hugging Face decoder, Triton model repository. May import the core and the server."""

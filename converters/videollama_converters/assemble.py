@@ -1,4 +1,7 @@
-"""The model repository of a bundle: the tracked stages, ready for `tritonserver --model-repository`."""
+"""The model repository of a bundle: the tracked stages, ready for `tritonserver --model-repository`.
+
+The tracked config.pbtxt files have no tensors: those are the contract's, and are written into each bundle.
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -8,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import TYPE_FP16, ModelInstanceGroup
+from tritonclient.grpc.model_config_pb2 import TYPE_FP16, DataType, ModelInstanceGroup
 from tritonclient.grpc.model_config_pb2 import ModelConfig as TritonConfig
 
 from videollama_converters.engine_options import EngineOptions
-from videollama_converters.tensorrt_llm_config import render_config
+from videollama_converters.tensorrt_llm.config import render_config
 from videollama_core.engines.bundle import LANGUAGE_ENGINE, LANGUAGE_FOLDER
 from videollama_core.model.config import ModelConfig
-from videollama_core.protocol.contract import ENCODER, LANGUAGE_MODEL, PERCEPTION, PREPROCESS, STAGES, Stage
+from videollama_core.protocol.contract import ENCODER, LANGUAGE_MODEL, PERCEPTION, STAGES, Stage, Tensor
 from videollama_core.protocol.errors import ArtifactMismatch
 
 
@@ -40,6 +43,7 @@ def assemble(target: Path, options: EngineOptions, config: ModelConfig) -> None:
     source = tracked_repository()
     for name in STAGES:
         shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        _write_tensors(target, STAGES[name])
     language_model = target / LANGUAGE_MODEL.name
     if options.language.is_backend:
         (language_model / "1/model.py").unlink()
@@ -58,15 +62,25 @@ def assemble(target: Path, options: EngineOptions, config: ModelConfig) -> None:
 
 
 def keep_media_tokens_on_gpu(target: Path) -> None:
-    """The response cache takes tensors of the CPU alone: frames are kept there, and tables by the encoder itself."""
-    with _config(target, PERCEPTION) as perception:
-        perception.response_cache.enable = False
-    with _config(target, PREPROCESS) as preprocess:
-        preprocess.response_cache.enable = True
+    """The encoder runs where its tables stay."""
     with _config(target, ENCODER) as encoder:
         (group,) = encoder.instance_group
         group.kind, group.count = ModelInstanceGroup.KIND_GPU, 1
         group.gpus.append(0)
+
+
+def _write_tensors(target: Path, stage: Stage) -> None:
+    with _config(target, stage) as config:
+        for tensor in stage.inputs:
+            config.input.add(
+                name=tensor.name, data_type=_triton_type(tensor), dims=tensor.dims, optional=tensor.optional
+            )
+        for tensor in stage.outputs:
+            config.output.add(name=tensor.name, data_type=_triton_type(tensor), dims=tensor.dims)
+
+
+def _triton_type(tensor: Tensor) -> int:
+    return DataType.Value(f"TYPE_{tensor.dtype}")
 
 
 @contextmanager

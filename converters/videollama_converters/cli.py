@@ -7,63 +7,113 @@ import click
 
 from videollama_converters.engine_options import MEDIA_TOKEN_MEMORIES, EngineOptions
 from videollama_converters.gpus import GPUS
-from videollama_converters.progress import ProgressBar
-from videollama_converters.tensorrt_llm import Recipe
-from videollama_converters.tensorrt_llm_support import KV_DTYPES, QUANTIZATIONS
+from videollama_converters.steps.progress import ProgressBar
+from videollama_converters.tensorrt_llm.recipe import Recipe
+from videollama_converters.tensorrt_llm.support import KV_DTYPES, QUANTIZATIONS
 from videollama_core.checkpoint.variants import VARIANTS
 from videollama_core.engines.table import ENCODER_ENGINES, LANGUAGE_ENGINES
 from videollama_core.protocol.errors import InvalidRequest, VideoLlamaError
+
+_DEFAULTS, _RECIPE = EngineOptions(), Recipe()
 
 
 @click.command(
     epilog="Examples: vl2 convert DAMO-NLP-SG/VideoLLaMA2.1-7B-16F --out build/2.1-7b; vl2 convert ./folder --out build/mine"
 )
 @click.argument("checkpoint")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write, such as build/NAME.")
-@click.option("--revision", help="Branch, tag or commit of CHECKPOINT on the hub; default: main.")
-@click.option("--tower", help="Vision tower, where it is not near the checkpoint: a folder, or its id on the hub.")
-@click.option("--base", help="Base language model, for Base folders and adapters: a folder, or its id on the hub.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Write this folder, such as build/NAME.")
+@click.option("--revision", help="Take this branch, tag or commit of CHECKPOINT on the hub; the default is main.")
 @click.option(
-    "--engine", type=click.Choice(list(ENCODER_ENGINES)), default="onnx", show_default=True, help="What runs it."
+    "--tower", help="Take the vision tower from this folder or id on the hub, where it is not near the checkpoint."
+)
+@click.option(
+    "--base", help="Take the base language model of a Base folder or an adapter from this folder or id on the hub."
+)
+@click.option(
+    "--engine",
+    type=click.Choice(list(ENCODER_ENGINES)),
+    default=_DEFAULTS.engine,
+    show_default=True,
+    help="Run the encoders on this engine.",
 )
 @click.option(
     "--llm-engine",
     type=click.Choice(list(LANGUAGE_ENGINES)),
-    help="What runs the language model, where --engine leaves a choice; default: the engine's own, torch with tensorrt-rtx.",
+    help="Run the language model on this engine, where --engine leaves a choice; the default is the same engine, and torch beside tensorrt-rtx.",
 )
-@click.option("--dtype", help="In which the engine computes; onnx float32, the others bfloat16 by default.")
+@click.option("--dtype", help="Compute in this type; the default is float32 on onnx and bfloat16 on the others.")
 @click.option(
-    "--max-seq-len", type=int, help="Positions of prompt and answer; default: the checkpoint's own, 4096 on TensorRT."
+    "--max-seq-len",
+    type=int,
+    help="Limit prompt and answer to this many positions; the default is the checkpoint's own number, on TensorRT 4096.",
 )
-@click.option("--slots", type=int, help="Questions that the language model answers at a time; 8 on a CPU, 16 on a GPU.")
-@click.option("--quantize", type=click.Choice(list(QUANTIZATIONS)), help="TensorRT-LLM: weights (and activations).")
+@click.option(
+    "--slots",
+    type=int,
+    help="Let the language model answer this many concurrent requests; the default is 8 on a CPU and 16 on a GPU.",
+)
+@click.option(
+    "--quantize",
+    type=click.Choice(list(QUANTIZATIONS)),
+    help="TensorRT-LLM: quantize the weights (fp8 and int8_sq: the activations, too).",
+)
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
-    help='With --quantize: folder with train.jsonl, {"text": ...} a line; the scales are chosen by these texts.',
+    help='With --quantize: choose the scales by the texts of train.jsonl in this folder, {"text": ...} a line.',
 )
 @click.option(
     "--fp8-tower",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="TensorRT: the vision tower's layers in fp8, scaled by this video or picture; repeat for more.",
+    help="TensorRT: run the vision tower's layers in fp8, scaled by this video or picture. Repeat it for more.",
 )
-@click.option("--kv-dtype", type=click.Choice(list(KV_DTYPES)), default="auto", help="TensorRT-LLM: keys and values.")
-@click.option("--tp", default=1, show_default=True, help="TensorRT-LLM: GPUs that share each layer.")
-@click.option("--pp", default=1, show_default=True, help="TensorRT-LLM: GPUs that share the layers.")
-@click.option("--ep", default=1, show_default=True, help="TensorRT-LLM: groups of those GPUs that share the experts.")
-@click.option("--max-batch-size", default=64, show_default=True, help="TensorRT-LLM: questions at a time.")
 @click.option(
-    "--gpu", type=click.Choice(list(GPUS)), default="H100", show_default=True, help="TensorRT-LLM: built for."
+    "--kv-dtype",
+    type=click.Choice(list(KV_DTYPES)),
+    default=_RECIPE.kv_dtype,
+    show_default=True,
+    help="TensorRT-LLM: store the KV cache in this type; auto is the model's own.",
+)
+@click.option(
+    "--tp",
+    default=_RECIPE.tp,
+    show_default=True,
+    help="TensorRT-LLM: share each layer among this many GPUs (tensor parallelism).",
+)
+@click.option(
+    "--pp",
+    default=_RECIPE.pp,
+    show_default=True,
+    help="TensorRT-LLM: share the layers among this many GPUs (pipeline parallelism).",
+)
+@click.option(
+    "--ep",
+    default=_RECIPE.ep,
+    show_default=True,
+    help="TensorRT-LLM: share the experts among this many groups of the --tp GPUs (expert parallelism).",
+)
+@click.option(
+    "--max-batch-size",
+    default=_RECIPE.max_batch_size,
+    show_default=True,
+    help="TensorRT-LLM: answer at most this many concurrent requests.",
+)
+@click.option(
+    "--gpu",
+    type=click.Choice(list(GPUS)),
+    default=_RECIPE.gpu,
+    show_default=True,
+    help="TensorRT-LLM: build for this GPU.",
 )
 @click.option(
     "--media-token-memory",
     type=click.Choice(list(MEDIA_TOKEN_MEMORIES)),
-    default="cpu",
+    default=_DEFAULTS.media_token_memory,
     show_default=True,
-    help="TensorRT: where media tokens lie between encoder and language model; gpu saves two copies of about 10 MB.",
+    help="TensorRT: keep media tokens in this memory between encoder and language model; gpu saves two copies of about 10 MB.",
 )
-@click.option("--dry-run", is_flag=True, help="TensorRT: print every command and setting; write nothing.")
+@click.option("--dry-run", is_flag=True, help="TensorRT: print every command and setting, and write nothing.")
 def convert(
     checkpoint: str,
     out: Path,
@@ -98,9 +148,8 @@ def convert(
 
     try:
         texts = str(calibration or "")
-        recipe = Recipe(
-            "float16", quantize or "", kv_dtype, tp, pp, ep, max_batch_size, max_seq_len or 4096, gpu, texts
-        )
+        positions = max_seq_len or _RECIPE.max_seq_len
+        recipe = Recipe(_RECIPE.dtype, quantize or "", kv_dtype, tp, pp, ep, max_batch_size, positions, gpu, texts)
         options = EngineOptions(
             engine,
             dtype or ENCODER_ENGINES[engine].dtypes[0],
@@ -126,10 +175,10 @@ def convert(
 
 
 @click.command(epilog="Example: vl2 plan --checkpoint VideoLLaMA2-72B")
-@click.option("--checkpoint", help="One of the eleven published ones; default: all.")
+@click.option("--checkpoint", help="Plan for this published checkpoint only; the default is all eleven.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def plan(checkpoint: str | None, as_json: bool) -> None:
-    """Which GPUs each published checkpoint needs on TensorRT-LLM, and how many questions they hold at a time.
+    """Tell which GPUs each published checkpoint needs on TensorRT-LLM, and how many concurrent requests they serve.
 
     Arithmetic from published shapes; nothing was measured.
     """

@@ -6,13 +6,15 @@ from importlib import metadata
 from pathlib import Path
 
 from videollama_converters import assemble as assembling
-from videollama_converters.code_hash import code_hash
 from videollama_converters.engine_options import EngineOptions
 from videollama_converters.engine_steps import ENCODER_STEPS, Conversion, language_engine_steps
-from videollama_converters.progress import Progress, SilentProgress
-from videollama_converters.split_language_model import split_language_model
-from videollama_converters.steps import BundleWriter, Step, files_below, sha256
-from videollama_converters.tensorrt_check import check_graphs
+from videollama_converters.export.split_language_model import split_language_model
+from videollama_converters.steps.bundle_writer import BundleWriter, Step, files_below, sha256
+from videollama_converters.steps.code_hash import code_hash
+from videollama_converters.steps.progress import Progress, SilentProgress
+from videollama_converters.tensorrt.check import check_graphs
+from videollama_converters.tokenizer_check import check_tokenizer
+from videollama_core.checkpoint.files import find_file
 from videollama_core.checkpoint.parts import CheckpointParts, open_checkpoint
 from videollama_core.checkpoint.tokenizer_files import TOKENIZER_FILES
 from videollama_core.engines.bundle import FORMAT, LANGUAGE_FOLDER, REPOSITORY
@@ -46,6 +48,7 @@ def convert(
     if options.encoders.is_tensorrt:  # before hours of work, not after
         check_graphs(config, options)
     machine = ENCODER_STEPS[options.engine].machine()
+    check_source(parts, progress)  # before a folder is made
     with BundleWriter(out).locked() as writer:
         source = _read_source(parts, progress)
         for step in plan_steps(Conversion(parts, source, out, progress, options, machine)):
@@ -86,7 +89,7 @@ def plan_steps(of: Conversion) -> list[Step]:
         *ENCODER_STEPS[of.options.engine].make(of),
         Step(
             "language model",
-            of.inputs("split_language_model"),
+            of.inputs("export.split_language_model"),
             (LANGUAGE_FOLDER,),
             lambda to: split_language_model(parts, to / LANGUAGE_FOLDER, of.progress.advance),
             work=len(parts.language_sources()),
@@ -101,20 +104,30 @@ def plan_steps(of: Conversion) -> list[Step]:
     ]
 
 
+def check_source(parts: CheckpointParts, progress: Progress) -> None:
+    """Raises: CheckpointMismatch unless the checkpoint is complete and its tokenizer does its work."""
+    progress.start("checking the checkpoint", 2)
+    parts.check()
+    progress.advance()
+    check_tokenizer(parts.folders.language, parts.config)
+    progress.advance()
+    progress.done(reused=False)
+
+
 def _read_source(parts: CheckpointParts, progress: Progress) -> dict[str, str]:
-    """Check that the checkpoint is complete, and hash every file that the result depends on, named by its part.
+    """Hash every file that the result depends on, named by its part.
 
     The folder's own name would not do: in the hub's cache it is the commit, which changes with every note to a model card.
     """
     folders = parts.folders
     places = [("checkpoint", folders.checkpoint), ("base", folders.language)]
     places += [("tower", folders.tower)] if folders.tower else []
-    small = [folders.checkpoint / name for name in ("config.json", "adapter_config.json")]
-    small += [folders.language / name for name in ("config.json", *TOKENIZER_FILES)]
-    tower = files_below(folders.tower) if folders.tower else []
-    files = [path for path in dict.fromkeys((*small, *parts.paths(), *tower)) if path.is_file()]
+    small = [find_file(folders.checkpoint, name) for name in ("config.json", "adapter_config.json")]
+    small += [find_file(folders.language, name) for name in ("config.json", *TOKENIZER_FILES)]
+    if folders.tower:
+        small += [find_file(folders.tower, name) for name in ("config.json", "preprocessor_config.json")]
+    files = [path for path in dict.fromkeys((*small, *parts.paths())) if path is not None]
     progress.start("reading the checkpoint", len(files))
-    parts.check()
     hashes = {}
     for path in files:
         found = (place for place in places if path.is_relative_to(place[1]))

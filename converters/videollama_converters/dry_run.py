@@ -4,9 +4,9 @@ import shlex
 from pathlib import Path
 
 from videollama_converters.engine_options import EngineOptions, encoder_dtype
-from videollama_converters.graph_specs import ENGINE_GRAPHS, profiles
-from videollama_converters.tensorrt_llm import script
-from videollama_converters.tensorrt_llm_config import render_config
+from videollama_converters.export.graph_specs import ENGINE_GRAPHS, profiles
+from videollama_converters.tensorrt_llm.config import render_config
+from videollama_converters.tensorrt_llm.recipe import script
 from videollama_core.checkpoint.parts import open_checkpoint
 from videollama_core.engines.bundle import LANGUAGE_ENGINE, LANGUAGE_FOLDER, REPOSITORY, engine_path, graph_path
 from videollama_core.engines.specs import VISION_ENCODER, graphs_of
@@ -48,7 +48,7 @@ def describe(checkpoint: Path, out: Path, tower: Path | None, base: Path | None,
         "--load-model=*",
     ]
     ranks = with_ranks(server, options.recipe.world_size, options.pool_bytes(config))
-    stages = f"{ADDRESS_VARIABLE}=127.0.0.1:8001"  # for the entry's calls, as vl2 serve sets it
+    stages = f"{ADDRESS_VARIABLE}=unix:RUN/grpc:1"  # for the entry's calls, as vl2 serve sets it
     lines.append(f"vl2 serve {out}")
     lines.append(f"# which runs, on a copy of the repository with absolute paths in it: {stages} {shlex.join(ranks)}")
     return "\n".join(lines)

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from videollama_converters.gpus import GPUS
-from videollama_converters.tensorrt_llm import CALIBRATION_FILE, Recipe
-from videollama_converters.tensorrt_llm_support import QUANTIZATIONS
+from videollama_converters.tensorrt_llm.recipe import CALIBRATION_FILE, Recipe
+from videollama_converters.tensorrt_llm.support import QUANTIZATIONS
 from videollama_core.engines.specs import VISION_ENCODER, Graph
 from videollama_core.engines.table import ENCODER_ENGINES, LANGUAGE_ENGINES, EncoderEngine, LanguageEngine
 from videollama_core.model.config import ModelConfig

@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from videollama_converters.build_tensorrt import build_engine
-from videollama_converters.build_tensorrt_rtx import write_engine
-from videollama_converters.code_hash import code_hash
-from videollama_converters.compare import compare
-from videollama_converters.encoder_weights import encoder_sources, write_encoder_weights
 from videollama_converters.engine_options import EngineOptions, encoder_dtype
-from videollama_converters.export_onnx import export_for_runtime
-from videollama_converters.fp8 import export_typed
-from videollama_converters.graph_specs import ENGINE_GRAPHS, graph_sources
-from videollama_converters.progress import Progress
-from videollama_converters.steps import Step, sha256, write_json
-from videollama_converters.tensorrt_llm import CALIBRATION_FILE
+from videollama_converters.export.compare import compare
+from videollama_converters.export.encoder_weights import encoder_sources, write_encoder_weights
+from videollama_converters.export.graph_specs import ENGINE_GRAPHS, graph_sources
+from videollama_converters.export.graphs import export_for_runtime
+from videollama_converters.steps.bundle_writer import Step, sha256, write_json
+from videollama_converters.steps.code_hash import code_hash
+from videollama_converters.steps.progress import Progress
+from videollama_converters.tensorrt.build import build_engine
+from videollama_converters.tensorrt.build_rtx import write_engine
+from videollama_converters.tensorrt.fp8 import export_typed
+from videollama_converters.tensorrt_llm.recipe import CALIBRATION_FILE
 from videollama_core.checkpoint.parts import CheckpointParts
 from videollama_core.engines.bundle import (
     ENCODER_WEIGHTS,
@@ -64,7 +64,7 @@ def onnx_steps(of: Conversion) -> list[Step]:
     steps = [
         Step(
             graph.name,
-            of.inputs("export_onnx"),
+            of.inputs("export.graphs"),
             (graph_path(graph.name), graph_path(graph.name) + ".data"),
             partial(export_for_runtime, graph, of.parts, of.progress.advance),
             work=len(graph_sources(graph, of.parts)),
@@ -72,7 +72,7 @@ def onnx_steps(of: Conversion) -> list[Step]:
         for graph in graphs_of(of.parts.config)
     ]
     work = len(graphs_of(of.parts.config))
-    return [*steps, Step("parity", of.inputs("compare"), ("parity.json",), partial(_compare_all, of), work)]
+    return [*steps, Step("parity", of.inputs("export.compare"), ("parity.json",), partial(_compare_all, of), work)]
 
 
 def _compare_all(of: Conversion, to: Path) -> None:
@@ -90,7 +90,7 @@ def torch_steps(of: Conversion) -> list[Step]:
     return [
         Step(
             "encoder weights",
-            of.inputs("encoder_weights") | {"dtype": dtype},
+            of.inputs("export.encoder_weights") | {"dtype": dtype},
             (ENCODER_WEIGHTS,),
             lambda to: write_encoder_weights(of.parts, to / ENCODER_WEIGHTS, dtype, of.progress.advance),
             work=len(encoder_sources(of.parts)),
@@ -110,7 +110,7 @@ def tensorrt_steps(builder: str, build: Callable[[Conversion, Graph, bool, Path]
         found.append(
             Step(
                 f"{graph.name} graph",
-                of.inputs("fp8") | typed,
+                of.inputs("tensorrt.fp8") | typed,
                 (graph_path(graph.name), graph_path(graph.name) + ".data"),
                 partial(export_typed, graph, of.parts, of.progress.advance, pick_dtype(dtype), media),
                 work=len(graph_sources(graph, of.parts)),
@@ -120,7 +120,7 @@ def tensorrt_steps(builder: str, build: Callable[[Conversion, Graph, bool, Path]
         found.append(
             Step(
                 f"{graph.name} engine",
-                of.inputs("fp8", builder) | typed | {"machine": of.machine},
+                of.inputs("tensorrt.fp8", builder) | typed | {"machine": of.machine},
                 (engine, str(Path(engine).with_suffix(".json"))),
                 partial(build, of, graph, bool(media)),
             )
@@ -150,7 +150,7 @@ def language_engine_steps(of: Conversion) -> list[Step]:
             run_command(words)
         shutil.rmtree(work / "checkpoint")  # as large as the model, and only the engine is served
 
-    needs = of.inputs("split_language_model", "tensorrt_llm") | {
+    needs = of.inputs("export.split_language_model", "tensorrt_llm.recipe") | {
         "machine": of.machine,
         "commands": options.recipe.commands(config, Path("llm"), Path("engine")),
         "calibration": options.recipe.calibration and sha256(Path(options.recipe.calibration) / CALIBRATION_FILE),
@@ -184,8 +184,8 @@ class EncoderSteps:
 ENCODER_STEPS = {
     "onnx": EncoderSteps(onnx_steps),
     "torch": EncoderSteps(torch_steps),
-    "tensorrt": EncoderSteps(partial(tensorrt_steps, "build_tensorrt", _build), describe_machine),
+    "tensorrt": EncoderSteps(partial(tensorrt_steps, "tensorrt.build", _build), describe_machine),
     "tensorrt-rtx": EncoderSteps(
-        partial(tensorrt_steps, "build_tensorrt_rtx", _build_portable), lambda: {"tensorrt_rtx": rtx_version()}
+        partial(tensorrt_steps, "tensorrt.build_rtx", _build_portable), lambda: {"tensorrt_rtx": rtx_version()}
     ),
 }

@@ -4,9 +4,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from videollama_converters.progress import Progress, SilentProgress
-from videollama_core.checkpoint.parts import find_layout
-from videollama_core.checkpoint.read_config import find_named_folder, read_json
+from videollama_converters.steps.progress import Progress, SilentProgress
+from videollama_core.checkpoint.files import read_json
+from videollama_core.checkpoint.layout import find_layout
+from videollama_core.checkpoint.read_config import find_named_folder
 from videollama_core.checkpoint.shards import Shards
 from videollama_core.checkpoint.variants import TOWERS
 from videollama_core.model import vision
@@ -54,7 +55,9 @@ def locate(
     def find(part: str, name: str, weights: bool = True) -> Path:
         if Path(name).exists() or not is_hub_id(name):
             return Path(name)
-        from videollama_converters.hub import fetch  # a conversion of folders needs no huggingface_hub, or an older one
+        from videollama_converters.hub.snapshot import (
+            fetch,  # a conversion of folders needs no huggingface_hub, or an older one
+        )
 
         folder = fetch(name, part, revision if part == "checkpoint" else None, weights, progress, download)
         origin[part] = f"{name}@{folder.name}"

@@ -9,8 +9,8 @@ from functools import cache
 import torch
 
 from videollama_converters.gpus import GPUS
-from videollama_converters.tensorrt_llm import Recipe
-from videollama_converters.tensorrt_llm_support import QUANTIZATIONS
+from videollama_converters.tensorrt_llm.recipe import Recipe
+from videollama_converters.tensorrt_llm.support import QUANTIZATIONS
 from videollama_core.checkpoint.read_config import published_config
 from videollama_core.checkpoint.variants import VARIANTS
 from videollama_core.model.audio import AudioEncoder
@@ -126,7 +126,7 @@ def as_dicts(rows: list[Row]) -> list[dict[str, object]]:
 
 
 def as_table(rows: list[Row]) -> str:
-    """Markdown: a cell is "GPUs: questions at a time"; checkpoints with the same numbers share a line."""
+    """Markdown: a cell is "GPUs: concurrent requests"; checkpoints with the same numbers share a line."""
     cells: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
         sizes = (row.encoder_gigabytes, row.language_gigabytes, row.table_gigabytes)

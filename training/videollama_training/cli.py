@@ -27,8 +27,10 @@ The reference's recipes are in training/recipes.
 
 @click.command(epilog=_EPILOG)
 @click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run, such as build/NAME.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Folder to start from.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Write the run to this folder, such as build/NAME."
+)
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Start from this checkpoint folder.")
 @click.option(
     "--layout",
     help="Read DATA as the folder of a published data set: videollava_pt, videollava_sft, custom_sft, audio_stage1, "
@@ -37,98 +39,134 @@ The reference's recipes are in training/recipes.
 @click.option(
     "--media-folder",
     type=click.Path(path_type=Path),
-    help="What media paths are relative to; default: the JSON's folder.",
+    help="Look for media below this folder; the default is the JSON's folder.",
 )
 @click.option(
     "--connector",
     type=click.Choice(("stc_connector", "stc_connector_v35")),
     help="Start from a plain language model (--base), a vision tower (--tower) and a fresh connector of this type.",
 )
-@click.option("--base", type=click.Path(path_type=Path), help="Folder of the base language model.")
-@click.option("--tower", type=click.Path(path_type=Path), help="Folder of the vision tower.")
-@click.option("--num-frames", type=int, help="Frames of a video, with --connector. Default: 8.")
-@click.option("--select-layer", type=int, help="Layer of the tower that is used, with --connector. Default: -2.")
+@click.option("--base", type=click.Path(path_type=Path), help="Take the base language model from this folder.")
+@click.option("--tower", type=click.Path(path_type=Path), help="Take the vision tower from this folder.")
+@click.option("--num-frames", type=int, help="With --connector: use this many frames of a video; the default is 8.")
+@click.option("--select-layer", type=int, help="With --connector: use this layer of the tower; the default is -2.")
 @click.option(
     "--audio-tower",
     type=click.Path(path_type=Path),
-    help="BEATs' .pt file: add an audio tower and a fresh audio projector to a checkpoint without them.",
+    help="Add an audio tower (BEATs' .pt file) and a fresh audio projector to a checkpoint without them.",
 )
 @click.option(
     "--tune",
     type=click.Choice(TUNED),
     default=_DEFAULTS["tune"],
     show_default=True,
-    help="connector: pretraining, writes a Base folder; audio: the audio projector alone; full: language model and "
-    "connector, writes a chat checkpoint; lora, qlora: adapters and connector.",
+    help="Train these parts. connector: pretraining, writes a Base folder; audio: the audio projector alone; full: language model and connector, writes a chat checkpoint; lora, qlora: adapters and connector.",
 )
 @click.option("--tune-tower", is_flag=True, help="Train the vision tower too.")
 @click.option("--tune-audio-tower", is_flag=True, help="Train the audio tower too, with --tune audio or full.")
-@click.option("--freeze-backbone", is_flag=True, help="Keep the language model but for its head, with --tune full.")
-@click.option("--freeze-connector", is_flag=True, help="Keep the connector and the audio projector.")
+@click.option("--freeze-backbone", is_flag=True, help="With --tune full: train of the language model the head alone.")
+@click.option("--freeze-connector", is_flag=True, help="Keep the connector and the audio projector as they are.")
 @click.option(
     "--plain/--chat",
     default=None,
-    help="--chat: the conversation in the checkpoint's chat template, of which the answers are learned. --plain: the format "
-    "of pretraining; without an audio tower question and answer without a template, with one the template around "
-    "placeholder and answer. Default: --plain where a projector alone is tuned.",
+    help="Choose the prompt's format. --chat: the conversation in the checkpoint's chat template, of which the answers are predicted. --plain: the format of pretraining; without an audio tower question and answer without a template, with one the template around placeholder and answer. The default is --plain where a projector alone is tuned.",
 )
-@click.option("--epochs", default=_DEFAULTS["epochs"], show_default=True, help="Times to go through the data.")
-@click.option("--max-steps", default=_DEFAULTS["max_steps"], help="Steps instead of epochs.")
-@click.option("--learning-rate", type=float, help="Default: 1e-3 for connector and audio, else 2e-5.")
+@click.option("--epochs", default=_DEFAULTS["epochs"], show_default=True, help="Go through the data this many times.")
+@click.option("--max-steps", default=_DEFAULTS["max_steps"], help="Stop after this many steps, whatever --epochs says.")
 @click.option(
-    "--connector-learning-rate", type=float, help="Of the connector and the audio projector, where it differs."
-)
-@click.option("--batch-size", default=_DEFAULTS["batch_size"], show_default=True, help="Media per process and step.")
-@click.option(
-    "--global-batch-size", type=int, help="Media per update, of all processes: accumulates as many steps as it takes."
+    "--learning-rate", type=float, help="Set the learning rate; the default is 1e-3 for connector and audio, else 2e-5."
 )
 @click.option(
-    "--accumulate", default=_DEFAULTS["accumulate"], show_default=True, help="Steps whose gradients are added up."
+    "--connector-learning-rate",
+    type=float,
+    help="Set the learning rate of the connector and the audio projector, where it differs.",
 )
-@click.option("--group-by-length", is_flag=True, help="Rows with as many media tokens share a batch: less padding.")
+@click.option(
+    "--batch-size",
+    default=_DEFAULTS["batch_size"],
+    show_default=True,
+    help="Take this many media per process and step.",
+)
+@click.option(
+    "--global-batch-size",
+    type=int,
+    help="Take this many media per update over all processes, accumulating as many steps as it takes.",
+)
+@click.option(
+    "--accumulate",
+    default=_DEFAULTS["accumulate"],
+    show_default=True,
+    help="Add up the gradients of this many steps per update.",
+)
+@click.option(
+    "--group-by-length", is_flag=True, help="Put rows with equally many media tokens into a batch, which saves padding."
+)
 @click.option(
     "--questions-per-media",
     default=_DEFAULTS["questions_per_media"],
     show_default=True,
-    help="Samples about one media that share a row.",
+    help="Pack at most this many samples about one medium into a row.",
 )
-@click.option("--warmup", default=_DEFAULTS["warmup"], show_default=True, help="Share of the steps.")
-@click.option("--weight-decay", default=_DEFAULTS["weight_decay"], show_default=True, help="Of AdamW, for matrices.")
-@click.option("--beta2", default=_DEFAULTS["beta2"], show_default=True, help="Of AdamW.")
+@click.option(
+    "--warmup",
+    default=_DEFAULTS["warmup"],
+    show_default=True,
+    help="Warm the learning rate up over this share of the steps.",
+)
+@click.option(
+    "--weight-decay",
+    default=_DEFAULTS["weight_decay"],
+    show_default=True,
+    help="Set AdamW's weight decay, which matrices alone have.",
+)
+@click.option("--beta2", default=_DEFAULTS["beta2"], show_default=True, help="Set AdamW's beta2.")
 @click.option(
     "--max-tokens",
     default=_DEFAULTS["max_tokens"],
     show_default=True,
-    help="Text of a sample is cut there; media tokens do not count.",
+    help="Cut the text of a sample to this many tokens; media tokens do not count.",
 )
 @click.option("--pad-to-square", is_flag=True, help="Pad pictures to a square, as the reference's fine-tuning does.")
-@click.option("--lora-rank", default=_DEFAULTS["lora_rank"], show_default=True, help="Of the adapters.")
+@click.option("--lora-rank", default=_DEFAULTS["lora_rank"], show_default=True, help="Set the rank of the adapters.")
 @click.option(
-    "--lora-alpha", default=_DEFAULTS["lora_alpha"], show_default=True, help="Scale of the adapters, times their rank."
+    "--lora-alpha",
+    default=_DEFAULTS["lora_alpha"],
+    show_default=True,
+    help="Set the scale of the adapters, times their rank.",
 )
-@click.option("--lora-dropout", default=_DEFAULTS["lora_dropout"], show_default=True, help="Before the adapters.")
+@click.option(
+    "--lora-dropout", default=_DEFAULTS["lora_dropout"], show_default=True, help="Set the dropout before the adapters."
+)
 @click.option(
     "--lora-bias",
     type=click.Choice(LORA_BIASES),
     default=_DEFAULTS["lora_bias"],
     show_default=True,
-    help="Which of the language model's biases to train too.",
+    help="Train these biases of the language model, too.",
 )
-@click.option("--skip-bad", is_flag=True, help="Leave out bad samples; they are listed in OUT/bad_samples.jsonl.")
-@click.option("--check-only", is_flag=True, help="Look for every list and media file, say what is there, and stop.")
-@click.option("--resume", is_flag=True, help="Go on where the run in OUT stopped.")
-@click.option("--seed", default=_DEFAULTS["seed"], show_default=True, help="Of fresh weights, order and dropout.")
-@click.option("--bf16", is_flag=True, help="Mixed precision.")
-@click.option("--gradient-checkpointing", is_flag=True, help="Less memory, a third more time.")
-@click.option("--workers", default=_DEFAULTS["workers"], show_default=True, help="Processes that decode media.")
-@click.option("--save-steps", default=_DEFAULTS["save_steps"], show_default=True, help="Steps between saved states.")
-@click.option("--save-limit", default=_DEFAULTS["save_limit"], show_default=True, help="Saved states that are kept.")
-@click.option("--log-steps", default=_DEFAULTS["log_steps"], show_default=True, help="Steps between logged losses.")
-@click.option("--tensorboard", is_flag=True, help="Log to OUT/tensorboard too.")
+@click.option("--skip-bad", is_flag=True, help="Leave out bad samples and list them in OUT/bad_samples.jsonl.")
+@click.option("--check-only", is_flag=True, help="Check every list and media file, report what is there, and stop.")
+@click.option("--resume", is_flag=True, help="Continue the run in OUT from its last saved state.")
+@click.option("--seed", default=_DEFAULTS["seed"], show_default=True, help="Seed fresh weights, order and dropout.")
+@click.option("--bf16", is_flag=True, help="Train in bfloat16 mixed precision.")
+@click.option("--gradient-checkpointing", is_flag=True, help="Recompute activations: less memory, a third more time.")
+@click.option("--workers", default=_DEFAULTS["workers"], show_default=True, help="Decode media in this many processes.")
 @click.option(
-    "--deepspeed", type=click.Path(path_type=Path), help="DeepSpeed config, such as training/configs/zero3.json."
+    "--save-steps", default=_DEFAULTS["save_steps"], show_default=True, help="Save a state every this many steps."
 )
-@click.option("--fsdp", type=click.Path(path_type=Path), help="FSDP config, such as training/configs/fsdp.json.")
+@click.option("--save-limit", default=_DEFAULTS["save_limit"], show_default=True, help="Keep this many saved states.")
+@click.option(
+    "--log-steps", default=_DEFAULTS["log_steps"], show_default=True, help="Log the loss every this many steps."
+)
+@click.option("--tensorboard", is_flag=True, help="Log to OUT/tensorboard, too.")
+@click.option(
+    "--deepspeed",
+    type=click.Path(path_type=Path),
+    help="Use this DeepSpeed config, such as training/configs/zero3.json.",
+)
+@click.option(
+    "--fsdp", type=click.Path(path_type=Path), help="Use this FSDP config, such as training/configs/fsdp.json."
+)
 def train(data: tuple[Path, ...], **options: Any) -> None:
     """Train a checkpoint on DATA, JSON lists of samples in the reference's format.
 

@@ -12,7 +12,8 @@ from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import deepspeed_config
 
-from videollama_core.checkpoint.parts import Module, check_names, check_tensor, fill, is_tied
+from videollama_core.checkpoint.fill import check_names, check_tensor, fill, is_tied
+from videollama_core.checkpoint.parts import Module
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Batch:
     frames: Tensor  # uint8 [U, S, S, 3]
     frame_index: Tensor  # int64 [M, T], rows of `frames`; an image names its one frame T times
     filterbank: Tensor  # float32 [A, rows, bands]
-    input_ids: Tensor  # int64 [R, L]; vocab_size + k is what the row sees at k, and behind all of that what it hears
+    input_ids: Tensor  # int64 [R, L]; vocab_size + k is what the row sees at k, and behind all of that its audio
     positions: Tensor  # int64 [R, L]
     question: Tensor  # int64 [R, L]: SHARED by the row's questions, the number of one from 1, or PADDING
     media: Tensor  # int64 [R], which seen media the row is about; -1 for none
@@ -126,7 +126,7 @@ class TrainableModel(nn.Module):
                 embeds, seen, media, input_ids - first_seen, (input_ids >= first_seen) & (input_ids < first_heard)
             )
         if len(filterbank):
-            assert self.audio is not None  # data.py refuses sound for a checkpoint that cannot hear
+            assert self.audio is not None  # data.py refuses audio for a checkpoint without an audio tower
             embeds = _fill(embeds, self.audio(filterbank), sound, input_ids - first_heard, input_ids >= first_heard)
         lacks = not len(frame_index) or (self.audio is not None and not len(filterbank))
         if (
@@ -141,7 +141,7 @@ class TrainableModel(nn.Module):
         return {"loss": loss}
 
     def _unused_layers(self, frame_index: Tensor, filterbank: Tensor) -> Tensor:
-        """0, by way of the layers that a batch without what is seen or heard leaves out."""
+        """0, by way of the layers that a batch without pictures or audio leaves out."""
         config, found = self.model_config, frame_index.new_zeros(()).float()
         if not len(frame_index):
             side = config.pixels.size

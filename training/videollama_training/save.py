@@ -15,14 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from videollama_core.checkpoint.layout import CONNECTOR_FILE, NON_LORA_FILE
 from videollama_core.checkpoint.lora import ADAPTER_FILES
-from videollama_core.checkpoint.parts import (
-    BIAS_TABLE,
-    CONNECTOR_FILE,
-    NON_LORA_FILE,
-    CheckpointParts,
-    tap_lengths,
-)
+from videollama_core.checkpoint.parts import BIAS_TABLE, CheckpointParts, tap_lengths
 from videollama_core.checkpoint.shards import write_shards
 from videollama_core.checkpoint.tokenizer_files import copy_tokenizer
 from videollama_core.model import audio, connector, vision

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from videollama_core.checkpoint.parts import CheckpointParts, Folders, open_checkpoint
-from videollama_core.checkpoint.read_config import make_model_config, read_json
+from videollama_core.checkpoint.files import read_json
+from videollama_core.checkpoint.layout import Folders
+from videollama_core.checkpoint.parts import CheckpointParts, open_checkpoint
+from videollama_core.checkpoint.read_config import make_model_config
 from videollama_core.checkpoint.shards import Sources
 from videollama_core.model import audio, connector
 from videollama_core.model.audio import AudioTower

@@ -15,12 +15,12 @@ from videollama_core.checkpoint.parts import CheckpointParts
 from videollama_core.checkpoint.tokenizer_files import copy_tokenizer
 from videollama_core.protocol.errors import BadSample, InvalidRequest
 from videollama_core.text import Tokenizer
-from videollama_training.data import BadSamples, Collator, RowDataset
-from videollama_training.layouts import Found, check_folder, find_layout, look_for_media
+from videollama_training.data.batches import BadSamples, Collator, RowDataset
+from videollama_training.data.layouts import Found, check_folder, find_layout, look_for_media
+from videollama_training.data.samples import Sample, read_samples
 from videollama_training.loading import Loading
 from videollama_training.model import TrainableModel
 from videollama_training.options import TrainingOptions
-from videollama_training.samples import Sample, read_samples
 from videollama_training.save import save_checkpoint
 from videollama_training.start import open_start
 from videollama_training.trainer import Curve, VideoTrainer, training_arguments

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from videollama_core.protocol.errors import CheckpointMismatch, InvalidRequest
 from videollama_training.curve import draw_curve
-from videollama_training.data import LengthGroups, RowDataset
+from videollama_training.data.batches import LengthGroups, RowDataset
 from videollama_training.options import TrainingOptions
 
 CONNECTORS = ("connector.", "audio.projector.")  # parameters that `connector_learning_rate` is for

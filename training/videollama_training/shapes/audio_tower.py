@@ -18,8 +18,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
-from videollama_core.checkpoint.read_config import read_json, read_model_config
-from videollama_core.engines.torch_device import cpu_has_bfloat16
+from videollama_core.checkpoint.files import read_json
+from videollama_core.checkpoint.read_config import read_model_config
 from videollama_core.media.audio import EXCERPTS, HOP, RATE, SAMPLES, WINDOW, filterbank
 from videollama_core.model import audio
 from videollama_core.model.audio import AudioEncoder, AudioTower
@@ -37,6 +37,7 @@ from videollama_training.shapes.sounds import (
     draw_sounding_scene,
     render_sound,
 )
+from videollama_training.shapes.tower_training import TowerTraining
 
 AUDIO_TOWER = AudioConfig(width=96, mlp_width=256, layers=2, heads=4, patch_width=64)
 MAX_POSITIONS = 2048  # audio takes 1,496 of them
@@ -127,10 +128,7 @@ def moment_labels(sound: Sound, seconds: float, repeats: int, moments: int) -> n
 def pretrain_audio_tower(tower: AudioTower, steps: int, seed: int) -> dict[str, float]:
     """Train in place: most steps take 5 s, the last twentieth all 30 s. Returns the share of right labels."""
     torch.manual_seed(seed)
-    heads = nn.Linear(AUDIO_TOWER.width, sum(_HEADS))
-    parameters = [*tower.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
+    training = TowerTraining(tower, AUDIO_TOWER.width, _HEADS, steps)
     last = max(steps // 20, 1)
     rounds = ((SHORT_ROWS, 32, steps - last), (AUDIO_TOWER.rows, 4, last))
     right = torch.zeros(3)
@@ -140,19 +138,11 @@ def pretrain_audio_tower(tower: AudioTower, steps: int, seed: int) -> dict[str, 
             right.zero_()
             for _ in range(number):
                 sounds, labels = next(batches)
-                with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bfloat16()):
-                    features = tower(sounds)
                 per_patch = labels.repeat_interleave(AUDIO_TOWER.bins // audio.PATCH, dim=1)  # the bands of a moment
-                logits = heads(features.float()).split(_HEADS, -1)
-                loss = sum((_loss(logits[k], per_patch[..., k]) for k in range(3)), torch.zeros(()))
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimizer.step()
-                schedule.step()
-                now = torch.stack([_share(logits[k], per_patch[..., k]) for k in range(3)])
+                scores, loss = training.step(sounds, per_patch, _loss)
+                now = torch.stack([_share(scores[k], per_patch[..., k]) for k in range(3)])
                 right += now / number
-                bar.set_postfix(loss=f"{loss.item():.3f}", beeps=f"{now[2]:.2f}", refresh=False)
+                bar.set_postfix(loss=f"{loss:.3f}", beeps=f"{now[2]:.2f}", refresh=False)
                 bar.update()
     return dict(zip(("now", "kind", "beeps"), right.tolist(), strict=True))
 

@@ -8,33 +8,54 @@ from tqdm import tqdm
 
 
 @click.command(epilog="Example: vl2 shapes --out build/shapes --pictures 2000 --clips 1000")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Write the data set to this folder.")
 @click.option(
-    "--pictures", default=16000, show_default=True, help="Pictures with simple questions, for the first stage."
+    "--pictures",
+    default=16000,
+    show_default=True,
+    help="Draw this many pictures with simple questions, for the first stage.",
 )
-@click.option("--texts", default=40000, show_default=True, help="Questions that hold their own fact, without media.")
-@click.option("--clips", default=12000, show_default=True, help="Clips (and some pictures) with questions.")
-@click.option("--held-out", default=60, show_default=True, help="The same, of combinations that are never trained.")
-@click.option("--sounds", default=0, show_default=True, help="Sounds and clips with beeps, with questions.")
-@click.option("--seed", default=1, show_default=True)
 @click.option(
-    "--start/--no-start", default=True, show_default=True, help="Also write the tiny checkpoint to begin with."
+    "--texts",
+    default=40000,
+    show_default=True,
+    help="Write this many questions that hold their own fact, without media.",
 )
-@click.option("--tower-steps", default=0, show_default=True, help="Pretraining steps of its vision tower alone.")
+@click.option(
+    "--clips", default=12000, show_default=True, help="Draw this many clips (and some pictures) with questions."
+)
+@click.option(
+    "--held-out", default=60, show_default=True, help="Draw this many clips of combinations that are never trained."
+)
+@click.option(
+    "--audio-samples",
+    default=0,
+    show_default=True,
+    help="Make this many audio files, and clips with beeps, with questions.",
+)
+@click.option("--seed", default=1, show_default=True, help="Draw another world with another seed.")
+@click.option(
+    "--start/--no-start", default=True, show_default=True, help="Write the tiny checkpoint to begin with, or do not."
+)
+@click.option(
+    "--tower-steps", default=0, show_default=True, help="Pretrain its vision tower alone for this many steps."
+)
 @click.option(
     "--add-audio-tower",
     "add_audio_tower_to",
     type=click.Path(path_type=Path),
-    help="Begin with this checkpoint, and give it an audio tower.",
+    help="Begin with this checkpoint, and add an audio tower to it.",
 )
-@click.option("--audio-tower-steps", default=0, show_default=True, help="Pretraining steps of that audio tower alone.")
+@click.option(
+    "--audio-tower-steps", default=0, show_default=True, help="Pretrain that audio tower alone for this many steps."
+)
 def shapes(
     out: Path,
     pictures: int,
     texts: int,
     clips: int,
     held_out: int,
-    sounds: int,
+    audio_samples: int,
     seed: int,
     start: bool,
     tower_steps: int,
@@ -65,8 +86,8 @@ def shapes(
         (TEXTS, partial(make_text, seed=seed), texts),
         (TRAIN, partial(make_media, seed=seed, held_out=False), clips),
         (HELD_OUT, partial(make_media, seed=seed, held_out=True), held_out),
-        (SOUNDS, partial(make_sound, seed=seed, held_out=False), sounds),
-        (f"{SOUNDS}_{HELD_OUT}", partial(make_sound, seed=seed, held_out=True), sounds // 20),
+        (SOUNDS, partial(make_sound, seed=seed, held_out=False), audio_samples),
+        (f"{SOUNDS}_{HELD_OUT}", partial(make_sound, seed=seed, held_out=True), audio_samples // 20),
     )
     entries = []
     for name, make, number in makers:

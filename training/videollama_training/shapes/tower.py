@@ -9,15 +9,15 @@ from random import Random
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
-from videollama_core.engines.torch_device import cpu_has_bfloat16
 from videollama_core.media.pixels import to_tower_size
 from videollama_core.model.config import PixelConfig
 from videollama_core.model.vision import VisionEncoder
+from videollama_training.shapes.tower_training import TowerTraining
 from videollama_training.shapes.world import COLOURS, SCENES, SHAPES, SIDE, SIZES, Scene, draw_scene, render_frame
 
 NOTHING, UNCERTAIN = 0, -100  # labels of a patch: the ground, and what cannot be told
@@ -62,29 +62,18 @@ class _Frames(IterableDataset):
 def pretrain_tower(tower: VisionEncoder, pixels: PixelConfig, steps: int, seed: int) -> float:
     """Train in place. Returns how many of the covered patches of the last tenth got the right shape (share)."""
     torch.manual_seed(seed)
-    heads = nn.Linear(tower.config.width, sum(_KINDS))
-    parameters = [*tower.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
+    training = TowerTraining(tower, tower.config.width, _KINDS, steps)
     batches = iter(DataLoader(_Frames(pixels, tower.config.grid, seed), BATCH, num_workers=1, prefetch_factor=8))
     right, seen = 0, 0
     with tqdm(total=steps, desc="tower", unit=" steps") as bar:
         for step in range(steps):
             frames, labels = next(batches)
-            with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bfloat16()):
-                features = tower(frames)
-            logits = heads(features.float()).split(_KINDS, -1)
-            loss = sum((_loss(logits[k], labels[..., k]) for k in range(3)), torch.zeros(()))
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
+            scores, loss = training.step(frames, labels, _loss)
             covered = labels[..., 0] > NOTHING
-            now, of = int((logits[0].argmax(-1) == labels[..., 0])[covered].sum()), int(covered.sum())
+            now, of = int((scores[0].argmax(-1) == labels[..., 0])[covered].sum()), int(covered.sum())
             if step >= 0.9 * steps:
                 right, seen = right + now, seen + of
-            bar.set_postfix(loss=f"{loss.item():.3f}", shape=f"{now / max(of, 1):.2f}", refresh=False)
+            bar.set_postfix(loss=f"{loss:.3f}", shape=f"{now / max(of, 1):.2f}", refresh=False)
             bar.update()
     return right / max(seen, 1)
 

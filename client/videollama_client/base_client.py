@@ -1,0 +1,87 @@
+"""What the clients for ordinary code and for asyncio share: the connection, requests as they are sent, and those that run."""
+
+from abc import ABC, abstractmethod
+from typing import Any, Generic, Protocol, TypeVar, cast
+from weakref import WeakValueDictionary
+
+from videollama_client import transport
+from videollama_client.connection import DEFAULT_ADDRESS, Connection, Metadata, PemSource, connection_to
+from videollama_client.options import Question, QuestionOptions
+from videollama_client.request_state import (
+    RESTART_SECONDS,
+    Heartbeat,
+    checked_seconds,
+    identity_of,
+    server_of,
+    traced,
+)
+from videollama_client.wire import build_question, route_of
+from videollama_core.protocol.contract import MEDIA_HEADER
+
+
+class _Stream(Protocol):
+    def cancel(self) -> None: ...
+
+
+StreamT = TypeVar("StreamT", bound=_Stream)
+
+
+class BaseClient(ABC, Generic[StreamT]):
+    """The arguments are explained at Client."""
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        timeout: float | None = None,
+        *,
+        tls: bool = False,
+        root_certificates: PemSource | None = None,
+        certificate: PemSource | None = None,
+        key: PemSource | None = None,
+        api_key: str | None = None,
+        restart_seconds: float = RESTART_SECONDS,
+    ) -> None:
+        connection = connection_to(address, tls, root_certificates, certificate, key, api_key)
+        self._metadata = connection.metadata
+        self.address, self._timeout = address, checked_seconds(timeout, "timeout")
+        self._restart_seconds = checked_seconds(restart_seconds, "restart_seconds", or_zero=True)
+        self._channel = self._open(connection)
+        self._stub = transport.Stub(self._channel)
+        self._active: WeakValueDictionary[str, StreamT] = WeakValueDictionary()
+        self._met = False  # the server has answered before
+        self._server, self._are_several = "", False  # behind one address, that of a balancer
+        self._heartbeat = Heartbeat()
+
+    @abstractmethod
+    def _open(self, connection: Connection) -> Any:
+        """A channel of gRPC, of its own kind."""
+
+    def _request(self, question: Question, options: QuestionOptions) -> tuple[str, float | None, Any, Metadata]:
+        """The request's id, its timeout, its message, and what goes with its call. Raises: InvalidRequest."""
+        request_id, timeout = identity_of(cast("dict[str, Any]", options), self._timeout)
+        metadata = traced(self._metadata, cast("dict[str, Any]", options))
+        media_digest = options.pop("media_digest", None)
+        request = build_question(question, request_id, options)
+        return request_id, timeout, request, (*metadata, (MEDIA_HEADER, route_of(request, media_digest)))
+
+    def cancel(self, request_id: str) -> bool:
+        """Cancel a running request that another thread or task waits for; False if it is not running."""
+        stream = self._active.get(request_id)
+        if stream is not None:
+            stream.cancel()
+        return stream is not None
+
+    def _cancel_all(self) -> None:
+        for stream in list(self._active.values()):
+            stream.cancel()
+
+    def _forget(self, request_id: str) -> None:
+        self._active.pop(request_id, None)
+
+    def _meet(self, process: str | None) -> bool:
+        """Note which server has a request; whether there are several behind the address, so that one's ping says nothing
+        of another."""
+        server = server_of(process)
+        self._are_several |= bool(server and self._server and server != self._server)
+        self._server = server or self._server
+        return self._are_several

@@ -1,0 +1,62 @@
+"""Parity: the same inputs through a graph and its PyTorch module."""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from videollama_converters.export.graph_specs import example_inputs
+from videollama_converters.export.graphs import build_module
+from videollama_core.checkpoint.fill import fill
+from videollama_core.checkpoint.shards import Sources
+from videollama_core.engines.onnx_runtime import OnnxEngine
+from videollama_core.engines.specs import Graph
+from videollama_core.model.config import ModelConfig
+from videollama_core.protocol.errors import ParityFailed
+
+# Largest relative difference allowed, |a - b| / max(1, largest |b|), in float32. Sums of different order move the last
+# bits: tiny models stay below 3e-6, real widths (1024 and more) below 5e-5.
+TOLERANCE = 2e-4
+# A graph is compared while module, session and inputs fit this share of the memory.
+MEMORY_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class Comparison:
+    graph: str
+    difference: float | None  # largest relative difference over all outputs; None: not compared
+    tolerance: float
+    note: str = ""
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def compare(graph: Graph, config: ModelConfig, sources: Sources, path: Path) -> Comparison:
+    """Raises: ParityFailed beyond TOLERANCE."""
+    size = sum(file.stat().st_size for file in (path, path.with_name(path.name + ".data")) if file.is_file())
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if 3 * size > MEMORY_SHARE * memory:
+        note = f"not compared: the graph's {size / 2**30:.1f} GiB do not fit this machine's memory three times"
+        return Comparison(graph.name, None, TOLERANCE, note)
+    inputs = example_inputs(graph, config)
+    module = build_module(graph, config).to_empty(device="cpu")
+    fill(module, sources, graph.name)
+    with torch.inference_mode():
+        outputs = module(*inputs)
+    wanted = outputs if isinstance(outputs, tuple) else (outputs,)
+    engine = OnnxEngine(path, graph.inputs_of(config), graph.outputs)
+    found = engine.run({name: tensor.numpy() for name, tensor in zip(graph.inputs_of(config), inputs, strict=True)})
+    differences = [
+        float(np.abs(found[name] - tensor.numpy()).max() / max(1.0, float(tensor.abs().max())))
+        for name, tensor in zip(graph.outputs, wanted, strict=True)
+    ]
+    result = Comparison(graph.name, max(differences), TOLERANCE)
+    if not result.difference <= TOLERANCE:  # type: ignore[operator]  # NaN fails too
+        raise ParityFailed(
+            f"{graph.name}: ONNX Runtime and PyTorch differ by {result.difference:.2e}; at most {TOLERANCE:.0e} was wanted. "
+            "This is a defect of the conversion: please report it with the checkpoint's config.json"
+        )
+    return result

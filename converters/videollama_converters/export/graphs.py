@@ -1,0 +1,196 @@
+"""PyTorch modules -> ONNX graphs with external weights.
+
+A module is exported on the meta device, where it has shapes and no values; its tensors are then read from the
+checkpoint one at a time while the file is written. Peak memory is one tensor, whatever the model's size.
+"""
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnx_ir.tensor_adapters import TorchTensor
+from torch import Tensor, nn
+from torch.nn import functional
+
+from videollama_converters.export.graph_specs import SPECS, example_inputs, graph_sources
+from videollama_converters.export.kept_graphs import kept_or_made
+from videollama_converters.export.tidy_graph import tidy
+from videollama_core.checkpoint.parts import CheckpointParts
+from videollama_core.checkpoint.shards import Sources
+from videollama_core.engines.bundle import graph_path
+from videollama_core.engines.specs import DECODER, VISION_ENCODER, Graph
+from videollama_core.model.config import ModelConfig
+
+_traced: dict[object, ir.Model] = {}  # as exported; see trace_graph
+OPSET = 18  # what TensorRT 10 and ONNX Runtime both read; LayerNormalization is one node from 17 on
+
+
+class _Float32Norm(nn.LayerNorm):
+    """A LayerNorm that computes in float32 inside a graph of fewer bits, where its sums of squares overflow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.float(), self.bias.float()
+        return functional.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+def lower(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """In place: compute in `dtype`, norms in float32. The types of the graph are those of its engine (strong typing)."""
+    for child in module.modules():
+        if type(child) is nn.LayerNorm:
+            child.__class__ = _Float32Norm
+    return module.to(dtype)
+
+
+def build_module(graph: Graph, config: ModelConfig, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The PyTorch module behind a graph, without values."""
+    with torch.device("meta"):
+        module = SPECS[graph].module(config).eval()
+    return module if dtype is torch.float32 else lower(module, dtype)
+
+
+def unchanged(model: ir.Model) -> None:
+    """The edit that is none."""
+
+
+def float_pixels(model: ir.Model) -> None:
+    """The vision graph for ONNX Runtime: the cast of its first input to float32 finds float32 there.
+
+    Noised pixels (contrast.py) are no whole numbers. TensorRT's graph keeps uint8.
+    """
+    (frames,) = model.graph.inputs
+    assert all(node.op_type == "Cast" for node, _ in frames.uses())
+    frames.type = ir.TensorType(ir.DataType.FLOAT)  # a new one: copies of a graph share theirs
+
+
+def trace_graph(graph: Graph, config: ModelConfig, dtype: torch.dtype = torch.float32) -> ir.Model:
+    """The graph of a module, its parameters without values: a copy of the caller's own.
+
+    Exporting is almost all of a small model's conversion, so each graph is exported once in a process: the check before a
+    conversion for TensorRT needs the graphs of the conversion, and models of one family share most of theirs. That a shared
+    graph is the right one is held by compare.py, which runs it beside the module of each configuration.
+    """
+    key = (graph, SPECS[graph].decided_by(config), dtype)
+    if key not in _traced:
+        named = repr((graph.name, *key[1:]))
+        _traced[key] = kept_or_made(named, __name__, lambda: _export(graph, config, dtype))
+    model = _traced[key].clone()
+    tidy(model)
+    return model
+
+
+def _export(graph: Graph, config: ModelConfig, dtype: torch.dtype) -> ir.Model:
+    module = build_module(graph, config, dtype)
+    meta_inputs = tuple(tensor.to("meta") for tensor in example_inputs(graph, config, dtype=dtype))
+    with warnings.catch_warnings(), _quiet("torch.onnx"):
+        warnings.simplefilter("ignore")  # the exporter's notes on its own internals
+        program = torch.onnx.export(
+            module,
+            meta_inputs,
+            dynamo=True,
+            dynamic_shapes=_dynamic_shapes(graph, len(meta_inputs)),
+            input_names=list(graph.inputs_of(config)),
+            output_names=list(graph.outputs),
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
+        )
+    assert program is not None
+    ClearMetadataAndDocStringPass()(
+        program.model
+    )  # nine tenths of the file: the exporter's notes, with our sources' paths
+    return program.model
+
+
+def _dynamic_shapes(graph: Graph, num_inputs: int) -> tuple[Any, ...]:
+    """Of each argument of the module's `forward`: inputs beyond those that are named one by one are its `*past`."""
+    named = SPECS[graph].dynamic_axes
+    shapes = [dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in named]
+    if num_inputs == len(named):
+        return tuple(shapes)
+    *single, repeated = shapes
+    return (*single, (repeated,) * (num_inputs - len(single)))
+
+
+def export_graph(
+    graph: Graph,
+    config: ModelConfig,
+    sources: Sources,
+    path: Path,
+    tick: Callable[[], None],
+    dtype: torch.dtype = torch.float32,
+    edit: Callable[[ir.Model], None] = unchanged,
+) -> None:
+    """Write `path` and `path`.data.
+
+    Args:
+        sources: reads each of the module's parameters.
+        tick: called for each tensor written.
+        edit: changes the graph in place before it is written.
+    """
+    model = trace_graph(graph, config, dtype)
+    edit(model)
+    for name, value in model.graph.initializers.items():
+        assert value.shape is not None and value.dtype is not None
+        if name in sources:
+            value.const_value = _lazy(name, value, sources[name], tick, dtype)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ir.save(model, path, external_data=path.name + ".data")
+    onnx.checker.check_model(str(path))
+
+
+def export_for_runtime(graph: Graph, parts: CheckpointParts, tick: Callable[[], None], folder: Path) -> None:
+    """Write a graph for ONNX Runtime at its place below `folder`."""
+    sources = graph_sources(graph, parts)
+    if parts.config.language.tied and graph is DECODER:
+        sources["lm_head.weight"] = sources["model.embed_tokens.weight"]
+    edit = float_pixels if graph is VISION_ENCODER else unchanged
+    export_graph(graph, parts.config, sources, folder / graph_path(graph.name), tick, edit=edit)
+
+
+def write_without_values(model: ir.Model, parameters: Collection[str], path: Path) -> None:
+    """Write a traced graph whose parameters are holes of a sparse file: enough for a parser, and no room on the disk."""
+    data, end = path.name + ".data", 0
+    for name, value in model.graph.initializers.items():
+        if name in parameters:
+            assert value.shape is not None and value.dtype is not None
+            size = math.prod(value.shape.numpy()) * value.dtype.bitwidth // 8
+            value.const_value = ir.ExternalTensor(
+                data, end, size, value.dtype, shape=value.shape, name=name, base_dir=path.parent
+            )
+            end += size
+    with path.with_name(data).open("wb") as file:
+        file.truncate(end)
+    ir.save(model, path)
+
+
+def _lazy(
+    name: str, value: ir.Value, read: Callable[[], Tensor], tick: Callable[[], None], dtype: torch.dtype
+) -> ir.LazyTensor:
+    assert value.shape is not None and value.dtype is not None
+
+    def load() -> ir.TensorProtocol:
+        tick()
+        return TorchTensor(read().to(dtype).contiguous(), name=name)
+
+    return ir.LazyTensor(load, dtype=value.dtype, shape=value.shape, name=name, cache=False)
+
+
+class _quiet:
+    """Only errors of a logger and its children while it lasts."""
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def __enter__(self) -> None:
+        self._level = self._logger.level
+        self._logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.setLevel(self._level)

@@ -1,0 +1,100 @@
+"""ONNX graphs -> TensorRT-RTX engines, on any machine: NVIDIA's parser and builder, which need neither GPU nor driver.
+
+The package is the extra `tensorrt-rtx`. Its parser is onnx-tensorrt's, so that what it refuses TensorRT 10 refuses too.
+"""
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from videollama_converters.engine_options import FP8_CAPABILITY
+from videollama_converters.export.graph_specs import profiles
+from videollama_converters.steps.bundle_writer import sha256
+from videollama_converters.tensorrt.build import tensor_types
+from videollama_core.engines.specs import Graph
+from videollama_core.engines.tensorrt_rtx import rtx_logger, rtx_version
+from videollama_core.model.config import ModelConfig
+from videollama_core.protocol.errors import ArtifactMismatch
+
+# Compute capabilities of one engine: A100, then RTX and data-centre cards of Ampere, Ada and Blackwell. The package has none for
+# Hopper (9.0) and data-centre Blackwell (10.0); Turing (7.5) wants an engine of its own.
+TARGETS = (8.0, 8.6, 8.9, 12.0)
+FP8_TARGETS = tuple(target for target in TARGETS if target >= FP8_CAPABILITY)
+
+
+def is_installed() -> bool:
+    return find_spec("tensorrt_rtx") is not None
+
+
+def parse(path: Path) -> None:
+    """Have NVIDIA's parser read a graph. Raises: ArtifactMismatch with the parser's reasons."""
+    _read(path)
+
+
+def build(
+    graph: Graph,
+    config: ModelConfig,
+    path: Path,
+    targets: tuple[float, ...] = TARGETS,
+    log: Callable[[str], None] = lambda line: None,
+) -> bytes:
+    """The engine of a graph, with the same optimisation profiles as TensorRT's.
+
+    Args:
+        targets: compute capabilities that it will run on.
+        log: takes each line that the builder says, verbose ones included.
+    Raises: ArtifactMismatch with the builder's errors.
+    """
+    import tensorrt_rtx as trt
+
+    builder, network, parser = _read(path)
+    settings = builder.create_builder_config()
+    settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    settings.num_compute_capabilities = len(targets)
+    for place, target in enumerate(targets):
+        settings.set_compute_capability(getattr(trt.ComputeCapability, f"SM{round(10 * target)}"), place)
+    for shapes in profiles(graph, config):
+        profile = builder.create_optimization_profile()
+        for name, (smallest, usual, largest) in shapes.items():
+            profile.set_shape(name, smallest, usual, largest)
+        settings.add_optimization_profile(profile)
+    said = rtx_logger()
+    said.start(log)
+    plan = builder.build_serialized_network(network, settings)
+    del parser  # owns the weights until here
+    if plan is None:
+        raise ArtifactMismatch(f"TensorRT-RTX {trt.__version__} cannot build {path}: {'; '.join(said.errors)}")
+    return bytes(plan)
+
+
+def write_engine(graph: Graph, config: ModelConfig, path: Path, engine: Path, is_fp8: bool = False) -> None:
+    """Write `engine` and its side-car. Raises: ArtifactMismatch as `build`."""
+    targets = FP8_TARGETS if is_fp8 else TARGETS
+    plan = build(graph, config, path, targets)
+    engine.parent.mkdir(parents=True, exist_ok=True)
+    engine.write_bytes(plan)
+    facts = {
+        "tensorrt_rtx": rtx_version(),
+        "targets": targets,
+        "onnx_sha256": sha256(path),
+        "profiles": profiles(graph, config),
+        "dtypes": tensor_types(path),
+    }
+    engine.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+
+
+def _read(path: Path) -> tuple[Any, Any, Any]:
+    """Builder, network and parser."""
+    import tensorrt_rtx as trt
+
+    rtx_logger().start()
+    builder = trt.Builder(rtx_logger())
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, rtx_logger())
+    if not parser.parse_from_file(str(path)):
+        errors = [parser.get_error(place) for place in range(parser.num_errors)]
+        reasons = "; ".join(f"{each.node_operator()} {each.node_name()}: {each.desc()}" for each in errors)
+        raise ArtifactMismatch(f"the parser of TensorRT-RTX {trt.__version__} refuses {path}: {reasons}")
+    return builder, network, parser
