@@ -1,0 +1,157 @@
+"""One ModelStreamInfer call: each of its requests goes to Triton as a call of its own, and its responses come back.
+
+So a request is over exactly when Triton's call is, whatever its responses say.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Collection
+
+import grpc
+from tritonclient.grpc import service_pb2
+
+from videollama_core.protocol.errors import InvalidRequest, VideoLlamaError
+from videollama_core.protocol.trace_context import TRACEPARENT
+from videollama_server.endpoint.answers import Context, abort, abort_as, header, restarting, stopping, traceparent_of
+from videollama_server.endpoint.api_keys import Caller
+from videollama_server.endpoint.request_checks import check_request
+from videollama_server.endpoint.state import State
+from videollama_server.http2.call import Call
+from videollama_server.http2.channel import OK, UNAVAILABLE, Channel
+
+_METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
+_ERROR_CODES = "triton_grpc_error"  # a header of Triton's: an error ends the call with its code
+_MOST_WAITING = 64  # responses that a caller has not taken, until Triton is asked to wait
+
+
+class InferStream:
+    """
+    Args:
+        triton: calls on it have one request and any number of responses.
+    """
+
+    def __init__(
+        self, triton: Channel, context: Context, caller: Caller, state: State, exposed: Collection[str]
+    ) -> None:
+        self._triton, self._context, self._caller = triton, context, caller
+        self._state, self._exposed = state, exposed
+        self._responses: deque[bytes] = deque()  # that the caller has not taken
+        self._changed = asyncio.Event()
+        self._requests: set[_Request] = set()
+        self._failure: tuple[int, str] | None = None
+        passed = {_ERROR_CODES: header(context, _ERROR_CODES), TRACEPARENT: traceparent_of(context)}
+        self._metadata = tuple((name, value) for name, value in passed.items() if value)
+
+    async def run(self) -> None:
+        """Until all is answered, or the caller leaves, which cancels this task."""
+        reading: asyncio.Task[None] | None = None
+        try:
+            message = await self._context.read()
+            if message is grpc.aio.EOF:
+                return
+            await self._begin(message, is_first=True)
+            del message  # an answer may be long, and the media large
+            reading = asyncio.create_task(self._read_others())
+            reading.add_done_callback(lambda _: self._changed.set())
+            while self._failure is None and (self._requests or self._responses or not reading.done()):
+                await self._write_responses()
+            if self._failure is not None:
+                await abort_as(self._context, *self._failure)
+            await reading
+        except VideoLlamaError as error:
+            await abort(self._context, error)
+        finally:
+            if reading is not None:
+                reading.cancel()
+            for request in list(self._requests):
+                request.cancel()
+
+    async def _write_responses(self) -> None:
+        """This task alone writes; it sleeps where there is nothing."""
+        self._changed.clear()
+        if not self._responses:
+            await self._changed.wait()
+        while self._responses:
+            await self._context.write(self._responses.popleft())
+        for request in self._requests:
+            request.go_on()
+
+    async def _read_others(self) -> None:
+        while (message := await self._context.read()) is not grpc.aio.EOF:
+            await self._begin(message)
+
+    async def _begin(self, message: bytes, is_first: bool = False) -> None:
+        try:
+            asked = check_request(message, self._exposed)
+            if not self._state.told.accepts:
+                raise restarting() if self._state.told.restarts else stopping()
+            self._caller.enter(asked.is_ping)
+        except VideoLlamaError as error:
+            self._state.refused(error)
+            if is_first and not isinstance(error, InvalidRequest):
+                raise
+            self._refuse(error)  # as Triton refuses: the call, and other requests on it, go on
+            return
+        request = _Request(self, asked.is_ping)
+        self._requests.add(request)
+        self._state.pending += 1
+        try:
+            request.call = await self._triton.open(_METHOD, message, request, self._metadata)
+        except OSError as error:
+            request.on_end(UNAVAILABLE, str(error))
+        except BaseException:
+            self.ended(request)
+            raise
+
+    def _refuse(self, error: VideoLlamaError) -> None:
+        self.respond([service_pb2.ModelStreamInferResponse(error_message=error.to_wire()).SerializeToString()])
+
+    # --- what a request says ---
+
+    def respond(self, messages: list[bytes]) -> bool:
+        """Whether there is room for more."""
+        self._responses += messages
+        self._changed.set()
+        return len(self._responses) < _MOST_WAITING
+
+    def ended(self, request: "_Request", status: int = OK, details: str = "") -> None:
+        if request not in self._requests:
+            return
+        self._requests.discard(request)
+        self._state.pending -= 1
+        self._caller.leave(request.is_ping)
+        if status == UNAVAILABLE and not request.begun:
+            # Triton as a whole is being started again: a caller that knows of it waits, whether it was here before or not.
+            self._refuse(restarting())
+        elif status != OK:
+            self._failure = status, details
+        self._changed.set()
+
+
+class _Request:
+    """One of a stream's requests; listens to its call."""
+
+    def __init__(self, stream: InferStream, is_ping: bool) -> None:
+        self._stream, self.is_ping = stream, is_ping
+        self.call: Call | None = None
+        self.begun = self._held = False
+
+    def on_messages(self, messages: list[bytes]) -> None:
+        self.begun = True
+        if not self._stream.respond(messages) and self.call is not None:
+            self._held = True
+            self.call.hold()
+
+    def on_end(self, status: int, details: str) -> None:
+        self._stream.ended(self, status, details)
+
+    def go_on(self) -> None:
+        if self._held and self.call is not None:
+            self._held = False
+            self.call.go_on()
+
+    def cancel(self) -> None:
+        """The caller has left."""
+        if self.call is not None:
+            self.call.cancel()
+        self._stream.ended(self)

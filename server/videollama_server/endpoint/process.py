@@ -1,0 +1,94 @@
+"""The supervisor's side of the endpoint: its start, what it is told, and its end."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from videollama_core.protocol.errors import ServerFailed
+from videollama_server.endpoint.config import EndpointConfig
+from videollama_server.endpoint.state import Told
+from videollama_server.machine.log import open_log
+
+_START_SECONDS, _ANSWER_SECONDS, _END_SECONDS = 30.0, 3.0, 3.0
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What the endpoint answers: requests on their way, and whether it says that the server is ready."""
+
+    pending: int
+    ready: bool
+
+
+class EndpointProcess:
+    """
+    Args:
+        folder: private to this run; receives its config.
+    """
+
+    def __init__(self, config: EndpointConfig, folder: Path, log: Path) -> None:
+        self._path, self._log = folder / "endpoint.json", log
+        self._process: subprocess.Popen[bytes] | None = None
+        config.write(self._path)
+
+    def launch(self, told: Told) -> None:
+        """Returns when it listens, and knows what it is told. Raises: ServerFailed with its own reason."""
+        environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        with open_log(self._log) as log:
+            begin = log.tell()
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "videollama_server.endpoint", str(self._path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment,
+                start_new_session=True,  # Ctrl-C reaches `vl2 serve` alone, which then drains
+            )
+        try:
+            self.tell(told, _START_SECONDS)
+        except OSError as error:
+            self.end()
+            text = self._log.read_bytes()[begin:].decode(errors="replace")
+            lines = [line for line in text.splitlines() if line.startswith("vl2-endpoint: ")]
+            reason = lines[-1].partition(" ")[2] if lines else str(error)
+            raise ServerFailed(f"the endpoint does not start: {reason}") from error
+
+    def tell(self, told: Told, timeout: float = _ANSWER_SECONDS) -> Heard:
+        """Raises: OSError when it is dead, or does not answer."""
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            raise ConnectionError("the endpoint does not run")
+        process.stdin.write(told.to_line())
+        process.stdin.flush()
+        if not select.select([process.stdout], [], [], timeout)[0]:
+            raise TimeoutError("the endpoint does not answer")
+        line = process.stdout.readline()
+        if not line:
+            raise ConnectionError("the endpoint ended")
+        return Heard(**json.loads(line))
+
+    def reload_keys(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGHUP)
+
+    def end(self) -> None:
+        """The end of its stdin is its end."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except OSError:  # what was not yet written to a dead process
+                    pass
+        try:
+            process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

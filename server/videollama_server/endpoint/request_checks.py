@@ -1,0 +1,154 @@
+"""Whether a serialised ModelInferRequest may go on to Triton, by the contract and its limits.
+
+The data of tensors is never decoded: a message is walked field by field, and only what is around the data is parsed.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from math import prod
+
+from google.protobuf.message import DecodeError
+from tritonclient.grpc import service_pb2
+
+from videollama_core.protocol import contract, limits
+from videollama_core.protocol.errors import InvalidRequest, NotAllowed
+from videollama_core.protocol.tensors import Stage
+
+_RAW = service_pb2.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf
+_LENGTH_BYTES = 4  # before each string of a tensor
+_MOST_BYTES = {  # of the strings of a tensor, where the contract limits what they hold
+    contract.QUESTION.name: limits.QUESTION_CHARACTERS.value * 4,
+    contract.MESSAGES.name: limits.MESSAGES_BYTES.value,
+    contract.STOP.name: limits.STOP_STRINGS.value * limits.STOP_CHARACTERS.value * 4,
+}
+
+
+@dataclass(frozen=True)
+class CheckedRequest:
+    """What the endpoint needs to know of a request."""
+
+    model: str
+    is_ping: bool
+
+
+def check_request(message: bytes, exposed: Collection[str]) -> CheckedRequest:
+    """
+    Args:
+        exposed: models that callers may ask.
+    Raises: NotAllowed for any other model; InvalidRequest unless every tensor is as the contract wants it.
+    """
+    request, sizes = _read(message)
+    if request.model_name not in exposed:
+        raise NotAllowed(f"{request.model_name[:99]!r} is not offered here; ask {' or '.join(exposed)}")
+    limits.REQUEST_ID_CHARACTERS.check(len(request.id), "the request id")
+    if request.id and not request.id.isprintable():
+        raise InvalidRequest("the request id holds other than printable characters")
+    stage = contract.STAGES[request.model_name]
+    for place, tensor in enumerate(request.inputs):
+        if sizes:
+            size = sizes[place]
+            if tensor.HasField("contents"):
+                raise InvalidRequest(f"{tensor.name[:99]} has its data in contents and in raw_input_contents")
+        else:
+            size = _inline_bytes(tensor)
+        _check_tensor(stage, tensor, size)
+    if any("shared_memory_region" in output.parameters for output in request.outputs):
+        raise NotAllowed("shared memory is not offered here; send and take tensors with their messages")
+    is_ping = any(tensor.name == contract.PING.name for tensor in request.inputs) and len(request.inputs) == 1
+    return CheckedRequest(request.model_name, is_ping)
+
+
+def _check_tensor(stage: Stage, tensor: service_pb2.ModelInferRequest.InferInputTensor, size: int) -> None:
+    if "shared_memory_region" in tensor.parameters:
+        raise NotAllowed("shared memory is not offered here; send and take tensors with their messages")
+    datatype, data_bytes = tensor.datatype, size
+    if datatype == "FP16" and stage.input(tensor.name).dtype == "FP32":  # tables of an engine in half precision
+        datatype, data_bytes = "FP32", size * 2
+    stage.check_input(tensor.name, tensor.shape, datatype, data_bytes)
+    most = _MOST_BYTES.get(tensor.name)
+    if datatype == "BYTES" and most is not None and size > most + _LENGTH_BYTES * prod(tensor.shape):
+        raise InvalidRequest(f"{tensor.name} has {size} bytes; the limit is {most}")
+
+
+def _inline_bytes(tensor: service_pb2.ModelInferRequest.InferInputTensor) -> int:
+    """Bytes that the data would have as raw_input_contents."""
+    found = tensor.contents
+    strings = found.bytes_contents
+    if strings:
+        return sum(map(len, strings)) + _LENGTH_BYTES * len(strings)
+    sizes = {
+        "BOOL": len(found.bool_contents),
+        "INT32": len(found.int_contents) * 4,
+        "INT64": len(found.int64_contents) * 8,
+        "UINT8": len(found.uint_contents),
+        "UINT64": len(found.uint64_contents) * 8,
+        "FP32": len(found.fp32_contents) * 4,
+        "FP64": len(found.fp64_contents) * 8,
+    }
+    return sizes.get(tensor.datatype, 0)
+
+
+def _read(message: bytes) -> tuple[service_pb2.ModelInferRequest, list[int]]:
+    """The request without its raw_input_contents, and the size of each of those. Raises: InvalidRequest."""
+    kept, sizes, around = [], [], 0
+    count = 0
+    try:
+        for begin, end, number, length in _fields(message):
+            count += 1
+            limits.REQUEST_FIELDS.check(count, "the request")
+            if number == _RAW and length >= 0:
+                sizes.append(length)
+                continue
+            around += end - begin
+            limits.ENVELOPE_BYTES.check(around, "what is around the tensors' data (use raw_input_contents)")
+            kept.append(message[begin:end])
+        request = service_pb2.ModelInferRequest.FromString(b"".join(kept))
+    except (DecodeError, IndexError, UnicodeDecodeError) as error:
+        raise InvalidRequest("the message is no ModelInferRequest") from error
+    if sizes and len(sizes) != len(request.inputs):
+        raise InvalidRequest(
+            f"{len(request.inputs)} inputs came with {len(sizes)} raw_input_contents; wanted one for each"
+        )
+    return request, sizes
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Begin, end, number and length (-1 unless of bytes) of each field of a message.
+
+    Raises: DecodeError, IndexError where it is none.
+    """
+    position, total = 0, len(message)
+    while position < total:
+        begin = position
+        tag, position = _varint(message, position)
+        kind, length = tag & 7, -1
+        if kind == _BYTES:
+            length, position = _varint(message, position)
+            position += length
+        elif kind == _VARINT:
+            _, position = _varint(message, position)
+        elif kind == _FIXED64:
+            position += 8
+        elif kind == _FIXED32:
+            position += 4
+        else:
+            raise DecodeError(f"wire type {kind}")
+        if position > total:
+            raise DecodeError("a field ends behind the message")
+        yield begin, position, tag >> 3, length
+
+
+def _varint(message: bytes, position: int) -> tuple[int, int]:
+    value = message[position]
+    position += 1
+    if value < 0x80:
+        return value, position
+    value &= 0x7F
+    for shift in range(7, 70, 7):
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise DecodeError("a number has more than ten bytes")

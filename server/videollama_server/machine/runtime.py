@@ -1,0 +1,127 @@
+"""What one server keeps outside its own memory: a folder, and files in /dev/shm. However it ends, they go."""
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from videollama_core.protocol.errors import ServerFailed
+from videollama_server.machine.watcher import remove
+
+SHARED = Path("/dev/shm")
+ENVIRONMENTS = Path("/tmp/python_env_*")  # empty folders, one made by every Triton with a Python backend
+_TURN_SECONDS, _FOLDER_SECONDS, _LOOK_SECONDS = 5.0, 2.0, 0.01
+_NAME = "vl2-serve-"
+
+
+class Runtime:
+    """The folder and the shared memory of one server.
+
+    A lock file beside the shared memory lists what is this server's. Every process of the server inherits the lock, so the next
+    server, in another container on the same /dev/shm too, tells what a killed one left from what is in use.
+
+    Attributes:
+        lock: descriptor to hand to the processes of the server.
+
+    Args:
+        shared: where shared memory is.
+        executable: the folder must allow programs to run; Triton's stub is copied into it.
+    Raises: ServerFailed where neither TMPDIR nor /var/tmp takes the folder.
+    """
+
+    def __init__(self, shared: Path = SHARED, executable: bool = True) -> None:
+        remove_left_behind(shared)
+        self.folder = Path(tempfile.mkdtemp(prefix=_NAME, dir=program_folder() if executable else None))
+        self.prefix = f"{self.folder.name}-"  # of every shared memory region
+        self._shared, self.lock_path = shared, shared / f"{self.folder.name}.lock"
+        draft = shared / f"{self.folder.name}.draft"  # under its name it is locked from the start
+        try:
+            self.lock = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            shutil.rmtree(self.folder)
+            raise ServerFailed(
+                f"{shared} cannot be written ({error.strerror}); the stages hand tensors over in it: mount it (docker: --shm-size 2g)"
+            ) from error
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
+        os.write(self.lock, f"{self.folder}\n".encode())
+        draft.rename(self.lock_path)
+
+    def note_environment(self, start: Callable[[], None], is_running: Callable[[], bool]) -> None:
+        """Start a Triton, and note the folder that it makes in /tmp at its beginning.
+
+        Servers take turns (a lock on /tmp itself, so that nothing stays): of several new folders nobody can tell whose they are.
+        """
+        temporary = os.open(ENVIRONMENTS.parent, os.O_RDONLY)
+        try:
+            self._wait_for_turn(temporary)
+            before, deadline = environments(), time.monotonic() + _FOLDER_SECONDS
+            start()
+            while not (new := environments() - before) and is_running() and time.monotonic() < deadline:
+                time.sleep(_LOOK_SECONDS)
+        finally:
+            os.close(temporary)
+        if len(new) == 1:
+            os.write(self.lock, f"{new.pop()}\n".encode())
+
+    def _wait_for_turn(self, temporary: int) -> None:
+        """Not for long: anybody may hold such a lock."""
+        deadline = time.monotonic() + _TURN_SECONDS
+        while time.monotonic() < deadline:
+            with suppress(BlockingIOError):
+                fcntl.flock(temporary, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(_LOOK_SECONDS)
+
+    def remove_shared_memory(self) -> None:
+        """Once no process of the server runs."""
+        for path in self._shared.glob(f"{self.prefix}*"):
+            with suppress(OSError):
+                path.unlink()
+
+    def remove(self) -> None:
+        """All of it, once."""
+        if self.lock >= 0:
+            remove(self.lock_path)
+            os.close(self.lock)
+            self.lock = -1
+
+
+def environments() -> set[Path]:
+    return set(ENVIRONMENTS.parent.glob(ENVIRONMENTS.name))
+
+
+def remove_left_behind(shared: Path = SHARED) -> None:
+    """Remove what servers left of which no process runs any more."""
+    for path in shared.glob(f"{_NAME}*.lock"):
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:  # another user's
+            continue
+        try:
+            if os.fstat(descriptor).st_uid == os.geteuid():
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(path)
+        except BlockingIOError:
+            pass  # it runs
+        finally:
+            os.close(descriptor)
+
+
+def allows_programs(folder: Path) -> bool:
+    return not os.statvfs(folder).f_flag & os.ST_NOEXEC
+
+
+def program_folder() -> Path:
+    """TMPDIR, or /var/tmp where programs in TMPDIR must not run. Raises: ServerFailed where neither will do."""
+    wanted = Path(tempfile.gettempdir())
+    for folder in (wanted, Path("/var/tmp")):
+        if folder.is_dir() and allows_programs(folder) and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    raise ServerFailed(
+        f"{wanted} is mounted noexec, and Triton's Python stub must run from a folder there; mount it exec "
+        "(docker: --tmpfs /tmp:exec), or set TMPDIR to a folder on another file system"
+    )
