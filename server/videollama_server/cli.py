@@ -1,6 +1,7 @@
 """`vl2 serve`: a Triton server on a bundle, until it is told to stop."""
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -13,6 +14,12 @@ import click
 from videollama_core.engines.bundle import Bundle
 from videollama_core.media.video_decoders import DECODERS
 from videollama_core.protocol.errors import ServerFailed
+from videollama_core.telemetry.logs import LogStyle, log_to_stderr
+from videollama_core.telemetry.options import telemetry_options
+from videollama_core.telemetry.traces import with_endpoint
+from videollama_server.endpoint.access import access_of_options, access_options
+from videollama_server.fetch.policy import policy_of_options
+from videollama_server.gateway_process import GatewayProcess, read_openai
 from videollama_server.supervisor import ServerOptions, TritonServer
 
 _DEFAULTS = ServerOptions()
@@ -22,55 +29,105 @@ DEATHS_ALLOWED, DEATHS_SECONDS = 3, 300.0  # a server that dies more often is gi
 @click.command(epilog="Example: vl2 serve build/tiny --grpc-port 0")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
-    "--host", default=_DEFAULTS.host, show_default=True, help="Address to listen on; 0.0.0.0 for every network."
+    "--host", default=_DEFAULTS.host, show_default=True, help="Listen on this address; 0.0.0.0 is every network."
 )
-@click.option("--grpc-port", default=_DEFAULTS.grpc_port, show_default=True, help="0 picks a free one.")
-@click.option("--http-port", default=_DEFAULTS.http_port, show_default=True, help="0 picks a free one.")
-@click.option("--metrics-port", default=_DEFAULTS.metrics_port, show_default=True, help="0 picks a free one.")
-@click.option("--log", type=click.Path(path_type=Path, dir_okay=False), help="File for the server's log.")
 @click.option(
-    "--cache-megabytes",
-    default=_DEFAULTS.cache_megabytes,
+    "--grpc-port", default=_DEFAULTS.grpc_port, show_default=True, help="Serve gRPC on this port; 0 picks a free one."
+)
+@click.option(
+    "--http-port",
+    type=int,
+    help="Serve health and metrics over HTTP, to read alone, on this port; 0 picks a free one. The default is none.",
+)
+@click.option(
+    "--openai",
+    metavar="[HOST:]PORT",
+    help="Start a gateway beside the server, which offers the OpenAI API and a web page at this address; 0 picks a free port. The default is none.",
+)
+@click.option("--expose-ensemble", is_flag=True, help="Let callers ask the model `ensemble`, too.")
+@click.option(
+    "--expose-stages", is_flag=True, help="Let callers ask every stage, and for statistics, in order to measure."
+)
+@click.option("--log", type=click.Path(path_type=Path, dir_okay=False), help="Write the server's log to this file.")
+@click.option(
+    "--media-cache-megabytes",
+    type=click.IntRange(min=0),
+    default=_DEFAULTS.media_cache_megabytes,
     show_default=True,
-    help="Memory for media tokens that were seen.",
+    help="Cache media tokens in this much memory, so that media is encoded once; 0 keeps none.",
 )
 @click.option(
-    "--start-seconds", default=_DEFAULTS.start_seconds, show_default=True, help="How long the models may load."
+    "--start-seconds",
+    default=_DEFAULTS.start_seconds,
+    show_default=True,
+    help="Give the models this many seconds to load.",
+)
+@click.option(
+    "--drain-delay-seconds",
+    default=_DEFAULTS.drain_delay_seconds,
+    show_default=True,
+    help="Say for this many seconds that a stopping server is not ready, and still answer, before questions are refused.",
 )
 @click.option(
     "--drain-seconds",
     default=_DEFAULTS.drain_seconds,
     show_default=True,
-    help="How long running answers may take at the end.",
+    help="Give running answers this many seconds to end when the server stops.",
 )
 @click.option(
     "--llm",
     type=click.Choice(("bundle", "vllm")),
     default=_DEFAULTS.llm,
     show_default=True,
-    help="What runs the language model: the engine that the bundle was converted for, or vLLM where it is installed.",
+    help="Run the language model on the engine that the bundle was converted for, or on vLLM where it is installed.",
 )
 @click.option(
     "--vllm-arg",
     multiple=True,
     metavar="NAME=VALUE",
-    help="With --llm vllm: an engine argument of vLLM, such as tensor_parallel_size=2; repeat for more.",
+    help="With --llm vllm: set an engine argument of vLLM, such as tensor_parallel_size=2. Repeat it for more.",
 )
 @click.option(
     "--decoder",
     type=click.Choice(DECODERS),
     default=_DEFAULTS.decoder,
     show_default=True,
-    help="What decodes video files; decord is the reference's own, where it is installed.",
+    help="Decode video files with this library; decord is the reference's own, where it is installed.",
 )
-def serve(bundle: Path, **options: Any) -> None:
+@click.option(
+    "--allow-media-hosts",
+    metavar="HOST[,HOST...]",
+    help="Fetch media by URL from these hosts: exact names, *.suffix, with :PORT where it is another. The default is none.",
+)
+@click.option("--allow-media-http", is_flag=True, help="Fetch from those hosts over http as well as over https.")
+@click.option(
+    "--media-root",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Take file:// URLs of files below this folder. The default is none.",
+)
+@telemetry_options
+@access_options
+def serve(
+    bundle: Path,
+    openai: str | None,
+    allow_media_hosts: str | None,
+    allow_media_http: bool,
+    media_root: Path | None,
+    log_style: LogStyle,
+    **options: Any,
+) -> None:
     """Start a Triton server on BUNDLE, a folder that `vl2 convert` made, and print its addresses.
 
     Ctrl-C or SIGTERM refuses new questions, lets running answers end, and stops.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    log_to_stderr(logging.WARNING, "%(levelname)s: %(message)s", "serve", log_style)
     Bundle.open(bundle)  # what is wrong with it is said before anything is begun
-    server = TritonServer(bundle, ServerOptions(**options))
+    policy = policy_of_options(allow_media_hosts, allow_media_http, media_root)
+    access = access_of_options(options)
+    wanted = read_openai(openai, access)
+    server = TritonServer(bundle, ServerOptions(**options, media_policy=policy, access=access, log_style=log_style))
+    for warning in access.warnings(server.options.host):
+        click.echo(f"warning: {warning}", err=True)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: _interrupt(stopping))
@@ -79,10 +136,23 @@ def serve(bundle: Path, **options: Any) -> None:
         server.start()
     except _Stop:
         return
+    signal.signal(signal.SIGHUP, lambda *_: server.reload_keys())
     host = server.options.host
+    environment = with_endpoint(os.environ, server.options.otlp_endpoint) | log_style.environment()
+    gateway = None if wanted is None else GatewayProcess(wanted, server.address, environment)
+    try:
+        url = None if gateway is None else gateway.start()
+    except (ServerFailed, _Stop) as error:
+        _end(server, gateway)
+        if isinstance(error, ServerFailed):
+            raise
+        return
     click.echo(f"gRPC     {host}:{server.grpc_port}")
-    click.echo(f"HTTP     http://{host}:{server.http_port}")
-    click.echo(f"metrics  http://{host}:{server.metrics_port}/metrics")
+    if server.http_port is not None:
+        click.echo(f"HTTP     http://{host}:{server.http_port}/v2/health/ready")
+        click.echo(f"metrics  http://{host}:{server.http_port}/metrics")
+    if url is not None:
+        click.echo(f"OpenAI   {url}")
     click.echo(f"log      {server.log}")
     click.echo(f'ready: vl2 ask VIDEO "question" --url {host}:{server.grpc_port}')
     sys.stdout.flush()
@@ -90,8 +160,18 @@ def serve(bundle: Path, **options: Any) -> None:
         _keep_running(server)
     except _Stop:
         click.echo("stopping: running answers may end ...", err=True)
-        server.stop()
+        _end(server, gateway)
         click.echo("stopped", err=True)
+    except ServerFailed:
+        _end(server, gateway)
+        raise
+
+
+def _end(server: TritonServer, gateway: GatewayProcess | None) -> None:
+    """The gateway's answers end before it."""
+    server.stop()
+    if gateway is not None:
+        gateway.close()
 
 
 def _keep_running(server: TritonServer) -> None:
@@ -100,21 +180,18 @@ def _keep_running(server: TritonServer) -> None:
     Raises: ServerFailed when it ends too often.
     """
     deaths: list[float] = []
-    try:
-        while True:
-            code = server.wait()
-            now = time.monotonic()
-            deaths = [*(then for then in deaths if now - then < DEATHS_SECONDS), now]
-            if len(deaths) > DEATHS_ALLOWED:
-                log = server.options.log or "gone: name one with --log"
-                raise ServerFailed(
-                    f"Triton ended by itself {len(deaths)} times, now with code {code}; its log is {log}"
-                )
-            click.echo(f"Triton ended by itself with code {code}; starting it again", err=True)
+    while True:
+        code = server.wait()
+        if server.is_renewed:
             server.restart()
-    except ServerFailed:
-        server.kill()
-        raise
+            continue
+        now = time.monotonic()
+        deaths = [*(then for then in deaths if now - then < DEATHS_SECONDS), now]
+        if len(deaths) > DEATHS_ALLOWED:
+            log = server.options.log or "gone: name one with --log"
+            raise ServerFailed(f"Triton ended by itself {len(deaths)} times, now with code {code}; its log is {log}")
+        click.echo(f"Triton ended by itself with code {code}; starting it again", err=True)
+        server.restart()
 
 
 class _Stop(BaseException):

@@ -1,7 +1,6 @@
 """`vl2 doctor`: whether this machine can serve, and what is missing. Each check says what was found, and what to do."""
 
 import json
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,14 +17,16 @@ from videollama_core.engines.machine_checks import FAIL, OK, WARN, Finding
 from videollama_core.engines.table import ENCODER_ENGINES, LANGUAGE_ENGINES
 from videollama_core.protocol.errors import VideoLlamaError
 from videollama_server.installation import check_gpu_tables, find_installation
+from videollama_server.machine.checks import machine_findings
+from videollama_server.sandbox.cage import examine as examine_cage
+from videollama_server.supervisor import ServerOptions
 
-LEAST_SHARED_MEMORY = 512 * 2**20  # bytes of /dev/shm: the stages hand tensors over in it
 DRIVER_NEEDED = 590  # branch of the pinned container (CUDA 13.1)
 
 
 def examine(bundle: Path | None = None, ports: tuple[int, ...] = ()) -> list[Finding]:
     """All checks; those of a bundle when one is named."""
-    found = [_python(), _triton(), _shared_memory(), _gpu(), _engines(), *(_port(port) for port in ports)]
+    found = [_python(), _triton(), *machine_findings(), _cage(), _gpu(), _engines(), *(_port(port) for port in ports)]
     if bundle is not None:
         found += _bundle(bundle)
     return found
@@ -48,19 +49,13 @@ def _triton() -> Finding:
     return Finding("Triton server", OK, f"{place}: {installation.binary}")
 
 
-def _shared_memory() -> Finding:
-    try:
-        free = shutil.disk_usage("/dev/shm").free
-    except OSError as error:
-        return Finding(
-            "shared memory", FAIL, f"/dev/shm: {error.strerror}", "mount it: the stages hand tensors over in it"
-        )
-    size = f"{free / 2**20:.0f} MiB free in /dev/shm"
-    if free >= LEAST_SHARED_MEMORY:
-        return Finding("shared memory", OK, size)
-    return Finding(
-        "shared memory", FAIL, size, f"at least {LEAST_SHARED_MEMORY // 2**20} MiB; docker run --shm-size 2g"
-    )
+def _cage() -> Finding:
+    states = examine_cage()
+    missing = [f"{part} {state}" for part, state in states.items() if state != "in force"]
+    if not missing:
+        return Finding("media cage", OK, f"{' and '.join(states)} in force")
+    advice = "media are decoded with limits of time and memory alone; a kernel of 5.13 or newer has both"
+    return Finding("media cage", WARN, "; ".join(missing), advice)
 
 
 def _gpu() -> Finding:
@@ -137,9 +132,9 @@ def _bundle(path: Path) -> list[Finding]:
     "ports",
     multiple=True,
     type=int,
-    default=(8000, 8001, 8002),
+    default=(ServerOptions().grpc_port,),
     show_default=True,
-    help="Look whether it is free.",
+    help="Check whether this port is free. Repeat it for more.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def doctor(bundle: Path | None, ports: tuple[int, ...], as_json: bool) -> None:

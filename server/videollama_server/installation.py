@@ -4,18 +4,24 @@ import os
 import shutil
 import sys
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from videollama_core.engines.bundle import Bundle
+from videollama_core.generation.vllm_arguments import parse
 from videollama_core.media.video_decoders import DECODER_VARIABLE, DECODERS
 from videollama_core.protocol.errors import ArtifactMismatch, ServerFailed
 
 ADDRESS_VARIABLE = "VL2_GRPC_ADDRESS"  # host:port of the server's own gRPC port, for its stages
 LANGUAGE_MODEL_VARIABLE = "VL2_LLM"  # "vllm": that runs the language model; "bundle": the engine of the bundle
 
+_CONTAINER = Path("/opt/tritonserver")
 CONTAINER_VARIABLE = "NVIDIA_TRITON_SERVER_VERSION"  # YY.MM, set by NVIDIA's containers alone
 LEAST_FOR_GPU_TABLES = "26.07"  # python_backend #439: earlier ones corrupt a stage that reads a stream by BLS
+# The server's own calls never leave the machine; gRPC and Triton would ask a proxy even for loopback.
+_PROXIES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy", "ftp_proxy")
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,6 @@ class Installation:
 
     binary: Path
     backends: Path
-    caches: Path
     libraries: tuple[Path, ...] = ()
 
 
@@ -38,6 +43,25 @@ def check_gpu_tables() -> None:
         )
 
 
+def check_vllm(bundle: Bundle, arguments: Sequence[str] = ()) -> None:
+    """Raises: ArtifactMismatch, InvalidRequest, ServerFailed where vLLM cannot take the decoder's place, or not so."""
+    parse(arguments)
+    if bundle.language_engine.is_backend:
+        raise ArtifactMismatch(
+            f"{bundle.root} was converted for TensorRT-LLM, which has a container of its own; --llm vllm serves what was "
+            "converted with --engine torch or onnx"
+        )
+    if find_spec("vllm") is None:
+        raise ServerFailed(
+            "--llm vllm was asked for, and this Python has no vllm; install it as docs/gpu.md says, or leave --llm out"
+        )
+
+
+def in_container() -> bool:
+    """Whether the server is the container's, which copies no program into the run's folder."""
+    return (_CONTAINER / "bin/tritonserver").is_file()
+
+
 def find_installation(runtime: Path) -> Installation:
     """The container's server in /opt/tritonserver, else the one in the wheel nvidia-pytriton.
 
@@ -45,9 +69,8 @@ def find_installation(runtime: Path) -> Installation:
         runtime: empty folder; receives the backend with the stub of this Python.
     Raises: ServerFailed if there is none, or none for this platform and Python.
     """
-    container = Path("/opt/tritonserver")
-    if (container / "bin/tritonserver").is_file():
-        return Installation(container / "bin/tritonserver", container / "backends", container / "caches")
+    if in_container():
+        return Installation(_CONTAINER / "bin/tritonserver", _CONTAINER / "backends")
     spec = find_spec("pytriton")
     if spec is None or spec.origin is None:
         raise ServerFailed(
@@ -69,7 +92,6 @@ def find_installation(runtime: Path) -> Installation:
     return Installation(
         wheel / "bin/tritonserver",
         backend.parent,
-        wheel / "caches",
         (wheel.parents[1] / "nvidia_pytriton.libs", _python_library()),
     )
 
@@ -96,7 +118,7 @@ def stage_environment(
 ) -> dict[str, str]:
     """The stubs use this interpreter's packages, find the server's own gRPC port, what runs the language model and what
     decodes video files."""
-    environment = dict(os.environ) | {
+    environment = {name: value for name, value in os.environ.items() if name.lower() not in _PROXIES} | {
         ADDRESS_VARIABLE: address,
         LANGUAGE_MODEL_VARIABLE: llm,
         DECODER_VARIABLE: decoder,

@@ -28,8 +28,3 @@ def choose_ports(host: str, wanted: dict[str, int]) -> list[int]:
     finally:
         for probe in held:
             probe.close()
-
-
-def loopback_of(host: str) -> str:
-    """Where a server that listens on `host` is found from its own machine."""
-    return "127.0.0.1" if host in ("0.0.0.0", "") else host  # compared, not bound

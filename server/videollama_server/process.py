@@ -1,52 +1,48 @@
-"""One Triton process: its start, the reason why it did not start, its admin API, and its end."""
+"""One Triton process: its start, the reason why it did not start, and its end."""
 
-import json
+import logging
 import os
 import re
-import secrets
 import signal
 import subprocess
+import sys
 import time
-import urllib.error
-import urllib.request
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from videollama_core.protocol.contract import RUNNING_METRIC
+from videollama_core.protocol import contract
 from videollama_core.protocol.errors import ServerFailed
-from videollama_server.processes import end_with_parent
+from videollama_server.control import Sockets, TritonControl
+from videollama_server.machine import watcher
+from videollama_server.machine.log import open_log
+from videollama_server.machine.runtime import Runtime
+from videollama_server.processes import end_with_parent, is_alive, stage_processes
 
-ADMIN_HEADER = "vl2-admin"  # opens the model repository's API, which can run code, to this process alone
+logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
-_END_SECONDS = 8.0  # from SIGTERM to SIGKILL
-
-
-@dataclass(frozen=True)
-class Addresses:
-    """Where a server listens."""
-
-    host: str
-    grpc_port: int
-    http_port: int
-    metrics_port: int
+_ATTEMPTS = 3  # to start a Triton that aborts
+_END_SECONDS = 8.0  # from SIGTERM to SIGKILL, at most
+_END_POLL_SECONDS, _GONE_SECONDS = 0.02, 1.0
 
 
 class TritonProcess:
     """A tritonserver and its stages.
 
     Args:
-        secret: value of `ADMIN_HEADER` that the command restricts the admin API to.
+        sockets: its endpoints.
+        runtime: what the processes keep on the machine; their shared memory is removed at their end.
+        has_engine: whether the server's own process holds an engine (TensorRT-LLM), which it must put in order itself.
     """
 
-    def __init__(self, addresses: Addresses, log: Path, secret: str) -> None:
-        self._addresses, self._log, self._secret = addresses, log, secret
+    def __init__(self, sockets: Sockets, log: Path, runtime: Runtime, has_engine: bool = False) -> None:
+        self._sockets, self._log, self._runtime = sockets, log, runtime
+        self._has_engine = has_engine
+        self.control = TritonControl(sockets)
         self._process: subprocess.Popen[bytes] | None = None
+        self._watcher: subprocess.Popen[bytes] | None = None
         self._log_start = 0
-
-    @staticmethod
-    def new_secret() -> str:
-        return secrets.token_urlsafe(24)
 
     @property
     def pid(self) -> int:
@@ -55,23 +51,30 @@ class TritonProcess:
 
     def launch(self, command: list[str], environment: dict[str, str]) -> None:
         """Raises: ServerFailed if the log cannot be written."""
-        try:
-            log: IO[bytes] = self._log.open("ab")
-        except OSError as error:
-            raise ServerFailed(
-                f"the log {self._log} cannot be written: {error.strerror}; choose another with --log"
-            ) from error
-        with log:
+        self._sockets.prepare()
+        with open_log(self._log) as log:
             self._log_start = log.tell()
-            self._process = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                env=environment,
-                start_new_session=True,  # Ctrl-C reaches `vl2 serve` alone, which then drains
-                preexec_fn=end_with_parent,
-            )
+            self._runtime.note_environment(lambda: self._start(command, environment, log), self.is_running)
+
+    def _start(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> None:
+        self._process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches `vl2 serve` alone, which then drains
+            preexec_fn=end_with_parent,
+            pass_fds=(self._runtime.lock,),
+        )
+        watched = [str(self._process.pid), str(self._runtime.lock_path), str(_END_SECONDS)]
+        self._watcher = subprocess.Popen(
+            [sys.executable, "-I", watcher.__file__, *watched],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # whatever ends `vl2 serve` must not end it
+        )
 
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
@@ -81,6 +84,26 @@ class TritonProcess:
         assert self._process is not None
         return self._process.wait()
 
+    def start(
+        self, command: list[str], environment: dict[str, str], seconds: float, meanwhile: Callable[[], None]
+    ) -> None:
+        """Launch it, and return when it is ready. `meanwhile` runs once, while the stages load. Raises: as `wait_until_ready`.
+
+        Triton 2.51 aborts now and then while stages start (docs/log.md): it is launched again then.
+        """
+        self.launch(command, environment)
+        meanwhile()
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                self.wait_until_ready(seconds)
+                return
+            except ServerFailed:
+                if not left or self.is_running() or self.wait() != -signal.SIGABRT:
+                    raise
+            logger.warning("Triton aborted while it started; starting it again")
+            self.end()
+            self.launch(command, environment)
+
     def wait_until_ready(self, seconds: float) -> None:
         """Raises: ServerFailed with the failing stage's reason when it ends first, or is not ready in time."""
         deadline = time.monotonic() + seconds
@@ -88,9 +111,9 @@ class TritonProcess:
             if not self.is_running():
                 raise ServerFailed(f"Triton ended with code {self.wait()} while it started. {self._reason()}")
             try:
-                self.request("GET", "/v2/health/ready", timeout=2)
+                self.control.check_ready()
                 return
-            except (urllib.error.URLError, OSError):
+            except OSError:
                 time.sleep(_POLL_SECONDS)
         raise ServerFailed(f"Triton was not ready after {seconds:g} s")
 
@@ -105,44 +128,34 @@ class TritonProcess:
         errors = [line for line in text.splitlines() if re.match(r"E\d{4} ", line)]
         return errors[-1] if errors else "It left no reason."
 
-    def request(self, method: str, path: str, body: dict[str, Any] | None = None, timeout: float = 10) -> bytes:
-        """Ask the HTTP API. Raises: OSError, urllib's errors among them."""
-        url = f"http://{self._addresses.host}:{self._addresses.http_port}{path}"
-        data = None if body is None else json.dumps(body).encode()
-        headers = {ADMIN_HEADER: self._secret, "Content-Type": "application/json"}
-        request = urllib.request.Request(url, data=data, headers=headers, method=method)
-        with urllib.request.urlopen(request, timeout=timeout) as response:
-            return bytes(response.read())
+    def ask_to_end(self) -> None:
+        if self.is_running() and self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
 
-    def unload(self, stage: str) -> None:
-        self.request("POST", f"/v2/repository/models/{stage}/unload", {"parameters": {"unload_dependents": False}})
-
-    def load(self, stage: str, timeout: float) -> None:
-        self.request("POST", f"/v2/repository/models/{stage}/load", {}, timeout=timeout)
-
-    def running_requests(self, stage: str) -> int:
-        """Of a stage, by its own count (its last one if it died): Triton's would go on counting what died with it."""
-        url = f"http://{self._addresses.host}:{self._addresses.metrics_port}/metrics"
-        with urllib.request.urlopen(url, timeout=10) as response:
-            text = response.read().decode()
-        pattern = rf'^{RUNNING_METRIC}{{.*"{stage}".*}} (\S+)$'
-        return sum(int(float(value)) for value in re.findall(pattern, text, re.MULTILINE))
+    def _has_something_to_end(self) -> bool:
+        """Ordinary stages hold nothing, and for each of their processes Triton 2.51 sleeps a second, one after the other."""
+        return self._has_engine or any(contract.STAGES[stage].decoupled for stage in stage_processes(self.pid).values())
 
     def end(self) -> None:
-        """End the server and every stub that would outlive it."""
+        """End the server and every stub that would outlive it, once those that hold something have put it in order."""
         if self._process is None:
             return
+        left = stage_processes(self.pid)  # as long as they are its own
         if self.is_running():
             self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(_END_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        try:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+            deadline = time.monotonic() + _END_SECONDS
+            while self.is_running() and time.monotonic() < deadline and self._has_something_to_end():
+                time.sleep(_END_POLL_SECONDS)
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # at once: a stub whose server is gone would say so in the log
+        self._process.wait()
+        deadline = time.monotonic() + _GONE_SECONDS
+        while any(map(is_alive, left)) and time.monotonic() < deadline:
+            time.sleep(_END_POLL_SECONDS)
+        self._runtime.remove_shared_memory()
+        if self._watcher is not None:
+            self._watcher.communicate(b"ended")
+            self._watcher = None
 
 
 def _without_code(reason: str) -> str:

@@ -2,13 +2,19 @@
 
 import ctypes
 import os
+import select
 import signal
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 from videollama_core.protocol import contract
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_M_MMAP_THRESHOLD = -3  # malloc.h of glibc
 _PROC = Path("/proc")
+_LOOK_SECONDS = 0.05  # where the kernel tells nothing of an end
 
 
 def stage_processes(server_pid: int, proc: Path = _PROC) -> dict[int, str]:
@@ -43,6 +49,40 @@ def is_alive(pid: int, proc: Path = _PROC) -> bool:
     return status is not None and status[0] not in b"ZX"
 
 
+def wait_for_an_end(pids: Iterable[int], seconds: float) -> bool:
+    """Until one of the processes has ended, and at most `seconds`; whether one may have ended.
+
+    The kernel wakes who waits (pidfd, Linux 5.3); where it cannot, the answer is True after a short while.
+    """
+    poller = select.poll()
+    with ExitStack() as opened:
+        try:
+            for pid in pids:
+                descriptor = os.pidfd_open(pid)
+                opened.callback(os.close, descriptor)
+                poller.register(descriptor, select.POLLIN)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            time.sleep(_LOOK_SECONDS)
+            return True
+        return bool(poller.poll(1000 * seconds))
+
+
+def threads_of(pid: int, proc: Path = _PROC) -> int:
+    """0 for a process that is gone."""
+    try:
+        return len(list((proc / str(pid) / "task").iterdir()))
+    except OSError:
+        return 0
+
+
+def is_stopped(pid: int, proc: Path = _PROC) -> bool:
+    """True for a process that was stopped by a signal or a debugger."""
+    status = _status(proc / str(pid))
+    return status is not None and status[0] in b"Tt"
+
+
 def _status(folder: Path) -> tuple[bytes, int] | None:
     """State and parent, from "PID (name) state parent ...": the name is the program's own and may hold any byte."""
     try:
@@ -55,3 +95,27 @@ def _status(folder: Path) -> tuple[bytes, int] | None:
 def end_with_parent() -> None:
     """In a child, before it runs its program: it gets SIGTERM when its parent is gone, however that went."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class StageProcess:
+    """A stage's process on the server that this process is a stage of, too; all processes are looked through only when the known one is gone."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage, self._known = stage, -1
+
+    def find(self) -> int | None:
+        """Its process id; None where it has none (a C++ backend) or it cannot be seen."""
+        if self._known < 0 or not is_alive(self._known):
+            found = stage_processes(os.getppid())
+            self._known = next((pid for pid, stage in found.items() if stage == self._stage), -1)
+        return None if self._known < 0 else self._known
+
+
+def map_large_blocks() -> None:
+    """Of this process each block of 64 KiB and more becomes a mapping of its own, which goes back to Linux when it is freed.
+
+    glibc raises that size to what was freed last; the tables that are kept about media then leave holes in the heap, which grows.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(_M_MMAP_THRESHOLD, 2**16)

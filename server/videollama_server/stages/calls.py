@@ -1,29 +1,36 @@
 """The entry's calls to the other stages: by Triton's business logic scripting (BLS), and over gRPC."""
 
-import os
-import queue
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
-import grpc
 import numpy as np
 import triton_python_backend_utils as pb
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 
 from videollama_core.contrast import Noise
+from videollama_core.engines.media_cache import IsCancelled
 from videollama_core.media.video import Segment
 from videollama_core.prompt import Prompt
 from videollama_core.protocol import contract
 from videollama_core.protocol.errors import StageFailed, VideoLlamaError, from_wire
-from videollama_core.protocol.messages import ResolvedSampling
-from videollama_server.processes import is_alive, stage_of, stage_processes
-from videollama_server.stages.entry import Generation, Perception
+from videollama_core.protocol.messages import FrameSeen, ResolvedSampling
+from videollama_core.protocol.trace_context import TRACEPARENT
+from videollama_server.answers.answering import Generation, Listener
+from videollama_server.answers.generation import DIED, STOP_SECONDS, AnswerLoop, GrpcGeneration
+from videollama_server.answers.known_media import Interval, Perception, Pixels
+from videollama_server.processes import StageProcess
+from videollama_server.sandbox.callers import Callers
 from videollama_server.stages.python_backend import to_array, to_tensor
 
 _GENERATED = ["output_ids", "sequence_length"]
-STOP_SECONDS = 0.25  # between two requests to stop one answer
+_RAW_CONTENTS = b"\x3a"  # protobuf's tag of ModelInferRequest.raw_input_contents: field 7, with a length
+_STOP = {"input_ids": [[0]], "input_lengths": [[1]], "request_output_len": [[1]], "stop": [[True]]}
 
 
 def language_model_inputs(
@@ -44,15 +51,14 @@ def language_model_inputs(
         "end_id": [[end_ids[0] if end_ids else -1]],
         "pad_id": [[-1 if pad_id is None else pad_id]],
         "stop_words_list": [[list(end_ids), list(range(1, len(end_ids) + 1))]],
-        "temperature": [[sampling.temperature]],
         "runtime_top_k": [[1 if sampling.greedy else sampling.top_k]],
-        "runtime_top_p": [[sampling.top_p]],
-        "repetition_penalty": [[sampling.repetition_penalty]],
-        "seed": [[sampling.seed]],
         "prompt_table_extra_ids": prompt.extra_ids(media_hash)[None],
     }
-    if sampling.contrasts:
-        found |= {"vcd_alpha": [[sampling.vcd_alpha]], "vcd_beta": [[sampling.vcd_beta]]}
+    own = {tensor.name for tensor in contract.OWN_SAMPLING}
+    for name, field in contract.SAMPLING_FIELDS.items():
+        value = getattr(sampling, field)
+        if name not in own or value != getattr(ResolvedSampling, field):  # an engine without the tensor takes none
+            found[name] = [[value]]
     return found
 
 
@@ -65,108 +71,166 @@ class TritonStages:
 
     def __init__(self, end_ids: Sequence[int], pad_id: int | None, address: str | None = None) -> None:
         self._end_ids, self._pad_id = end_ids, pad_id
-        self._responses: Responses = _OverGrpc(address) if address else _over_bls
+        self._over_grpc = address is not None
+        self.loop = AnswerLoop(address)
         self._process = StageProcess(contract.LANGUAGE_MODEL.name)
+        self._callers = Callers()
 
-    def perceive(self, kind: str, files: Sequence[bytes], segment: Segment, noise: Noise | None) -> Perception:
-        inputs: dict[str, Any] = {"media": np.array([*files, None], np.object_)[:-1], "media_kind": [kind.encode()]}
-        inputs |= {
-            name: [value] for name, value in (("start", segment.start), ("end", segment.end)) if value is not None
-        }
-        noised = {} if noise is None else {"vcd_noise_step": [noise.step], "seed": [noise.seed]}
-        found = _ask(contract.PERCEPTION, inputs | noised)
-        if None in found.values():
-            # The cache holds an answer to somebody who asked for fewer outputs (contract.PERCEPTION): go around it.
-            seen = _ask(contract.PREPROCESS, inputs)
-            pixels = {name: seen[name].as_numpy() for name in ("frames", "filterbank", "preprocess_span")}
-            found = _ask(contract.ENCODER, pixels | noised)
-        spans = [float(value) for value in found["perception_spans"].as_numpy()]
-        table = found["prompt_embedding_table"]
-        if table.is_cpu():
-            table = table.as_numpy().copy()  # out of the response's shared memory
-        media_hash, rows = (int(found[name].as_numpy().reshape(())) for name in ("media_hash", "prompt_vocab_size"))
-        return Perception(
-            table, rows, media_hash, {"preprocess": (spans[0], spans[1]), "encoder": (spans[2], spans[3])}
-        )
+    def perceive(
+        self, kind: str, files: Sequence[bytes], segment: Segment, noise: Noise | None, is_cancelled: IsCancelled
+    ) -> Perception:
+        with self._callers.waiting(is_cancelled) as caller:
+            found = _ask(contract.PERCEPTION, _media(kind, files, segment, caller) | _noise(noise))
+            found |= _encoded(found, caller)
+        moments = [float(value) for value in found["perception_spans"].as_numpy()]
+        spans = {"preprocess": (moments[0], moments[1]), "encoder": (moments[2], moments[3])}
+        return replace(_perception(found, spans), looked_at=_looked_at(found))
+
+    def preprocess(self, kind: str, files: Sequence[bytes], segment: Segment, is_cancelled: IsCancelled) -> Pixels:
+        with self._callers.waiting(is_cancelled) as caller:
+            found = _ask(contract.PREPROCESS, _media(kind, files, segment, caller))
+        frames, filterbank = (found[name].as_numpy().copy() for name in ("frames", "filterbank"))
+        began, ended = found["preprocess_span"].as_numpy()
+        return Pixels(frames, filterbank, (float(began), float(ended)), _looked_at(found))
+
+    def encode(self, pixels: Pixels, noise: Noise | None, is_cancelled: IsCancelled) -> Perception:
+        inputs = {"frames": pixels.frames, "filterbank": pixels.filterbank} | _noise(noise)
+        with self._callers.waiting(is_cancelled) as caller:
+            found = _encoded(_ask(contract.ENCODER, inputs | _caller(caller)), caller)
+        began, ended = found["perception_spans"].as_numpy()[2:]
+        return _perception(found, {"encoder": (float(began), float(ended))})
 
     def generate(
-        self, request_id: str, prompt: Prompt, seen: Perception | None, sampling: ResolvedSampling
+        self,
+        request_id: str,
+        prompt: Prompt,
+        seen: Perception | None,
+        sampling: ResolvedSampling,
+        listener: Listener,
+        traceparent: str | None = None,
     ) -> Generation:
         media_hash = None if seen is None else seen.media_hash
         inputs = language_model_inputs(prompt, sampling, self._end_ids, self._pad_id, media_hash)
         inputs |= {"streaming": [[True]], "exclude_input_in_output": [[True]]}
         if seen is not None:
-            inputs |= {"prompt_embedding_table": seen.table, "prompt_vocab_size": [[seen.rows]]}
+            inputs |= {"prompt_vocab_size": [[seen.rows]], "prompt_embedding_table": seen.table}
         # Only within the server can a table on a GPU be handed on.
         on_gpu = seen is not None and not isinstance(seen.table, np.ndarray)
-        return _TritonGeneration(request_id, inputs, _over_bls if on_gpu else self._responses, self._process.find())
+        process = self._process.find()
+        parameters = {} if traceparent is None else {TRACEPARENT: traceparent}
+        if on_gpu or not self._over_grpc:
+            return _BlsGeneration(self.loop, inputs, request_id, parameters, listener, process)
+        message = _message(inputs, request_id, parameters)
+        stop = lambda: _message(_STOP, request_id, {})  # noqa: E731
+        return GrpcGeneration(self.loop, message, stop, listener, process)
+
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        self.loop.later(seconds, call)
 
 
-Responses = Callable[[dict[str, Any], str], Iterator[list[int]]]  # inputs, request id -> new ids, message by message
+def _media(kind: str, files: Sequence[bytes], segment: Segment, caller: str | None) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"media": np.array([*files, None], np.object_)[:-1], "media_kind": [kind.encode()]}
+    options = asdict(segment) | {"caller": caller}
+    return inputs | {
+        name: [value.encode() if isinstance(value, str) else value]
+        for name, value in options.items()
+        if value is not None
+    }
 
 
-class _TritonGeneration:
-    """Reads the responses in a thread: the iterator blocks, for ever if the stage's process is killed."""
+def _noise(noise: Noise | None) -> dict[str, Any]:
+    return {} if noise is None else {"vcd_noise_step": [noise.step], "seed": [noise.seed]}
 
-    def __init__(self, request_id: str, inputs: dict[str, Any], responses: Responses, process: int | None) -> None:
-        self._request_id, self._responses, self._process = request_id, responses, process
-        self._messages: queue.SimpleQueue[list[int] | Exception | None] = queue.SimpleQueue()
+
+def _caller(note: str | None) -> dict[str, Any]:
+    return {} if note is None else {"caller": [note.encode()]}
+
+
+def _encoded(found: dict[str, Any], caller: str | None) -> dict[str, Any]:
+    """What the encoder says when it is done: until then each answer was one turn, and the next one is asked for."""
+    while caller is not None and not found["prompt_vocab_size"].as_numpy().any():
+        found = _ask(contract.ENCODER, _caller(caller))
+    return found
+
+
+def _looked_at(found: dict[str, Any]) -> tuple[FrameSeen, ...]:
+    """The frames of a video; black padding is none."""
+    pairs = zip(found["frame_index"].as_numpy().tolist(), found["frame_time"].as_numpy().tolist(), strict=True)
+    return tuple(
+        FrameSeen(index, round(time, 6) if math.isfinite(time) else None) for index, time in pairs if index >= 0
+    )
+
+
+def _perception(found: dict[str, Any], spans: dict[str, Interval]) -> Perception:
+    """Of the encoder's outputs."""
+    table = found["prompt_embedding_table"]
+    if table.is_cpu():
+        table = table.as_numpy().copy()  # out of the response's shared memory
+    media_hash, rows = (int(found[name].as_numpy().reshape(())) for name in ("media_hash", "prompt_vocab_size"))
+    return Perception(table, rows, media_hash, spans)
+
+
+class _BlsGeneration:
+    """A request of the language model within the server, read in a thread: the iterator blocks, for ever if the stage's process
+    is killed."""
+
+    def __init__(
+        self,
+        loop: AnswerLoop,
+        inputs: dict[str, Any],
+        request_id: str,
+        parameters: dict[str, str],
+        listener: Listener,
+        process: int | None,
+    ) -> None:
+        self._loop, self._inputs, self._request_id, self._listener = loop, inputs, request_id, listener
+        self._parameters = parameters
+        self.process, self.heard = process, time.monotonic()
         self._ended = threading.Event()
-        threading.Thread(target=self._read, args=(inputs,), daemon=True).start()
 
-    def _read(self, inputs: dict[str, Any]) -> None:
+    def start(self) -> None:
+        self._loop.call(lambda: self._loop.watch(self))
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        error: Exception | None = None
         try:
-            for ids in self._responses(inputs, self._request_id):
-                self._messages.put(ids)
-            self._messages.put(None)
-        except VideoLlamaError as error:
-            self._messages.put(error)
-        except Exception as error:
-            self._messages.put(StageFailed(f"stage {contract.LANGUAGE_MODEL.name}: {error}"))
-        finally:
+            for ids in _over_bls(self._inputs, self._request_id, self._parameters):
+                self.heard = time.monotonic()
+                self._loop.call(partial(self._listener.on_ids, ids))
+        except VideoLlamaError as found:
+            error = found
+        except Exception as found:
+            error = StageFailed(f"stage {contract.LANGUAGE_MODEL.name}: {found}")
+        self._loop.call(partial(self._end, error))
+
+    def on_death(self) -> None:
+        self._end(StageFailed(DIED))
+
+    def _end(self, error: Exception | None) -> None:
+        self._loop.forget(self)
+        if not self._ended.is_set():
             self._ended.set()
-
-    def next(self, timeout: float) -> list[int] | None:
-        try:
-            message = self._messages.get(timeout=timeout)
-        except queue.Empty:
-            if not self._is_alive():
-                raise StageFailed(
-                    f"stage {contract.LANGUAGE_MODEL.name}: its process died while it answered; it is being started again, "
-                    "send the request again"
-                ) from None
-            return []
-        if isinstance(message, Exception):
-            raise message
-        return message
+            self._listener.on_end(error)
 
     def stop(self) -> None:
-        """The `stop` request of the TensorRT-LLM contract: a request that BLS started is not cancelled by itself.
-
-        Sent again until the answer has ended: one that overtakes its request names an id that is not yet known, and is lost.
-        """
+        """A request that BLS started is not cancelled by itself. Sent again until it has ended, as in generation.py."""
         if not self._ended.is_set():
-            self._ask_to_stop()
-            threading.Thread(target=self._stop_at_last, daemon=True).start()
+            threading.Thread(target=self._stop, daemon=True).start()
 
-    def _stop_at_last(self) -> None:
+    def _stop(self) -> None:
         with suppress(Exception):  # a stage that cannot be asked any more has nothing left to stop
-            while not self._ended.wait(STOP_SECONDS) and self._is_alive():
-                self._ask_to_stop()
-
-    def _ask_to_stop(self) -> None:
-        inputs = {"input_ids": [[0]], "input_lengths": [[1]], "request_output_len": [[1]], "stop": [[True]]}
-        if self._is_alive():
-            for _ in self._responses(inputs, self._request_id):
-                pass
-
-    def _is_alive(self) -> bool:
-        return self._process is None or is_alive(self._process)
+            while True:
+                for _ in _over_bls(_STOP, self._request_id, {}):
+                    pass
+                if self._ended.wait(STOP_SECONDS):
+                    return
 
 
-def _over_bls(inputs: dict[str, Any], request_id: str) -> Iterator[list[int]]:
+def _over_bls(inputs: dict[str, Any], request_id: str, parameters: dict[str, str]) -> Iterator[list[int]]:
     """Ask the language model within the server."""
-    for response in _request(contract.LANGUAGE_MODEL, inputs, _GENERATED, request_id).exec(decoupled=True):
+    request = _request(contract.LANGUAGE_MODEL, inputs, _GENERATED, request_id, parameters)
+    for response in request.exec(decoupled=True):
         if response.has_error():
             raise from_wire(response.error().message())
         ids = pb.get_output_tensor_by_name(response, "output_ids")
@@ -174,40 +238,36 @@ def _over_bls(inputs: dict[str, Any], request_id: str) -> Iterator[list[int]]:
             yield ids.as_numpy().reshape(-1).tolist()
 
 
-class _OverGrpc:
-    """Ask the language model at the server's own gRPC port.
+def _message(inputs: dict[str, Any], request_id: str, parameters: dict[str, str]) -> bytes:
+    """The same request for gRPC, serialised. The last tensor may be large: it is copied once, by hand, and not three times."""
+    stage = contract.LANGUAGE_MODEL
+    request = service_pb2.ModelInferRequest(model_name=stage.name, id=request_id)
+    raw: Any = b""
+    for number, (name, value) in enumerate(inputs.items(), 1):
+        array = to_array(stage.input(name), value)
+        datatype = "FP16" if array.dtype == np.float16 else stage.input(name).wire_dtype  # TensorRT-LLM's tables
+        request.inputs.add(name=name, datatype=datatype, shape=array.shape)
+        raw = array.reshape(-1).view(np.uint8).data
+        if number < len(inputs):
+            request.raw_input_contents.append(bytes(raw))
+    for name, text in parameters.items():
+        request.parameters[name].string_param = text
+    for name in _GENERATED:
+        request.outputs.add(name=name)
+    return b"".join((request.SerializeToString(), _RAW_CONTENTS, _varint(len(raw)), raw))
 
-    Triton 2.51 corrupts the memory of a Python stage that reads many responses of one BLS request (docs/log.md).
-    """
 
-    def __init__(self, address: str) -> None:
-        options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(address, options=options))
-
-    def __call__(self, inputs: dict[str, Any], request_id: str) -> Iterator[list[int]]:
-        stage = contract.LANGUAGE_MODEL
-        request = service_pb2.ModelInferRequest(model_name=stage.name, id=request_id)
-        for name, value in inputs.items():
-            array = to_array(stage.input(name), value)
-            datatype = "FP16" if array.dtype == np.float16 else stage.input(name).wire_dtype  # TensorRT-LLM's tables
-            request.inputs.add(name=name, datatype=datatype, shape=array.shape)
-            request.raw_input_contents.append(array.tobytes())
-        for name in _GENERATED:
-            request.outputs.add(name=name)
-        try:
-            for message in self._stub.ModelStreamInfer(iter([request])):
-                if message.error_message:
-                    raise from_wire(message.error_message)
-                found = message.infer_response
-                for output, raw in zip(found.outputs, found.raw_output_contents, strict=True):
-                    if output.name == "output_ids":
-                        yield np.frombuffer(raw, np.int32).tolist()
-        except grpc.RpcError as error:
-            raise StageFailed(f"stage {stage.name}: {error.details()}") from error
+def _varint(number: int) -> bytes:
+    """As protobuf writes a length."""
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes((*found, number))
 
 
 def _ask(stage: contract.Stage, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Every output of a stage with one response; None for one that did not come. Raises: what the stage reports."""
+    """Every output of a stage with one response. Raises: what the stage reports."""
     outputs = [tensor.name for tensor in stage.outputs]
     response = _request(stage, inputs, outputs).exec()
     if response.has_error():
@@ -215,24 +275,18 @@ def _ask(stage: contract.Stage, inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: pb.get_output_tensor_by_name(response, name) for name in outputs}
 
 
-def _request(stage: contract.Stage, inputs: dict[str, Any], outputs: list[str], request_id: str = "") -> Any:
+def _request(
+    stage: contract.Stage,
+    inputs: dict[str, Any],
+    outputs: list[str],
+    request_id: str = "",
+    parameters: dict[str, str] | None = None,
+) -> Any:
+    more = {"parameters": parameters} if parameters else {}
     return pb.InferenceRequest(
         model_name=stage.name,
         requested_output_names=outputs,
         inputs=[to_tensor(stage.input(name), value) for name, value in inputs.items()],
         request_id=request_id,
+        **more,
     )
-
-
-class StageProcess:
-    """The stub process of a stage on this server; all processes are looked through only when the known one is gone."""
-
-    def __init__(self, stage: str) -> None:
-        self._stage, self._known = stage, -1
-
-    def find(self) -> int | None:
-        """Its process id; None where it has none (a C++ backend) or it cannot be seen."""
-        if stage_of(self._known) != self._stage:
-            found = stage_processes(os.getppid())
-            self._known = next((pid for pid, stage in found.items() if stage == self._stage), -1)
-        return None if self._known < 0 else self._known

@@ -3,8 +3,9 @@
 from typing import Any
 
 from videollama_core.protocol.contract import DETOKENIZE
+from videollama_core.protocol.errors import InvalidRequest
 from videollama_core.text import AnswerText
-from videollama_server.stages.python_backend import PythonStage, bundle_of
+from videollama_server.stages.python_backend import PythonStage, bundle_of, scalar
 
 
 class DetokenizeStage(PythonStage):
@@ -15,6 +16,10 @@ class DetokenizeStage(PythonStage):
 
     def run(self, output_ids: Any, sequence_length: Any) -> dict[str, Any]:
         answer = AnswerText(self.tokenizer)
-        ids = output_ids.reshape(-1)[: int(sequence_length.reshape(-1)[0])].tolist()
-        text = answer.push(ids) + answer.finish()
+        length, ids = scalar(sequence_length, "sequence_length"), output_ids.reshape(-1)
+        if not 0 <= length <= len(ids):
+            raise InvalidRequest(f"sequence_length is {length}; output_ids has {len(ids)} ids")
+        if len(ids) and ids.min() < 0:
+            raise InvalidRequest(f"output_ids holds {ids.min()}; ids begin at 0")
+        text = answer.push(ids[:length].tolist()) + answer.finish()
         return {"text": [text.encode()], "output_ids": output_ids, "sequence_length": sequence_length}

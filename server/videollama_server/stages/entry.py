@@ -3,24 +3,26 @@
 Knows no Triton: the other stages are the interface `Stages`.
 """
 
-import secrets
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from videollama_core.contrast import NO_CONTRAST, NO_PIXELS, Noise
 from videollama_core.engines.bundle import Bundle
+from videollama_core.engines.media_cache import KEPT_BYTES
 from videollama_core.media.video import Segment
 from videollama_core.prompt import MODALITIES, Prompt, check_length, render_prompt, tokenize_prompt
-from videollama_core.protocol.contract import MAX_MEDIA_BYTES, MEDIA_KINDS
-from videollama_core.protocol.errors import Cancelled, InvalidRequest, StageDied, StageRestarting
-from videollama_core.protocol.messages import Conversation, ResolvedSampling, SamplingOptions, Usage
+from videollama_core.protocol.contract import MAX_MEDIA_BYTES, MEDIA_KINDS, OWN_OPTIONS
+from videollama_core.protocol.errors import Cancelled, InvalidRequest, PromptTooLong
+from videollama_core.protocol.messages import Conversation, ResolvedSampling, SamplingOptions
+from videollama_core.telemetry.traces import NO_SPAN, Span
 from videollama_core.text import AnswerText
+from videollama_server.answers.answering import Answering, Clock, LanguageModel, Prepared, Replier
+from videollama_server.answers.known_media import KnownMedia, MediaStages
+from videollama_server.fetch.gate import MediaGate
+from videollama_server.fetch.policy import MediaPolicy
 
-POLL_SECONDS = 0.05  # how often a request that waits looks whether its client has left; with every token, it looks too
-DEATHS_ALLOWED = 3  # of the stages before it, until a request is given up
-RESTART_SECONDS = 15.0  # how long a request waits for a stage that is being started again
+URL_KINDS = ("video", "image", "audio", "video_with_audio")  # of one file
 
 
 @dataclass(frozen=True)
@@ -30,70 +32,42 @@ class Question:
     kind: str | None = None  # of the media; None for a text-only question
     files: tuple[bytes, ...] = ()
     segment: Segment = field(default_factory=Segment)
+    url: str | None = None  # of the media, in place of files
 
     def __post_init__(self) -> None:
         if self.kind is None:
-            if self.files:
+            if self.files or self.url is not None:
                 raise InvalidRequest(f"media came without media_kind; it takes one of {', '.join(MEDIA_KINDS)}")
             if self.segment != Segment():
-                raise InvalidRequest("start and end came without a video")
+                raise InvalidRequest("start, end, num_frames or sampling came without a video")
             return
         if self.kind not in MEDIA_KINDS:
             raise InvalidRequest(f"media_kind is {self.kind!r}; it takes one of {', '.join(MEDIA_KINDS)}")
-        if not self.files:
+        if self.url is not None and (self.files or self.kind not in URL_KINDS):
+            raise InvalidRequest(f"media_url comes without media, and with one of {', '.join(URL_KINDS)} as media_kind")
+        if not self.files and self.url is None:
             raise InvalidRequest(f"media_kind is {self.kind} and media is empty; send at least one file")
         size = sum(map(len, self.files))
         if size > MAX_MEDIA_BYTES:
             raise InvalidRequest(f"media has {size} bytes; the limit of a request is {MAX_MEDIA_BYTES}")
         self.segment.refuse_reversed()
+        self.segment.refuse_for(self.kind)
 
 
-@dataclass(frozen=True)
-class Perception:
-    table: Any  # [1, N, D], with noise [1, 2N, D]: an array, or Triton's own tensor where they lie on the GPU
-    rows: int  # of the table
-    media_hash: int  # of what was encoded, never 0
-    spans: dict[str, tuple[float, float]]  # stage -> Unix seconds when its work began and ended
-
-
-@dataclass(frozen=True)
-class Summary:
-    finish_reason: str  # "stop" (end token or stop string) or "length"
-    usage: Usage
-    seconds: dict[str, float]  # by stage, and "total"
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of an answer."""
-
-    text: str
-    output_ids: list[int] = field(default_factory=list)
-    summary: Summary | None = None  # with the last piece
-
-
-class Generation(Protocol):
-    """A running request of the language model."""
-
-    def next(self, timeout: float) -> list[int] | None:
-        """New ids; [] when nothing came within `timeout` seconds; None when it has ended. Raises what the stage reports."""
-        ...
-
-    def stop(self) -> None: ...
-
-
-class Stages(Protocol):
-    def perceive(self, kind: str, files: Sequence[bytes], segment: Segment, noise: Noise | None) -> Perception: ...
-
-    def generate(
-        self, request_id: str, prompt: Prompt, seen: Perception | None, sampling: ResolvedSampling
-    ) -> Generation: ...
+class Stages(MediaStages, LanguageModel, Protocol):
+    pass
 
 
 def build_prompt(
     bundle: Bundle, tokenizer: Any, conversation: Conversation, kind: str | None, num_media_tokens: int
 ) -> Prompt:
     """Prompt ids of a conversation about media of a kind. Raises: InvalidRequest, PromptTooLong."""
+    if num_media_tokens < 0:
+        raise InvalidRequest(f"found {num_media_tokens} media tokens; there are 0 or more")
+    if num_media_tokens >= bundle.max_seq_len:
+        raise PromptTooLong(
+            f"found {num_media_tokens} media tokens; the context holds {bundle.max_seq_len} with the question and the answer"
+        )
     language = bundle.config.language
     modality = "text" if kind is None else MODALITIES[kind]
     rendered = render_prompt(tokenizer, language.family, conversation, modality)
@@ -103,58 +77,45 @@ def build_prompt(
 
 
 class Entry:
-    """Answers questions about one bundle."""
+    """Answers questions about one bundle. Media by URL comes through the gate; the default one is closed."""
 
-    def __init__(self, bundle: Bundle, stages: Stages) -> None:
-        self._bundle, self._stages = bundle, stages
+    def __init__(
+        self, bundle: Bundle, stages: Stages, gate: MediaGate | None = None, cache_bytes: int = KEPT_BYTES
+    ) -> None:
+        self._bundle, self._stages, self._gate = bundle, stages, gate or MediaGate(MediaPolicy())
+        self.media = KnownMedia(bundle, stages, cache_bytes)
         self._tokenizer = bundle.tokenizer()
         self._defaults = bundle.generation_defaults(self._tokenizer)
 
-    def answer(self, question: Question, emit: Callable[[Piece], None], is_cancelled: Callable[[], bool]) -> None:
-        """Emit the answer piece by piece; the last one carries its summary.
+    def answer(self, question: Question, replier: Replier, span: Span = NO_SPAN) -> Answering:
+        """Prepare the question, and ask the language model: the answer comes piece by piece in the loop's thread.
 
-        Raises: Cancelled when the client has left; whatever a stage reports.
+        Args:
+            span: of the question's trace; its stages become parts of it.
+        Raises: Cancelled when the client has left; whatever a stage reports about the media. The replier hears of neither.
         """
-        clock = _Clock()
-        prompt, seen, sampling = self._prepare(question, clock, is_cancelled)
-        generation = _RestartableGeneration(
-            lambda: self._stages.generate(str(secrets.randbits(63)), prompt, seen, sampling)
-        )
-        pieces = AnswerText(self._tokenizer, question.options.stop)
-        ids: list[int] = []
-        try:
-            for new in _tokens(generation, is_cancelled):
-                if not ids:
-                    clock.lap("prefill")
-                ids.extend(new)
-                piece = Piece(pieces.push(new), new)
-                if pieces.stopped:
-                    generation.stop()
-                    last = piece
-                    break
-                emit(piece)
-            else:
-                last = Piece(pieces.finish())
-        except BaseException:
-            generation.stop()
-            raise
-        clock.lap("decode")
-        ended = pieces.stopped or len(ids) < sampling.max_new_tokens or ids[-1] in self._defaults.end_ids
-        usage = Usage(prompt.text_tokens, prompt.media_tokens, len(ids))
-        emit(replace(last, summary=Summary("stop" if ended else "length", usage, clock.report())))
+        prepared = self._prepare(question, Clock(span), replier.is_cancelled)
+        text = AnswerText(self._tokenizer, question.options.stop)
+        answering = Answering(prepared, text, self._defaults.end_ids, self._stages, replier)
+        answering.start()
+        return answering
 
-    def _prepare(
-        self, question: Question, clock: "_Clock", is_cancelled: Callable[[], bool]
-    ) -> tuple[Prompt, Perception | None, ResolvedSampling]:
-        """Prompt, media tokens and sampling; what can be refused is refused before the media is looked at."""
+    def _prepare(self, question: Question, clock: Clock, is_cancelled: Callable[[], bool]) -> Prepared:
+        """What can be refused is refused before the media is looked at."""
         sampling = self._defaults.resolve(question.options)
         noise = self._noise(question, sampling)
-        media = None if question.kind is None else self._bundle.config.tokens_of(question.kind)
+        self._check_options(question.options)
+        media = (
+            None if question.kind is None else self._bundle.config.tokens_of(question.kind, question.segment.num_frames)
+        )
         prompt = build_prompt(self._bundle, self._tokenizer, question.conversation, question.kind, media or 0)
         clock.lap("prompt")
+        if question.url is not None:
+            question = replace(question, files=(self._gate.fetch(question.url, is_cancelled),), url=None)
+            clock.lap("fetch", traced=True)
         seen = None
         if question.kind is not None:
-            seen = self._perceive(question, noise, is_cancelled)
+            seen = self.media.perceive(question.kind, question.files, question.segment, noise, is_cancelled)
             rows = seen.rows if noise is None else seen.rows // 2
             if rows != media:  # more frames than the checkpoint's number were sent
                 prompt = build_prompt(self._bundle, self._tokenizer, question.conversation, question.kind, rows)
@@ -162,7 +123,9 @@ class Entry:
         if is_cancelled():
             raise Cancelled("the client left")
         room = self._bundle.max_seq_len - len(prompt.input_ids)
-        return prompt, seen, replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
+        sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
+        is_video = question.kind is not None and MODALITIES[question.kind] == "video"
+        return Prepared(prompt, seen, sampling, seen.looked_at if is_video and seen is not None else (), clock)
 
     def _noise(self, question: Question, sampling: ResolvedSampling) -> Noise | None:
         """Raises: InvalidRequest where there can be no contrast."""
@@ -174,76 +137,8 @@ class Entry:
             raise InvalidRequest(NO_PIXELS)
         return Noise(sampling.vcd_noise_step, sampling.seed)
 
-    def _perceive(self, question: Question, noise: Noise | None, is_cancelled: Callable[[], bool]) -> Perception:
-        """Again while a stage is being started again; not for ever, for the file itself may be what kills it."""
-        assert question.kind is not None
-        deadline = time.monotonic() + RESTART_SECONDS
-        deaths = 0
-        while True:
-            try:
-                return self._stages.perceive(question.kind, question.files, question.segment, noise)
-            except StageRestarting as error:
-                deaths += isinstance(error, StageDied)
-                if deaths > DEATHS_ALLOWED or time.monotonic() > deadline or is_cancelled():
-                    raise
-            time.sleep(POLL_SECONDS)
-
-
-def _tokens(generation: Generation, is_cancelled: Callable[[], bool]) -> Iterator[list[int]]:
-    """New ids as they come, never none. Raises: Cancelled as soon as the client has left."""
-    while (new := generation.next(POLL_SECONDS)) is not None:
-        if is_cancelled():
-            raise Cancelled("the client left")
-        if new:
-            yield new
-
-
-class _RestartableGeneration:
-    """A generation that is begun again while its stage is being started again and no token has come."""
-
-    def __init__(self, begin: Callable[[], Generation]) -> None:
-        self._begin = begin
-        self._generation = begin()
-        self._deadline = time.monotonic() + RESTART_SECONDS
-        self._begun = False
-
-    def next(self, timeout: float) -> list[int] | None:
-        try:
-            new = self._generation.next(timeout)
-        except StageRestarting:
-            if self._begun or time.monotonic() > self._deadline:
-                raise
-            time.sleep(POLL_SECONDS)
-            self._generation = self._begin()
-            return []
-        self._begun = self._begun or bool(new)
-        return new
-
-    def stop(self) -> None:
-        self._generation.stop()
-
-
-class _Clock:
-    """Seconds per stage of one request."""
-
-    def __init__(self) -> None:
-        self._began = time.time()
-        self._last = self._start = time.monotonic()
-        self._seconds: dict[str, float] = {}
-
-    def lap(self, stage: str) -> None:
-        now = time.monotonic()
-        self._seconds[stage] = now - self._last
-        self._last = now
-
-    def add_perception(self, spans: dict[str, tuple[float, float]]) -> None:
-        """A span from before this request means that the cache answered: the stage did nothing for it."""
-        self.lap("perception")
-        for stage, (began, ended) in spans.items():
-            self._seconds[stage] = ended - began if began >= self._began else 0.0
-
-    def report(self) -> dict[str, float]:
-        return {
-            **{stage: round(value, 6) for stage, value in self._seconds.items()},
-            "total": round(time.monotonic() - self._start, 6),
-        }
+    def _check_options(self, options: SamplingOptions) -> None:
+        """Raises: InvalidRequest on an option that the language model's backend has no tensor for."""
+        engine = self._bundle.language_engine
+        if engine.is_backend and (asked := [option.name for option in OWN_OPTIONS if getattr(options, option.name)]):
+            raise InvalidRequest(f"{asked[0]} is not an option of {engine.name}, which answers here: leave it out")

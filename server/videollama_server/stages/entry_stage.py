@@ -1,5 +1,6 @@
 """The public entry as a Triton stage: tensors -> Question, pieces -> tensors."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -8,31 +9,46 @@ from typing import Any
 
 import numpy as np
 
+from videollama_core.engines.media_cache import CACHE_VARIABLE, KEPT_BYTES, MediaCache
 from videollama_core.media.video import Segment
 from videollama_core.protocol import contract
 from videollama_core.protocol.errors import InvalidRequest
-from videollama_core.protocol.messages import Conversation, SamplingOptions, as_conversation, conversation_from_json
+from videollama_core.protocol.limits import WORKING_SECONDS
+from videollama_core.protocol.messages import Conversation, SamplingOptions
+from videollama_core.protocol.questions import read_messages, read_question, read_stop
+from videollama_core.telemetry import figures
+from videollama_core.telemetry.traces import Span, open_tracer
+from videollama_server.answers.answering import Piece
+from videollama_server.fetch.gate import MediaGate
+from videollama_server.fetch.policy import policy_of_environment
 from videollama_server.installation import ADDRESS_VARIABLE, check_gpu_tables
+from videollama_server.processes import map_large_blocks
+from videollama_server.sandbox.callers import server_name
 from videollama_server.stages.calls import TritonStages
-from videollama_server.stages.entry import Entry, Piece, Question
-from videollama_server.stages.python_backend import DecoupledStage, Reply, bundle_of, scalar, text
+from videollama_server.stages.decoupled import DecoupledStage, Reply
+from videollama_server.stages.entry import Entry, Question
+from videollama_server.stages.metrics import Metric, MetricsPublisher
+from videollama_server.stages.python_backend import bundle_of, scalar, string
+from videollama_server.stages.watch import QUESTION_FIGURES, TRACED_SERVICE, QuestionWatch, tell_failed
+
+SHORT_BYTES = 4096  # of a question: half a millisecond's work
+INTRODUCE_SECONDS = 0.05  # how long a question's first message waits for its first text
 
 
 def read_conversation(question: np.ndarray | None, messages: np.ndarray | None) -> Conversation:
     """Raises: InvalidRequest unless exactly one of the two is there."""
-    if (question is None) == (messages is None):
-        raise InvalidRequest("send either question (one string) or messages (JSON list of {role, content})")
-    if messages is not None:
-        return conversation_from_json(scalar(messages, "messages"))
-    return as_conversation(scalar(question, "question"))
+    if messages is not None and question is None:
+        return read_messages(string(messages, "messages"))
+    if question is not None and messages is None:
+        return read_question(string(question, "question"))
+    raise InvalidRequest("send either question (one string) or messages (JSON list of {role, content})")
 
 
 def read_options(tensors: dict[str, np.ndarray | None], stop: np.ndarray | None = None) -> SamplingOptions:
     """Raises: BadSampling on a value out of range."""
-    options = [option.name for option in (*contract.OPTIONS, *contract.CONTRAST_OPTIONS) if option.name in tensors]
+    options = [option.name for option in (*contract.OPTIONS, *contract.OWN_OPTIONS) if option.name in tensors]
     values = {name: scalar(tensors[name], name) for name in options}
-    words = () if stop is None else tuple(text(word, "stop") for word in stop.reshape(-1))
-    return SamplingOptions(**values, stop=words)
+    return SamplingOptions(**values, stop=() if stop is None else read_stop(stop.reshape(-1).tolist()))
 
 
 def outputs(piece: Piece) -> dict[str, Any]:
@@ -45,27 +61,117 @@ def outputs(piece: Piece) -> dict[str, Any]:
     return values
 
 
+class QuestionReply:
+    """The reply to one question. All is said in the loop's thread.
+
+    The first message tells which process has the question, with the first text or before it: the caller then knows that the
+    question was taken, and does not send it again.
+    """
+
+    def __init__(self, reply: Reply, process: bytes, watch: QuestionWatch) -> None:
+        self._reply, self._process, self._watch = reply, process, watch
+        self._introduced = False
+        self.is_cancelled = reply.is_cancelled
+
+    def introduce(self) -> None:
+        """Unless a text has."""
+        if not self._introduced:
+            self.say_that_it_works()
+
+    def say_that_it_works(self) -> None:
+        self._introduced = True
+        with contextlib.suppress(Exception):  # its caller has left
+            self._reply.send({"process": [self._process]})
+
+    def send(self, piece: Piece) -> None:
+        """The summary ends the reply: nothing that is still said of the request comes after it."""
+        self._watch.piece(piece)
+        values = outputs(piece)
+        if not self._introduced:
+            values["process"], self._introduced = [self._process], True
+        self._reply.send(values, last=piece.summary is not None)
+
+    def fail(self, error: Exception) -> None:
+        self._watch.failed(error)
+        self._reply.fail(error)
+
+
+def _metrics(cache: MediaCache[Any]) -> tuple[Metric, ...]:
+    return (
+        Metric(figures.CACHE_QUERIES, lambda: cache.hits + cache.misses),
+        Metric(figures.CACHE_HITS, lambda: cache.hits),
+        Metric(figures.CACHE_EVICTIONS, lambda: cache.evictions),
+        Metric(figures.CACHE_BYTES, lambda: cache.bytes),
+    )
+
+
 class EntryStage(DecoupledStage):
     contract = contract.ENTRY
 
     def load(self, args: dict[str, str]) -> None:
+        map_large_blocks()
         bundle = bundle_of(args)
         tokenizer = bundle.tokenizer()
         if bundle.keeps_media_tokens_on_gpu:
             check_gpu_tables()
         end_ids, address = bundle.generation_defaults(tokenizer).end_ids, os.environ.get(ADDRESS_VARIABLE)
         stages = TritonStages(end_ids, tokenizer.pad_id, address)
-        self._entry = Entry(bundle, stages)
-        self._process = f"{os.getpid()}-{secrets.token_hex(4)}".encode()
+        cache_bytes = int(os.environ.get(CACHE_VARIABLE, KEPT_BYTES))
+        self._entry = Entry(bundle, stages, MediaGate(policy_of_environment()), cache_bytes)
+        self._publisher = MetricsPublisher(self.contract.name, _metrics(self._entry.media.cache), QUESTION_FIGURES)
+        self._tracer = open_tracer(TRACED_SERVICE, resource={"vl2.stage": self.contract.name})
+        self._process = f"{server_name()}:{os.getpid()}-{secrets.token_hex(4)}".encode()
+        self._loop = stages.loop
+        self._working: set[QuestionReply] = set()
+        self._loop.later(WORKING_SECONDS.value, self._say_that_it_works)
 
-    def handle_at_once(self, inputs: dict[str, Any], request_id: str, reply: Reply) -> bool:
-        """A ping is answered at once; for a question, the first message tells which process has it."""
+    def handle_at_once(self, inputs: dict[str, Any], reply: Reply) -> bool:
+        """A ping is answered at once."""
         is_ping = bool(scalar(inputs["ping"], "ping"))
-        reply.send({"process": [self._process]}, last=is_ping)
+        if is_ping:
+            reply.send({"process": [self._process]}, last=True)
         return is_ping
 
+    def takes_long(self, inputs: dict[str, Any]) -> bool:
+        """A short question about no media is asked at once: a thread would cost as much as the question."""
+        if inputs["media_kind"] is not None or inputs["media"] is not None or inputs["media_url"] is not None:
+            return True
+        words = [
+            text for name in ("question", "messages") if (array := inputs[name]) is not None for text in array.flat
+        ]
+        return sum(map(len, words)) > SHORT_BYTES
+
     def handle(self, inputs: dict[str, Any], reply: Reply) -> None:
-        self._entry.answer(_read_question(inputs), lambda piece: reply.send(outputs(piece)), reply.is_cancelled)
+        span = self._tracer.begin(self.contract.name, reply.traceparent, {"vl2.request_id": reply.request_id})
+        watch = QuestionWatch(self._publisher, span, reply.request_id)
+        question = QuestionReply(reply, self._process, watch)
+        self._working.add(question)
+        reply.when_ended(lambda: self._working.discard(question))
+        self._loop.later(INTRODUCE_SECONDS, question.introduce)
+        try:
+            asked = _read_question(inputs)
+            watch.asked(asked)
+            answering = self._entry.answer(asked, question, span)
+        except Exception as error:
+            question.fail(error)
+        else:
+            reply.when_cancelled(lambda: self._loop.call(answering.cancel))
+
+    def failed(self, error: Exception, reply: Reply) -> None:
+        tell_failed(self._publisher, error, reply.request_id, Span(reply.traceparent).trace_id)
+
+    def _say_that_it_works(self) -> None:
+        """The first message once more, now and then: a request may wait long for its turn, and its caller must not take
+        it for lost."""
+        for question in list(self._working):
+            question.say_that_it_works()
+        self._loop.later(WORKING_SECONDS.value, self._say_that_it_works)
+
+    def finalize(self) -> None:
+        self._loop.close()
+        self._publisher.close()
+        self._tracer.close()
+        super().finalize()
 
 
 def _read_question(inputs: dict[str, Any]) -> Question:
@@ -75,5 +181,6 @@ def _read_question(inputs: dict[str, Any]) -> Question:
         options=read_options(inputs, inputs["stop"]),
         kind=scalar(inputs["media_kind"], "media_kind"),
         files=() if media is None else tuple(media.reshape(-1)),
-        segment=Segment(scalar(inputs["start"], "start"), scalar(inputs["end"], "end")),
+        segment=Segment(**{tensor.name: scalar(inputs[tensor.name], tensor.name) for tensor in contract.WHICH}),
+        url=scalar(inputs["media_url"], "media_url"),
     )

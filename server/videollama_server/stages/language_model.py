@@ -1,62 +1,78 @@
 """The language model's stage: TensorRT-LLM's tensors around the scheduler."""
 
 import os
+import threading
 import uuid
 from typing import Any
 
 import numpy as np
 
+from videollama_core.engines.bundle import Bundle
 from videollama_core.generation.language_models import load_scheduler
 from videollama_core.generation.request import GenerationRequest, Step
 from videollama_core.generation.scheduler import Scheduler
 from videollama_core.protocol import contract
 from videollama_core.protocol.errors import InvalidRequest, VideoLlamaError
-from videollama_core.protocol.messages import VCD_BETA, ResolvedSampling, SamplingOptions
+from videollama_core.protocol.messages import ResolvedSampling, SamplingOptions
+from videollama_core.telemetry import figures
+from videollama_core.telemetry.traces import open_tracer
+from videollama_server.answers.outbox import Outbox
 from videollama_server.installation import LANGUAGE_MODEL_VARIABLE
+from videollama_server.stages.decoupled import DecoupledStage, Reply
 from videollama_server.stages.metrics import Metric, MetricsPublisher
-from videollama_server.stages.python_backend import DecoupledStage, Reply, bundle_of, parameter, scalar
+from videollama_server.stages.python_backend import bundle_of, parameter, scalar
+from videollama_server.stages.watch import GENERATION_FIGURES, TRACED_SERVICE, GenerationWatch
 
 
 def _metrics(scheduler: Scheduler) -> tuple[Metric, ...]:
     counters = scheduler.counters
     return (
-        Metric("vl2_llm_iterations_total", "Iterations of the scheduler", lambda: counters.iterations),
-        Metric(
-            "vl2_llm_decode_steps_total", "Decoding steps, one for all running requests", lambda: counters.decode_steps
-        ),
-        Metric("vl2_llm_generated_tokens_total", "Tokens generated", lambda: counters.generated_tokens),
-        Metric("vl2_llm_cancelled_total", "Requests stopped, or left by their caller", lambda: counters.cancelled),
-        Metric("vl2_llm_running", "Requests that hold a slot", lambda: scheduler.num_running),
-        Metric("vl2_llm_waiting", "Requests that wait for a slot", lambda: scheduler.num_waiting),
+        Metric(figures.ITERATIONS, lambda: counters.iterations),
+        Metric(figures.DECODE_STEPS, lambda: counters.decode_steps),
+        Metric(figures.GENERATED, lambda: counters.generated_tokens),
+        Metric(figures.PROMPT_COMPUTED, lambda: counters.prompt_positions),
+        Metric(figures.PROMPT_REUSED, lambda: counters.reused_positions),
+        Metric(figures.PREFIX_HITS, lambda: counters.prefix_hits),
+        Metric(figures.PREFIX_BYTES, lambda: counters.prefix_bytes),
+        Metric(figures.CANCELLED, lambda: counters.cancelled),
+        Metric(figures.RUNNING, lambda: scheduler.num_running),
+        Metric(figures.WAITING, lambda: scheduler.num_waiting),
     )
 
 
 class LanguageModelStage(DecoupledStage):
     contract = contract.LANGUAGE_MODEL
+    look_seconds = 0.2  # the entry sends `stop`; this is for callers of its own, and for an entry that dies
 
     def load(self, args: dict[str, str]) -> None:
         bundle = bundle_of(args)
         self._width = bundle.config.language.width
-        self._scheduler = load_scheduler(
+        self._scheduler = self.scheduler_of(bundle, args)
+        self._outbox = Outbox(self.contract.name)
+        self._scheduler.start()
+        self._publisher = MetricsPublisher(self.contract.name, _metrics(self._scheduler), GENERATION_FIGURES)
+        self._tracer = open_tracer(TRACED_SERVICE, resource={"vl2.stage": self.contract.name})
+
+    def scheduler_of(self, bundle: Bundle, args: dict[str, str]) -> Scheduler:
+        return load_scheduler(
             bundle,
             os.environ.get(LANGUAGE_MODEL_VARIABLE),
             num_slots=int(parameter(args, "max_num_sequences")),
             max_waiting=int(parameter(args, "max_queue_size")),
             prefill_chunk=int(parameter(args, "prefill_chunk_len")),
         )
-        self._scheduler.start()
-        self._publisher = MetricsPublisher(self.contract.name, _metrics(self._scheduler))
 
-    def handle_at_once(self, inputs: dict[str, Any], request_id: str, reply: Reply) -> bool:
+    def handle_at_once(self, inputs: dict[str, Any], reply: Reply) -> bool:
         """Requests only wait in the scheduler's queue, so none needs a thread."""
         if scalar(inputs["stop"], "stop"):
-            self._scheduler.stop(request_id)
+            self._scheduler.stop(reply.request_id)
             reply.end()
         else:
-            self._scheduler.submit(self._generation(request_id, inputs, reply))
+            self._scheduler.submit(self._generation(inputs, reply))
+            self.callers.add(reply)
         return True
 
-    def _generation(self, request_id: str, inputs: dict[str, Any], reply: Reply) -> GenerationRequest:
+    def _generation(self, inputs: dict[str, Any], reply: Reply) -> GenerationRequest:
         def one(name: str, default: Any = None) -> Any:
             value = scalar(inputs[name], name)
             return default if value is None else value
@@ -65,20 +81,22 @@ class LanguageModelStage(DecoupledStage):
         length = one("input_lengths")
         if not 0 < length <= len(input_ids):
             raise InvalidRequest(f"input_lengths is {length}; input_ids has {len(input_ids)} ids")
-        answer = _Response(
-            reply, one("streaming", False), () if one("exclude_input_in_output", True) else input_ids[:length]
-        )
+        watch = GenerationWatch(self._publisher, self._tracer.under(reply.traceparent))
+        prompt = () if one("exclude_input_in_output", True) else input_ids[:length]
+        answer = _Response(reply, self._outbox, watch, one("streaming", False), prompt)
         return GenerationRequest(
-            request_id=request_id or uuid.uuid4().hex,
+            request_id=reply.request_id or uuid.uuid4().hex,
             input_ids=input_ids[:length],
             sampling=_sampling(one),
             end_words=_end_words(one("end_id", -1), inputs["stop_words_list"]),
             on_step=answer.add,
             on_error=answer.fail,
             media=self._media(inputs["prompt_embedding_table"], one("prompt_vocab_size")),
+            media_hashes=_hashes(inputs["prompt_table_extra_ids"], length),
             pad_id=one("pad_id"),
             return_logits=one("return_generation_logits", False),
-            is_cancelled=reply.is_cancelled,
+            is_cancelled=answer.is_cancelled,
+            on_admitted=watch.admitted,
         )
 
     def _media(self, table: np.ndarray | None, rows: int | None) -> np.ndarray | None:
@@ -89,62 +107,91 @@ class LanguageModelStage(DecoupledStage):
             raise InvalidRequest(
                 f"prompt_embedding_table is {list(media.shape)} and prompt_vocab_size {rows}; wanted rows of width {self._width}"
             )
+        with np.errstate(all="ignore"):
+            total = np.add.reduce(media, axis=None, dtype=np.float32)  # as finite as each value, and quicker to look at
+        if not np.isfinite(total):
+            raise InvalidRequest("prompt_embedding_table holds values that are not numbers, or without end")
         return media
 
     def finalize(self) -> None:
         self._publisher.close()
         self._scheduler.close()
+        self._outbox.close()
+        self._tracer.close()
         super().finalize()
 
 
 class _Response:
-    """Steps of the scheduler -> responses of the contract."""
+    """Steps of the scheduler -> responses of the contract, sent by the stage's outbox: all ids that are there in one."""
 
-    def __init__(self, reply: Reply, streaming: bool, prompt: Any) -> None:
-        self._reply, self._streaming = reply, streaming
+    def __init__(self, reply: Reply, outbox: Outbox, watch: GenerationWatch, streaming: bool, prompt: Any) -> None:
+        self._reply, self._outbox, self._watch, self._streaming = reply, outbox, watch, streaming
+        self._lock = threading.Lock()
         self._ids: list[int] = list(prompt)
         self._logits: list[np.ndarray] = []
+        self._last, self._waits, self._failed = False, False, False
+        self._error: VideoLlamaError | None = None
 
     def add(self, step: Step) -> None:
-        self._ids.append(step.token)
-        if step.logits is not None:
-            self._logits.append(step.logits)
-        if not self._streaming and not step.last:
-            return
-        values: dict[str, Any] = {"output_ids": [[self._ids]], "sequence_length": [[len(self._ids)]]}
-        if self._logits:
-            values["generation_logits"] = [[self._logits]]
-        self._reply.send(values, last=step.last)
-        if self._streaming:
-            self._ids, self._logits = [], []
+        self._watch.token()
+        if step.last:
+            self._watch.ended()
+        with self._lock:
+            self._ids.append(step.token)
+            if step.logits is not None:
+                self._logits.append(step.logits)
+            self._last = step.last
+            is_news = not self._waits and (self._streaming or step.last)
+            self._waits = self._waits or is_news
+        if is_news:
+            self._outbox.put(self)
 
     def fail(self, error: VideoLlamaError) -> None:
-        self._reply.fail(error)
+        self._watch.ended()
+        with self._lock:
+            self._error = error
+            is_news, self._waits = not self._waits, True
+        if is_news:
+            self._outbox.put(self)
+
+    def is_cancelled(self) -> bool:
+        return self._failed or self._reply.is_cancelled()
+
+    def flush(self) -> None:
+        with self._lock:
+            ids, logits, self._ids, self._logits = self._ids, self._logits, [], []
+            last, error, self._waits = self._last, self._error, False
+        try:
+            if ids and (error is None or self._streaming):
+                values: dict[str, Any] = {"output_ids": [[ids]], "sequence_length": [[len(ids)]]}
+                if logits:
+                    values["generation_logits"] = [[logits]]
+                self._reply.send(values, last=last)
+            if error is not None:
+                self._reply.fail(error)
+        except Exception:
+            self._failed = True  # nobody can be told: the scheduler lets it go
+            raise
 
 
 def _sampling(one: Any) -> ResolvedSampling:
-    top_k = one("runtime_top_k", 0)
-    options = SamplingOptions(  # checks the ranges
-        max_new_tokens=one("request_output_len"),
-        temperature=one("temperature", 1.0),
-        top_k=top_k,
-        top_p=one("runtime_top_p", 1.0),
-        repetition_penalty=one("repetition_penalty", 1.0),
-        seed=one("seed", 0),
-        vcd_alpha=one("vcd_alpha", 0.0),
-        vcd_beta=one("vcd_beta", VCD_BETA),
-    )
-    return ResolvedSampling(
-        max_new_tokens=options.max_new_tokens or 1,
-        greedy=top_k == 1 or options.temperature == 0,
-        temperature=options.temperature or 1.0,
-        top_k=top_k,
-        top_p=options.top_p or 1.0,
-        repetition_penalty=options.repetition_penalty or 1.0,
-        seed=options.seed or 0,
-        vcd_alpha=options.vcd_alpha or 0.0,
-        vcd_beta=VCD_BETA if options.vcd_beta is None else options.vcd_beta,
-    )
+    """Raises: BadSampling on a value out of range."""
+    tokens, top_k = one("request_output_len"), one("runtime_top_k", 0)
+    values = {field: one(name, getattr(ResolvedSampling, field)) for name, field in contract.SAMPLING_FIELDS.items()}
+    SamplingOptions(max_new_tokens=tokens, top_k=top_k, **values)  # checks the ranges
+    greedy = top_k == 1 or values["temperature"] == 0
+    values["temperature"] = values["temperature"] or 1.0
+    return ResolvedSampling(max_new_tokens=tokens, greedy=greedy, top_k=top_k, **values)
+
+
+def _hashes(extra_ids: np.ndarray | None, length: int) -> np.ndarray | None:
+    """uint64 [L] of the media at each position. Raises: InvalidRequest where they are fewer than the ids."""
+    if extra_ids is None or not extra_ids.size:
+        return None
+    found = extra_ids.reshape(-1)[:length].astype(np.uint64)
+    if len(found) != length:
+        raise InvalidRequest(f"prompt_table_extra_ids has {len(found)} values; input_ids has {length}")
+    return found
 
 
 def _end_words(end_id: int, stop_words: np.ndarray | None) -> tuple[tuple[int, ...], ...]:

@@ -1,59 +1,91 @@
-"""Counters and gauges of a stage on Triton's metrics port."""
+"""The figures of a stage, as a file for Prometheus that the endpoint hands out with Triton's own.
 
+Not by Triton's custom metrics: each call of theirs waits in shared memory for an answer of the server (docs/log.md).
+"""
+
+import os
+import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-import triton_python_backend_utils as pb
+from videollama_core.protocol.contract import ENTRY, RUNNING_METRIC
+from videollama_core.telemetry.exposition import UNFINISHED, Exposition
+from videollama_core.telemetry.figures import Figure
 
+FOLDER_VARIABLE = "VL2_FIGURES"
+RUNNING_REQUESTS = Figure(RUNNING_METRIC, "Requests being answered", labels=("model",))
 _PUBLISH_SECONDS = 0.2
+
+
+def figures_environment(folder: Path) -> dict[str, str]:
+    """What tells the stages of one server where their figures go; the folder is made."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return {FOLDER_VARIABLE: str(folder)}
+
+
+def publish(name: str, text: str) -> None:
+    """In place of what this name had before; nowhere without a folder."""
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if folder is not None:
+        Path(folder, name + UNFINISHED).write_text(text, "utf-8")
+        Path(folder, name + UNFINISHED).replace(Path(folder, name))
+
+
+def publish_running(stage: str, count: int) -> None:
+    """How many requests a stage answers."""
+    found = Exposition("", (RUNNING_REQUESTS,))
+    found.set(RUNNING_REQUESTS, count, stage)
+    publish(f"{stage}-running", found.text())
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure. Names of counters, which only grow, end in `_total`, as Prometheus wants them."""
+    """A counter or gauge that is read."""
 
-    name: str
-    meaning: str
+    figure: Figure
     read: Callable[[], int]
-
-    @property
-    def is_counter(self) -> bool:
-        return self.name.endswith("_total")
 
 
 class MetricsPublisher:
-    """Publishes figures five times a second, from a thread of its own: a hot loop must not wait for the server."""
+    """Publishes figures five times a second, from a thread of its own: a hot loop must not wait for a file.
 
-    def __init__(self, model: str, metrics: tuple[Metric, ...]) -> None:
-        kinds = {True: pb.MetricFamily.COUNTER, False: pb.MetricFamily.GAUGE}
-        self._metrics = metrics
-        # The families are kept: a metric dies with its family.
-        self._families = [
-            pb.MetricFamily(name=one.name, description=one.meaning, kind=kinds[one.is_counter]) for one in metrics
-        ]
-        self._published = [family.Metric(labels={"model": model}) for family in self._families]
-        self._last = [0] * len(metrics)
+    Args:
+        stage: whose figures they are.
+        metrics: what is read.
+        told: histograms and counters whose values come by `tell`.
+    """
+
+    def __init__(self, stage: str, metrics: tuple[Metric, ...], told: tuple[Figure, ...] = ()) -> None:
+        self._stage, self._metrics = stage, metrics
+        self._figures = Exposition(ENTRY.name, (*(one.figure for one in metrics), *told))
+        self._told: queue.SimpleQueue[tuple[Figure, float, tuple[str, ...]]] = queue.SimpleQueue()
+        self._published = ""
+        self._publish()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
+
+    def tell(self, figure: Figure, value: float, *labels: str) -> None:
+        """What a histogram observes, or a counter grows by; labels in the figure's order. Never waits."""
+        self._told.put((figure, value, labels))
 
     def _run(self) -> None:
         while not self._closing.wait(_PUBLISH_SECONDS):
             self._publish()
 
     def _publish(self) -> None:
-        for place, (metric, published) in enumerate(zip(self._metrics, self._published, strict=True)):
-            value = metric.read()
-            if not metric.is_counter:
-                published.set(value)
-            elif value > self._last[place]:
-                published.increment(value - self._last[place])
-                self._last[place] = value
+        for metric in self._metrics:
+            self._figures.set(metric.figure, metric.read())
+        for _ in range(self._told.qsize()):
+            figure, number, labels = self._told.get_nowait()
+            self._figures.add(figure, max(number, 0.0), *labels)
+        text = self._figures.text()
+        if text != self._published:
+            publish(self._stage, text)
+            self._published = text
 
     def close(self) -> None:
-        """Metrics go before their families, and both before the stub's own end, or the stub crashes."""
         self._closing.set()
         self._thread.join()
-        self._published.clear()
-        self._families.clear()

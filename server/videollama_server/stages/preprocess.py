@@ -1,11 +1,12 @@
-"""Media + options -> pixels and filterbanks. Decoding lives here alone: a hostile file can kill only this process."""
+"""Media + options -> pixels and filterbanks, each request decoded in a process of its own (sandbox/)."""
 
 import time
 from typing import Any
 
-from videollama_core.media.preprocess import prepare
 from videollama_core.media.video import Segment
 from videollama_core.protocol.contract import PREPROCESS
+from videollama_server.sandbox.callers import is_waiting
+from videollama_server.sandbox.decoder import CagedDecoder
 from videollama_server.stages.python_backend import PythonStage, bundle_of, scalar
 
 
@@ -13,12 +14,14 @@ class PreprocessStage(PythonStage):
     contract = PREPROCESS
 
     def load(self, args: dict[str, str]) -> None:
-        self.config = bundle_of(args).config
+        self.decoder = CagedDecoder(bundle_of(args).config)
 
-    def run(self, media: Any, media_kind: Any, start: Any, end: Any) -> dict[str, Any]:
+    def run(self, media: Any, media_kind: Any, caller: Any, **which: Any) -> dict[str, Any]:
         began = time.time()
-        segment = Segment(scalar(start, "start"), scalar(end, "end"))
-        found = prepare(scalar(media_kind, "media_kind"), list(media), segment, self.config)
+        segment = Segment(**{name: scalar(value, name) for name, value in which.items()})
+        note = scalar(caller, "caller")
+        kind = scalar(media_kind, "media_kind")
+        found = self.decoder.prepare(kind, list(media), segment, lambda: is_waiting(note))
         return {
             "frames": found.frames,
             "filterbank": found.filterbank,
@@ -26,3 +29,7 @@ class PreprocessStage(PythonStage):
             "frame_time": found.time,
             "preprocess_span": [began, time.time()],
         }
+
+    def finalize(self) -> None:
+        self.decoder.close()
+        super().finalize()

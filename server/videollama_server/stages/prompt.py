@@ -24,7 +24,6 @@ class PromptStage(PythonStage):
         media_kind: Any,
         prompt_vocab_size: Any,
         media_hash: Any,
-        perception_spans: Any,
         **options: Any,
     ) -> dict[str, Any]:
         kind, rows = scalar(media_kind, "media_kind"), scalar(prompt_vocab_size, "prompt_vocab_size")

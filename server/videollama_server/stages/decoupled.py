@@ -1,0 +1,172 @@
+"""A stage with any number of responses to each request: how it answers, and how it learns that a caller has left."""
+
+import json
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import triton_python_backend_utils as pb
+
+from videollama_core.protocol.contract import MAX_REQUESTS, Stage
+from videollama_core.protocol.errors import Overloaded
+from videollama_core.protocol.questions import check_request_id
+from videollama_core.protocol.trace_context import TRACEPARENT, checked_traceparent
+from videollama_server.answers.leavers import CallerWatch
+from videollama_server.stages.metrics import publish_running
+from videollama_server.stages.python_backend import PythonStage, read_inputs, refuse, respond
+
+SWITCH_SECONDS = 0.0005  # that a message waits for a thread that computes
+
+
+class Reply:
+    """Where a decoupled stage answers one request; exactly one final message leaves it."""
+
+    def __init__(self, stage: Stage, request: Any) -> None:
+        self._stage = stage
+        self._sender = request.get_response_sender()
+        self.request_id: str = request.request_id()
+        self._parameters: str = request.parameters()
+        self._lock = threading.Lock()
+        self.ended = False
+        self._cancelled = False
+        self._on_cancel: Callable[[], None] | None = None
+        self._on_end: list[Callable[[], None]] = []
+
+    @property
+    def traceparent(self) -> str | None:
+        """Of the request's parameters, where Triton puts the header, too."""
+        if TRACEPARENT not in self._parameters:
+            return None
+        found = json.loads(self._parameters).get(TRACEPARENT)
+        return checked_traceparent(found) if isinstance(found, str) else None
+
+    def is_cancelled(self) -> bool:
+        """As the stage's `CallerWatch` saw it last."""
+        return self._cancelled
+
+    def look(self) -> None:
+        """Ask the server, which costs a round trip to its process."""
+        with self._lock:  # Triton 2.51 crashes when it is asked about a request that has ended
+            if self.ended or self._cancelled or not self._sender.is_cancelled():
+                return
+            self._cancelled = True
+            tell = self._on_cancel
+        if tell is not None:
+            tell()
+
+    def when_cancelled(self, tell: Callable[[], None]) -> None:
+        """Call it once the caller has left, at once if he has."""
+        with self._lock:
+            if self.ended:
+                return
+            self._on_cancel, is_late = tell, self._cancelled
+        if is_late:
+            tell()
+
+    def when_ended(self, tell: Callable[[], None]) -> None:
+        """Call it when the final message has left; to be said before one may leave."""
+        self._on_end.append(tell)
+
+    def send(self, values: dict[str, Any], last: bool = False) -> None:
+        self._send(respond(self._stage, values), last)
+
+    def fail(self, error: Exception) -> None:
+        self._send(refuse(self._stage, error), last=True)
+
+    def end(self) -> None:
+        self._send(None, last=True)
+
+    def _send(self, response: Any, last: bool) -> None:
+        with self._lock:
+            if self.ended:
+                return
+            self.ended = last
+            try:
+                words = () if response is None else (response,)
+                self._sender.send(*words, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
+            finally:
+                if last:
+                    self._on_cancel = None
+                    for tell in self._on_end:
+                        tell()
+                    self._on_end.clear()  # what they know would be kept with this, and the media with it
+
+
+class DecoupledStage(PythonStage):
+    """A stage with any number of responses."""
+
+    look_seconds = 0.005  # between two looks whether a caller has left
+
+    def handle(self, inputs: dict[str, Any], reply: Reply) -> None:
+        """Answer one request, now or later. What it raises ends the reply."""
+
+    def takes_long(self, inputs: dict[str, Any]) -> bool:
+        """Whether `handle` is for a thread of its own: otherwise the next request waits for it."""
+        return True
+
+    def handle_at_once(self, inputs: dict[str, Any], reply: Reply) -> bool:
+        """Answer a request that needs no thread; True if it did."""
+        return False
+
+    def failed(self, error: Exception, reply: Reply) -> None:
+        """Told of each request that ends with an error, before its caller is."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        sys.setswitchinterval(SWITCH_SECONDS)
+        self._threads = ThreadPoolExecutor(MAX_REQUESTS, thread_name_prefix=self.contract.name)
+        self._running = self._told = 0
+        self._lock = threading.Lock()
+        publish_running(self.contract.name, 0)
+        self.callers = CallerWatch(self.look_seconds, self._tell_running)
+        super().initialize(args)
+
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            reply = Reply(self.contract, request)
+            try:
+                check_request_id(reply.request_id)
+                inputs = read_inputs(self.contract, request, keep=True)
+                if self.handle_at_once(inputs, reply):
+                    continue
+                self._enter(reply)
+            except Exception as error:
+                self.failed(error, reply)
+                reply.fail(error)
+            else:
+                if self.takes_long(inputs):
+                    self._threads.submit(self._run, inputs, reply)
+                else:
+                    self._run(inputs, reply)
+
+    def _enter(self, reply: Reply) -> None:
+        with self._lock:
+            if self._running >= MAX_REQUESTS:
+                raise Overloaded(f"{self._running} requests are being answered already; try again later")
+            self._running += 1
+        reply.when_ended(self._leave)
+        self.callers.add(reply)
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._running -= 1
+        self.callers.wake()
+
+    def _tell_running(self) -> None:
+        """From the thread that looks for callers, soon after a change."""
+        if self._running != self._told:
+            self._told = self._running
+            publish_running(self.contract.name, self._told)
+
+    def _run(self, inputs: dict[str, Any], reply: Reply) -> None:
+        try:
+            self.handle(inputs, reply)
+        except Exception as error:
+            self.failed(error, reply)
+            reply.fail(error)
+
+    def finalize(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.callers.close()
+        super().finalize()

@@ -1,0 +1,123 @@
+"""What the stages tell of one request: its figures, its spans and its line of the log. Times are Unix seconds, as those of the contract's spans."""
+
+import logging
+import time
+from dataclasses import asdict
+from typing import Any
+
+from videollama_core.protocol.errors import Cancelled, StageFailed, VideoLlamaError
+from videollama_core.telemetry import figures
+from videollama_core.telemetry.logs import LogStyle, fields
+from videollama_core.telemetry.traces import NO_SPAN, Span
+from videollama_server.answers.answering import Piece, Summary
+from videollama_server.stages.entry import Question
+from videollama_server.stages.metrics import MetricsPublisher
+
+logger = logging.getLogger(__name__)
+QUESTION_FIGURES = (
+    figures.FIRST_TOKEN,
+    figures.LATENCY,
+    figures.PER_TOKEN,
+    figures.STAGE,
+    figures.PROMPT_TOKENS,
+    figures.GENERATION_TOKENS,
+    figures.REJECTED,
+)
+_PHASES = {figures.QUEUE: "queue", figures.PREFILL: "prefill", figures.DECODE: "decode"}
+GENERATION_FIGURES = tuple(_PHASES)
+TRACED_SERVICE = "videollama2-server"
+
+
+def tell_failed(publisher: MetricsPublisher, error: Exception, request_id: str, trace_id: str = "") -> None:
+    """One question more without an answer."""
+    kind = error.kind if isinstance(error, VideoLlamaError) else StageFailed.__name__
+    reason = "cancelled" if isinstance(error, Cancelled) else kind
+    publisher.tell(figures.REJECTED, 1, reason)
+    text = str(error) if LogStyle.of().content else None  # it may quote the question
+    ours = not isinstance(error, VideoLlamaError) or isinstance(error, StageFailed)
+    about = fields(request_id=request_id, trace_id=trace_id, reason=reason, text=text)
+    logger.log(logging.WARNING if ours else logging.INFO, "failed", extra=about)
+
+
+class QuestionWatch:
+    """One question at the entry; begins when made, and its span with it; `failed`, or a piece with a summary, ends it."""
+
+    def __init__(self, publisher: MetricsPublisher, span: Span, request_id: str) -> None:
+        self._publisher, self._span, self._began = publisher, span, time.time()
+        self._first: float | None = None
+        self._names = {"request_id": request_id, "trace_id": span.trace_id}
+        self._about: dict[str, Any] = {}
+        self._text: list[str] | None = [] if LogStyle.of().content else None
+
+    def asked(self, question: Question) -> None:
+        self._about["media"] = question.kind
+        if self._text is not None:
+            self._about["question"] = question.conversation
+
+    def piece(self, piece: Piece) -> None:
+        if self._text is not None:
+            self._text.append(piece.text)
+        if self._first is None and piece.output_ids:
+            self._first = time.time()
+            self._publisher.tell(figures.FIRST_TOKEN, self._first - self._began)
+        if piece.summary is not None:
+            self._answered(piece.summary)
+
+    def _answered(self, summary: Summary) -> None:
+        now, tell, usage = time.time(), self._publisher.tell, summary.usage
+        tell(figures.LATENCY, now - self._began)
+        if self._first is not None and usage.completion_tokens > 1:
+            tell(figures.PER_TOKEN, (now - self._first) / (usage.completion_tokens - 1))
+        for stage, seconds in summary.seconds.items():
+            if seconds:  # it worked for this request
+                tell(figures.STAGE, seconds, stage)
+        tell(figures.PROMPT_TOKENS, usage.prompt_tokens + usage.media_tokens)
+        tell(figures.GENERATION_TOKENS, usage.completion_tokens)
+        self._span.end(
+            attributes={
+                "gen_ai.response.finish_reasons": [summary.finish_reason],
+                "gen_ai.usage.input_tokens": usage.prompt_tokens + usage.media_tokens,
+                "gen_ai.usage.output_tokens": usage.completion_tokens,
+                "vl2.media_tokens": usage.media_tokens,
+            }
+        )
+        self._span = NO_SPAN  # whatever becomes of the last piece, it has ended
+        self._about |= asdict(usage) | {"finish_reason": summary.finish_reason, "seconds": summary.seconds}
+        if self._text is not None:
+            self._about["answer"] = "".join(self._text)
+        logger.info("answered", extra=fields(**self._names, **self._about))
+
+    def failed(self, error: Exception) -> None:
+        self._span.end(error.kind if isinstance(error, VideoLlamaError) else StageFailed.__name__)
+        tell_failed(self._publisher, error, **self._names)
+
+
+class GenerationWatch:
+    """One request at the language model; waits from when it is made."""
+
+    def __init__(self, publisher: MetricsPublisher, span: Span) -> None:
+        self._publisher, self._span = publisher, span
+        self._since = time.time()
+        self._phase: figures.Figure | None = figures.QUEUE
+
+    def admitted(self) -> None:
+        self._next(figures.PREFILL)
+
+    def token(self) -> None:
+        if self._phase is figures.PREFILL:
+            self._next(figures.DECODE)
+
+    def ended(self) -> None:
+        """After a last token, or an error: an answer that is stopped at a stop string ends so, too."""
+        if self._phase is figures.DECODE:
+            self._next(None)
+        elif self._phase is not None:
+            self._span.child(_PHASES[self._phase], self._since, time.time(), {"vl2.left": True})
+            self._phase = None
+
+    def _next(self, phase: figures.Figure | None) -> None:
+        now = time.time()
+        if self._phase is not None:
+            self._publisher.tell(self._phase, now - self._since)
+            self._span.child(_PHASES[self._phase], self._since, now)
+        self._phase, self._since = phase, now
