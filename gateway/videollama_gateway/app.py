@@ -1,0 +1,228 @@
+"""The HTTP application: routes, bodies, streams, and who has left."""
+
+import asyncio
+import contextlib
+import json
+import re
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from videollama_core.protocol.errors import Cancelled, VideoLlamaError
+from videollama_core.telemetry.traces import NO_TRACER, Tracer
+from videollama_gateway.answering import Answering
+from videollama_gateway.chat_request import ChatRequest, read_chat_request
+from videollama_gateway.completions import Completion, Form
+from videollama_gateway.failures import BadRequest, body_of, headers_of, status_of
+from videollama_gateway.metrics import Metrics
+from videollama_gateway.page.routes import page_routes
+from videollama_gateway.responses import ResponseForm, read_responses_request
+from videollama_gateway.servers import Servers
+from videollama_gateway.watch import Watch
+
+MAX_BODY_BYTES = 768 * 2**20  # base64 of the 512 MiB that a request's media may have, and its text
+_OFF_LOOP_BYTES = 2**16  # larger bodies are read in a thread: 20 MB of base64 take 90 ms
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_T = TypeVar("_T")
+
+
+def make_app(
+    servers: Servers,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    examples: Path | None = None,
+    tracer: Tracer = NO_TRACER,
+) -> Starlette:
+    """The application; it polls the servers while it runs and closes them at the end.
+
+    Args:
+        examples: folder of media that the page offers.
+    """
+    metrics = Metrics()
+    gateway = Gateway(servers, metrics, tracer, max_body_bytes)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await servers.start()
+        try:
+            yield
+        finally:
+            await servers.close()
+
+    async def live(request: Request) -> Response:
+        return Response(status_code=200)
+
+    async def ready(request: Request) -> Response:
+        return Response(status_code=200 if servers.is_ready else 503)
+
+    async def exposition(request: Request) -> Response:
+        return Response(metrics.expose(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", gateway.chat, methods=["POST"]),
+            Route("/v1/responses", gateway.responses, methods=["POST"]),
+            Route("/v1/models", gateway.models),
+            Route("/v1/models/{name:path}", gateway.model),
+            Route("/health/live", live),
+            Route("/health/ready", ready),
+            Route("/health", ready),
+            Route("/metrics", exposition),
+            *page_routes(examples),
+        ],
+        exception_handlers={VideoLlamaError: _refuse, 404: _not_found, 405: _not_found},
+        lifespan=lifespan,
+    )
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, VideoLlamaError)
+    headers = headers_of(error)
+    if found := getattr(request.state, "request_id", None):
+        headers["x-request-id"] = found
+    return JSONResponse(body_of(error), status_of(error)[0], headers)
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    known = "POST /v1/chat/completions, POST /v1/responses, GET /v1/models, /health/live, /health/ready, /metrics"
+    status = getattr(error, "status_code", 404)
+    text = f"nothing answers {request.method} {request.url.path[:80]}; there are {known}"
+    return JSONResponse(body_of(BadRequest(text, None, status, "not_found")), status)
+
+
+class Gateway:
+    """What the routes do."""
+
+    def __init__(self, servers: Servers, metrics: Metrics, tracer: Tracer, max_body_bytes: int) -> None:
+        self._servers, self._metrics, self._tracer = servers, metrics, tracer
+        self._max_body_bytes = max_body_bytes
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [_model(name) for name in self._servers.models]})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self._servers.models:
+            raise BadRequest(f"the model {name!r} does not exist", "model", 404, "model_not_found")
+        return JSONResponse(_model(name))
+
+    async def chat(self, request: Request) -> Response:
+        return await self._answer(
+            request, read_chat_request, lambda asked, name: Completion(name, asked.model, asked.include_usage)
+        )
+
+    async def responses(self, request: Request) -> Response:
+        return await self._answer(request, read_responses_request, lambda asked, name: ResponseForm(name, asked.model))
+
+    async def _answer(
+        self, request: Request, read: Callable[[Any], ChatRequest], form_of: Callable[[ChatRequest, str], Form]
+    ) -> Response:
+        given = request.headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request.state.request_id = request_id
+        watch = Watch(self._metrics, self._tracer, request, request_id)
+        try:
+            asked = await self._read(request, read)
+        except BaseException as error:
+            watch.failed(error if isinstance(error, VideoLlamaError) else None)
+            raise
+        watch.begin(asked.model if asked.model in self._servers.models else None)
+        answering = Answering(self._servers, asked, request_id, watch)
+        try:
+            await _unless_left(request, answering.begin())
+            form = form_of(asked, request_id)
+            headers = {"x-request-id": request_id}
+            if asked.stream:
+                return _EventStream(answering, form, headers | {"cache-control": "no-cache"})
+            await _unless_left(request, answering.finish())
+            return JSONResponse(form.whole(await answering.answer()), 200, headers)
+        except BaseException as error:
+            watch.failed(error if isinstance(error, VideoLlamaError) else None)
+            await answering.leave()
+            raise
+
+    async def _read(self, request: Request, read: Callable[[Any], ChatRequest]) -> ChatRequest:
+        body = await self._read_body(request)
+        small = len(body) < _OFF_LOOP_BYTES
+        return _parse(body, read) if small else await asyncio.to_thread(_parse, body, read)
+
+    async def _read_body(self, request: Request) -> bytes:
+        """Raises: BadRequest (413) as soon as it is known to be too large."""
+        too_large = BadRequest(f"the body is over the limit of {self._max_body_bytes} bytes", None, 413, "too_large")
+        length = request.headers.get("content-length", "")
+        if length.isdigit() and int(length) > self._max_body_bytes:
+            raise too_large
+        body = bytearray()
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > self._max_body_bytes:
+                    raise too_large
+        except ClientDisconnect as error:
+            raise Cancelled("the caller left before its request was whole") from error
+        return bytes(body)
+
+
+async def _events(answering: Answering, form: Form) -> AsyncIterator[str]:
+    """Server-sent events. An error after the first text is an event: the status has been sent."""
+    try:
+        yield form.begin(answering.first or "")
+        async for piece in answering.rest():
+            yield form.piece(piece)
+        yield form.end(await answering.answer())
+    except VideoLlamaError as error:
+        answering.failed(error)
+        yield form.error(body_of(error))
+
+
+class _EventStream(StreamingResponse):
+    """The events of an answer. However it ends, even before its first event was asked for, the request's place is freed."""
+
+    def __init__(self, answering: Answering, form: Form, headers: dict[str, str]) -> None:
+        super().__init__(_events(answering, form), 200, headers, "text/event-stream")
+        self._answering = answering
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answering.failed(None)  # of a caller that left; nothing after an answer or an error
+            await self._answering.leave()
+
+
+async def _unless_left(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+    """The work's result; it is cancelled when the caller leaves. Raises: Cancelled then."""
+    doing = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_wait_until_left(request))
+    try:
+        await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise Cancelled("the caller left")
+        return await doing
+    finally:
+        for task in (leaving, doing):
+            task.cancel()
+        await asyncio.gather(leaving, doing, return_exceptions=True)
+
+
+async def _wait_until_left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _parse(body: bytes, read: Callable[[Any], ChatRequest]) -> ChatRequest:
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the body is not JSON: {error}") from error
+    return read(content)
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "videollama2-service"}

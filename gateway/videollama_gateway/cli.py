@@ -1,0 +1,111 @@
+"""`vl2 gateway`."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from videollama_client.cli.connection_options import connection_options
+from videollama_core.protocol.errors import InvalidRequest
+from videollama_core.telemetry.logs import LogStyle, log_to_stderr
+from videollama_core.telemetry.options import telemetry_options
+from videollama_core.telemetry.traces import open_tracer, with_endpoint
+
+
+@click.command(
+    epilog="Example: vl2 gateway --server localhost:8001; then OPENAI_BASE_URL=http://localhost:8080/v1 with any OpenAI client"
+)
+@click.option(
+    "--server",
+    "named",
+    multiple=True,
+    metavar="[MODEL=]HOST:PORT",
+    help="Ask the server at this gRPC address; dns:NAME:PORT is one at each address of NAME, as they come and go. Repeat it for several servers of one model, or for several models. The default is --url.",
+)
+@click.option(
+    "--servers-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Ask the servers of this file, too: one a line, as --server takes them. It is read again every second.",
+)
+@connection_options
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Listen on this address; 0.0.0.0 is every network."
+)
+@click.option("--port", default=8080, show_default=True, help="Listen on this port; 0 picks a free one.")
+@click.option(
+    "--examples",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Offer the media of this folder on the web page.",
+)
+@telemetry_options
+@click.option("--max-body-bytes", type=int, help="Refuse request bodies larger than this; the default is 768 MiB.")
+def gateway(
+    named: tuple[str, ...],
+    servers_file: Path | None,
+    connection: dict[str, Any],
+    host: str,
+    port: int,
+    examples: Path | None,
+    otlp_endpoint: str | None,
+    log_style: LogStyle,
+    max_body_bytes: int | None,
+) -> None:
+    """Offer the OpenAI API (chat completions with video, pictures and audio) and a web page in front of running servers."""
+    address = connection.pop("address")
+    if not named and servers_file is None:
+        named = (address,)
+    environment = with_endpoint(os.environ, otlp_endpoint)
+    os.environ.update(log_style.environment())
+    log_to_stderr(logging.INFO, "%(asctime)s gateway %(levelname)s %(message)s", "gateway", log_style)
+    listening = _listen(host, port)
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises what it caught once more when it has ended
+        signal.signal(number, lambda *_: None)
+    asyncio.run(_serve(named, servers_file, connection, listening, max_body_bytes, examples, environment))
+
+
+async def _serve(
+    named: Sequence[str],
+    servers_file: Path | None,
+    connection: dict[str, Any],
+    listening: socket.socket,
+    max_body_bytes: int | None,
+    examples: Path | None,
+    environment: dict[str, str],
+) -> None:
+    import uvicorn
+
+    from videollama_gateway.app import MAX_BODY_BYTES, make_app
+    from videollama_gateway.servers import Servers
+
+    servers = Servers.connect(named, connection, servers_file)
+    await servers.discover()
+    tracer = open_tracer("videollama2-gateway", environment)
+    app = make_app(servers, max_body_bytes or MAX_BODY_BYTES, examples, tracer)
+    config = uvicorn.Config(
+        app, log_config=None, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=30
+    )
+    where = listening.getsockname()
+    address = f"http://{where[0]}:{where[1]}"
+    click.echo(f"the OpenAI API is at {address}/v1, a web page at {address}/, models: {', '.join(servers.models)}")
+    await uvicorn.Server(config).serve(sockets=[listening])
+    tracer.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Raises: InvalidRequest where the address cannot be had."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(2048)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InvalidRequest(f"{host}:{port} cannot be listened at: {reason}; name another --port or --host") from error
+    return listening

@@ -1,0 +1,91 @@
+"""Answers in the form of the Chat Completions API. Whole answers, and chunks of a stream."""
+
+import json
+import time
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from videollama_core.protocol.messages import Answer
+
+
+class Form(Protocol):
+    """An answer in the form of one API: whole as JSON, or as server-sent events."""
+
+    def whole(self, answer: Answer) -> dict[str, Any]: ...
+
+    def begin(self, text: str) -> str: ...
+
+    def piece(self, text: str) -> str: ...
+
+    def end(self, answer: Answer) -> str: ...
+
+    def error(self, body: dict[str, Any]) -> str: ...
+
+
+class Completion:
+    """The answer to one request; every piece of it carries the same id, time and model."""
+
+    def __init__(self, request_id: str, model: str, include_usage: bool = False) -> None:
+        self._id, self._model, self._created = f"chatcmpl-{request_id}", model, int(time.time())
+        self._include_usage = include_usage
+
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
+        return self._about("chat.completion") | {
+            "choices": [choice],
+            "usage": usage_of(answer),
+            "vl2": extra_of(answer),
+        }
+
+    def begin(self, text: str) -> str:
+        """The first event of a stream."""
+        return self._chunk({"role": "assistant", "content": text})
+
+    def piece(self, text: str) -> str:
+        return self._chunk({"content": text})
+
+    def end(self, answer: Answer) -> str:
+        ends = self._chunk({}, answer.finish_reason)
+        if self._include_usage:
+            about = self._about("chat.completion.chunk")
+            ends += event(about | {"choices": [], "usage": usage_of(answer), "vl2": extra_of(answer)})
+        return ends + "data: [DONE]\n\n"
+
+    def error(self, body: dict[str, Any]) -> str:
+        return event(body)
+
+    def _chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> str:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return event(self._about("chat.completion.chunk") | {"choices": [choice]})
+
+    def _about(self, kind: str) -> dict[str, Any]:
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
+
+
+def event(content: dict[str, Any]) -> str:
+    """One server-sent event."""
+    return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def was_cached(answer: Answer) -> bool:
+    """Whether the media's tokens were there from an earlier question."""
+    return bool(answer.usage.media_tokens) and not answer.seconds.get("encoder", 0.0)
+
+
+def usage_of(answer: Answer) -> dict[str, Any]:
+    """Media tokens are part of the prompt; those that were there from an earlier question are the cached ones."""
+    used = answer.usage
+    prompt = used.prompt_tokens + used.media_tokens
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": used.completion_tokens,
+        "total_tokens": prompt + used.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": used.media_tokens if was_cached(answer) else 0},
+    }
+
+
+def extra_of(answer: Answer) -> dict[str, Any]:
+    """What OpenAI's form has no place for."""
+    frames = [asdict(frame) for frame in answer.frames]
+    return {"media_tokens": answer.usage.media_tokens, "seconds": answer.seconds, "frames": frames}

@@ -1,0 +1,160 @@
+"""Content parts of a message -> text and media. What would change the answer and cannot be done is refused."""
+
+import base64
+import binascii
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from videollama_gateway.failures import BadRequest
+
+# part type -> (key of its media, kind); input_image and input_text are those of the Responses API.
+_MEDIA_PARTS = {
+    "image_url": ("image_url", "image"),
+    "input_image": ("image_url", "image"),
+    "video_url": ("video_url", "video"),
+    "audio_url": ("audio_url", "audio"),
+    "input_audio": ("input_audio", "audio"),
+    "file": ("file", None),
+    "input_file": ("file", None),
+}
+_TEXT_PARTS = ("text", "input_text", "output_text")
+TIMES = ("start", "end", "with_audio", "num_frames", "sampling")  # extras that a question takes
+_FRAME_COUNTS = ("fps", "max_frames")  # extras that a question does not take
+_HARMLESS = ("type", "url", "detail", "uuid", "format", "data", "file_data", "filename", "mime_type")
+# The first bytes of a file -> kind.
+_MAGIC = (
+    (0, b"\x89PNG", "image"),
+    (0, b"\xff\xd8\xff", "image"),
+    (0, b"BM", "image"),
+    (8, b"WEBP", "image"),
+    (8, b"WAVE", "audio"),
+    (8, b"AVI ", "video"),
+    (0, b"fLaC", "audio"),
+    (0, b"OggS", "audio"),
+    (0, b"ID3", "audio"),
+    (0, b"\xff\xfb", "audio"),
+    (0, b"GIF8", "video"),
+    (4, b"ftypavif", "image"),
+    (4, b"ftypM4A", "audio"),
+    (4, b"ftyp", "video"),
+    (0, b"\x1a\x45\xdf\xa3", "video"),
+)
+
+
+@dataclass
+class Found:
+    """Text and media of a conversation, as they are read.
+
+    Attributes:
+        media: (kind, bytes) of what was sent, or (kind, URL) of what the server is to fetch, in order.
+        extras: start, end, with_audio, num_frames, sampling, wherever they stood.
+    """
+
+    media: list[tuple[str, bytes | str]] = field(default_factory=list)
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def add_extras(self, values: Any, where: str) -> None:
+        """Raises: BadRequest for what the service cannot do, or for two values of one extra."""
+        if values is None:
+            return
+        if not isinstance(values, Mapping):
+            raise BadRequest(f"{where} is not an object", where)
+        for name in _FRAME_COUNTS:
+            if values.get(name) is not None:
+                raise BadRequest(
+                    f"{where}: {name} cannot be chosen: name the number of frames (num_frames), or leave it out for the "
+                    "number that the checkpoint was trained on",
+                    name,
+                )
+        for name in TIMES:
+            if (value := values.get(name)) is not None and self.extras.setdefault(name, value) != value:
+                raise BadRequest(f"{name} is both {self.extras[name]!r} and {value!r}", name)
+
+
+def read_content(content: Any, where: str, found: Found) -> str:
+    """The text of a message's content; its media goes to `found`. Raises: BadRequest."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise BadRequest(f"{where} is neither a string nor a list of parts", where)
+    texts = []
+    for place, part in enumerate(content):
+        name = f"{where}[{place}]"
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind in _TEXT_PARTS:
+            if not isinstance(part.get("text"), str):
+                raise BadRequest(f"{name}.text is not a string", name)
+            texts.append(part["text"])
+        elif kind in _MEDIA_PARTS:
+            _read_media(part, *_MEDIA_PARTS[kind], name, found)
+        else:
+            wanted = ", ".join((*_TEXT_PARTS[:2], *_MEDIA_PARTS))
+            raise BadRequest(f"{name} has type {kind!r}; parts are {wanted}", name)
+    return "\n".join(texts)
+
+
+def _read_media(part: Mapping[str, Any], key: str, kind: str | None, where: str, found: Found) -> None:
+    value = part.get(key, part)
+    inner: Mapping[str, Any] = value if isinstance(value, Mapping) else {"url": value}
+    source = next((inner[name] for name in ("url", "data", "file_data") if inner.get(name) is not None), None)
+    if not isinstance(source, str):
+        raise BadRequest(f"{where} brings no media; wanted a URL or base64 in {key}", where)
+    for holder in (part, inner):
+        unknown = set(holder) - {*TIMES, *_FRAME_COUNTS, *_HARMLESS, key}
+        if unknown:
+            raise BadRequest(f"{where} has the unknown field {sorted(unknown)[0]}", where)
+        found.add_extras(holder, where)
+    mime, content = read_source(source, where)
+    named = mime.partition("/")[0]
+    if isinstance(content, str):  # a URL; its name is all there is to go by
+        kind = kind or _kind_of_name(urllib.parse.urlsplit(content).path)
+    elif kind is None:
+        kind = named if named in ("image", "video", "audio") else _kind_of_bytes(content)
+    elif named == "video" and kind == "image":
+        kind = "video"
+    if kind is None:
+        raise BadRequest(
+            f"{where} is neither a picture, a video nor an audio file that is known by its first bytes", where
+        )
+    found.media.append((kind, content))
+
+
+def read_source(source: str, where: str) -> tuple[str, bytes | str]:
+    """(MIME type or "", bytes of a data: URL or of plain base64; or the URL itself)."""
+    scheme, separator, rest = source.partition(":")
+    if scheme.lower() in ("http", "https", "file") and separator:
+        return "", source
+    if scheme.lower() == "data" and separator:
+        head, comma, body = rest.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise BadRequest(f"{where}: a data: URL is data:TYPE;base64,DATA", where)
+        return head[: -len(";base64")].partition(";")[0].lower(), _decode(body, where)
+    if separator:
+        raise BadRequest(f"{where}: the scheme {scheme[:20]!r} is none of data, https, http and file", where)
+    return "", _decode(source, where)
+
+
+def _decode(text: str, where: str) -> bytes:
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadRequest(f"{where} holds no base64: {error}", where) from error
+    if not content:
+        raise BadRequest(f"{where} is empty", where)
+    return content
+
+
+def _kind_of_bytes(content: bytes) -> str | None:
+    return next((kind for at, magic, kind in _MAGIC if content[at : at + len(magic)] == magic), None)
+
+
+def _kind_of_name(path: str) -> str | None:
+    suffix = path.rpartition(".")[2].lower()
+    kinds = {
+        "video": ("mp4", "mov", "mkv", "webm", "avi", "gif", "m4v"),
+        "image": ("png", "jpg", "jpeg", "webp", "bmp", "avif", "tif", "tiff"),
+        "audio": ("wav", "flac", "mp3", "ogg", "opus", "m4a"),
+    }
+    return next((kind for kind, names in kinds.items() if suffix in names), None)

@@ -1,0 +1,143 @@
+"""The Responses API: its bodies -> those of Chat Completions, and answers in its form. Nothing is stored."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from videollama_core.protocol.messages import Answer
+from videollama_gateway.chat_request import ChatRequest, read_chat_request
+from videollama_gateway.completions import extra_of, usage_of
+from videollama_gateway.failures import BadRequest
+from videollama_gateway.parts import TIMES
+
+# Fields whose names and meanings are those of Chat Completions; that API's reader checks them.
+_SAME = (
+    *("model", "stream", "temperature", "top_p", "top_k", "seed", "max_output_tokens", "user", "metadata", "tools"),
+    *("tool_choice", "parallel_tool_calls", "top_logprobs", "service_tier", *TIMES),
+)
+# Fields that would need what is not kept or not done, and the values of them that ask for nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "previous_response_id": (),
+    "conversation": (),
+    "background": (False,),
+    "store": (False, True),  # clients send true by themselves; GET of a response is 404
+    "include": ([],),
+    "truncation": ("disabled",),
+    "text": ({"format": {"type": "text"}}, {}),
+    "reasoning": ({},),
+    "prompt": (),
+    "stream_options": ({}, {"include_obfuscation": False}),
+}
+
+
+def read_responses_request(body: Any) -> ChatRequest:
+    """Raises: BadRequest for what is not understood or cannot be done."""
+    if not isinstance(body, Mapping):
+        raise BadRequest("the body is not a JSON object")
+    for name, value in body.items():
+        if name in _NEUTRAL:
+            if value is not None and value not in _NEUTRAL[name]:
+                raise BadRequest(f"{name} is not offered by this service; leave it out", name)
+        elif name not in (*_SAME, "input", "instructions") and value is not None:
+            raise BadRequest(f"unknown field {name!r}", name)
+    chat = {name: body[name] for name in _SAME if name in body}
+    messages: list[dict[str, Any]] = []
+    if (instructions := body.get("instructions")) is not None:
+        messages.append({"role": "system", "content": instructions})
+    asked = body.get("input")
+    if isinstance(asked, str):
+        asked = [{"role": "user", "content": asked}]
+    if not isinstance(asked, list) or not asked:
+        raise BadRequest("input is neither a string nor a list of messages", "input")
+    for place, item in enumerate(asked):
+        if not isinstance(item, Mapping) or item.get("type", "message") != "message":
+            raise BadRequest(f"input[{place}] is not a message", "input")
+        messages.append({"role": item.get("role"), "content": item.get("content")})
+    return read_chat_request(chat | {"messages": messages})
+
+
+class ResponseForm:
+    """The answer to one request in the form of the Responses API."""
+
+    def __init__(self, request_id: str, model: str) -> None:
+        self._id, self._model, self._created = f"resp_{request_id}", model, int(time.time())
+        self._item = f"msg_{request_id}"
+        self._number = 0
+
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        used, cut = usage_of(answer), answer.finish_reason == "length"
+        return self._about("incomplete" if cut else "completed") | {
+            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "output": [self._message("incomplete" if cut else "completed", answer.text)],
+            "usage": {
+                "input_tokens": used["prompt_tokens"],
+                "input_tokens_details": used["prompt_tokens_details"],
+                "output_tokens": used["completion_tokens"],
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": used["total_tokens"],
+            },
+            "vl2": extra_of(answer),
+        }
+
+    def begin(self, text: str) -> str:
+        """Events up to the first text."""
+        created = self._about("in_progress")
+        opened = (
+            self._event("response.created", response=created),
+            self._event("response.in_progress", response=created),
+            self._event("response.output_item.added", output_index=0, item=self._message("in_progress", None)),
+            self._event("response.content_part.added", **self._place(), part=_text("")),
+        )
+        return "".join(opened) + self.piece(text)
+
+    def piece(self, text: str) -> str:
+        return self._event("response.output_text.delta", **self._place(), delta=text, logprobs=[])
+
+    def end(self, answer: Answer) -> str:
+        whole = self.whole(answer)
+        return "".join(self._ends(answer, whole))
+
+    def _ends(self, answer: Answer, whole: dict[str, Any]) -> Iterator[str]:
+        yield self._event("response.output_text.done", **self._place(), text=answer.text, logprobs=[])
+        yield self._event("response.content_part.done", **self._place(), part=_text(answer.text))
+        yield self._event("response.output_item.done", output_index=0, item=whole["output"][0])
+        yield self._event(f"response.{whole['status']}", response=whole)
+
+    def error(self, body: dict[str, Any]) -> str:
+        found = body["error"]
+        return self._event("error", code=found["code"], message=found["message"], param=found["param"])
+
+    def _event(self, kind: str, **content: Any) -> str:
+        content = {"type": kind, "sequence_number": self._number, **content}
+        self._number += 1
+        return f"event: {kind}\ndata: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self._item, "output_index": 0, "content_index": 0}
+
+    def _message(self, status: str, text: str | None) -> dict[str, Any]:
+        content = [] if text is None else [_text(text)]
+        return {"type": "message", "id": self._item, "status": status, "role": "assistant", "content": content}
+
+    def _about(self, status: str) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": "response",
+            "created_at": self._created,
+            "status": status,
+            "model": self._model,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": None,
+            "metadata": {},
+            "output": [],
+            "parallel_tool_calls": False,
+            "store": False,
+            "tool_choice": "none",
+            "tools": [],
+        }
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}

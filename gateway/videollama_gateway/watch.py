@@ -1,0 +1,108 @@
+"""What the gateway tells of one request: its figures, its span and its line of the log."""
+
+import logging
+import time
+
+from starlette.requests import Request
+
+from videollama_core.protocol.errors import Cancelled, VideoLlamaError
+from videollama_core.protocol.messages import Answer
+from videollama_core.protocol.trace_context import TRACEPARENT, checked_traceparent
+from videollama_core.telemetry.logs import LogStyle, fields
+from videollama_core.telemetry.traces import Tracer
+from videollama_gateway.completions import was_cached
+from videollama_gateway.failures import status_of
+from videollama_gateway.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+_UNKNOWN = "unknown"  # the model of a request that names none of ours, or could not be read
+
+
+class Watch:
+    """One request: its span begins when made, its figures with `begin`; exactly one of `answered` and `failed` ends it,
+    further calls do nothing."""
+
+    def __init__(self, metrics: Metrics, tracer: Tracer, request: Request, request_id: str) -> None:
+        route = request.url.path
+        about = {"http.request.method": request.method, "http.route": route, "gen_ai.operation.name": "chat"}
+        parent = checked_traceparent(request.headers.get(TRACEPARENT))
+        self._span = tracer.begin(f"{request.method} {route}", parent, about | {"vl2.request_id": request_id})
+        self._metrics, self._request_id, self._model = metrics, request_id, _UNKNOWN
+        self._content = LogStyle.of().content
+        self._first: float | None = None
+        self._begun = self._ended = False
+
+    @property
+    def traceparent(self) -> str | None:
+        """For the server that answers."""
+        return self._span.traceparent
+
+    def begin(self, model: str | None) -> None:
+        """The request was read; None is a model that is none of ours."""
+        self._model, self._began, self._begun = model or _UNKNOWN, time.perf_counter(), True
+        self._metrics.running.labels(self._model).inc()
+
+    def first_text(self) -> None:
+        if self._first is None:
+            self._first = time.perf_counter()
+            self._metrics.first_token.labels(self._model).observe(self._first - self._began)
+
+    def answered(self, answer: Answer) -> None:
+        if not self._end():
+            return
+        now, metrics, model, usage = time.perf_counter(), self._metrics, self._model, answer.usage
+        metrics.latency.labels(model).observe(now - self._began)
+        if self._first is not None and usage.completion_tokens > 1:
+            metrics.per_token.labels(model).observe((now - self._first) / (usage.completion_tokens - 1))
+        for stage, seconds in answer.seconds.items():
+            if seconds:  # it worked for this request
+                metrics.stage.labels(model, stage).observe(seconds)
+        prompt_tokens = usage.prompt_tokens + usage.media_tokens
+        metrics.prompt_tokens.labels(model).inc(prompt_tokens)
+        metrics.generated_tokens.labels(model).inc(usage.completion_tokens)
+        if usage.media_tokens:
+            metrics.cache_queries.labels(model).inc()
+            metrics.cache_hits.labels(model).inc(was_cached(answer))
+        self._span.end(
+            attributes={
+                "http.response.status_code": 200,
+                "gen_ai.request.model": model,
+                "gen_ai.response.finish_reasons": [answer.finish_reason],
+                "gen_ai.usage.input_tokens": prompt_tokens,
+                "gen_ai.usage.output_tokens": usage.completion_tokens,
+            }
+        )
+        self._log(
+            logging.INFO,
+            "answered",
+            status=200,
+            finish_reason=answer.finish_reason,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            seconds=round(now - self._began, 6),
+            answer=answer.text if self._content else None,
+        )
+
+    def failed(self, error: VideoLlamaError | None) -> None:
+        """None: the caller left."""
+        if not self._end():
+            return
+        error = error or Cancelled("the caller left")
+        status = status_of(error)[0]
+        reason = "cancelled" if isinstance(error, Cancelled) else error.kind if status != 404 else "unknown_model"
+        self._metrics.rejected.labels(self._model, reason).inc()
+        self._span.end(error.kind, {"http.response.status_code": status, "gen_ai.request.model": self._model})
+        level = logging.WARNING if status >= 500 else logging.INFO
+        self._log(level, "failed", status=status, reason=reason, text=str(error) if self._content else None)
+
+    def _log(self, level: int, message: str, **found: object) -> None:
+        about = fields(request_id=self._request_id, trace_id=self._span.trace_id, model=self._model, **found)
+        logger.log(level, message, extra=about)
+
+    def _end(self) -> bool:
+        if self._ended:
+            return False
+        self._ended = True
+        if self._begun:
+            self._metrics.running.labels(self._model).dec()
+        return True
