@@ -15,8 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from videollama_benchmarks.hallucination import load_shapes_probing, perception_and_resistance, read_shapes_probing
-from videollama_benchmarks.items import Item
+from videollama_benchmarks.tasks.hallucination import (
+    load_shapes_probing,
+    perception_and_resistance,
+    read_shapes_probing,
+)
+from videollama_benchmarks.tasks.items import Item
 from videollama_client import Client
 from videollama_core.media.video import Segment, load_media
 

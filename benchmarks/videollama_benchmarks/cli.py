@@ -4,15 +4,17 @@ import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
-from videollama_benchmarks import choices, hallucination, judged, shapes, sound, videomme
-from videollama_benchmarks.items import Task
 from videollama_benchmarks.judge_prompts import OWN, OWN_WORDING, JudgePrompt, read_prompts
+from videollama_benchmarks.tasks import audio, choices, hallucination, judged, shapes, videomme
+from videollama_benchmarks.tasks.items import Task
+from videollama_client.cli.connection_options import connection_options
 
 TASKS: dict[str, Task] = {
-    task.name: task for module in (shapes, choices, videomme, hallucination, judged, sound) for task in module.TASKS
+    task.name: task for module in (shapes, choices, videomme, hallucination, judged, audio) for task in module.TASKS
 }
 _LIST = "\n".join(f"  {task.name:20}{task.title}{'; needs a judge' if task.judge else ''}" for task in TASKS.values())
 _EPILOG = f"\b\nBenchmarks:\n{_LIST}\n\nExample: vl2 eval mvbench /data/MVBench --out build/eval/mvbench"
@@ -22,46 +24,65 @@ _EPILOG = f"\b\nBenchmarks:\n{_LIST}\n\nExample: vl2 eval mvbench /data/MVBench 
 @click.argument("task", type=click.Choice(list(TASKS)), metavar="BENCHMARK")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder for answers, result.json, result.png."
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Write answers, result.json and result.png to this folder.",
 )
-@click.option("--url", default="localhost:8001", show_default=True, help="host:port of the server's gRPC port.")
+@connection_options
 @click.option(
-    "--checkpoint", type=click.Path(path_type=Path), help="Answer in this process instead of asking a server."
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="Answer in this process with this checkpoint instead of asking a server.",
 )
-@click.option("--tower", type=click.Path(path_type=Path), help="Vision tower of --checkpoint, where it is not near.")
-@click.option("--concurrency", default=8, show_default=True, help="Questions at a time.")
-@click.option("--limit", type=int, help="Only the first so many items.")
-@click.option("--max-new-tokens", type=int, help="Default: what the benchmark needs.")
-@click.option("--timeout", default=600.0, show_default=True, help="Seconds for one answer.")
+@click.option(
+    "--tower",
+    type=click.Path(path_type=Path),
+    help="Take the vision tower of --checkpoint from this folder, where it is not near.",
+)
+@click.option("--concurrency", default=8, show_default=True, help="Send this many concurrent requests.")
+@click.option("--limit", type=int, help="Ask only the first this many items.")
+@click.option(
+    "--max-new-tokens", type=int, help="Limit an answer to this many tokens; the default is what the benchmark needs."
+)
+@click.option("--timeout", default=600.0, show_default=True, help="Give each answer this many seconds.")
 @click.option(
     "--order",
     type=click.Choice(("true", "shuffled", "reversed")),
     default="true",
     show_default=True,
-    help="Order in which the model sees the frames: what do answers owe to time?",
+    help="Show the model the frames in this order, to measure what answers owe to time.",
 )
 @click.option(
     "--num-frames",
     type=int,
-    help="num_frames of the checkpoint's config.json, where a server is asked: for --order and videomme-subtitles.",
+    help="State num_frames of the served checkpoint's config.json: --order and videomme-subtitles need it.",
 )
-@click.option("--without-audio", is_flag=True, help="Ask about videos without their sound: what do answers owe to it?")
-@click.option("--vcd-alpha", type=float, help="Ask with visual contrastive decoding: its weight, 1 in the paper.")
-@click.option("--vcd-beta", type=float, help="Its plausibility cutoff.")
-@click.option("--vcd-noise-step", type=int, help="Its steps of noise.")
-@click.option("--judge-url", help="OpenAI-compatible endpoint of the judge; its key is read from JUDGE_API_KEY.")
-@click.option("--judge-model", help="Name of the judge's model.")
-@click.option("--judge-concurrency", default=4, show_default=True)
+@click.option(
+    "--without-audio",
+    is_flag=True,
+    help="Ask about videos without their audio track, to measure what answers owe to it.",
+)
+@click.option(
+    "--vcd-alpha", type=float, help="Ask with visual contrastive decoding (VCD) of this weight; 1 is the paper's."
+)
+@click.option("--vcd-beta", type=float, help="VCD: keep tokens at least this many times as likely as the best.")
+@click.option("--vcd-noise-step", type=int, help="VCD: add the noise of this diffusion step.")
+@click.option(
+    "--judge-url", help="Ask the judge at this OpenAI-compatible endpoint; its key is read from JUDGE_API_KEY."
+)
+@click.option("--judge-model", help="Ask for the judge's model by this name.")
+@click.option("--judge-concurrency", default=4, show_default=True, help="Send the judge this many concurrent requests.")
 @click.option(
     "--judge-prompts",
     type=click.Path(path_type=Path),
-    help="JSON file with the judge's prompts (docs/evaluation.md); default: our own wording.",
+    help="Take the judge's prompts from this JSON file (docs/evaluation.md); the default is our own wording.",
 )
 def evaluate(
     task: str,
     folder: Path,
     out: Path,
-    url: str,
+    connection: dict[str, Any],
     checkpoint: Path | None,
     tower: Path | None,
     concurrency: int,
@@ -105,9 +126,9 @@ def evaluate(
     contrast = {name: value for name, value in contrast.items() if value is not None}
     about |= contrast
     key = dict(about)
-    about["from"] = str(checkpoint or url)
+    about["from"] = str(checkpoint or connection["address"])
     answers = run.Journal(out / "answers.jsonl", key)
-    with Client(url) as client:
+    with Client(**connection) as client:
         if checkpoint:
             answerer, concurrency = sources.in_process(checkpoint, tower, tokens, frames, **contrast), 1
         else:

@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 
 from videollama_benchmarks.contact_sheet import draw_contact_sheet, read_strip
-from videollama_benchmarks.items import Item
-from videollama_benchmarks.shapes import load_shapes, read_shapes
+from videollama_benchmarks.tasks.items import Item
+from videollama_benchmarks.tasks.shapes import load_shapes, read_shapes
 from videollama_client import Answer, Client, QuestionOptions
 from videollama_core.protocol.errors import ServerFailed
 
@@ -41,12 +41,20 @@ class Asked:
     "--checkpoint",
     type=click.Path(path_type=Path),
     default=CHECKPOINT,
-    help="Checkpoint to convert; default: tiny-shapes, which knows moving shapes and nothing else.",
+    help="Convert this checkpoint; the default is tiny-shapes, which knows moving shapes and nothing else.",
 )
 @click.option("--video", type=click.Path(path_type=Path), help="Ask about this video instead of the held-out clips.")
-@click.option("--question", "questions", multiple=True, default=("What happens in the video?",), help="About --video.")
-@click.option("--out", type=click.Path(path_type=Path), default=_OUT, help="Where the converted checkpoint goes.")
-@click.option("--max-new-tokens", default=48, show_default=True)
+@click.option(
+    "--question",
+    "questions",
+    multiple=True,
+    default=("What happens in the video?",),
+    help="Ask this about --video. Repeat it for more.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=_OUT, help="Write the converted checkpoint to this folder."
+)
+@click.option("--max-new-tokens", default=48, show_default=True, help="Limit an answer to this many tokens.")
 def demo(checkpoint: Path, video: Path | None, questions: tuple[str, ...], out: Path, max_new_tokens: int) -> None:
     """Convert a small checkpoint, start a real Triton server on it, and ask it about clips that it never saw."""
     for path in (checkpoint, video or HELD_OUT):
@@ -57,8 +65,8 @@ def demo(checkpoint: Path, video: Path | None, questions: tuple[str, ...], out: 
     items = choose_items() if video is None else [Item(text, "video", video, (text,), None) for text in questions]
     _say(f"vl2 convert {_short(checkpoint)} --out {_short(out)}")
     subprocess.run([*_vl2(), "convert", str(checkpoint), "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
-    _say(f"vl2 serve {_short(out)} --grpc-port 0 --http-port 0 --metrics-port 0")
-    ports = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
+    _say(f"vl2 serve {_short(out)} --grpc-port 0")
+    ports = ("--grpc-port", "0")
     server = subprocess.Popen([*_vl2(), "serve", str(out), *ports], stdout=subprocess.PIPE, text=True)
     try:
         address = _wait_for_address(server)
@@ -140,7 +148,9 @@ def _sum_up(asked: Sequence[Asked], out: Path) -> None:
     click.echo("")
     if known:
         click.echo(f"{sum(bool(one.right) for one in known)} of {len(known)} right, about clips that it never saw.")
-    click.echo(f"What it looked at: {_short(sheet)}. Next: README.md.")
+    click.echo(f"What it looked at: {_short(sheet)}. In a browser, at http://localhost:8080/, with these two commands:")
+    click.echo(f"  .venv/bin/vl2 serve {_short(out)}")
+    click.echo(f"  .venv/bin/vl2 gateway --examples {_short(HELD_OUT / 'held_out')}")
 
 
 def _wait_for_address(server: "subprocess.Popen[str]") -> str:

@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx2 as httpx
 
-from videollama_benchmarks.items import JudgeQuestion
 from videollama_benchmarks.judge_prompts import JudgePrompt
+from videollama_benchmarks.tasks.items import JudgeQuestion
 from videollama_core.protocol.errors import (
     DeadlineExceeded,
     InvalidRequest,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videollama_benchmarks.items import need, read_json_file
+from videollama_benchmarks.tasks.items import need, read_json_file
 from videollama_core.protocol.errors import BadSample
 
 OWN_WORDING = "our own wording: scores do not compare with published ones"

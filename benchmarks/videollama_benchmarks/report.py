@@ -9,8 +9,8 @@ from typing import Any
 
 import matplotlib
 
-from videollama_benchmarks.items import Item, Verdict
 from videollama_benchmarks.run import Outcome
+from videollama_benchmarks.tasks.items import Item, Verdict
 
 matplotlib.use("Agg")
 Measure = Callable[[Sequence[tuple[Item, Verdict]]], dict[str, float]]

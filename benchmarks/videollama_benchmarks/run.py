@@ -11,9 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from videollama_benchmarks.items import Item, Task, Verdict
 from videollama_benchmarks.judge import Judge
 from videollama_benchmarks.sources import Answerer
+from videollama_benchmarks.tasks.items import Item, Task, Verdict
 from videollama_core.protocol.errors import (
     ArtifactMismatch,
     InvalidRequest,

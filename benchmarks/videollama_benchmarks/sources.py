@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from videollama_benchmarks.items import Item
+from videollama_benchmarks.tasks.items import Item
 from videollama_client import Client
 from videollama_client.media import read_media
 from videollama_core.protocol.errors import UnreadableMedia

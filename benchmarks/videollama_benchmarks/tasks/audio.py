@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from videollama_benchmarks.answers import ends_equal, letter_of
-from videollama_benchmarks.items import (
+from videollama_benchmarks.tasks.answers import ends_equal, letter_of
+from videollama_benchmarks.tasks.items import (
     Item,
     Task,
     Verdict,

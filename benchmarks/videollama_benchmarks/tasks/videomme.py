@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from videollama_benchmarks.answers import FALLBACK, find_letter, find_option, letter_of
-from videollama_benchmarks.choices import LETTER_INSTRUCTION
-from videollama_benchmarks.items import Item, Task, Verdict, find_video, need, read_text_file
+from videollama_benchmarks.tasks.answers import FALLBACK, find_letter, find_option, letter_of
+from videollama_benchmarks.tasks.choices import LETTER_INSTRUCTION
+from videollama_benchmarks.tasks.items import Item, Task, Verdict, find_video, need, read_text_file
 from videollama_core.protocol.errors import BadSample
 
 _DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from videollama_benchmarks.items import Item, Task, Verdict, need, read_json_file, read_text_file
+from videollama_benchmarks.tasks.items import Item, Task, Verdict, need, read_json_file, read_text_file
 from videollama_core.protocol.errors import BadSample
 
 CMM_FILE = "all_data_final_reorg.json"
@@ -50,7 +50,7 @@ def _truth(value: Any, path: Path) -> str:
 def load_cmm(folder: Path) -> list[Item]:
     """FOLDER/all_data_final_reorg.json and the media that it names, below FOLDER/reorg_raw_files.
 
-    Where sight and sound are asked about together, the sound lies in a file of its own.
+    Where picture and audio are asked about together, the audio lies in a file of its own.
     """
     path = folder / CMM_FILE
     items = []
@@ -200,7 +200,7 @@ def read_shapes_probing(item: Item, answers: Sequence[str]) -> Verdict:
 
 
 TASKS = [
-    Task("cmm", "CMM, hallucinations by sight, sound, language", load_cmm, read_cmm, export=export_cmm,
+    Task("cmm", "CMM, hallucinations of vision, audio and language", load_cmm, read_cmm, export=export_cmm,
          measure=perception_and_resistance),
     Task("pope", "POPE, objects of COCO", load_pope, read_pope, measure=precision_and_recall, max_new_tokens=1024),
     Task("shapes-probing", "what is and is not there, in the synthetic world", load_shapes_probing, read_shapes_probing,

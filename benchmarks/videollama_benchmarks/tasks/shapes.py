@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from videollama_benchmarks.answers import find_letter
-from videollama_benchmarks.items import Item, Task, Verdict, need, read_json_file
+from videollama_benchmarks.tasks.answers import find_letter
+from videollama_benchmarks.tasks.items import Item, Task, Verdict, need, read_json_file
 
 
 def load_shapes(folder: Path) -> list[Item]:

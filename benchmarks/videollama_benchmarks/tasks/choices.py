@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from videollama_benchmarks.answers import (
+from videollama_benchmarks.tasks.answers import (
     FALLBACK,
     find_letter,
     find_option,
@@ -14,7 +14,7 @@ from videollama_benchmarks.answers import (
     letters_of,
     without_answer,
 )
-from videollama_benchmarks.items import Item, Task, Verdict, find_video, need, read_json_file
+from videollama_benchmarks.tasks.items import Item, Task, Verdict, find_video, need, read_json_file
 from videollama_core.protocol.errors import BadSample
 
 LETTER_INSTRUCTION = "Answer with the option's letter from the given choices directly and only give the best option."

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from videollama_benchmarks.items import (
+from videollama_benchmarks.tasks.items import (
     Item,
     JudgeQuestion,
     Task,

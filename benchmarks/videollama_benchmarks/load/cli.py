@@ -1,0 +1,226 @@
+"""`vl2 bench`."""
+
+import asyncio
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from videollama_client import AsyncClient
+from videollama_client.cli.connection_options import connection_options
+from videollama_core.protocol.errors import InvalidRequest
+
+_TREE = Path(__file__).parents[3]
+MEDIA = (_TREE / "benchmarks/shapes/held_out", _TREE / "benchmarks/sounds/sounds_held_out")
+SWEEP = (1, 2, 4, 8, 16, 32, 64)
+FLAT = 2  # a sweep ends after so many levels that gained nothing
+
+
+def _numbers(kind: type) -> Callable[[click.Context, click.Parameter, str | None], tuple[Any, ...]]:
+    def read(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[Any, ...]:
+        try:
+            found = tuple(kind(part) for part in (value or "").split(",") if part.strip())
+        except ValueError:
+            found = (0,)
+        if any(not 0 < number <= 10_000 for number in found):
+            raise click.BadParameter(f"found {value!r}; wanted numbers above 0, such as 1,4,8", context, parameter)
+        return found
+
+    return read
+
+
+@click.command(
+    epilog="Examples: vl2 bench --concurrency 1,8 --repeat 0.5; vl2 bench --rate 2,4,8 --mix video=3,text=1 --target-first-text 0.5"
+)
+@connection_options
+@click.option(
+    "--concurrency",
+    callback=_numbers(int),
+    help="Closed loop: run this many callers; several levels are written 1,4,8.",
+)
+@click.option(
+    "--rate", callback=_numbers(float), help="Open loop: send this many requests a second, at random times (Poisson)."
+)
+@click.option(
+    "--sweep", is_flag=True, help="Closed loop: run 1, 2, 4 ... 64 callers, until more callers give no more answers."
+)
+@click.option(
+    "--mix", default="video=1", show_default=True, help="Mix kinds of media by weight: video=2,image=1,audio=1,text=1."
+)
+@click.option(
+    "--repeat",
+    default=0.0,
+    show_default=True,
+    help="Ask this share of the questions about media that was asked about before, 0 to 1.",
+)
+@click.option(
+    "--media",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    help="Ask about this file or folder. Repeat it for more. The default is the held-out clips of the source tree.",
+)
+@click.option("--seconds", default=20.0, show_default=True, help="Run each level for this many seconds.")
+@click.option(
+    "--warmup",
+    default=3.0,
+    show_default=True,
+    help="Put load on the server for this many seconds before each level is measured.",
+)
+@click.option("--max-new-tokens", default=32, show_default=True, help="Limit an answer to this many tokens.")
+@click.option("--timeout", default=120.0, show_default=True, help="Give each answer this many seconds.")
+@click.option(
+    "--target-first-text", type=float, help="Count as goodput answers whose text begins within this many seconds."
+)
+@click.option("--target-answer", type=float, help="Count as goodput answers that are whole within this many seconds.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    help="Repeat a run: the same seed sends the same requests in the same order.",
+)
+@click.option(
+    "--roofline",
+    metavar="NAME",
+    help="Show the share of what the GPU allows, for this published checkpoint, such as VideoLLaMA2.1-7B-16F.",
+)
+@click.option("--gpu", help="Take the roofline of this GPU, as in `vl2 plan`; the default is the one of this machine.")
+@click.option(
+    "--compare",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Compare with the bench.json of an earlier run.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("build/bench"),
+    show_default=True,
+    help="Write bench.json, latency.png and waterfall.png to this folder.",
+)
+def bench(
+    connection: dict[str, Any],
+    concurrency: tuple[int, ...],
+    rate: tuple[float, ...],
+    sweep: bool,
+    mix: str,
+    repeat: float,
+    media: tuple[Path, ...],
+    seconds: float,
+    warmup: float,
+    max_new_tokens: int,
+    timeout: float,
+    target_first_text: float | None,
+    target_answer: float | None,
+    seed: int,
+    roofline: str | None,
+    gpu: str | None,
+    compare: Path | None,
+    out: Path,
+) -> None:
+    """Put load on a running server and measure its answers: latency, throughput, goodput, stages, cache.
+
+    The default is a closed loop with one caller. New media is sent as bytes that the server never saw.
+    """
+    from rich.console import Console
+
+    from videollama_benchmarks.load import numbers, report
+    from videollama_benchmarks.load.drive import Load
+    from videollama_benchmarks.load.mix import find_media, parse_mix
+    from videollama_benchmarks.recording import machine
+
+    if sum((bool(concurrency), bool(rate), sweep)) > 1:
+        raise click.UsageError("name one of --concurrency, --rate and --sweep")
+    if not 0 <= repeat <= 1:
+        raise InvalidRequest(f"--repeat is {repeat:g}; it is a share, 0 to 1")
+    if not 0 < seconds <= 86_400 or not 0 <= warmup <= 3600:
+        raise InvalidRequest("--seconds takes a number above 0, --warmup one from 0 on")
+    bounds = _roofline(roofline, gpu)
+    weights = parse_mix(mix)
+    files = find_media(media or MEDIA, [kind for kind, weight in weights.items() if weight])
+    loads = [Load(seconds, rate=one) for one in rate]
+    loads = loads or [Load(seconds, one) for one in (SWEEP if sweep else concurrency or (1,))]
+    options = {"max_new_tokens": max_new_tokens, "timeout": timeout, "temperature": 0.0}
+    target = numbers.Target(target_first_text, target_answer)
+    about = {"mix": weights, "repeat": repeat, "max_new_tokens": max_new_tokens, "seed": seed, "target": vars(target)}
+    levels = asyncio.run(
+        _measure(connection, loads, weights, files, repeat, seed, options, target, warmup, until_flat=sweep)
+    )
+    for level in levels:
+        if bounds:
+            level["roofline"] = bounds(level)
+    run = {
+        "format": report.FORMAT,
+        "machine": machine(),
+        "server": connection["address"],
+        **about,
+        "levels": levels,
+        "knee": numbers.knee(levels)["load"]["title"],
+    }
+    earlier = json.loads(compare.read_text("utf-8")) if compare else None
+    console = Console()
+    report.print_levels(console, run)
+    if earlier is not None:
+        if not isinstance(earlier, dict) or earlier.get("format") != report.FORMAT:
+            raise InvalidRequest(f"--compare: {compare} is not a bench.json of this version")
+        report.print_comparison(console, numbers.compare(run, earlier), compare or Path())
+    console.print("  ".join(map(str, report.write(out, run))))
+    if not any(level["answered"] for level in levels):
+        raise SystemExit(1)
+
+
+def _roofline(name: str | None, gpu: str | None) -> Callable[[dict[str, Any]], dict[str, float]] | None:
+    """What adds the roofline to a level; None where it was not asked for."""
+    if name is None:
+        return None
+    from videollama_benchmarks.load import roofline
+    from videollama_converters.gpus import GPUS
+    from videollama_core.checkpoint.variants import VARIANTS
+
+    found = gpu or roofline.gpu_here()
+    if name not in VARIANTS:
+        raise InvalidRequest(f"--roofline: {name} is not a published checkpoint; they are {', '.join(VARIANTS)}")
+    if found not in GPUS:
+        raise InvalidRequest(f"--gpu: found {found or 'no GPU here'}; wanted one of {', '.join(GPUS)}")
+    return lambda level: roofline.bound(name, str(found), level)
+
+
+def _count(bar: Any, sample: Any) -> None:
+    bar.update()
+
+
+async def _measure(
+    connection: dict[str, Any],
+    loads: list[Any],
+    weights: dict[str, float],
+    files: dict[str, list[bytes]],
+    repeat: float,
+    seed: int,
+    options: dict[str, Any],
+    target: Any,
+    warmup: float,
+    until_flat: bool,
+) -> list[dict[str, Any]]:
+    """One level after the other, with a bar on stderr."""
+    from tqdm import tqdm
+
+    from videollama_benchmarks.load import numbers
+    from videollama_benchmarks.load.drive import Load, drive
+    from videollama_benchmarks.load.mix import make_asks
+
+    levels: list[dict[str, Any]] = []
+    async with AsyncClient(**connection) as client:
+        await client.wait_until_ready(10.0)
+        for place, load in enumerate(loads):
+            asks = make_asks(weights, files, repeat, seed + place)
+            if warmup:
+                await drive(client, asks, Load(warmup, load.concurrency, load.rate), options, seed)
+            with tqdm(desc=load.title, unit=" answers", file=sys.stderr, leave=False, mininterval=0.5) as bar:
+                samples, taken = await drive(client, asks, load, options, seed, functools.partial(_count, bar))
+            levels.append(numbers.summarise(samples, taken, load, target))
+            best = levels.index(numbers.knee(levels))
+            if until_flat and len(levels) - 1 - best >= FLAT:
+                break
+    return levels

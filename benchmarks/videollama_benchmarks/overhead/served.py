@@ -1,0 +1,142 @@
+"""A real `vl2 serve` on a bundle whose language model costs nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from videollama_benchmarks.overhead.free_model import STEP_VARIABLE
+from videollama_benchmarks.recording import TREE
+from videollama_core.engines.bundle import MANIFEST, REPOSITORY
+from videollama_core.protocol.contract import LANGUAGE_MODEL
+from videollama_core.protocol.errors import ServerFailed
+
+DEMO = TREE / "build/bench/tiny-shapes"
+_MODEL = (
+    "from videollama_benchmarks.overhead.free_stage import FreeLanguageModelStage as TritonPythonModel  # noqa: F401\n"
+)
+POSITIONS = 32_768  # of its context: answers may be long
+_TICKS, _PAGE = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Served:
+    address: str
+    pid: int  # of `vl2 serve`
+
+    def processor_seconds(self) -> dict[str, float]:
+        """Of each process of the server so far, by its name."""
+        return self._by_name(lambda fields: (int(fields[11]) + int(fields[12])) / _TICKS)
+
+    def megabytes(self) -> dict[str, float]:
+        """Resident memory of each process of the server, by its name."""
+        return self._by_name(lambda fields: int(fields[21]) * _PAGE / 2**20)
+
+    def _by_name(self, read: Callable[[list[bytes]], float]) -> dict[str, float]:
+        """Sums over the processes of a name; `read` takes the fields of /proc/PID/stat from the state on."""
+        found: dict[str, float] = {}
+        for pid in _descendants(self.pid):
+            try:
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+            except OSError:  # it ended meanwhile
+                continue
+            name = _name(words)
+            found[name] = found.get(name, 0.0) + read(fields)
+        return found
+
+
+def converted_demo() -> Path:
+    """The bundle of the demo's checkpoint, converted where it is not yet."""
+    command = [sys.executable, "-m", "videollama_client", "convert", str(TREE / "training/checkpoints/tiny-shapes")]
+    subprocess.run([*command, "--out", str(DEMO)], check=True, stdout=subprocess.DEVNULL)
+    return DEMO
+
+
+def with_free_model(bundle: Path, folder: Path) -> Path:
+    """A bundle in a folder of its own: links to everything of the other one, but for the language model's stage."""
+    for path in bundle.absolute().iterdir():
+        if path.name not in (REPOSITORY, MANIFEST):
+            (folder / path.name).symlink_to(path)
+    repository = folder / REPOSITORY
+    repository.mkdir()
+    for path in (bundle.absolute() / REPOSITORY).iterdir():
+        if path.name != LANGUAGE_MODEL.name:
+            (repository / path.name).symlink_to(path)
+    stage = repository / LANGUAGE_MODEL.name
+    (stage / "1").mkdir(parents=True)
+    (stage / "1/model.py").write_text(_MODEL)
+    (stage / "config.pbtxt").write_bytes((bundle / REPOSITORY / LANGUAGE_MODEL.name / "config.pbtxt").read_bytes())
+    manifest = json.loads((bundle / MANIFEST).read_text("utf-8"))
+    ours = f"{REPOSITORY}/{LANGUAGE_MODEL.name}/"
+    files = {name: entry for name, entry in manifest["files"].items() if not name.startswith(ours)}
+    changed = {"files": files, "max_seq_len": POSITIONS}
+    (folder / MANIFEST).write_text(json.dumps(manifest | changed), "utf-8")
+    return folder
+
+
+@contextmanager
+def serving(
+    bundle: Path, step_seconds: float = 0.0, python: str = sys.executable, options: Sequence[str] = ()
+) -> Iterator[Served]:
+    """
+    Args:
+        step_seconds: that a decoding step of the free model takes.
+        python: interpreter of the environment that serves.
+        options: of `vl2 serve`.
+    Raises: ServerFailed.
+    """
+    command = [python, "-m", "videollama_client", "serve", str(bundle.absolute()), "--grpc-port", "0", *options]
+    environment = os.environ | {STEP_VARIABLE: str(step_seconds)}
+    # Not in a source tree: Python would import that one, whatever environment it is of.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=bundle)
+    try:
+        address = ""
+        for line in process.stdout or ():
+            name, _, value = line.partition(" ")
+            if name == "gRPC":
+                address = value.strip()
+            if name.startswith("ready"):
+                break
+        else:
+            raise ServerFailed("vl2 serve did not start; its own words are above")
+        yield Served(address, process.pid)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def _name(words: list[bytes]) -> str:
+    """Of a process of the server: its stage, or what runs it."""
+    for word in words:
+        if word.endswith(b"/1/model.py"):
+            return word.split(b"/")[-3].decode()
+        if word == b"videollama_server.endpoint":
+            return "endpoint"
+        if word == b"videollama_server.sandbox.nursery":
+            return "decoding"
+        if word.endswith(b"/watcher.py"):
+            return "watcher"
+        if word == b"serve":
+            return "vl2 serve"
+    return Path(os.fsdecode(words[0])).name
+
+
+def _descendants(pid: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_bytes().rpartition(b")")[2].split()[1])
+        except OSError:
+            continue
+        children.setdefault(parent, []).append(int(folder.name))
+    found, waiting = [], [pid]
+    while waiting:
+        found.append(waiting.pop())
+        waiting += children.get(found[-1], [])
+    return found
