@@ -21,7 +21,7 @@ else
 fi
 failed=0
 for part in $parts; do
-    VL2_GPU_PART=$part PYTHONPATH=.:client:converters:training:benchmarks timeout 480 \
+    VL2_GPU_PART=$part PYTHONPATH=.:client:server:converters:training:benchmarks:gateway timeout 480 \
         "$python" -m pytest -s -p no:cacheprovider "tests/gpu/test_$part.py" || failed=$?
 done
 exit $failed
