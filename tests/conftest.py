@@ -1,12 +1,13 @@
 """Shared fixtures: golden data, converted checkpoints, running servers."""
 
+import fcntl
 import importlib.util
 import io
 import json
+import os
 import signal
-import sys
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,19 @@ import av
 import numpy as np
 import pytest
 
+from run_options import pytest_addoption, pytest_collection_modifyitems, pytest_configure  # noqa: F401
 from videollama_core.media.video_decoders import DECODER_VARIABLE, DECODERS
 
 # Started in the background of a shell without job control, this process ignores Ctrl-C, and so would each that a test starts and stops.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Before torch is loaded, here and in what the tests start: the threads of so small models wait for one another, spinning.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 ROOT = Path(__file__).parents[1]
+# One export of each graph for all processes of a run, and for the next run with the same code.
+os.environ.setdefault("VL2_GRAPH_CACHE", str(ROOT / "build" / "tests" / "graphs"))
 GOLDEN = ROOT / "tests" / "golden"
 MEDIA = GOLDEN / "media"
 CHAT_VARIANTS = ("mistral-clip-8f", "mistral-clip-16f", "mixtral-clip-8f", "qwen2-siglip-16f", "qwen2-clip-8f")
@@ -38,24 +44,6 @@ SOUND_LOGIT_TOLERANCE = 0.05
 SOUND_TOKEN_TOLERANCE = 0.02
 # Odd in both dimensions: a few values are a level off (docs/architecture.md), so this file starts from the stored pixels.
 DECODER_DEPENDENT = "odd_101x67.webm"
-
-
-def pytest_addoption(parser):
-    parser.addoption("--without-torch", action="store_true", help="skip what imports torch (make fast)")
-
-
-def pytest_configure(config):
-    if config.getoption("--without-torch"):
-        assert "torch" not in sys.modules, "torch was imported before the first test: import it where it is needed"
-        sys.meta_path.insert(0, _NoTorch())
-
-
-class _NoTorch:
-    """Whoever imports torch is skipped, be it a file of tests, a fixture or a test: so nobody has to keep a list."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "torch":
-            pytest.skip("needs torch", allow_module_level=True)
 
 
 @dataclass(frozen=True)
@@ -158,11 +146,13 @@ def golden(variant: str) -> dict[str, Any]:
 
 @cache
 def golden_tensors(variant: str) -> dict[str, np.ndarray]:
-    """bfloat16 as float32."""
+    """bfloat16 as float32. Equal tensors are stored once: the file's metadata names what each other one is the same as."""
     import torch
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
-    stored = load_file(GOLDEN / variant / "golden.safetensors")
+    with safe_open(GOLDEN / variant / "golden.safetensors", "pt") as file:
+        stored = file.get_tensors()
+        stored |= {name: stored[same] for name, same in (file.metadata() or {}).items()}
     return {
         name: tensor.float().numpy() if tensor.dtype is torch.bfloat16 else tensor.numpy()
         for name, tensor in stored.items()
@@ -198,16 +188,29 @@ def video_decoder(request, monkeypatch):
 
 
 @cache
-def _convert(source: Path, name: str) -> Path:
+def convert_once(source: Path, name: str, **engine: Any) -> Path:
+    """Kept in build/tests, and made again only when no longer valid."""
     from videollama_converters.convert import convert
+    from videollama_converters.engine_options import EngineOptions
 
-    return convert(source, ROOT / "build" / "tests" / name)
+    out = ROOT / "build" / "tests" / name
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.with_name(f"{name}.lock").open("w") as lock:  # two processes of one run: the second finds it made
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return convert(source, out, options=EngineOptions(**engine))
+
+
+def torch_bundle(variant: str) -> Path:
+    """A golden variant for `--engine torch`."""
+    return convert_once(
+        checkpoint(variant), f"{variant}-torch", engine="torch", dtype="float32", max_seq_len=4096, slots=4
+    )
 
 
 @pytest.fixture(scope="session")
 def bundle_of():
     """Name of a golden variant or tiny-shapes -> its converted folder; kept in build/tests and made again only when no longer valid."""
-    return lambda variant: _convert(checkpoint(variant), variant)
+    return lambda variant: convert_once(checkpoint(variant), variant)
 
 
 @pytest.fixture
@@ -233,8 +236,8 @@ def here(hub, tmp_path, monkeypatch):
 
 @cache
 def _export_typed(folder: Path, variant: str, graph: Any, dtype: Any) -> Path:
-    from videollama_converters.export_onnx import export_graph
-    from videollama_converters.graph_specs import graph_sources
+    from videollama_converters.export.graph_specs import graph_sources
+    from videollama_converters.export.graphs import export_graph
     from videollama_core.checkpoint.parts import open_checkpoint
 
     parts, path = open_checkpoint(checkpoint(variant)), folder / f"{variant}-{graph.name}-{dtype}.onnx"
@@ -247,3 +250,22 @@ def typed_graph(tmp_path_factory):
     """(variant, graph, dtype) -> the graph's file as TensorRT is given it; exported once in a session."""
     folder = tmp_path_factory.mktemp("typed-graphs")
     return lambda variant, graph, dtype: _export_typed(folder, variant, graph, dtype)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """A small data set of the synthetic world and an untrained checkpoint."""
+    from videollama_training.shapes import make
+    from videollama_training.shapes.start import make_start
+
+    folder = tmp_path_factory.mktemp("world")
+    entries = []
+    for name, maker, number in (
+        (make.PICTURES, partial(make.make_picture, seed=1), 8),
+        (make.TEXTS, partial(make.make_text, seed=1), 6),
+        (make.TRAIN, partial(make.make_media, seed=1, held_out=False), 6),
+        (make.HELD_OUT, partial(make.make_media, seed=1, held_out=True), 1),
+    ):
+        entries += make.make_split(folder, name, maker, number, lambda: None, workers=1)
+    make_start(folder / "start", (m["value"] for entry in entries for m in entry["conversations"]), seed=1)
+    return folder

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from conftest import MEDIA, checkpoint, language_folder
 from videollama_converters.convert import convert
-from videollama_converters.split_language_model import split_language_model
+from videollama_converters.export.split_language_model import split_language_model
+from videollama_core.checkpoint.files import read_json
 from videollama_core.checkpoint.parts import open_checkpoint
-from videollama_core.checkpoint.read_config import read_json
 from videollama_core.engines.bundle import Bundle
 from videollama_core.engines.media_encoder import MediaEncoder
 from videollama_core.generation.onnx_runner import OnnxRunner

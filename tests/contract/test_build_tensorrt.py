@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 
 from conftest import checkpoint
-from videollama_converters import build_tensorrt
 from videollama_converters.convert import plan_steps
 from videollama_converters.engine_options import EngineOptions
 from videollama_converters.engine_steps import Conversion
-from videollama_converters.progress import SilentProgress
-from videollama_converters.tensorrt_llm import Recipe
+from videollama_converters.steps.progress import SilentProgress
+from videollama_converters.tensorrt import build as build_module
+from videollama_converters.tensorrt_llm.recipe import Recipe
 from videollama_core.checkpoint.parts import open_checkpoint
 from videollama_core.engines.bundle import Bundle
 from videollama_core.engines.specs import CONNECTOR
@@ -92,10 +92,10 @@ def built(monkeypatch, tmp_path, bundle_of):
     def build(machine: dict[str, str]):
         fake = FakeTensorRt(json.dumps(machine))
         monkeypatch.setitem(sys.modules, "tensorrt", fake.module())
-        monkeypatch.setattr(build_tensorrt, "describe_machine", lambda: machine)
+        monkeypatch.setattr(build_module, "describe_machine", lambda: machine)
         engine = tmp_path / "engines/connector.engine"
         path = bundle.graph(CONNECTOR.name)
-        build_tensorrt.build_engine(
+        build_module.build_engine(
             CONNECTOR, bundle.config, path, engine, tmp_path / "engines/timing", lambda line: None
         )
         return fake, engine

@@ -1,6 +1,5 @@
 """The images: linted, without root, every step a script that runs without docker, every name that they use real."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from videollama_core.protocol.contract import RUNNING_METRIC
+from videollama_server.machine.checks import FULL_SHARED_MEMORY, LEAST_FILES, LEAST_THREADS
 
 DOCKER = ROOT / "docker"
 IMAGES = sorted(DOCKER.glob("*/Dockerfile"))
@@ -111,29 +110,43 @@ def test_services_have_a_read_only_root_and_no_powers(name):
     service = COMPOSE["services"][name]
     assert service["read_only"] is True and service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["mem_limit"] and service["cpus"] and service["pids_limit"]
+    assert service["logging"]["options"].keys() == {"max-size", "max-file"}
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
     for volume in service["volumes"]:
         source = volume.split(":")[0]
         if source.startswith("./"):
             assert (DOCKER / source).exists(), source
     if "build" in service:
+        assert service["tmpfs"][0].startswith("/tmp:exec")  # Triton starts the stub of its stages from there
         assert (ROOT / service["build"]["dockerfile"]).is_file()
         assert any(
             volume.endswith(":/bundle:ro") for volume in service["volumes"]
         )  # weights are mounted, never baked in
 
 
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_a_server_is_bounded_and_has_what_it_needs(name):
+    """/tmp was mounted noexec, docker's default, and Triton's stub could not run; nothing bounded memory, threads or logs."""
+    service = COMPOSE["services"][name]
+    assert {"mem_limit", "cpus", "ulimits"} <= service.keys() and service["ulimits"]["nofile"] >= LEAST_FILES
+    assert service["pids_limit"] >= LEAST_THREADS
+    assert any(mount.startswith("/tmp:exec,") for mount in service["tmpfs"])
+    assert int(service["shm_size"].removesuffix("gb")) * 2**30 >= FULL_SHARED_MEMORY
+    assert {"max-size", "max-file"} <= service["logging"]["options"].keys()
+
+
 def test_prometheus_and_the_dashboard_ask_for_what_is_there():
     prometheus = yaml.safe_load((DOCKER / "prometheus.yml").read_text("utf-8"))
     (target,) = prometheus["scrape_configs"][0]["static_configs"][0]["targets"]
-    assert target == "server:8002" and COMPOSE["services"]["cpu"]["networks"]["default"]["aliases"] == ["server"]
-    source = (ROOT / "server/videollama_server/stages/language_model.py").read_text("utf-8")
-    own = {RUNNING_METRIC, *re.findall(r'"(vl2_llm_\w+)"', source)}
-    dashboard = json.loads((DOCKER / "grafana/dashboards/videollama2.json").read_text("utf-8"))
-    used = {
-        name
-        for panel in dashboard["panels"]
-        for query in panel["targets"]
-        for name in re.findall(r"\b(?:vl2|nv)_\w+", query["expr"])
-    }
-    assert used and {name for name in used if name.startswith("vl2_")} <= own
+    assert target == "server:8000" and COMPOSE["services"]["cpu"]["networks"]["default"]["aliases"] == ["server"]
+    mounted = [
+        (DOCKER / words[0], words[1])
+        for service in ("prometheus", "grafana")
+        for words in (volume.split(":") for volume in COMPOSE["services"][service]["volumes"])
+        if words[0].startswith(".")
+    ]
+    assert all(path.exists() for path, _ in mounted)
+    inside = {path for _, path in mounted}
+    assert {f"/etc/prometheus/{name}" for name in prometheus["rule_files"]} < inside
+    assert "/dashboards/videollama2.json" in inside

@@ -10,21 +10,27 @@ from tritonclient.grpc import model_config_pb2
 from conftest import ROOT
 from videollama_converters.assemble import assemble
 from videollama_converters.engine_options import MEDIA_TOKEN_MEMORIES, EngineOptions
-from videollama_converters.tensorrt_llm import Recipe
+from videollama_converters.tensorrt_llm.recipe import Recipe
 from videollama_core.checkpoint.read_config import published_config
 from videollama_core.protocol.contract import (
     ENCODER,
     ENSEMBLE,
     ENTRY,
     LANGUAGE_MODEL,
+    OWN_SAMPLING,
     PERCEPTION,
-    PREPROCESS,
     STAGES,
-    VCD_ALPHA,
-    VCD_BETA,
 )
 
 REPOSITORY = ROOT / "model_repository"
+
+
+@pytest.fixture(scope="module")
+def assembled(tmp_path_factory) -> Path:
+    """The repository of a bundle for a CPU."""
+    folder = tmp_path_factory.mktemp("bundle") / "repository"
+    assemble(folder, EngineOptions(), published_config("VideoLLaMA2-7B"))
+    return folder
 
 
 def config(stage: str, repository: Path = REPOSITORY) -> model_config_pb2.ModelConfig:
@@ -40,8 +46,9 @@ def test_the_repository_holds_the_stages_and_nothing_else():
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=lambda stage: stage.name)
-def test_config_equals_the_contract(stage):
-    found = config(stage.name)
+def test_a_bundles_config_has_the_tensors_of_the_contract(stage, assembled):
+    tracked, found = config(stage.name), config(stage.name, assembled)
+    assert not tracked.input and not tracked.output  # nobody writes a tensor twice
     assert found.name == stage.name and found.max_batch_size == stage.max_batch_size
     assert described(found.input) == [(t.name, f"TYPE_{t.dtype}", t.dims) for t in stage.inputs]
     assert described(found.output) == [(t.name, f"TYPE_{t.dtype}", t.dims) for t in stage.outputs]
@@ -52,9 +59,9 @@ def test_config_equals_the_contract(stage):
 
 
 @pytest.mark.parametrize("name", [PERCEPTION.name, ENSEMBLE.name])
-def test_an_ensemble_uses_only_what_exists(name):
+def test_an_ensemble_uses_only_what_exists(name, assembled):
     """Each step's tensors are its stage's, and each input comes from the caller or from an earlier step."""
-    found = config(name)
+    found = config(name, assembled)
     known = {tensor.name for tensor in found.input}
     for step in found.ensemble_scheduling.step:
         stage = STAGES[step.model_name]
@@ -66,19 +73,18 @@ def test_an_ensemble_uses_only_what_exists(name):
     assert {tensor.name for tensor in found.output} <= known
 
 
-def test_only_perception_is_cached():
-    assert [name for name in STAGES if config(name).response_cache.enable] == [PERCEPTION.name]
+def test_triton_caches_nothing():
+    """It compares 64 bits of a hash that is not cryptographic; what is known about media the entry keeps."""
+    assert not [name for name in STAGES if config(name).response_cache.enable]
 
 
 @pytest.mark.parametrize("memory", MEDIA_TOKEN_MEMORIES)
 def test_a_repository_for_tensorrt(memory, tmp_path):
-    """Tables in float16; where they stay on the GPU, the frames are cached instead: the cache takes the CPU's tensors alone."""
+    """Tables in float16, on the GPU or not."""
     options = EngineOptions("tensorrt", "bfloat16", recipe=Recipe(), media_token_memory=memory)
     model, repository = published_config("VideoLLaMA2-7B"), tmp_path / "repository"
     assemble(repository, options, model)
     found = {name: config(name, repository) for name in STAGES}
-    cached = {"cpu": PERCEPTION, "gpu": PREPROCESS}[memory]
-    assert [name for name in STAGES if found[name].response_cache.enable] == [cached.name]
     (group,) = found[ENCODER.name].instance_group
     assert model_config_pb2.ModelInstanceGroup.Kind.Name(group.kind) == f"KIND_{memory.upper()}"
     assert list(group.gpus) == ([0] if memory == "gpu" else [])
@@ -112,7 +118,7 @@ TENSORRT_LLM = {
 
 
 def test_the_language_model_speaks_tensorrt_llm():
-    ours = {VCD_ALPHA, VCD_BETA}  # and of no engine of TensorRT-LLM
+    ours = set(OWN_SAMPLING)  # and of no engine of TensorRT-LLM
     assert {t.name: (t.dtype, t.dims) for t in LANGUAGE_MODEL.inputs if t not in ours} == TENSORRT_LLM
     assert ours <= set(LANGUAGE_MODEL.inputs) and all(t.optional for t in ours)
     required = {t.name for t in LANGUAGE_MODEL.inputs if not t.optional}

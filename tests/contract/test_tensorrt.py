@@ -2,27 +2,31 @@
 
 import ast
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import TensorProto, helper
 
 from conftest import FEATURE_TOLERANCE, ROOT, VARIANTS, checkpoint
-from videollama_converters.build_tensorrt import tensor_types
 from videollama_converters.convert import convert
 from videollama_converters.dry_run import describe
 from videollama_converters.engine_options import EngineOptions, encoder_dtype
-from videollama_converters.export_onnx import build_module
-from videollama_converters.graph_specs import example_inputs, graph_sources
-from videollama_converters.tensorrt_llm import Recipe
-from videollama_converters.tensorrt_operators import check_graph
-from videollama_core.checkpoint.parts import fill, open_checkpoint
+from videollama_converters.export import graphs, kept_graphs
+from videollama_converters.export.graph_specs import SPECS, example_inputs, graph_sources
+from videollama_converters.export.graphs import build_module, float_pixels, trace_graph
+from videollama_converters.tensorrt.build import tensor_types
+from videollama_converters.tensorrt.operators import check_graph
+from videollama_converters.tensorrt_llm.recipe import Recipe
+from videollama_core.checkpoint.fill import fill
+from videollama_core.checkpoint.parts import open_checkpoint
 from videollama_core.engines.bundle import Bundle
 from videollama_core.engines.onnx_runtime import OnnxEngine
-from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, graphs_of
+from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, DECODER, VISION_ENCODER, graphs_of
 from videollama_core.engines.tensorrt_encoders import check_sidecar, describe_machine
 from videollama_core.protocol.errors import ArtifactMismatch, InvalidRequest
 
@@ -51,7 +55,7 @@ METHODS = {
     },
 }  # fmt: skip
 SOURCES = (
-    ROOT / "converters/videollama_converters/build_tensorrt.py",
+    ROOT / "converters/videollama_converters/tensorrt/build.py",
     ROOT / "videollama_core/engines/tensorrt_encoders.py",
 )
 
@@ -83,6 +87,8 @@ def test_only_recorded_names_of_the_api_are_used(path):
 def test_every_served_graph_is_in_the_table(variant, bundle_of):
     bundle = Bundle.open(bundle_of(variant))
     for graph in graphs_of(bundle.config):
+        if graph is DECODER and bundle.config.language.experts:
+            continue  # it runs the chosen experts alone, on ONNX Runtime; with TensorRT the language model is TensorRT-LLM's
         assert not check_graph(bundle.graph(graph.name)), graph.name
 
 
@@ -135,6 +141,53 @@ def convolution(group: int, per_group: int, kind: int):
     node = helper.make_node("Conv", ["x", "w"], ["y"], group=group)
     values = [0.0] * (group * per_group)
     return node, ("w", kind, [group, per_group, 1, 1], values)
+
+
+def test_a_graph_is_exported_once_and_each_copy_is_the_callers_own():
+    """A copy that was edited, as the one for ONNX Runtime is, leaves the next as the first was."""
+    config = open_checkpoint(checkpoint("av-qwen2-siglip")).config
+    first, edited, last = (trace_graph(VISION_ENCODER, config) for _ in range(3))
+    float_pixels(edited)
+    assert edited.graph.inputs[0].dtype is ir.DataType.FLOAT
+    assert first.graph.inputs[0].dtype is last.graph.inputs[0].dtype is ir.DataType.UINT8
+    assert [str(node) for node in first.graph] == [str(node) for node in last.graph]
+
+
+def test_a_graph_says_nothing_of_the_machine_that_exported_it(bundle_of):
+    """The exporter writes a stack trace with the paths of the source tree at every node."""
+    graphs = sorted((Bundle.open(bundle_of("av-qwen2-siglip")).root / "onnx").glob("*.onnx"))
+    assert len(graphs) == 5
+    for path in graphs:
+        assert str(ROOT).encode() not in path.read_bytes() and b"stack_trace" not in path.read_bytes(), path
+
+
+def test_a_graph_kept_for_other_processes_is_the_one_that_was_exported(tmp_path, monkeypatch):
+    config = open_checkpoint(checkpoint("av-qwen2-siglip")).config
+    parameters = build_module(VISION_ENCODER, config).state_dict()
+
+    def traced() -> bytes:
+        monkeypatch.setattr(graphs, "_traced", {})
+        graphs.write_without_values(trace_graph(VISION_ENCODER, config), parameters, tmp_path / "graph.onnx")
+        return (tmp_path / "graph.onnx").read_bytes()
+
+    monkeypatch.setenv("VL2_GRAPH_CACHE", str(tmp_path / "kept"))
+    exported = traced()
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+    monkeypatch.setattr(graphs, "_export", None)
+    assert traced() == exported
+    monkeypatch.setattr(kept_graphs, "code_hash", lambda module: "of other code")
+    with pytest.raises(TypeError):
+        traced()
+
+
+def test_the_check_before_a_conversion_exports_the_conversions_connector():
+    """The check shortens the towers' layers, of which the connector knows nothing: it is the costliest graph to export."""
+    config = open_checkpoint(checkpoint("av-qwen2-siglip")).config
+    shortened = replace(config, vision=replace(config.vision, select_layer=1))
+    assert SPECS[CONNECTOR].decided_by(shortened) == SPECS[CONNECTOR].decided_by(config)
+    for changed in ({"width": 48}, {"image_size": 70}):
+        other = replace(config, vision=replace(config.vision, **changed))
+        assert SPECS[CONNECTOR].decided_by(other) != SPECS[CONNECTOR].decided_by(config)
 
 
 def test_depthwise_bfloat16_is_refused(tmp_path):

@@ -15,14 +15,15 @@ from onnx import helper, numpy_helper
 
 from build_log import BuildLog
 from conftest import MEDIA, VARIANTS, checkpoint
-from videollama_converters import tensorrt_check, tidy_graph
-from videollama_converters.build_tensorrt_rtx import FP8_TARGETS, build, parse
 from videollama_converters.convert import convert
 from videollama_converters.engine_options import EngineOptions, encoder_dtype
-from videollama_converters.fp8 import calibrate, quantize
-from videollama_converters.graph_specs import ENGINE_GRAPHS, example_inputs, profiles
-from videollama_converters.tensorrt_llm import Recipe
-from videollama_converters.tensorrt_operators import check_graph
+from videollama_converters.export import tidy_graph
+from videollama_converters.export.graph_specs import ENGINE_GRAPHS, SPECS, example_inputs, profiles
+from videollama_converters.tensorrt import check
+from videollama_converters.tensorrt.build_rtx import FP8_TARGETS, build, parse
+from videollama_converters.tensorrt.fp8 import calibrate, quantize
+from videollama_converters.tensorrt.operators import check_graph
+from videollama_converters.tensorrt_llm.recipe import Recipe
 from videollama_core.checkpoint.parts import open_checkpoint
 from videollama_core.engines.bundle import Bundle
 from videollama_core.engines.onnx_runtime import OnnxEngine
@@ -37,12 +38,8 @@ PICTURE = MEDIA / "desert.jpg"
 
 
 def structure(graph, config):
-    """What decides a graph and its profiles, weights apart."""
-    part = {
-        VISION_ENCODER.name: (config.vision, config.pixels),
-        CONNECTOR.name: (config.vision, config.connector, config.language.width),
-    }.get(graph.name, (config.audio, config.language.width))
-    return graph.name, *part
+    """What decides a graph, weights apart."""
+    return graph.name, SPECS[graph].decided_by(config)
 
 
 def first_of_its_structure(variant, graph):
@@ -194,7 +191,7 @@ def test_a_conversion_asks_the_parser_first(tmp_path, monkeypatch):
     """Before it asks for a GPU or reads a weight; what passes the operator table is refused all the same."""
     options = EngineOptions("tensorrt", "bfloat16", recipe=Recipe("float16"), fp8_media=(PICTURE,))
     monkeypatch.setattr(tidy_graph, "_store_axes", lambda node, graph: None)
-    monkeypatch.setattr(tensorrt_check, "check_graph", lambda path: [])
+    monkeypatch.setattr(check, "check_graph", lambda path: [])
     with pytest.raises(
         ArtifactMismatch, match=r"TensorRT-RTX \S+ refuses .*connector.onnx: ReduceMean .*Axis input must"
     ):

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from videollama_converters.graph_specs import ENGINE_GRAPHS, profiles
-from videollama_converters.tensorrt_llm import Recipe
-from videollama_converters.tensorrt_llm_config import INPUTS, OUTPUTS, parameters, render_config
+from videollama_converters.export.graph_specs import ENGINE_GRAPHS, profiles
+from videollama_converters.tensorrt_llm.config import INPUTS, OUTPUTS, parameters, render_config
+from videollama_converters.tensorrt_llm.recipe import Recipe
 from videollama_core.checkpoint.read_config import published_config
 from videollama_core.checkpoint.variants import VARIANTS
 from videollama_core.engines.specs import CONNECTOR, graphs_of
@@ -187,7 +187,7 @@ def test_reuse_of_keys_and_values_goes_with_hashes():
 
 def test_the_cpu_stage_speaks_a_part_of_the_same_contract():
     theirs = {field.name: field for field in INPUTS}
-    ours = {contract.VCD_ALPHA.name, contract.VCD_BETA.name}  # refused by the entry where TensorRT-LLM answers
+    ours = {tensor.name for tensor in contract.OWN_SAMPLING}  # refused by the entry where TensorRT-LLM answers
     for tensor in contract.LANGUAGE_MODEL.inputs:
         if tensor.name in ours:
             continue
@@ -204,16 +204,18 @@ def test_the_cpu_stage_speaks_a_part_of_the_same_contract():
 
 def test_one_server_per_rank_and_one_that_answers():
     server = ["tritonserver", "--model-repository=r", "--model-control-mode=explicit", "--load-model=*"]
-    assert with_ranks(server, 1) == [*server, "--disable-auto-complete-config"]
-    assert with_ranks(server, 1, 10**6)[-1] == FACTS["launch"]["gpu_tensors"] + "0:1000000"
-    words = with_ranks(server, 4, 10**6)
+    region = "--backend-config=python,shm-region-prefix-name=vl2-x-"
+    for one in (0, 1):
+        assert with_ranks(server, one, prefix="vl2-x-") == [*server, "--disable-auto-complete-config", region]
+    assert with_ranks(server, 1, 10**6)[-2] == FACTS["launch"]["gpu_tensors"] + "0:1000000"
+    words = with_ranks(server, 4, 10**6, "vl2-x-")
     assert words[0] == "mpirun"
     ranks = " ".join(words).split(" : ")
     assert len(ranks) == 4
     for number, rank in enumerate(ranks):
         for flag in FACTS["launch"]["always"]:
             assert flag in rank
-        assert f"prefix{number}_" in rank and (FACTS["launch"]["gpu_tensors"] in rank) == (number == 0)
+        assert f"{region}{number}-" in rank and (FACTS["launch"]["gpu_tensors"] in rank) == (number == 0)
         for flag in FACTS["launch"]["other_ranks"]:
             assert (flag in rank.split()) == (number > 0 or flag.startswith("--model-control-mode"))
 
@@ -287,5 +289,5 @@ def test_profiles_hold_every_shape_that_is_planned(name):
 
 
 def test_one_place_says_the_release():
-    source = (ROOT / "converters/videollama_converters/tensorrt_llm.py").read_text("utf-8")
+    source = (ROOT / "converters/videollama_converters/tensorrt_llm/recipe.py").read_text("utf-8")
     assert FACTS["source"].endswith("v1.2.1") and 'RELEASE = "1.2.1"' in source

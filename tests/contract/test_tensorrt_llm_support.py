@@ -11,9 +11,9 @@ from conftest import ROOT, checkpoint
 from videollama_converters.dry_run import describe
 from videollama_converters.engine_options import EngineOptions
 from videollama_converters.gpus import GPUS
-from videollama_converters.tensorrt_llm import Recipe
-from videollama_converters.tensorrt_llm_config import render_config
-from videollama_converters.tensorrt_llm_support import FAMILIES, KV_DTYPES, QUANTIZATIONS, as_table, refusal
+from videollama_converters.tensorrt_llm.config import render_config
+from videollama_converters.tensorrt_llm.recipe import Recipe
+from videollama_converters.tensorrt_llm.support import FAMILIES, KV_DTYPES, QUANTIZATIONS, as_table, refusal
 from videollama_core.checkpoint.read_config import published_config
 from videollama_core.engines.table import ENCODER_ENGINES
 from videollama_core.protocol.errors import InvalidRequest

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from conftest import checkpoint
-from videollama_converters.build_tensorrt_rtx import FP8_TARGETS, TARGETS
 from videollama_converters.convert import convert
 from videollama_converters.engine_options import EngineOptions
+from videollama_converters.tensorrt.build_rtx import FP8_TARGETS, TARGETS
 from videollama_core.engines.bundle import Bundle, engine_path, runtime_cache_path
 from videollama_core.engines.media_encoder import MediaEncoder
 from videollama_core.engines.specs import CONNECTOR, VISION_ENCODER

@@ -14,6 +14,10 @@ from conftest import ROOT
 PACKAGES = {
     "videollama_core": ("", ()),
     "videollama_client": ("client", ("videollama_core.protocol",)),
+    "videollama_gateway": (
+        "gateway",
+        ("videollama_client", "videollama_core.protocol", "videollama_core.telemetry"),
+    ),
     "videollama_server": ("server", ("videollama_core",)),
     "videollama_converters": ("converters", ("videollama_core", "videollama_server")),
     "videollama_training": ("training", ("videollama_core",)),
@@ -23,21 +27,43 @@ PACKAGES = {
         ("videollama_core", "videollama_client", "videollama_server", "videollama_converters"),
     ),
 }
-# Room of the core -> what it may import of the core. Modules beside the rooms are named, too.
-ROOMS = {
+# Room of a package -> what it may import of the package. Modules beside the rooms are named, too.
+CORE = {
     "protocol": (),
+    "telemetry": ("protocol",),
     "model": ("protocol",),
     "media": ("protocol", "model.config"),
     "checkpoint": ("protocol", "model"),
     "sampling": ("protocol",),
     "contrast": ("protocol", "model.config"),
-    "text": ("protocol", "checkpoint.read_config"),
+    "template_budget": ("protocol",),
+    "template": ("protocol", "template_budget"),
+    "text": ("protocol", "checkpoint.files", "template"),
     "prompt": ("protocol", "text"),
     "engines": ("protocol", "model", "media", "checkpoint", "text", "contrast"),
     "generation": ("protocol", "model", "checkpoint", "engines", "sampling", "contrast"),
     "pipeline": ("protocol", "model", "media", "checkpoint", "engines", "sampling", "text", "prompt", "contrast"),
 }
+CONVERTERS = {
+    "steps": (),
+    "gpus": (),
+    "export": ("steps",),
+    "tensorrt_llm": ("gpus",),
+    "engine_options": ("gpus", "tensorrt_llm"),
+    "tensorrt": ("steps", "export", "engine_options"),
+    "hub": ("steps",),
+    "locate": ("steps", "hub"),
+    "plan": ("gpus", "tensorrt_llm"),
+    "assemble": ("engine_options", "tensorrt_llm"),
+    "engine_steps": ("steps", "export", "tensorrt", "tensorrt_llm", "engine_options"),
+    "tokenizer_check": (),
+    "convert": ("steps", "export", "tensorrt", "engine_options", "engine_steps", "assemble", "tokenizer_check"),
+    "dry_run": ("export", "tensorrt_llm", "engine_options"),
+    "cli": ("steps", "gpus", "tensorrt_llm", "engine_options", "locate", "plan", "convert", "dry_run"),
+}
+ROOMS = {"videollama_core": CORE, "videollama_converters": CONVERTERS}
 MOST_FILES = 12  # of a room: past that, a stranger no longer sees what is in it
+MOST_LINES = 300  # of a file
 
 
 def folder_of(package):
@@ -66,33 +92,62 @@ def test_packages_import_downwards_only(package):
         assert name.split(".")[0] not in PACKAGES or is_below(name, allowed), f"{path} imports {name}"
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_rooms_of_the_core_import_downwards_only(room):
-    allowed = tuple(f"videollama_core.{name}" for name in (room, *ROOMS[room]))
-    folder = ROOT / "videollama_core"
+@pytest.mark.parametrize(("package", "room"), [(package, room) for package in ROOMS for room in ROOMS[package]])
+def test_rooms_import_downwards_only(package, room):
+    allowed = tuple(f"{package}.{name}" for name in (room, *ROOMS[package][room]))
+    folder = folder_of(package)
     for path, name in imports(folder):
         inside = path.relative_to(folder).parts[0].removesuffix(".py") == room
-        if inside and name.startswith("videollama_core."):
+        if inside and name.startswith(package + "."):
             assert is_below(name, allowed), f"{path} imports {name}"
 
 
-def test_every_room_of_the_core_has_its_rule():
-    folder = ROOT / "videollama_core"
-    found = {path.parent.name for path in folder.glob("*/__init__.py")} | {path.stem for path in folder.glob("*.py")}
-    assert found - {"__init__"} == set(ROOMS)
+@pytest.mark.parametrize("package", ROOMS)
+def test_every_room_has_its_rule_and_no_circle(package):
+    folder = folder_of(package)
+    rooms = {path.parent.name for path in folder.glob("*/__init__.py")} | {path.stem for path in folder.glob("*.py")}
+    assert rooms - {"__init__"} == set(ROOMS[package])
+    above = set(ROOMS[package])
+    for room, below in reversed(ROOMS[package].items()):  # written from below to above
+        above.discard(room)
+        assert {name.split(".")[0] for name in below} <= above, room
 
 
 def test_every_package_says_what_may_be_in_it():
-    for path in (ROOT / "videollama_core").rglob("__init__.py"):
-        text = ast.get_docstring(ast.parse(path.read_text("utf-8")))
-        assert text, path
-        assert path.parent.name == "videollama_core" or "import" in text, path
+    for package in ROOMS:
+        for path in folder_of(package).rglob("__init__.py"):
+            text = ast.get_docstring(ast.parse(path.read_text("utf-8")))
+            assert text, path
+            assert path.parent.name == "videollama_core" or "import" in text.lower(), path
 
 
 def test_no_room_is_crowded():
-    for folder in (ROOT / "videollama_core", ROOT / "server"):
+    for folder in map(folder_of, PACKAGES):
         for room in {path.parent for path in folder.rglob("*.py")}:
             assert len([path for path in room.glob("*.py") if path.name != "__init__.py"]) <= MOST_FILES, room
+
+
+def test_no_file_is_long():
+    folders = (
+        "client",
+        "converters",
+        "gateway",
+        "server",
+        "videollama_core",
+        "training",
+        "benchmarks",
+        "examples",
+        "tests",
+    )
+    paths = [path for name in folders for path in (ROOT / name).rglob("*.py")]
+    assert len(paths) > 200
+    for path in paths:
+        assert len(path.read_text("utf-8").splitlines()) <= MOST_LINES, path
+
+
+def test_a_gpu_machine_finds_every_package_without_an_installation():
+    (path,) = re.findall(r"PYTHONPATH=(\S+)", (ROOT / "scripts/test_gpu.sh").read_text("utf-8"))
+    assert set(path.split(":")) == {folder or "." for folder, _ in PACKAGES.values()}
 
 
 def test_nobody_imports_the_reference():

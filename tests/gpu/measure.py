@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from videollama_converters.gpus import GPUS
-from videollama_converters.plan import count_parameters
+from videollama_benchmarks.load.roofline import encoder_work, prefill_work, step_seconds
+from videollama_converters.gpus import GPUS, Gpu
 from videollama_core.checkpoint.read_config import published_config
 from videollama_core.engines.media_encoder import to_host
 from videollama_core.engines.torch_encoders import TorchEncoders
@@ -52,49 +52,16 @@ def timed(run: Any, repeats: int = REPEATS) -> dict[str, float]:
     return {"milliseconds": statistics.median(taken), "least": min(taken), "most": max(taken)}
 
 
-def encoder_work(name: str) -> float:
-    """Operations of tower and connector for one video (multiply and add apart)."""
-    config = published_config(name)
-    vision, frames = config.vision, config.num_frames
-    tokens, width = vision.grid**2 + (vision.kind == "clip"), vision.width
-    tower = 2 * tokens * 3 * vision.patch_size**2 * width + vision.used_layers * (
-        8 * tokens * width**2 + 4 * tokens * width * vision.mlp_width + 4 * tokens**2 * width
-    )
-    wide, places = config.language.width, frames * vision.grid**2
-    left = config.media_tokens
-
-    def stage(count: int, inputs: int) -> float:
-        first = count * (2 * inputs * wide + 18 * wide + 2 * wide**2 + 2 * inputs * wide)
-        return first + 3 * count * (4 * wide**2 + 18 * wide)
-
-    connector = stage(places, width) + 16 * left * wide**2 + stage(left, wide) + 4 * left * wide**2
-    return frames * tower + connector
-
-
-def prefill_work(name: str, positions: int) -> float:
-    language = published_config(name).language
-    _, layers, _ = count_parameters(name)
-    attention = language.layers * 2 * positions**2 * language.heads * language.head_dim
-    return 2 * layers * positions + 2 * language.width * language.vocab_size + attention
-
-
-def step_bytes(name: str, rows: int, context: int) -> float:
-    language = published_config(name).language
-    _, layers, rest = count_parameters(name)
-    embedding = language.vocab_size * language.width
-    kept = 2 * language.layers * language.kv_heads * language.head_dim * 2
-    return 2 * (layers + rest - embedding) + rows * context * kept
-
-
-def card() -> tuple[str, float, float]:
-    """Name, operations and bytes per second, by the maker's figures of the nearest GPU in the plan."""
+def card() -> tuple[str, Gpu]:
+    """Name, and the maker's figures of the nearest GPU in the plan."""
     name = torch.cuda.get_device_name()
     key = next((key for key in ("H200", "H100", "L40S", "A100-80") if key.split("-")[0] in name), "H100")
-    return name, GPUS[key].teraflops * 1e12, GPUS[key].bandwidth * 1e12
+    return name, GPUS[key]
 
 
 def measure(device: torch.device, name: str, requests: tuple[int, ...], text_tokens: int = 48) -> dict[str, Any]:
-    config, (gpu, peak, bandwidth) = published_config(name), card()
+    config, (gpu, figures) = published_config(name), card()
+    peak = figures.teraflops * 1e12
     stages = []
 
     def add(stage: str, run: Any, roofline: float, per: str = "") -> None:
@@ -117,12 +84,14 @@ def measure(device: torch.device, name: str, requests: tuple[int, ...], text_tok
             0, 256, (config.num_frames, config.pixels.size, config.pixels.size, 3), np.uint8
         )
         index = np.arange(config.num_frames)
-        add(
-            "tower + connector, one video",
-            lambda: to_host(encoders.encode_frames(frames, index)),
-            encoder_work(name) / peak,
-        )
-        media = to_host(encoders.encode_frames(frames, index)).reshape(-1, config.language.width)
+
+        def encode() -> np.ndarray:
+            runs = range(0, len(frames), encoders.frames_per_run)
+            features = [encoders.encode_frames(frames[n : n + encoders.frames_per_run]).clone() for n in runs]
+            return to_host(encoders.connect(torch.cat(features), index))
+
+        add("tower + connector, one video", encode, encoder_work(name) / peak)
+        media = encode().reshape(-1, config.language.width)
         with torch.device("meta"):
             decoder = Decoder(config.language)
         positions = len(media) + text_tokens
@@ -137,7 +106,7 @@ def measure(device: torch.device, name: str, requests: tuple[int, ...], text_tok
         add("prefill of one prompt", prefill, prefill_work(name, positions) / peak, f"{positions} positions")
 
         def first_token() -> None:
-            to_host(encoders.encode_frames(frames, index))
+            encode()
             prefill()
 
         add("first token (frames to scores)", first_token, (encoder_work(name) + prefill_work(name, positions)) / peak)
@@ -153,12 +122,7 @@ def measure(device: torch.device, name: str, requests: tuple[int, ...], text_tok
                 for sampler, token in zip(samplers, scores.best(samplers), strict=True):
                     sampler.take(token)
 
-            bytes_read = step_bytes(name, rows, positions + 16)
-            add(
-                f"decoding step, {rows} at a time",
-                step,
-                max(bytes_read / bandwidth, 2 * rows * sum(count_parameters(name)[1:]) / peak),
-            )
+            add(f"decoding step, {rows} at a time", step, step_seconds(name, rows, positions + 16, figures))
             stages[-1]["tokens_per_second"] = 1e3 * rows / stages[-1]["milliseconds"]
     return {
         "gpu": gpu,

@@ -6,11 +6,12 @@ import torch
 
 from conftest import checkpoint
 from real_size.measure import random_sources
-from videollama_converters.build_tensorrt import build_engine
 from videollama_converters.engine_options import encoder_dtype
-from videollama_converters.export_onnx import build_module, export_graph
-from videollama_converters.graph_specs import ENGINE_GRAPHS, example_inputs, graph_sources
-from videollama_core.checkpoint.parts import fill, open_checkpoint
+from videollama_converters.export.graph_specs import ENGINE_GRAPHS, example_inputs, graph_sources
+from videollama_converters.export.graphs import build_module, export_graph
+from videollama_converters.tensorrt.build import build_engine
+from videollama_core.checkpoint.fill import fill
+from videollama_core.checkpoint.parts import open_checkpoint
 from videollama_core.checkpoint.read_config import published_config
 from videollama_core.engines.bundle import Bundle, engine_path
 from videollama_core.engines.media_encoder import MediaEncoder

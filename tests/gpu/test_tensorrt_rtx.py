@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from conftest import checkpoint
-from videollama_converters.build_tensorrt_rtx import TARGETS
 from videollama_converters.convert import convert
 from videollama_converters.engine_options import EngineOptions
+from videollama_converters.tensorrt.build_rtx import TARGETS
 from videollama_core.checkpoint.parts import open_checkpoint
 from videollama_core.engines.bundle import Bundle, runtime_cache_path
 from videollama_core.engines.media_encoder import MediaEncoder, to_host

@@ -171,7 +171,7 @@ def test_where_no_noise_can_be(bundle_of, monkeypatch):
 
 def test_a_bundle_from_before_the_contrast_says_so(bundle_of, tmp_path):
     """Its graph takes whole colours: everything else goes on."""
-    from videollama_converters.export_onnx import export_graph
+    from videollama_converters.export.graphs import export_graph
     from videollama_core.checkpoint.parts import open_checkpoint
     from videollama_core.engines.specs import VISION_ENCODER
 

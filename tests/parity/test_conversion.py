@@ -25,14 +25,15 @@ from videollama_core.text import Tokenizer
 
 SMALL = "mistral-clip-8f"  # a single file, quick to edit
 
+ONE_LAYER = {"num_hidden_layers": 1}  # where the decoder is another than the golden variant's, which has more of them
 # Name -> golden variant whose folder is changed, and the changes.
 SHAPES = {
-    "one frame, odd grid, one key head": ("mistral-clip-8f", {"num_frames": 1, "num_key_value_heads": 1}, {"image_size": 42}, {"size": 42, "crop_size": 42}),
+    "one frame, odd grid, one key head": ("mistral-clip-8f", {"num_frames": 1, "num_key_value_heads": 1} | ONE_LAYER, {"image_size": 42}, {"size": 42, "crop_size": 42}),
     "odd frame count": ("mistral-clip-8f", {"num_frames": 5}, {}, {}),
     "image not divided by the patch": ("qwen2-siglip-16f", {"num_frames": 3}, {"image_size": 75}, {"size": {"height": 75, "width": 75}}),
-    "tied embeddings": ("qwen2-clip-8f", {"tie_word_embeddings": True}, {}, {}),
-    "own head width": ("qwen2-clip-8f", {"head_dim": 10}, {}, {}),
-    "every head its own keys": ("mixtral-clip-8f", {"num_key_value_heads": 4, "num_local_experts": 3}, {}, {}),
+    "tied embeddings": ("qwen2-clip-8f", {"tie_word_embeddings": True} | ONE_LAYER, {}, {}),
+    "own head width": ("qwen2-clip-8f", {"head_dim": 10} | ONE_LAYER, {}, {}),
+    "every head its own keys": ("mixtral-clip-8f", {"num_key_value_heads": 4, "num_local_experts": 3} | ONE_LAYER, {}, {}),
     "select the last layer": ("qwen2-siglip-16f", {"mm_vision_select_layer": -1}, {}, {}),
 }  # fmt: skip
 
@@ -104,7 +105,7 @@ CONFIG_FAULTS = {
     "lost tower": ({"mm_vision_tower": "somewhere/else"}, "--tower"),
     "other width": ({"mm_hidden_size": 32}, "tower is 48 wide"),
     "no size": ({"hidden_size": None}, "lacks 'hidden_size'"),
-    "no frames": ({"num_frames": 0}, "num_frames is 0"),
+    "no frames": ({"num_frames": 0}, "num_frames of the checkpoint is 0"),
     "uneven heads": ({"num_key_value_heads": 3}, "cannot share"),
 }
 
@@ -236,15 +237,16 @@ def test_a_second_run_makes_only_what_is_not_valid(tmp_path):
 
 
 def test_a_killed_conversion_never_looks_whole(tmp_path):
-    """Killed at several moments; each time the folder is refused, and in the end a plain run completes it."""
+    """Killed in its first step, then in its second; each time the folder is refused, and in the end a plain run completes it."""
     out = tmp_path / "out"
-    for seconds in (3.0, 5.0, 7.0):
+    state = out / ".steps.json"
+    for done in (0, 1):
         process = run_convert(checkpoint(SMALL), out)
-        time.sleep(seconds)
+        while not (out / ".partial").exists() or len(json.loads(state.read_text())) < done:
+            assert process.poll() is None
+            time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        if process.returncode == 0:
-            break
         with pytest.raises(ArtifactMismatch):
             Bundle.open(out)
     Bundle.open(convert(checkpoint(SMALL), out))
@@ -264,7 +266,7 @@ def test_two_conversions_do_not_write_one_folder(tmp_path):
 
 def test_a_graph_that_disagrees_is_refused(tmp_path, monkeypatch):
     """The parity check must be able to fail: one weight of the graph is changed behind its back."""
-    from videollama_converters import compare
+    from videollama_converters.export import compare
 
     original = compare.fill
 

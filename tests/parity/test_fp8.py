@@ -12,11 +12,11 @@ from click.testing import CliRunner
 from conftest import MEDIA, checkpoint
 from videollama_converters.cli import convert as command
 from videollama_converters.engine_options import EngineOptions
-from videollama_converters.export_onnx import export_graph
-from videollama_converters.fp8 import LARGEST, calibrate, quantize
-from videollama_converters.graph_specs import graph_sources
-from videollama_converters.tensorrt_llm import Recipe
-from videollama_converters.tensorrt_operators import check_graph
+from videollama_converters.export.graph_specs import graph_sources
+from videollama_converters.export.graphs import export_graph
+from videollama_converters.tensorrt.fp8 import LARGEST, calibrate, quantize
+from videollama_converters.tensorrt.operators import check_graph
+from videollama_converters.tensorrt_llm.recipe import Recipe
 from videollama_core.checkpoint.parts import open_checkpoint
 from videollama_core.engines.specs import VISION_ENCODER
 from videollama_core.media.preprocess import prepare

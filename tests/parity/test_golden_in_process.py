@@ -12,10 +12,9 @@ from videollama_core.engines.media_encoder import MediaEncoder
 from videollama_core.engines.onnx_runtime import OnnxEngine
 from videollama_core.engines.specs import VISION_ENCODER
 from videollama_core.generation.onnx_runner import OnnxRunner
-from videollama_core.media.preprocess import Prepared
 from videollama_core.media.video import Segment, load_media
 from videollama_core.pipeline import Pipeline
-from videollama_core.protocol.messages import SamplingOptions
+from videollama_core.protocol.messages import EncoderInputs, SamplingOptions
 
 ALL = [case for variant in VARIANTS for case in cases(variant)]
 WITH_MEDIA = [case for case in ALL if case.modality != "text"]
@@ -32,9 +31,9 @@ def pipeline(variant: str) -> Pipeline:
     return Pipeline(checkpoint(variant))
 
 
-def prepared(case: Case) -> Prepared:
+def prepared(case: Case) -> EncoderInputs:
     if case.starts_from_pixels():
-        return Prepared(case.tensor("pixels_u8"), np.zeros((0, 128), np.float32), np.zeros(0), np.zeros(0))
+        return EncoderInputs(case.tensor("pixels_u8"), np.zeros((0, 128), np.float32), np.zeros(0), np.zeros(0))
     kind, files = case.files()
     return pipeline(case.variant).prepare(kind, files, Segment(**case.segment))
 

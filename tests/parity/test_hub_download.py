@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from safetensors.torch import load, save
 
 from hub_server import AUDIO, BASE_VARIANT, CHAT, ID, TOWER, Hub, digest, publish, start_convert
-from videollama_converters import hub_download
+from videollama_converters.hub import download
 from videollama_converters.locate import locate
 from videollama_core.checkpoint.parts import open_checkpoint
 from videollama_core.protocol.errors import DiskFull, DownloadFailed
@@ -21,7 +21,7 @@ def test_a_disk_that_is_too_small_is_said_before(here, monkeypatch):
     publish(here, CHAT)
     size = sum(map(len, here.repositories[ID].files.values()))
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr(hub_download.shutil, "disk_usage", lambda path: usage._replace(free=size // 2))
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage._replace(free=size // 2))
     with pytest.raises(DiskFull, match=r"takes 0\.00 GB more, but .* has 0\.00 GB free: .*HF_HOME"):
         locate(ID)
     assert not [name for name in here.fetched() if name.endswith(".safetensors")]
@@ -33,7 +33,7 @@ def test_what_is_there_needs_no_room(here, monkeypatch):
     locate(ID)
     repository.files["README.md"] = b"# another model card"
     usage, before = shutil.disk_usage("/"), len(here.requests)
-    monkeypatch.setattr(hub_download.shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage._replace(free=100_000))
     assert locate(ID).checkpoint.name == repository.commit and here.fetched(before) == []
 
 

@@ -62,7 +62,7 @@ def test_a_base_for_a_whole_checkpoint_is_a_mistake():
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         ({"bias": "some"}, "bias is 'some'"),
-        ({"peft_type": "IA3"}, "IA3 with r 8; wanted LoRA"),
+        ({"peft_type": "IA3"}, "'IA3' with r 8; wanted LoRA"),
         ({"r": None}, "with r None"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Training: the loss is that of the model that will be served, runs repeat and resume, and what is written is read back."""
+"""Training: the loss is that of the model that will be served, runs repeat and resume, bad data is named."""
 
 import dataclasses
 import json
@@ -10,79 +10,19 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import MEDIA
+from training_runs import losses, model_of, options, rows_of
 from videollama_core.checkpoint.parts import open_checkpoint
 from videollama_core.pipeline import Pipeline
-from videollama_core.protocol.errors import BadSample, CheckpointMismatch, InvalidRequest
+from videollama_core.protocol.errors import BadSample, InvalidRequest
 from videollama_core.text import Tokenizer
-from videollama_training.cli import train as command
-from videollama_training.data import Collator, RowDataset
-from videollama_training.model import TrainableModel
-from videollama_training.samples import read_samples
-from videollama_training.save import published_names
+from videollama_training.data.batches import Collator, RowDataset
+from videollama_training.data.samples import read_samples
 from videollama_training.shapes.make import (
-    HELD_OUT,
     PICTURES,
     TEXTS,
     TRAIN,
-    make_media,
-    make_picture,
-    make_split,
-    make_text,
 )
-from videollama_training.shapes.start import make_start
-from videollama_training.train import TrainingOptions, train
-
-# bfloat16 keeps 8 bits: weights move by up to 0.4 %, and the logits of these tiny models by less than this.
-STORED_TOLERANCE = 0.15
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A small data set of the synthetic world and an untrained checkpoint."""
-    from functools import partial
-
-    folder = tmp_path_factory.mktemp("world")
-    entries = []
-    for name, make, number in (
-        (PICTURES, partial(make_picture, seed=1), 8),
-        (TEXTS, partial(make_text, seed=1), 6),
-        (TRAIN, partial(make_media, seed=1, held_out=False), 6),
-        (HELD_OUT, partial(make_media, seed=1, held_out=True), 1),
-    ):
-        entries += make_split(folder, name, make, number, lambda: None, workers=1)
-    make_start(folder / "start", (m["value"] for entry in entries for m in entry["conversations"]), seed=1)
-    return folder
-
-
-def options(world, out, **changes):
-    settings = {
-        "checkpoint": world / "start",
-        "data": (world / "train.json",),
-        "out": out,
-        "max_steps": 2,
-        "batch_size": 2,
-        "questions_per_media": 3,
-        "log_steps": 1,
-        "learning_rate": 1e-3,
-        "lora_rank": 4,
-        "lora_alpha": 8,
-        "warmup": 0.0,
-    }
-    return TrainingOptions(**{**settings, **changes})
-
-
-def losses(result):
-    return [entry["loss"] for entry in result.losses]
-
-
-def model_of(folder):
-    parts = open_checkpoint(folder)
-    return TrainableModel(parts, Tokenizer(parts.folders.language).pad_id), parts
-
-
-def rows_of(world, parts, questions, name=TRAIN):
-    samples = list(read_samples(world / f"{name}.json", world))
-    return RowDataset(samples, Tokenizer(parts.folders.language), parts.config, questions=questions)
+from videollama_training.train import train
 
 
 @torch.inference_mode()
@@ -177,77 +117,6 @@ def test_only_what_is_named_is_trained(world, tmp_path, tune, trained, frozen):
         assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
-@pytest.mark.parametrize(("tune", "layout"), [("full", "chat"), ("connector", "base"), ("lora", "lora")])
-def test_what_is_written_is_read_back_and_converted(world, tmp_path, tune, layout):
-    """Each published layout, from the trainer to the converter's own parity check."""
-    from videollama_converters.convert import convert
-
-    run = options(world, tmp_path / "run", tune=tune, plain=False, max_steps=3, learning_rate=5e-3, lora_dropout=0.0)
-    written = train(run).checkpoint
-    parts = open_checkpoint(written)
-    assert parts.folders.layout == layout
-    parts.check()
-    start = open_checkpoint(world / "start")
-    moved = [name for name in parts.names() if not torch.equal(parts.read(name).float(), start.read(name).float())]
-    assert any(name.startswith("model.mm_projector.") for name in moved)
-    assert any(name.startswith("model.layers.") for name in moved) == (tune != "connector")
-    assert not any(name.startswith("model.vision_tower.") for name in moved)
-    convert(written, tmp_path / "bundle")
-    report = json.loads((tmp_path / "bundle/parity.json").read_text())
-    assert len(report) == 4
-    config = json.loads((tmp_path / "bundle/llm/config.json").read_text())
-    assert config["architectures"] == ["Qwen2ForCausalLM"]
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("tune", ["full", "lora"])
-def test_the_written_checkpoint_is_the_trained_model(world, tmp_path, tune, monkeypatch):
-    """Its loss, adapters merged and weights rounded to bfloat16, is the trained model's."""
-    import videollama_training.train as module
-
-    kept = {}
-    original = module.save_checkpoint
-
-    def keep(state, *rest):
-        kept["state"] = {name: tensor.clone() for name, tensor in state.items()}
-        original(state, *rest)
-
-    monkeypatch.setattr(module, "save_checkpoint", keep)
-    with torch.inference_mode(False):
-        written = train(options(world, tmp_path / "run", tune=tune, max_steps=3, lora_dropout=0.0)).checkpoint
-    model, parts = model_of(written)
-    batch = Collator(parts.config)([rows_of(world, parts, 4)[0]])
-    found = float(model(**batch)["loss"])
-    if tune == "full":
-        trained, _ = model_of(world / "start")
-        trained.load_state_dict(kept["state"])
-        assert abs(found - float(trained(**batch)["loss"])) < STORED_TOLERANCE
-    named = published_names(kept["state"])
-    name = "model.layers.0.self_attn.q_proj.weight"
-    if tune == "lora":
-        prefix = "base_model.model." + name.removesuffix(".weight")
-        a, b = named[f"{prefix}.lora_A.default.weight"], named[f"{prefix}.lora_B.default.weight"]
-        expected = named[f"{prefix}.base_layer.weight"] + 2.0 * (b @ a)  # alpha 8 over rank 4
-        assert float(b.abs().max()) > 0
-    else:
-        expected = named[name]
-    assert torch.allclose(parts.read(name).float(), expected, rtol=1e-2, atol=1e-3)
-
-
-def test_qlora_trains_adapters_around_four_bit_weights(world, tmp_path):
-    from bitsandbytes.nn import Linear4bit
-
-    from videollama_training.train import prepare_model
-
-    parts = open_checkpoint(world / "start")
-    model = prepare_model(parts, Tokenizer(world / "start"), options(world, tmp_path, tune="qlora"))
-    kinds = [module for module in model.decoder.modules() if isinstance(module, Linear4bit)]
-    assert len(kinds) == 7 * parts.config.language.layers
-    result = train(options(world, tmp_path / "run", tune="qlora", max_steps=2))
-    assert all(np.isfinite(losses(result)))
-    assert open_checkpoint(result.checkpoint).folders.layout == "lora"
-
-
 def test_layers_computed_twice_give_the_same_gradients(world):
     from videollama_training.train import prepare_model
 
@@ -296,24 +165,3 @@ def test_nothing_but_bad_data_is_an_error(world, tmp_path):
     (world / "bad.json").write_text(json.dumps([BAD["missing"][0]]))
     with pytest.raises(BadSample, match="no sample of"):
         train(options(world, tmp_path / "run", data=(world / "bad.json",), skip_bad=True))
-
-
-def test_adapters_of_another_base_are_refused(world, tmp_path):
-    written = train(options(world, tmp_path / "run", tune="lora", max_steps=1)).checkpoint
-    config = json.loads((written / "config.json").read_text())
-    (written / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
-    with pytest.raises(CheckpointMismatch, match="made on a model with num_hidden_layers 5, but .* has 4"):
-        open_checkpoint(written)
-    (written / "config.json").write_text(json.dumps(config | {"_name_or_path": "/nowhere"}))
-    with pytest.raises(CheckpointMismatch, match="'/nowhere' is not a folder near it: name it with --base"):
-        open_checkpoint(written)
-    assert open_checkpoint(written, base=world / "start").folders.layout == "lora"
-
-
-def test_every_option_of_a_run_can_be_said_on_the_command_line():
-    said = {parameter.name for parameter in command.params}
-    assert said == {field.name for field in dataclasses.fields(TrainingOptions)}
-    defaults = {p.name: p.default for p in command.params if p.name not in ("data", "checkpoint", "out", "plain")}
-    for field in dataclasses.fields(TrainingOptions):
-        if field.name in defaults and isinstance(defaults[field.name], (int, float, str)):
-            assert defaults[field.name] == field.default, field.name

@@ -56,7 +56,7 @@ def test_two_processes_learn_what_one_learns_with_twice_the_accumulation(tmp_pat
 
 def test_every_process_can_run_the_same_layers(tmp_path):
     """What ZeRO 3 needs: pictures like clips, and text by way of a black picture, with the same loss."""
-    from videollama_training.data import BadSamples, Collator, RowDataset
+    from videollama_training.data.batches import BadSamples, Collator, RowDataset
 
     folder = videollava_sft(tmp_path / "data")
     options = TrainingOptions(

@@ -14,8 +14,8 @@ from conftest import AUDIO_VARIANT, GOLDEN, MEDIA, checkpoint
 from videollama_core.checkpoint.parts import open_checkpoint
 from videollama_core.protocol.errors import BadSample
 from videollama_core.text import Tokenizer
-from videollama_training.data import Collator, RowDataset
-from videollama_training.samples import read_sample
+from videollama_training.data.batches import Collator, RowDataset
+from videollama_training.data.samples import read_sample
 
 RECORDED = json.loads((GOLDEN / "training/labels.json").read_text("utf-8"))
 PLACEHOLDER_IDS = {"<image>": -200, "<video>": -201, "<audio>": -202}

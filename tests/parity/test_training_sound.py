@@ -1,4 +1,4 @@
-"""Training ears: sounds and videos with sound in one batch, what is trained and what is kept, and the tiny checkpoint's ears."""
+"""Training an audio tower: sounds and videos with sound in one batch, what is trained and what is kept, and the tiny checkpoint's own tower."""
 
 import json
 
@@ -11,9 +11,9 @@ from videollama_core.media.audio import filterbank
 from videollama_core.pipeline import Pipeline
 from videollama_core.protocol.errors import BadSample, InvalidRequest
 from videollama_core.text import Tokenizer
-from videollama_training.data import Collator, RowDataset
+from videollama_training.data.batches import Collator, RowDataset
+from videollama_training.data.samples import read_samples
 from videollama_training.model import TrainableModel
-from videollama_training.samples import read_samples
 from videollama_training.shapes.audio_tower import AUDIO_TOWER, KINDS, NOW, UNCERTAIN, add_audio_tower, moment_labels
 from videollama_training.shapes.sounds import Sound
 from videollama_training.train import TrainingOptions, train

@@ -16,7 +16,7 @@ from videollama_core.generation.steps import SlotSteps
 from videollama_core.protocol.errors import Cancelled, InvalidRequest
 from videollama_core.protocol.messages import ResolvedSampling
 
-pytest.importorskip("vllm")
+pytest.importorskip("vllm", reason="vllm is not installed: an environment of its own, docs/gpu.md")
 pytestmark = pytest.mark.filterwarnings("ignore")  # vLLM's and its libraries' own
 SLOTS = 3
 # Heads of 32: vLLM's attention on a CPU has no kernel for the golden cases' odd sizes.
@@ -32,7 +32,7 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vllm(bundle):
-    from videollama_core.generation.vllm_scheduler import VllmRunner, VllmSteps
+    from videollama_core.generation.vllm_runner import VllmRunner, VllmSteps
 
     scheduler = Scheduler(VllmSteps(VllmRunner(bundle, SLOTS)))
     scheduler.start()

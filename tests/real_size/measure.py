@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from build_log import BuildLog
-from videollama_converters.build_tensorrt_rtx import FP8_TARGETS, TARGETS, build
 from videollama_converters.engine_options import encoder_dtype
-from videollama_converters.export_onnx import build_module, export_graph
-from videollama_converters.fp8 import quantize, unit_scales
-from videollama_converters.graph_specs import example_inputs
-from videollama_converters.tensorrt_operators import check_graph
-from videollama_core.checkpoint.parts import fill
+from videollama_converters.export.graph_specs import example_inputs
+from videollama_converters.export.graphs import build_module, export_graph
+from videollama_converters.tensorrt.build_rtx import FP8_TARGETS, TARGETS, build
+from videollama_converters.tensorrt.fp8 import quantize, unit_scales
+from videollama_converters.tensorrt.operators import check_graph
+from videollama_core.checkpoint.fill import fill
 from videollama_core.checkpoint.read_config import published_config
 from videollama_core.checkpoint.shards import SHARD_BYTES, write_shards
 from videollama_core.engines.onnx_runtime import OnnxEngine

@@ -1,3 +1,5 @@
+"""Fixtures of the tests with a running server."""
+
 import pytest
 
 from service.servers import start, stop
@@ -11,7 +13,7 @@ def server_of(bundle_of, tmp_path_factory):
     def serve(variant: str):
         if variant not in running:
             log = tmp_path_factory.mktemp(variant) / "server.log"
-            running[variant] = start(bundle_of(variant), log)
+            running[variant] = start(bundle_of(variant), log, "--expose-stages")
         return running[variant]
 
     yield serve

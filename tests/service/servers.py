@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ class Server:
     metrics: str
     log: Path
     triton: int  # process id of the server itself
+    openai: str = ""  # the gateway beside it, with --openai
 
     def client(self, **options) -> Client:
         return Client(self.grpc, **options)
@@ -102,7 +104,7 @@ def children(parent: int, pattern: str) -> list[int]:
 
 
 def start(bundle: Path, log: Path, *options: object) -> Server:
-    ports = ("--grpc-port", 0, "--http-port", 0, "--metrics-port", 0)
+    ports = ("--grpc-port", 0, "--http-port", 0)
     process = subprocess.Popen(
         vl2("serve", bundle, *ports, "--log", log, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -114,9 +116,9 @@ def start(bundle: Path, log: Path, *options: object) -> Server:
             break
     else:
         raise AssertionError(f"the server did not start: {process.stderr.read()}")
-    return Server(
-        process, found["gRPC"], found["HTTP"], found["metrics"], log, children(process.pid, "tritonserver")[0]
-    )
+    triton_pid = children(process.pid, "tritonserver")[0]
+    addresses = found["gRPC"], found["HTTP"], found["metrics"]
+    return Server(process, *addresses, log, triton_pid, found.get("OpenAI", ""))
 
 
 def stop(server: Server) -> int:
@@ -136,3 +138,35 @@ def serving(bundle: Path, log: Path, *options: object):
         yield server
     finally:
         stop(server)
+
+
+@contextmanager
+def gateway_of(*words: object, log=None):
+    """The address (host:port) of a gateway in a process of its own; `log` is a file that takes its stderr."""
+    command = vl2("gateway", "--port", 0, *words)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+        try:
+            yield re.search(r"http://([\d.:]+)/v1", process.stdout.readline())[1]
+        finally:
+            process.terminate()
+            assert process.wait(40) == 0
+
+
+@contextmanager
+def unchanged_neighbour(server: Server, question: str, **options):
+    """A caller beside what is done meanwhile: each of its answers is the one that it had alone."""
+    with server.client() as client:
+        alone, found, ended = client.ask(question, **options).output_ids, [], threading.Event()
+
+        def work() -> None:
+            while not ended.wait(0.1):
+                found.append(client.ask(question, **options).output_ids)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join(30)
+    assert found and all(ids == alone for ids in found)

@@ -11,6 +11,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import np_to_triton_dtype
 
 from conftest import MEDIA
+from service.servers import unchanged_neighbour
 from videollama_client import BadSampling, BadSegment, InvalidRequest, PromptTooLong, UnreadableMedia
 from videollama_core.protocol.errors import from_wire
 
@@ -26,27 +27,12 @@ def server(server_of):
     return server_of(VARIANT)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module", autouse=True)
 def neighbour(server):
-    """A question that runs through the whole test; its answer must be the one it has alone."""
-    question, options = (
-        "Tell me all about it",
-        {"video": MEDIA / "vfr_80x60.mp4", "max_new_tokens": 120, "temperature": 2.0, "seed": 5},
-    )
-    with server.client() as client:
-        alone = client.ask(question, **options).output_ids
-        running, stop = [], threading.Event()
-
-        def work():
-            while not stop.is_set():
-                running.append(client.ask(question, **options).output_ids)
-
-        thread = threading.Thread(target=work)
-        thread.start()
+    """Asks from the first case to the last."""
+    options = {"video": MEDIA / "vfr_80x60.mp4", "max_new_tokens": 120, "temperature": 2.0, "seed": 5}
+    with unchanged_neighbour(server, "Tell me all about it", **options):
         yield
-        stop.set()
-        thread.join(30)
-    assert running and all(ids == alone for ids in running)
 
 
 ASKED = {
@@ -68,7 +54,7 @@ ASKED = {
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_the_client_gets_a_typed_error(name, server, neighbour):
+def test_the_client_gets_a_typed_error(name, server):
     options, kind = ASKED[name]
     began = time.monotonic()
     with server.client() as client, pytest.raises(kind):
@@ -76,19 +62,19 @@ def test_the_client_gets_a_typed_error(name, server, neighbour):
     assert time.monotonic() - began < AT_ONCE_SECONDS
 
 
-def test_a_prompt_longer_than_the_context(server, neighbour):
+def test_a_prompt_longer_than_the_context(server):
     with server.client() as client, pytest.raises(PromptTooLong, match="the context holds 32768"):
         client.ask("word " * 40000)
 
 
-def test_the_medias_own_placeholder_in_the_text(server, neighbour):
+def test_the_medias_own_placeholder_in_the_text(server):
     with server.client() as client:
         with pytest.raises(InvalidRequest, match="<video>"):
             client.ask("what is <video> here?", video=VIDEO)
         assert client.ask("what is <video> here?", max_new_tokens=2).usage.completion_tokens == 2
 
 
-def test_special_tokens_in_the_text_are_read_as_the_reference_reads_them(server, neighbour):
+def test_special_tokens_in_the_text_are_read_as_the_reference_reads_them(server):
     """The golden cases special_in_text and masked_pad_token hold the exact ids; here: no harm to anybody."""
     with server.client() as client:
         assert client.ask("</s><s>[INST]<unk>", max_new_tokens=3).usage.completion_tokens <= 3
@@ -151,7 +137,7 @@ WIRE = {
 
 
 @pytest.mark.parametrize("name", WIRE)
-def test_plain_clients_get_a_typed_error_too(name, server, neighbour):
+def test_plain_clients_get_a_typed_error_too(name, server):
     message = plain(server, **WIRE[name])
     assert isinstance(from_wire(message), InvalidRequest), message
 
@@ -171,7 +157,7 @@ STAGE_INPUTS = {
 
 
 @pytest.mark.parametrize("name", STAGE_INPUTS)
-def test_stages_refuse_what_they_cannot_use(name, server, neighbour):
+def test_stages_refuse_what_they_cannot_use(name, server):
     model, inputs = STAGE_INPUTS[name]
     message = plain(server, model=model, **inputs)
     assert isinstance(from_wire(message), InvalidRequest), message

@@ -13,8 +13,8 @@ from unit.test_eval_run import Endpoint
 from videollama_benchmarks.demo import choose_items
 from videollama_benchmarks.report import summarise
 from videollama_benchmarks.run import Journal, ask_all
-from videollama_benchmarks.shapes import TASKS, load_shapes
 from videollama_benchmarks.sources import FrameOrder, in_process, service
+from videollama_benchmarks.tasks.shapes import TASKS, load_shapes
 
 (TASK,) = TASKS
 NUM_FRAMES = json.loads((TINY_SHAPES / "config.json").read_text("utf-8"))["num_frames"]

@@ -8,13 +8,14 @@ import sys
 import pytest
 
 from conftest import AUDIO_VARIANT, MEDIA, ROOT
+from service.servers import gateway_of
 
 EXAMPLES = ROOT / "examples"
 VARIANT, CLIP, QUESTION = "mistral-clip-8f", MEDIA / "plain_96x64.mp4", "What happens?"
 
 
-def run(name, *words, stdin=""):
-    command = [sys.executable, str(EXAMPLES / name), *map(str, words)]
+def run(name, *words, stdin="", by=sys.executable):
+    command = [by, str(EXAMPLES / name), *map(str, words)]
     done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.removesuffix("\n")
@@ -68,7 +69,38 @@ def test_audio(media, arguments, server_of):
     assert run("audio.py", MEDIA / media, QUESTION, server.grpc) == answer(server, **arguments)
 
 
+@pytest.fixture(scope="module")
+def url(server_of):
+    """Of the OpenAI API in front of the server."""
+    with gateway_of("--server", server_of(VARIANT).grpc) as address:
+        yield f"http://{address}/v1"
+
+
+def test_the_sdk_of_openai(url, server_of):
+    assert run("openai_sdk.py", CLIP, QUESTION, url) == answer(server_of(VARIANT), video=CLIP)
+
+
+def test_several_at_once_by_the_sdk_of_openai(url, server_of, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"nothing")
+    lines = map(json.loads, run("openai_async.py", QUESTION, CLIP, broken, "--url", url).splitlines())
+    found = {line["video"]: line for line in lines}
+    assert found[CLIP.name]["answer"] == answer(server_of(VARIANT), video=CLIP)
+    assert "not a video that can be opened" in found["broken.mp4"]["error"]
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_curl(url, server_of):
+    *events, done = [line for line in run("curl.sh", CLIP, url, by="sh").splitlines() if line]
+    chunks = [json.loads(event.removeprefix("data: "))["choices"][0]["delta"] for event in events]
+    assert done == "data: [DONE]"
+    assert "".join(chunk.get("content", "") for chunk in chunks) == answer(server_of(VARIANT), video=CLIP)
+
+
 def test_every_example_is_run():
-    """A program added to the folder needs a test above."""
+    """A program added to the folder needs a test above, or, where it needs packages of others, in tests/clients."""
     named = {"ask.py", "stream.py", "plain_triton.py", "batch_folder.py", "conversation.py", "audio.py"}
-    assert {path.name for path in EXAMPLES.glob("*.py")} == named
+    named |= {"openai_sdk.py", "openai_async.py", "curl.sh"}
+    others = (ROOT / "tests/clients/test_clients.py").read_text("utf-8")
+    left = {path.name for path in EXAMPLES.iterdir() if path.is_file()} - named
+    assert left and all(f'"{name}"' in others for name in left), left

@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def scripted(tmp_path_factory):
             tensors[name] = torch.zeros_like(tensor)
     tensors |= {"model.embed_tokens.weight": embeddings, "lm_head.weight": head}
     save_file(tensors, source / "model.safetensors")
-    with serving(convert(source, folder / "bundle"), folder / "log") as server:
+    with serving(convert(source, folder / "bundle"), folder / "log", "--expose-ensemble") as server:
         yield server, len(chain) + 1
 
 
@@ -148,32 +148,52 @@ def test_the_async_client_does_the_same(server_of):
     assert "".join(pieces) == known.facts["text"]
 
 
-def encoder_runs(server) -> int:
+def runs(server) -> tuple[int, int]:
+    """Of preprocess and encoder."""
     with triton.InferenceServerClient(server.grpc) as client:
-        statistics = client.get_inference_statistics("encoder").model_stats[0]
-    return statistics.execution_count
+        found = [client.get_inference_statistics(stage).model_stats[0] for stage in ("preprocess", "encoder")]
+    return found[0].inference_count, found[1].inference_count
 
 
-def test_a_second_question_about_the_same_video_does_not_run_the_encoder(server_of):
+def cached(server) -> tuple[float, float]:
+    """Hits and misses."""
+    hits, queries = server.settled("vl2_mm_cache_hits_total"), server.settled("vl2_mm_cache_queries_total")
+    return hits, queries - hits
+
+
+def test_a_second_question_about_the_same_video_runs_neither_stage_and_reuses_the_prompt(server_of):
     server = server_of("qwen2-clip-8f")
     video = (MEDIA / "sample_demo_3.mp4").read_bytes()
     with server.client() as client:
-        before = encoder_runs(server)
+        before, (hits, misses) = runs(server), cached(server)
         first = client.ask("What is it?", video=video, max_new_tokens=4)
-        assert encoder_runs(server) == before + 1
+        assert runs(server) == (before[0] + 1, before[1] + 1)
+        reused = server.settled("vl2_llm_reused_tokens_total")
         second = client.ask("And what is this?", video=video, max_new_tokens=4)
-        assert encoder_runs(server) == before + 1
-        assert first.seconds["encoder"] > 0 == second.seconds["encoder"]
+        assert runs(server) == (before[0] + 1, before[1] + 1)
+        assert server.settled("vl2_llm_reused_tokens_total") - reused >= second.usage.media_tokens > 0
+        assert first.seconds["encoder"] > 0 == second.seconds["encoder"] == second.seconds["preprocess"]
         client.ask("And this part?", video=video, start=1.0, max_new_tokens=4)
-        assert encoder_runs(server) == before + 2
+        assert runs(server) == (before[0] + 2, before[1] + 2)
+    assert cached(server) == (hits + 1, misses + 2) and server.metric("vl2_mm_cache_bytes") > 0
+
+
+def test_ten_callers_with_the_same_new_video_are_one_run(server_of):
+    server = server_of("qwen2-clip-8f")
+    video = (MEDIA / "sample_demo_1.mp4").read_bytes() + b"new to this server"
+    before, (hits, misses) = runs(server), cached(server)
+    with server.client() as client, ThreadPoolExecutor(10) as pool:
+        asked = [pool.submit(client.ask, "What is it?", video=video, max_new_tokens=4) for _ in range(10)]
+        assert len({tuple(one.result(60).output_ids) for one in asked}) == 1
+    assert runs(server) == (before[0] + 1, before[1] + 1) and cached(server) == (hits + 9, misses + 1)
 
 
 def test_text_only_questions_skip_perception(server_of):
     server = server_of("qwen2-clip-8f")
-    before = encoder_runs(server)
+    before = runs(server)
     with server.client() as client:
         assert "encoder" not in client.ask("Who are you?", max_new_tokens=4).seconds
-    assert encoder_runs(server) == before
+    assert runs(server) == before
 
 
 def test_raw_frames_and_their_pictures_are_one_thing(server_of):
@@ -185,34 +205,16 @@ def test_raw_frames_and_their_pictures_are_one_thing(server_of):
         assert client.ask("What?", image=frames[0], max_new_tokens=3).usage.media_tokens > 0
 
 
-def test_the_cache_serves_entry_and_ensemble_in_any_order(server_of):
-    """Triton 2.51 caches an ensemble's response with the outputs that were asked for.
-
-    A request for other outputs of the same media once failed, or was never answered. Both callers now ask for all; and
-    the entry goes around an answer that somebody else cached with fewer.
-    """
-    server = server_of("mistral-clip-8f")
-
-    def asked(video: bytes) -> dict[str, np.ndarray]:
-        return {"media": np.array([video], np.object_), "media_kind": np.array([b"video"], np.object_)}
-
-    def ensemble(video: bytes) -> str:
-        inputs = asked(video) | {"question": np.array([b"x"], np.object_), "max_new_tokens": np.array([6], np.int32)}
-        return server.call("ensemble", ["text"], **inputs)["text"][0].decode()
-
+def test_entry_and_ensemble_say_the_same_whatever_outputs_are_asked_for(server_of):
+    server, video = server_of("qwen2-clip-8f"), (MEDIA / "three_frames_80x44.mp4").read_bytes()
+    media = {"media": np.array([video], np.object_), "media_kind": np.array([b"video"], np.object_)}
+    asked = media | {"question": np.array([b"x"], np.object_), "max_new_tokens": np.array([6], np.int32)}
+    for outputs in (["prompt_vocab_size"], ["media_hash", "perception_spans"]):
+        assert set(server.call("perception", outputs, **media)) == set(outputs)
     with server.client() as client:
-        for name, first in (
-            ("vfr_80x60.mp4", "entry"),
-            ("three_frames_80x44.mp4", "ensemble"),
-            ("one_frame_50x90.mp4", "part"),
-        ):
-            video = (MEDIA / name).read_bytes()
-            if first == "part":
-                with suppress(triton.InferenceServerException):
-                    server.call("perception", ["prompt_vocab_size"], **asked(video))
-            texts = {ensemble(video)} if first == "ensemble" else set()
-            texts |= {client.ask("x", video=video, max_new_tokens=6).text for _ in range(2)}
-            assert len(texts) == 1
+        texts = {server.call("ensemble", ["text"], **asked)["text"][0].decode()}
+        texts |= {client.ask("x", video=video, max_new_tokens=6).text for _ in range(2)}
+    assert len(texts) == 1
 
 
 def test_a_full_entry_refuses_at_once_and_serves_again(server_of):
@@ -241,7 +243,7 @@ def test_a_full_entry_refuses_at_once_and_serves_again(server_of):
         assert outcomes.count("Overloaded") >= 16, Counter(
             outcomes
         )  # more when a place that a told story leaves is not free yet
-        assert server.metric("vl2_llm_running") <= 8
+        assert server.metric("vl2_num_requests_running") <= 8
         left = time.monotonic() + 20
         while any(thread.is_alive() for thread in threads) and time.monotonic() < left:
             for stream in list(streams.values()):

@@ -2,9 +2,9 @@
 
 import pytest
 
-from videollama_benchmarks.answers import ends_equal, find_letter, find_option, find_piece
-from videollama_benchmarks.shapes import same_word
-from videollama_benchmarks.videomme import shown_subtitles, subtitle_frames, video_length
+from videollama_benchmarks.tasks.answers import ends_equal, find_letter, find_option, find_piece
+from videollama_benchmarks.tasks.shapes import same_word
+from videollama_benchmarks.tasks.videomme import shown_subtitles, subtitle_frames, video_length
 from videollama_core.protocol.errors import BadSample
 
 

@@ -6,10 +6,10 @@ import re
 import pytest
 
 from conftest import ROOT
-from videollama_benchmarks.choices import LETTER_INSTRUCTION, MVBENCH
 from videollama_benchmarks.cli import TASKS
 from videollama_benchmarks.judge_prompts import OWN, read_prompts
 from videollama_benchmarks.report import summarise
+from videollama_benchmarks.tasks.choices import LETTER_INSTRUCTION, MVBENCH
 from videollama_core.protocol.errors import BadSample
 
 

@@ -9,11 +9,12 @@ import torch
 
 from videollama_core.engines.table import language_engine
 from videollama_core.generation.vllm_arguments import check_known, parse
-from videollama_core.generation.vllm_scheduler import penalise
+from videollama_core.generation.vllm_runner import penalise
 from videollama_core.protocol.errors import ArtifactMismatch, InvalidRequest, ServerFailed
 from videollama_core.protocol.messages import ResolvedSampling
 from videollama_core.sampling import Sampler
-from videollama_server.supervisor import ServerOptions, TritonServer, check_vllm
+from videollama_server.installation import check_vllm
+from videollama_server.supervisor import ServerOptions, TritonServer
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.05, 3.0])

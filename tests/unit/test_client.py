@@ -9,8 +9,9 @@ from tritonclient.grpc import service_pb2
 import videollama_client
 from conftest import MEDIA
 from videollama_client import Client, ServerUnreachable
+from videollama_client.answer_reader import AnswerReader
 from videollama_client.media import read_media
-from videollama_client.wire import AnswerReader, build_question
+from videollama_client.wire import build_question
 from videollama_core.protocol.errors import BadSegment, InvalidRequest, StageFailed, UnreadableMedia
 from wire_messages import message
 
@@ -18,8 +19,8 @@ from wire_messages import message
 def test_the_public_face_is_exact():
     assert set(videollama_client.__all__) == {
         "Answer", "AnswerStream", "AsyncAnswerStream", "AsyncClient", "BadSampling", "BadSegment", "Cancelled", "Client",
-        "DeadlineExceeded", "InvalidRequest", "Overloaded", "PromptTooLong",
-        "QuestionOptions", "ServerUnreachable", "StageFailed",
+        "DeadlineExceeded", "InvalidRequest", "MediaUnreachable", "Overloaded", "PromptTooLong",
+        "NotAllowed", "QuestionOptions", "ServerUnreachable", "StageFailed",
         "UnreadableMedia", "Usage", "VideoLlamaError",
     }  # fmt: skip
 
@@ -115,7 +116,7 @@ def test_messages_become_pieces_and_an_answer():
 
 def test_a_stream_without_an_end_is_an_error():
     reader = AnswerReader()
-    reader.read(message(text="half"))
+    reader.read(message(text="half", output_ids=[5]))
     with pytest.raises(StageFailed, match="whole"):
         reader.finish()
     with pytest.raises(UnreadableMedia, match="0 frames"):

@@ -16,6 +16,9 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from videollama_client import AsyncClient, Cancelled, Client, InvalidRequest, StageFailed
+from videollama_client.media import digest_of
+from videollama_client.request_state import Heartbeat
+from videollama_core.protocol.errors import StageRestarting
 from wire_messages import message
 
 USAGE = {"prompt_tokens": 1, "media_tokens": 0, "completion_tokens": 1}
@@ -39,7 +42,7 @@ class Entry(service_pb2_grpc.GRPCInferenceServiceServicer):
         yield message(process=self.process)
         if not is_ping:
             summary = json.dumps(SUMMARY)
-            yield message(text="an answer", summary=summary)
+            yield message(text="an answer", output_ids=[1], summary=summary)
 
 
 @contextmanager
@@ -63,6 +66,66 @@ def test_a_slow_server_is_waited_for_and_asked_once():
         entry.awake.set()
         assert {answer.result(10).text for answer in answers} == {"an answer"}
         assert entry.num_questions == 20 and 1 <= entry.num_pings <= 3
+
+
+class Elsewhere(Entry):
+    """A balancer that sends pings to another server than questions."""
+
+    def ModelStreamInfer(self, requests, context):
+        is_ping = any(tensor.name == "ping" for tensor in next(requests).inputs)
+        yield message(process="b:7" if is_ping else "a:1")
+        if not is_ping:
+            assert not self.awake.wait(2.5)
+            yield message(text="an answer", output_ids=[1], summary=json.dumps(SUMMARY))
+
+
+def test_a_ping_that_another_server_answered_says_nothing():
+    async def ask(address: str) -> str:
+        async with AsyncClient(address) as client:
+            return (await client.ask("What?")).text
+
+    with serving(Elsewhere()) as address, Client(address) as client:
+        assert client.ask("What?").text == "an answer" == asyncio.run(ask(address))
+
+
+def test_another_process_of_the_same_server_means_that_the_first_died():
+    Heartbeat(process="a:1").check("a:1")
+    Heartbeat(process="b:1").check("a:2")
+    for seen, asked in (("a:1", "a:2"), ("1", "2")):
+        with pytest.raises(StageFailed, match="died"):
+            Heartbeat(process=seen).check(asked)
+    with pytest.raises(StageRestarting):  # no process has said that it has the request: it may be sent again
+        Heartbeat(process="a:1").check(None)
+
+
+def test_each_question_and_its_pings_carry_what_a_balancer_hashes():
+    """Equal media, equal headers, whatever the question; text has one of its own."""
+    seen: list[tuple[bool, str]] = []
+
+    class Listening(Entry):
+        def ModelStreamInfer(self, requests, context):
+            request = next(requests)
+            is_ping = any(tensor.name == "ping" for tensor in request.inputs)
+            seen.append((is_ping, dict(context.invocation_metadata())["x-vl2-media"]))
+            yield message(process="1")
+            if not is_ping:
+                assert not self.awake.wait(1.2)
+                yield message(text="an answer", output_ids=[1], summary=json.dumps(SUMMARY))
+
+    with serving(Listening()) as address, Client(address) as client:
+        client.ask("What?", video=b"abc")
+        client.ask("Who?", video=b"abc", start=1.0)
+        client.ask("Who?", image=b"abd")
+        client.ask("Who?")
+        client.ask("Who?")
+        client.ask("Who?", video=b"abc", media_digest="mine")
+        with pytest.raises(InvalidRequest, match="media_digest"):
+            client.ask("Who?", video=b"abc", media_digest="two words")
+    questions = [value for is_ping, value in seen if not is_ping]
+    assert questions[0] == questions[1] == digest_of([b"abc"]) and questions[5] == "mine"
+    assert len(set(questions)) == 5
+    assert all(value == seen[place - 1][1] for place, (is_ping, value) in enumerate(seen) if is_ping)
+    assert any(is_ping for is_ping, _ in seen)
 
 
 def test_a_slow_server_is_waited_for_and_asked_once_by_asyncio():

@@ -1,12 +1,14 @@
 """The hash of a conversion's code covers everything the code imports, and no name is skipped."""
 
+from importlib.util import find_spec
+
 import pytest
 
-from videollama_converters import code_hash as module
-from videollama_converters.code_hash import code_hash
 from videollama_converters.engine_options import EngineOptions
 from videollama_converters.engine_steps import Conversion
-from videollama_converters.progress import SilentProgress
+from videollama_converters.steps import code_hash as module
+from videollama_converters.steps.code_hash import code_hash
+from videollama_converters.steps.progress import SilentProgress
 
 
 @pytest.fixture
@@ -44,16 +46,28 @@ def modules_of(monkeypatch, *names):
 NETWORKS = {"model.vision", "model.connector", "model.audio", "model.decoder", "checkpoint.parts", "checkpoint.shards"}
 
 
+EXPORT = {"export.graphs", "export.graph_specs"}
+
+
 def test_the_networks_and_the_exporter_decide_what_a_graph_is(monkeypatch):
-    for name in ("export_onnx", "fp8", "compare"):
-        assert modules_of(monkeypatch, name) >= NETWORKS | {"export_onnx", "graph_specs"}
+    for name in ("export.graphs", "tensorrt.fp8", "export.compare"):
+        assert modules_of(monkeypatch, name) >= NETWORKS | EXPORT
 
 
-def test_a_step_is_made_again_for_its_own_code_alone(monkeypatch):
+@pytest.mark.parametrize(
+    ("step", "others"),
+    [
+        ("export.graphs", ("assemble", "export.split_language_model", "tensorrt_llm.recipe", "hub.snapshot")),
+        ("export.split_language_model", ("assemble", "export.graphs", "tensorrt.build")),
+        ("assemble", ("export.graphs", "tensorrt.build")),
+    ],
+)
+def test_a_step_is_made_again_for_its_own_code_alone(monkeypatch, step, others):
     """One hash over all of convert.py exported every graph again after a change of the repository's assembly."""
-    assert not modules_of(monkeypatch, "export_onnx") & {"assemble", "split_language_model", "tensorrt_llm", "hub"}
-    assert not modules_of(monkeypatch, "split_language_model") & {"assemble", "export_onnx", "build_tensorrt"}
-    assert not modules_of(monkeypatch, "assemble") & {"export_onnx", "build_tensorrt"}
+    covered = modules_of(monkeypatch, step)
+    for other in others:
+        assert find_spec(f"videollama_converters.{other}")
+        assert other not in covered
 
 
 def test_a_step_that_names_no_module_is_an_error(tmp_path):

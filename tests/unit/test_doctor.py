@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from videollama_core.engines.bundle import Bundle
-from videollama_core.engines.machine_checks import FAIL, OK, WARN, check_memory, check_tensorrt
+from videollama_core.engines.machine_checks import FAIL, OK, WARN, check_memory, check_tensorrt, memory_bytes
 from videollama_server.doctor import examine
 
 
@@ -44,6 +44,14 @@ def test_a_bundle_for_another_machine(bundle_of):
     assert too_large.state == FAIL and "larger machine" in too_large.advice
     (engines,) = check_tensorrt(bundle, 0)
     assert engines.state in (OK, FAIL) and (engines.state == OK or engines.advice)
+
+
+def test_the_memory_of_a_container_is_its_own(tmp_path):
+    limit = tmp_path / "memory.max"
+    limit.write_text(f"{2**20}\n")
+    assert memory_bytes(limit) == 2**20
+    limit.write_text("max\n")
+    assert memory_bytes(limit) == memory_bytes(tmp_path / "absent") > 2**20
 
 
 @pytest.mark.parametrize("words", [(), ("--json",)])

@@ -1,7 +1,7 @@
 """The life of one question, with small real stand-ins for the other stages."""
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,7 +12,6 @@ from videollama_core.contrast import Noise
 from videollama_core.engines.bundle import Bundle
 from videollama_core.media.video import Segment
 from videollama_core.protocol.errors import (
-    BadSegment,
     Cancelled,
     InvalidRequest,
     PromptTooLong,
@@ -21,21 +20,33 @@ from videollama_core.protocol.errors import (
     StageRestarting,
 )
 from videollama_core.protocol.messages import SamplingOptions, as_conversation
+from videollama_core.telemetry.traces import Span
+from videollama_server.answers import known_media
+from videollama_server.answers.known_media import Perception, Pixels
+from videollama_server.fetch.gate import MediaGate
+from videollama_server.fetch.policy import MediaPolicy
 from videollama_server.stages import entry
-from videollama_server.stages.entry import Entry, Perception, Question
+from videollama_server.stages.entry import Entry, Question
 
 VARIANT = "qwen2-clip-8f"
 
 
 class Generation:
-    def __init__(self, script) -> None:
-        self.script, self.stopped = list(script), False
+    """Says what its script says, once `Stages.work` comes to it."""
 
-    def next(self, timeout):
+    def __init__(self, stages, script, listener) -> None:
+        self.stages, self.script, self.listener, self.stopped = stages, list(script), listener, False
+
+    def start(self) -> None:
+        self.stages.work.append(self.go_on)
+
+    def go_on(self) -> None:
         step = self.script.pop(0) if self.script else None
-        if isinstance(step, Exception):
-            raise step
-        return step
+        if step is None or isinstance(step, Exception):
+            self.listener.on_end(step)
+        else:
+            self.listener.on_ids(step)
+            self.start()
 
     def stop(self) -> None:
         self.stopped = True
@@ -46,20 +57,64 @@ class Stages:
 
     def __init__(self, *scripts, perceptions=()) -> None:
         self.scripts, self.perceptions = list(scripts), list(perceptions)
-        self.asked, self.generations = [], []
+        self.asked, self.generations, self.traces = [], [], []
+        self.perceived = self.prepared = 0
+        self.work = []
 
-    def perceive(self, kind, files, segment, noise):
-        self.noise = noise
+    def perceive(self, kind, files, segment, noise, is_cancelled=None):
+        self.noise, self.files = noise, files
         if self.perceptions and isinstance(error := self.perceptions.pop(0), Exception):
             raise error
         rows = read_model_config(checkpoint(VARIANT)).media_tokens * (1 if noise is None else 2)
-        spans = {"preprocess": (0.0, 1.0), "encoder": (1.0, 2.0)}
-        return Perception(np.zeros((1, rows, 56), np.float32), rows, 7, spans)
+        self.perceived += 1
+        return Perception(
+            np.zeros((1, rows, 56), np.float32), rows, 7, {"preprocess": (5.0, 6.0), "encoder": (6.5, 8.5)}
+        )
 
-    def generate(self, request_id, prompt, seen, sampling):
+    def preprocess(self, kind, files, segment, is_cancelled):
+        self.prepared += 1
+        return Pixels(np.zeros((1, 2, 2, 3), np.uint8), np.zeros((0, 128), np.float32), (5.0, 6.0))
+
+    def encode(self, pixels, noise, is_cancelled):
+        seen = self.perceive("image", (), Segment(), noise)
+        return replace(seen, spans={"encoder": (6.5, 8.5)})
+
+    def generate(self, request_id, prompt, seen, sampling, listener, traceparent):
         self.asked.append((request_id, prompt, seen, sampling))
-        self.generations.append(Generation(self.scripts.pop(0)))
+        self.traces.append(traceparent)
+        self.generations.append(Generation(self, self.scripts.pop(0), listener))
         return self.generations[-1]
+
+    def later(self, seconds, call) -> None:
+        self.work.append(call)
+
+
+class Replied:
+    """What one question is answered with."""
+
+    def __init__(self, is_cancelled=lambda: False) -> None:
+        self.sent, self.error, self.is_cancelled = [], None, is_cancelled
+
+    def send(self, piece) -> None:
+        assert self.error is None and not (self.sent and self.sent[-1].summary), "something comes after the end"
+        self.sent.append(piece)
+
+    def fail(self, error) -> None:
+        assert self.error is None
+        self.error = error
+
+
+def answer(entry, stages, question, is_cancelled=lambda: False):
+    """Every piece. Raises: what the answer fails with."""
+    replied = Replied(is_cancelled)
+    answering = entry.answer(question, replied)
+    while stages.work:
+        if is_cancelled():
+            answering.cancel()
+        stages.work.pop(0)()
+    if replied.error is not None:
+        raise replied.error
+    return replied.sent
 
 
 @pytest.fixture
@@ -71,8 +126,7 @@ def bundle(tmp_path):
 
 
 def run(bundle, stages, question, is_cancelled=lambda: False):
-    sent = []
-    Entry(bundle, stages).answer(question, sent.append, is_cancelled)
+    sent = answer(Entry(bundle, stages), stages, question, is_cancelled)
     assert all(piece.summary is None for piece in sent[:-1])
     text = "".join(piece.text for piece in sent)
     return text, [index for piece in sent for index in piece.output_ids], asdict(sent[-1].summary)
@@ -83,7 +137,7 @@ def ask(text="Who?", **more) -> Question:
 
 
 def test_an_answer_ends_by_its_end_id_or_its_length(bundle):
-    text, ids, summary = run(bundle, Stages([[5], [], [6], [999], None]), ask())
+    text, ids, summary = run(bundle, Stages([[5], [6], [999], None]), ask())
     assert ids == [5, 6, 999] and summary["finish_reason"] == "stop" and text
     assert summary["usage"]["completion_tokens"] == 3
     _, _, summary = run(bundle, Stages([[5], [6], None]), ask(options=SamplingOptions(max_new_tokens=2)))
@@ -99,10 +153,39 @@ def test_tokens_are_limited_to_the_room_that_the_context_leaves(bundle):
         run(bundle, Stages(), ask("word " * 300))
 
 
-def test_spans_before_the_request_mean_that_the_cache_answered(bundle):
-    _, _, summary = run(bundle, Stages([[5], None]), ask(kind="image", files=(b"x",)))
-    assert summary["seconds"]["preprocess"] == summary["seconds"]["encoder"] == 0
-    assert summary["usage"]["media_tokens"] == bundle.config.media_tokens
+IMAGE = {"kind": "image", "files": (b"x",)}
+
+
+def seconds_of(entry, stages, question) -> tuple[float, float]:
+    sent = answer(entry, stages, question)
+    assert sent[-1].summary.usage.media_tokens > 0
+    return sent[-1].summary.seconds["preprocess"], sent[-1].summary.seconds["encoder"]
+
+
+def test_media_tokens_are_counted_before_a_place_is_made_for_each(bundle):
+    """2,147,483,647 of them, as the stage `prompt` was asked, took 16 GB."""
+    for count, kind in ((2**31 - 1, PromptTooLong), (200, PromptTooLong), (-1, InvalidRequest)):
+        with pytest.raises(kind, match=f"found {count} media tokens"):
+            entry.build_prompt(bundle, bundle.tokenizer(), as_conversation("Who?"), "video", count)
+
+
+def test_a_second_question_about_the_same_media_asks_no_stage(bundle):
+    stages = Stages(*[[[5], None]] * 5)
+    entry = Entry(bundle, stages)
+    assert [seconds_of(entry, stages, ask(text, **IMAGE)) for text in ("Who?", "What?")] == [(1.0, 2.0), (0.0, 0.0)]
+    assert stages.perceived == 1
+    assert seconds_of(entry, stages, ask(kind="image", files=(b"y",))) == (1.0, 2.0)
+    options = SamplingOptions(vcd_alpha=1, seed=7)
+    assert seconds_of(entry, stages, ask(options=options, **IMAGE)) == (1.0, 2.0)
+    assert stages.perceived == 3 and entry.media.cache.bytes > 0
+
+
+def test_where_tables_stay_on_the_gpu_the_pixels_are_kept(bundle):
+    bundle = Bundle(bundle.root, bundle.config, bundle.manifest | {"media_token_memory": "gpu"})
+    stages = Stages(*[[[5], None]] * 2)
+    entry = Entry(bundle, stages)
+    assert [seconds_of(entry, stages, ask(**IMAGE)) for _ in range(2)] == [(1.0, 2.0), (0.0, 2.0)]
+    assert (stages.prepared, stages.perceived) == (1, 2)
 
 
 def test_a_contrast_asks_for_noise_with_the_requests_seed(bundle):
@@ -147,7 +230,7 @@ def test_a_failing_stage_stops_the_language_model(bundle):
 
 
 def test_a_stage_that_is_being_started_again_is_waited_for(bundle, monkeypatch):
-    monkeypatch.setattr(entry, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(known_media, "POLL_SECONDS", 0.001)
     restarting = StageDied("Stub process 'encoder_0_0' is not healthy")
     stages = Stages([restarting], [restarting], [[5], None], perceptions=[restarting, restarting])
     _, ids, _ = run(bundle, stages, ask(kind="image", files=(b"x",)))
@@ -155,12 +238,12 @@ def test_a_stage_that_is_being_started_again_is_waited_for(bundle, monkeypatch):
 
 
 def test_a_file_that_kills_its_stage_is_given_up(bundle, monkeypatch):
-    monkeypatch.setattr(entry, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(known_media, "POLL_SECONDS", 0.001)
     deadly = [StageDied("Stub process 'preprocess_0_0' is not healthy") for _ in range(10)]
     stages = Stages(perceptions=deadly)
     with pytest.raises(StageRestarting):
         run(bundle, stages, ask(kind="video", files=(b"x",)))
-    assert len(stages.perceptions) == 10 - entry.DEATHS_ALLOWED - 1
+    assert len(stages.perceptions) == 10 - known_media.DEATHS_ALLOWED - 1
 
 
 def test_an_answer_that_has_begun_is_not_begun_again(bundle):
@@ -170,22 +253,30 @@ def test_an_answer_that_has_begun_is_not_begun_again(bundle):
     assert len(stages.asked) == 1
 
 
-@pytest.mark.parametrize(
-    ("more", "kind"),
-    [
-        ({"files": (b"x",)}, InvalidRequest),
-        ({"kind": "video"}, InvalidRequest),
-        ({"kind": "smell", "files": (b"x",)}, InvalidRequest),
-        ({"segment": Segment(1.0, None)}, InvalidRequest),
-        ({"kind": "video", "files": (b"x",), "segment": Segment(2.0, 1.0)}, BadSegment),
-    ],
-)
-def test_a_question_that_makes_no_sense_is_refused(more, kind):
-    with pytest.raises(kind):
-        ask(**more)
+def test_media_by_url_comes_through_the_gate_which_is_closed_by_default(bundle, tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(b"media")
+    question = ask(kind="video", url=f"file://{tmp_path}/clip.mp4")
+    with pytest.raises(InvalidRequest, match="media_url is not taken by this server"):
+        run(bundle, Stages(), question)
+    stages = Stages([[5], None])
+    sent = answer(Entry(bundle, stages, MediaGate(MediaPolicy(root=str(tmp_path)))), stages, question)
+    assert stages.files == (b"media",) and "fetch" in sent[-1].summary.seconds
 
 
-def test_media_has_a_size_limit(monkeypatch):
-    monkeypatch.setattr(entry, "MAX_MEDIA_BYTES", 10)
-    with pytest.raises(InvalidRequest, match="11 bytes"):
-        ask(kind="frames", files=(b"12345", b"123456"))
+def test_stages_that_worked_are_parts_of_the_questions_trace(bundle):
+    stages = Stages(*[[[5], None]] * 2)
+    entry = Entry(bundle, stages)
+
+    class Told(Span):
+        def __init__(self) -> None:
+            super().__init__("the trace of this question")
+            self.parts = []
+
+        def child(self, name, began, ended, attributes=None) -> None:
+            self.parts.append((name, began, ended))
+
+    first, second = Told(), Told()
+    for span in (first, second):
+        entry.answer(ask(**IMAGE), Replied(), span)
+    assert first.parts == [("preprocess", 5.0, 6.0), ("encoder", 6.5, 8.5)] and second.parts == []
+    assert stages.traces == ["the trace of this question"] * 2

@@ -9,21 +9,63 @@ import pytest
 
 from videollama_core.protocol import contract
 from videollama_core.protocol.messages import Usage
-from videollama_server.stages.entry import Piece, Summary
+from videollama_server.answers.answering import Piece, Summary
 
 
 @pytest.fixture
-def outputs(monkeypatch):
+def entry_stage(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
-    names = [f"videollama_server.stages.{name}" for name in ("python_backend", "calls", "entry_stage")]
+    names = [
+        f"videollama_server.stages.{name}" for name in ("python_backend", "decoupled", "calls", "watch", "entry_stage")
+    ]
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module(names[-1]).outputs
+    yield importlib.import_module(names[-1])
     for name in names:
         sys.modules.pop(name, None)
 
 
-def test_a_piece_becomes_outputs_of_the_contract(outputs):
+class Replied:
+    """What a reply was told to send, and whether that ends it."""
+
+    def __init__(self):
+        self.sent = []
+
+    def is_cancelled(self):
+        return False
+
+    def send(self, values, last=False):
+        self.sent.append((set(values), last))
+
+
+class Watch:
+    """Of nobody."""
+
+    def piece(self, piece):
+        pass
+
+
+def test_the_summary_ends_the_reply(entry_stage):
+    """What says now and then that a request is worked on must find it ended: it came after the summary, once."""
+    question = entry_stage.QuestionReply(reply := Replied(), b"1-a", Watch())
+    question.send(Piece("a", [5]))
+    question.send(Piece("!", [7], Summary("stop", Usage(3, 2, 2), {"total": 0.5})))
+    assert reply.sent == [({"text", "output_ids", "process"}, False), ({"text", "output_ids", "summary"}, True)]
+
+
+def test_the_process_is_named_once_with_the_first_text_or_before_it(entry_stage):
+    question = entry_stage.QuestionReply(reply := Replied(), b"1-a", Watch())
+    question.introduce()
+    question.introduce()
+    question.send(Piece("a", [5]))
+    question.introduce()
+    assert reply.sent == [({"process"}, False), ({"text", "output_ids"}, False)]
+    question.say_that_it_works()
+    assert reply.sent[2:] == [({"process"}, False)]
+
+
+def test_a_piece_becomes_outputs_of_the_contract(entry_stage):
+    outputs = entry_stage.outputs
     assert outputs(Piece("é", [5, 6])) == {"text": ["é".encode()], "output_ids": [5, 6]}
     assert outputs(Piece("")) == {"text": [b""]}  # nothing was added: no empty tensor
     last = outputs(Piece("!", [7], Summary("stop", Usage(3, 2, 1), {"total": 0.5})))
@@ -32,4 +74,5 @@ def test_a_piece_becomes_outputs_of_the_contract(outputs):
         "finish_reason": "stop",
         "usage": {"prompt_tokens": 3, "media_tokens": 2, "completion_tokens": 1},
         "seconds": {"total": 0.5},
+        "frames": [],
     }

@@ -1,3 +1,5 @@
+"""Errors keep their kind across the wire, and what Triton itself says is understood."""
+
 import pytest
 
 from videollama_core.protocol import errors
@@ -37,6 +39,7 @@ def test_every_kind_has_codes(kind):
         ("Failed for execute the inference request. Model 'tensorrt_llm' is not ready.", StageRestarting),
         ("Request for unknown model: 'x' is not found", ServerUnreachable),
         ("Exceeds maximum queue size", Overloaded),
+        ("Failed to increase the shared memory pool size for key 'vl2-x' to 9 bytes. If you are running", Overloaded),
         ("something nobody has seen", StageFailed),
     ],
 )

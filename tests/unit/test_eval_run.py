@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from videollama_benchmarks import run
-from videollama_benchmarks.items import Item, JudgeQuestion, Task, Verdict
 from videollama_benchmarks.judge import Judge, read_reply
 from videollama_benchmarks.judge_prompts import JudgePrompt
 from videollama_benchmarks.report import table, write_report
+from videollama_benchmarks.tasks.items import Item, JudgeQuestion, Task, Verdict
 from videollama_core.protocol.errors import (
     ArtifactMismatch,
     InvalidRequest,

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from conftest import GOLDEN, HELD_OUT, MEDIA
-from videollama_benchmarks import hallucination
 from videollama_benchmarks.cli import TASKS
-from videollama_benchmarks.hallucination import load_cmm, load_pope, load_shapes_probing
 from videollama_benchmarks.report import summarise, table
 from videollama_benchmarks.sources import _media, join_sound
+from videollama_benchmarks.tasks import hallucination
+from videollama_benchmarks.tasks.hallucination import load_cmm, load_pope, load_shapes_probing
 from videollama_core.protocol.errors import BadSample, UnreadableMedia
 
 CMM, POPE = (json.loads((GOLDEN / "hallucination" / name).read_text("utf-8")) for name in ("cmm.json", "pope.json"))

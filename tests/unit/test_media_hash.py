@@ -1,10 +1,12 @@
-"""The hash by which the language model may reuse keys and values: same media, same hash; and nothing else."""
+"""The hash by which the language model may reuse its KV cache: same media, same hash; and nothing else."""
 
 import numpy as np
 import pytest
 
 from conftest import checkpoint
-from videollama_core.engines.media_encoder import MediaTokenCache, media_hash
+from videollama_core.contrast import Noise
+from videollama_core.engines import media_encoder
+from videollama_core.engines.media_encoder import media_digest, media_hash
 from videollama_core.prompt import tokenize_prompt
 from videollama_core.protocol.errors import InvalidRequest
 from videollama_core.text import Tokenizer
@@ -14,8 +16,16 @@ SOUND = np.zeros((3, 128), np.float32)
 
 
 def test_equal_media_have_equal_hashes():
-    assert media_hash(FRAMES, SOUND) == media_hash(FRAMES.copy(), SOUND.copy())
-    assert 0 < media_hash(FRAMES, None) < 2**64
+    digest = media_digest(FRAMES, SOUND)
+    assert digest == media_digest(FRAMES.copy(), SOUND.copy()) and len(digest) == 32
+    assert media_hash(digest) == int.from_bytes(digest[:8], "little")
+    assert media_hash(bytes(32)) == 1  # 0 stands for text
+
+
+def test_nobody_outside_the_process_can_compute_it(monkeypatch):
+    known = media_digest(FRAMES, SOUND)
+    monkeypatch.setattr(media_encoder, "_SECRET", bytes(32))
+    assert media_digest(FRAMES, SOUND) != known and len(known) == 32
 
 
 @pytest.mark.parametrize(
@@ -27,10 +37,12 @@ def test_equal_media_have_equal_hashes():
         (FRAMES, SOUND + 1),
         (FRAMES ^ 1, SOUND),
         (FRAMES, None),
+        (FRAMES, SOUND.reshape(128, 3)),
+        (FRAMES, SOUND, Noise(0, 0)),
     ],
 )
 def test_other_media_have_others(other):
-    assert media_hash(*other) != media_hash(FRAMES, SOUND)
+    assert media_digest(*other) != media_digest(FRAMES, SOUND)
 
 
 def test_every_media_position_carries_it_and_no_other():
@@ -43,18 +55,3 @@ def test_every_media_position_carries_it_and_no_other():
         prompt.extra_ids(None)
     text = tokenize_prompt(tokenizer, "text alone", "text", 0, 1024)
     assert not text.extra_ids(None).any()
-
-
-def test_the_newest_tables_are_kept_and_no_more():
-    made = []
-
-    def table(key):
-        made.append(key)
-        return np.full((1, 4), key, np.float32)  # 16 bytes
-
-    kept = MediaTokenCache(most_bytes=48)
-    for key in (1, 2, 3, 1, 4, 2, 1):
-        assert kept.get(key, lambda key=key: table(key))[0, 0] == key
-    assert made == [1, 2, 3, 4, 2]  # 4 put 2 out, which 1 had been asked after; 2 then put 3 out
-    large = MediaTokenCache(most_bytes=8)
-    assert [large.get(5, lambda: table(5))[0, 0] for _ in range(2)] == [5, 5] and made[-2:] == [5, 5]

@@ -1,6 +1,13 @@
 """The supervisor reads /proc, where other programs may be named anything."""
 
-from videollama_server.processes import is_alive, stage_of, stage_processes
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from videollama_server.processes import is_alive, stage_of, stage_processes, wait_for_an_end
 
 
 def write_process(proc, pid: int, name: bytes, parent: int, command: bytes, state: bytes = b"S") -> None:
@@ -34,3 +41,23 @@ def test_one_process(tmp_path):
     assert stage_of(11, tmp_path) == "encoder" and is_alive(11, tmp_path)
     assert stage_of(12, tmp_path) is None and not is_alive(12, tmp_path)
     assert stage_of(13, tmp_path) is None and not is_alive(13, tmp_path)
+
+
+def test_an_end_is_told_even_of_a_process_that_nobody_waited_for():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as first:
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as second:
+            pids = [first.pid, second.pid]
+            assert not wait_for_an_end(pids, 0.01)
+            second.kill()
+            assert wait_for_an_end(pids, 60) and not is_alive(second.pid) and is_alive(first.pid)
+        assert wait_for_an_end(pids, 60)  # gone
+        first.kill()
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.EPERM])
+def test_a_kernel_that_tells_no_end_leaves_the_look_to_the_caller(error, monkeypatch):
+    def refuse(pid):
+        raise OSError(error, "refused")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    assert wait_for_an_end([os.getpid()], 60)

@@ -1,3 +1,5 @@
+"""Prompts and their ids equal the reference's, and what no prompt can hold is refused."""
+
 import hashlib
 
 import numpy as np

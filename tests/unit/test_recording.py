@@ -56,7 +56,9 @@ def test_no_recorded_function_needs_the_host(name):
     encoders, runner = TorchEncoders(vision.bfloat16(), connector.bfloat16(), audio), TorchRunner(decoder, 16, 2048)
     size, frames, width = config.pixels.size, config.num_frames, config.language.width
     with torch.inference_mode(), OnOneDevice(), NoNumbersOfTheHost():
-        steps = encoders._media_steps(empty(frames, size, size, 3, dtype=torch.uint8), empty(frames))
+        features = encoders.vision(empty(encoders.frames_per_run, size, size, 3, dtype=torch.uint8))
+        features = features.new_empty((frames, *features.shape[1:]))
+        steps = encoders.connector(features, empty(frames))
         assert steps.shape[-1] == width and steps.shape[0] * steps.shape[1] == config.media_tokens
         if config.audio:
             audio_tokens = encoders._audio_tokens(empty(1, config.audio.rows, config.audio.bins, dtype=torch.float32))

@@ -7,9 +7,9 @@ import pytest
 from conftest import MEDIA, checkpoint
 from videollama_core.protocol.errors import BadSample
 from videollama_core.text import Tokenizer
-from videollama_training.samples import Sample, read_sample, read_samples
-from videollama_training.tokens import MEDIA as PLACE
-from videollama_training.tokens import tokenize
+from videollama_training.data.samples import Sample, read_sample, read_samples
+from videollama_training.data.tokens import MEDIA as PLACE
+from videollama_training.data.tokens import tokenize
 
 GOOD = {
     "id": "one",

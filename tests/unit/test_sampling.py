@@ -1,3 +1,5 @@
+"""The next token: the reference's probabilities, seeds, and options out of range."""
+
 import math
 
 import numpy as np

@@ -9,7 +9,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from videollama_converters.assemble import assemble
 from videollama_converters.engine_options import EngineOptions
-from videollama_converters.tensorrt_llm import Recipe
+from videollama_converters.tensorrt_llm.recipe import Recipe
 from videollama_core.engines.bundle import LANGUAGE_ENGINE, LANGUAGE_FOLDER, MANIFEST, REPOSITORY, Bundle
 from videollama_server.repository import served_repository
 

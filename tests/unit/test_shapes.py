@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from videollama_core.checkpoint.read_config import read_model_config
 from videollama_core.model.vision import VisionEncoder
+from videollama_training.shapes import tower
 from videollama_training.shapes.cli import shapes as shapes_command
 from videollama_training.shapes.make import make_media
 from videollama_training.shapes.questions import ask, ask_image
@@ -212,7 +213,7 @@ def test_beeps_fall_while_their_thing_is_shown(tmp_path):
 
 
 def test_the_command_writes_every_kind(tmp_path):
-    words = ["--out", str(tmp_path), "--pictures", "2", "--clips", "3", "--held-out", "2", "--sounds", "40"]
+    words = ["--out", str(tmp_path), "--pictures", "2", "--clips", "3", "--held-out", "2", "--audio-samples", "40"]
     found = CliRunner().invoke(shapes_command, words)
     assert found.exit_code == 0, found.output
     for name in ("pictures", "train", "held_out", "sounds", "sounds_held_out"):
@@ -234,12 +235,13 @@ def test_patches_are_labelled_with_what_covers_them():
         assert (labels == NOTHING).sum() > 3 * grid * grid / 2
 
 
-def test_the_tower_learns_what_it_is_asked(tmp_path):
-    """Two hundred steps are enough to leave chance (one in five) behind; the same seed gives the same weights."""
+def test_the_tower_learns_what_it_is_asked(tmp_path, monkeypatch):
+    """Few small steps are enough to leave chance (one in five) behind; the same seed gives the same weights."""
+    monkeypatch.setattr(tower, "BATCH", 16)
     words = ["hello"]
     for name in ("a", "b"):
         make_start(tmp_path / name, words, seed=1, tower_steps=2)
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
     config = read_model_config(tmp_path / "a")
     torch.manual_seed(0)
-    assert pretrain_tower(VisionEncoder(config.vision, config.pixels), config.pixels, steps=200, seed=1) > 0.3
+    assert pretrain_tower(VisionEncoder(config.vision, config.pixels), config.pixels, steps=160, seed=1) > 0.3  # 0.42

@@ -131,9 +131,9 @@ def test_rounding_to_bfloat16_is_torchs():
     ("data", "error"),
     [
         (b"", "empty"),
-        (b"RIFF\x00\x00\x00\x00WAVEjunk", "cannot be|not a video that can be opened|no sound|rate|samples per second"),
+        (b"RIFF\x00\x00\x00\x00WAVEjunk", "cannot be|not a video that can be opened|no audio|rate|samples per second"),
         (b"no sound at all", "not a video that can be opened|cannot"),
-        ((MEDIA / "vfr_80x60.mp4").read_bytes(), "no sound"),
+        ((MEDIA / "vfr_80x60.mp4").read_bytes(), "no audio"),
     ],
 )
 def test_what_cannot_be_heard(data, error):

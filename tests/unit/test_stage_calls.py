@@ -2,6 +2,7 @@
 
 import importlib
 import queue
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +15,18 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from videollama_core.media.video import Segment
 from videollama_core.prompt import Prompt
-from videollama_core.protocol.errors import ArtifactMismatch
+from videollama_core.protocol.errors import ArtifactMismatch, StageFailed
 from videollama_core.protocol.messages import ResolvedSampling
 from videollama_server import installation as triton_installation
+from videollama_server.sandbox.callers import FOLDER_VARIABLE
 
 ANSWERS = {
     "prompt_vocab_size": np.array([[3]], np.int32),
     "media_hash": np.array([[2**63 + 1]], np.uint64),
-    "perception_spans": np.array([1.0, 2.0, 3.0, 4.0]),
+    "perception_spans": np.array([1.0, 2.0, 3.0, 5.0]),
+    "preprocess_span": np.array([1.0, 2.0]),
+    "frame_index": np.array([0, 4, 8, -1]),
+    "frame_time": np.array([0.0, np.nan, np.inf, 0.0]),
 }
 
 
@@ -67,9 +72,24 @@ def calls(monkeypatch):
     for name in ("videollama_server.stages.python_backend", "videollama_server.stages.calls"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     found = importlib.import_module("videollama_server.stages.calls")
+    loops, begin = [], found.AnswerLoop
+    monkeypatch.setattr(found, "AnswerLoop", lambda address: loops.append(begin(address)) or loops[-1])
     yield found, module, sent
+    for loop in loops:
+        loop.close()
     for name in ("videollama_server.stages.python_backend", "videollama_server.stages.calls"):
         sys.modules.pop(name, None)
+
+
+class Heard:
+    """A listener; `next` is what it heard: ids, None for the end, or an error."""
+
+    def __init__(self) -> None:
+        self.said: queue.SimpleQueue = queue.SimpleQueue()
+        self.on_ids = self.on_end = self.said.put
+
+    def next(self):
+        return self.said.get(timeout=30)
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
@@ -77,16 +97,52 @@ def test_a_table_goes_to_the_language_model_from_where_it_lies(calls, on_gpu):
     found, module, sent = calls
     module.on_gpu = on_gpu
     stages = found.TritonStages(end_ids=[2], pad_id=None)
-    seen = stages.perceive("video", [b"x"], Segment(), None)
+    seen = stages.perceive("video", [b"x"], Segment(), None, lambda: False)
     assert (seen.rows, seen.media_hash) == (3, 2**63 + 1)
-    assert seen.spans == {"preprocess": (1.0, 2.0), "encoder": (3.0, 4.0)}
+    assert {stage: ended - began for stage, (began, ended) in seen.spans.items()} == {"preprocess": 1.0, "encoder": 2.0}
     prompt = Prompt(np.array([5, 1024, 1025, 1026], np.int32), text_tokens=1, media_tokens=3, media_start=1)
     sampling = ResolvedSampling(1, True, 1.0, 0, 1.0, 1.0, 0)
-    assert stages.generate("1", prompt, seen, sampling).next(5) == [7]
+    heard = Heard()
+    stages.generate("1", prompt, seen, sampling, heard).start()
+    assert [heard.next(), heard.next()] == [[7], None]
     table = sent[-1].inputs["prompt_embedding_table"]
     assert table.on_gpu == on_gpu and (table is seen.table) == on_gpu
     assert table.array.shape == (1, 3, 4) and table.array.dtype == np.float16
     assert sent[-1].inputs["prompt_vocab_size"].as_numpy().tolist() == [[3]]
+
+
+def test_turns_are_asked_for_until_there_are_rows(calls, monkeypatch, tmp_path):
+    """With the caller's note alone: the frames are there."""
+    found, _, _ = calls
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "callers"))
+    stages, rows, asked = found.TritonStages(end_ids=[2], pad_id=None), iter([0, 0, 3]), []
+
+    def ask(stage, inputs):
+        asked.append((stage.name, inputs))
+        size = next(rows)
+        table = np.zeros((1, size, 4), np.float32)
+        answers = ANSWERS | {"prompt_vocab_size": np.array([[size]], np.int32), "prompt_embedding_table": table}
+        return {name: Tensor(name, array) for name, array in answers.items()}
+
+    monkeypatch.setattr(found, "_ask", ask)
+    seen = stages.perceive("video", [b"x"], Segment(), None, lambda: False)
+    assert seen.rows == 3 and seen.table.shape == (1, 3, 4) and [frame.index for frame in seen.looked_at] == [0, 4, 8]
+    assert [name for name, _ in asked] == ["perception", "encoder", "encoder"]
+    note = asked[0][1]["caller"]
+    assert [inputs for _, inputs in asked[1:]] == [{"caller": note}] * 2 and len(note[0]) == 32
+
+
+@pytest.mark.parametrize("rows", [1, 40, 70_000])
+def test_a_request_is_what_protobuf_would_write(calls, rows):
+    """The large table at its end is written by hand."""
+    table = np.random.default_rng(0).normal(size=(1, rows, 8)).astype(np.float32)
+    inputs = {"input_ids": np.array([[5, 6]], np.int32), "stop_words_list": [[[], []]], "prompt_embedding_table": table}
+    found = service_pb2.ModelInferRequest.FromString(calls[0]._message(inputs, "7", {"traceparent": "x"}))
+    assert (found.model_name, found.id, found.parameters["traceparent"].string_param) == ("tensorrt_llm", "7", "x")
+    assert [tensor.name for tensor in found.inputs] == list(inputs)
+    assert [list(tensor.shape) for tensor in found.inputs] == [[1, 2], [1, 2, 0], [1, rows, 8]]
+    assert found.raw_input_contents[0] == inputs["input_ids"].tobytes() and len(found.raw_input_contents) == 3
+    assert found.raw_input_contents[2] == table.tobytes()
 
 
 class LanguageModel(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -132,7 +188,18 @@ def ask(stages, seen=None):
     count = 0 if seen is None else seen.rows
     ids = np.array([5, *range(1024, 1024 + count)], np.int32)
     prompt = Prompt(ids, text_tokens=1, media_tokens=count, media_start=1)
-    return stages.generate("17", prompt, seen, ResolvedSampling(100, True, 1.0, 0, 1.0, 1.0, 0))
+    heard = Heard()
+    generation = stages.generate("17", prompt, seen, ResolvedSampling(100, True, 1.0, 0, 1.0, 1.0, 0), heard)
+    generation.start()
+    return generation, heard
+
+
+def test_the_frames_of_a_video_and_no_padding(calls):
+    """A time that a damaged file gives, or none, is no number of JSON."""
+    module, _, _ = calls
+    stages = module.TritonStages([2], 0)
+    seen = stages.perceive("video", [b"x"], Segment(), None, lambda: False)
+    assert [(frame.index, frame.seconds) for frame in seen.looked_at] == [(0, 0.0), (4, None), (8, None)]
 
 
 def test_a_table_in_half_precision_goes_over_grpc_as_such(calls, language_model):
@@ -140,36 +207,62 @@ def test_a_table_in_half_precision_goes_over_grpc_as_such(calls, language_model)
     found, _, _ = calls
     stages = found.TritonStages([2], None, language_model.address)
     language_model.known.set()
-    generation = ask(stages, stages.perceive("video", [b"x"], Segment(), None))
-    assert generation.next(30) == [7]
+    generation, heard = ask(stages, stages.perceive("video", [b"x"], Segment(), None, lambda: False))
+    assert heard.next() == [7]
     request = language_model.requests.get()
     table = next(place for place, tensor in enumerate(request.inputs) if tensor.name == "prompt_embedding_table")
     assert request.inputs[table].datatype == "FP16" and list(request.inputs[table].shape) == [1, 3, 4]
     assert len(request.raw_input_contents[table]) == 3 * 4 * 2
-    generation.stop()
+    stages.loop.call(generation.stop)
 
 
 def test_a_table_on_the_gpu_never_leaves_the_server(calls, language_model):
     found, module, sent = calls
     module.on_gpu = True
     stages = found.TritonStages([2], None, language_model.address)
-    assert ask(stages, stages.perceive("video", [b"x"], Segment(), None)).next(30) == [7]
+    _, heard = ask(stages, stages.perceive("video", [b"x"], Segment(), None, lambda: False))
+    assert heard.next() == [7]
     assert "prompt_embedding_table" in sent[-1].inputs and language_model.requests.empty()
 
 
 def test_a_stop_that_overtakes_its_request_is_sent_again(calls, language_model):
     """It was lost: the stage ends only ids that it knows, and the answer went on to its last token."""
     found, _, _ = calls
-    generation = ask(found.TritonStages([2], None, language_model.address))
+    stages = found.TritonStages([2], None, language_model.address)
+    generation, heard = ask(stages)
     language_model.requests.get(timeout=30)
-    generation.stop()
-    assert generation.next(30) == [7]
-    with pytest.raises(found.VideoLlamaError, match="stopped"):
-        generation.next(30)
+    stages.loop.call(generation.stop)
+    assert heard.next() == [7]
+    assert "stopped" in str(heard.next())
     assert language_model.stops >= 2
     asked = language_model.stops
-    generation.stop()
+    stages.loop.call(generation.stop)
+    stages.loop.close()
     assert language_model.stops == asked  # nothing is left to stop
+
+
+def test_a_killed_language_model_ends_its_answers(calls, language_model):
+    """Triton neither ends nor fails the calls of a process that was killed."""
+    found, _, _ = calls
+    child = subprocess.Popen(["sleep", "60"])
+    stages = found.TritonStages([2], None, language_model.address)
+    stages._process.find = lambda: child.pid
+    generation, heard = ask(stages)
+    language_model.known.set()
+    assert heard.next() == [7]
+    child.kill()
+    child.wait()
+    assert "its process died while it answered" in str(heard.next())
+    stages.loop.call(generation.stop)
+    stages.loop.close()
+    language_model._running["17"].set()
+    assert language_model.stops == 0 and heard.said.empty()
+
+
+def test_no_server_fails_the_answer(calls, tmp_path):
+    found, _, _ = calls
+    _, heard = ask(found.TritonStages([2], None, f"unix:{tmp_path}/nobody"))
+    assert isinstance(heard.next(), StageFailed)
 
 
 @pytest.mark.parametrize(

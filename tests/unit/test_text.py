@@ -1,3 +1,5 @@
+"""Text <-> ids: the reference's ids and text, streamed pieces, stop strings, a tokenizer that is not whole."""
+
 import random
 
 import pytest

@@ -1,5 +1,6 @@
-"""`vl2 train` states no default of its own."""
+"""`vl2 train` takes every option of a run, and states no default of its own."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import click
@@ -20,3 +21,7 @@ def test_options_left_out_are_those_of_the_dataclass(monkeypatch):
     with pytest.raises(click.Abort):
         cli.train.main(["d.json", "--checkpoint", "c", "--out", "o", "--check-only"], standalone_mode=False)
     assert seen == [TrainingOptions(data=(Path("d.json"),), out=Path("o"), checkpoint=Path("c"), check_only=True)]
+
+
+def test_every_option_of_a_run_can_be_said_on_the_command_line():
+    assert {parameter.name for parameter in cli.train.params} == {field.name for field in fields(TrainingOptions)}

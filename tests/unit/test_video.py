@@ -1,17 +1,19 @@
+"""Media -> frames: which frames, from which containers, and what is refused with the reason."""
+
 import importlib.util
 import io
 import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from conftest import GOLDEN, MEDIA, decode_all
-from videollama_core.media import video, video_file
+from video_set import numbered_video
 from videollama_core.media.video import (
     Segment,
     candidate_range,
@@ -21,6 +23,7 @@ from videollama_core.media.video import (
     load_media,
 )
 from videollama_core.media.video_decoders import DECODER_VARIABLE
+from videollama_core.protocol import limits
 from videollama_core.protocol.errors import BadSegment, InvalidRequest, UnreadableMedia
 from videollama_server.installation import Installation, stage_environment
 
@@ -81,21 +84,6 @@ def test_a_segment_beyond_the_end_names_the_video_length():
         candidate_range(40, 10.0, Segment(9.0, None))
 
 
-def numbered_video(
-    count: int, size: tuple[int, int] = (64, 48), container: str = "mp4", **stream_options: str
-) -> bytes:
-    """Frame i is filled with grey 4 * i, so that an index can be read off the pixels."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format=container) as output:
-        stream = output.add_stream("libx264", rate=10, options={"crf": "1", "bf": "2", **stream_options})
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-        for number in range(count):
-            picture = np.full((size[1], size[0], 3), 4 * number, np.uint8)
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        output.mux(stream.encode(None))
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts", "avi"])
 @pytest.mark.parametrize("num_frames", [1, 8, 16])
 def test_the_frames_of_any_container_are_the_chosen_ones(container, num_frames, video_decoder, request):
@@ -146,7 +134,7 @@ BAD_VIDEOS = {
     "random": (np.random.default_rng(0).bytes(20000), "not a video"),
     "cut before the index": (cut(VIDEO, 0.5), "not a video|cut off|damaged"),
     "cut behind the index": (cut(numbered_video(60, movflags="faststart"), 0.6), "cut off|damaged|not a video"),
-    "sound only": ((MEDIA / "tone_16k_mono_4s.wav").read_bytes(), "no video stream.*sound"),
+    "sound only": ((MEDIA / "tone_16k_mono_4s.wav").read_bytes(), "no video stream.*audio track"),
     "picture": ((MEDIA / "image_90x50.png").read_bytes(), "not a video"),
     "playlist": (b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n/etc/passwd\n#EXT-X-ENDLIST\n", "not a video"),
     "concat script": (b"ffconcat version 1.0\nfile /etc/passwd\n", "not a video"),
@@ -184,15 +172,15 @@ def test_a_decoder_that_is_unknown_or_not_installed_is_refused(monkeypatch):
 
 
 def test_decoding_has_a_time_limit(monkeypatch):
-    monkeypatch.setattr(video_file, "DECODE_SECONDS", -1.0)
+    monkeypatch.setattr(limits, "DECODE_SECONDS", replace(limits.DECODE_SECONDS, value=-1))
     with pytest.raises(UnreadableMedia, match="to decode"):
         load_media("video", [VIDEO], Segment(), 8)
 
 
 def test_a_huge_picture_is_refused_before_it_is_decoded(monkeypatch):
-    monkeypatch.setattr(video, "MAX_PIXELS", 64 * 40)
+    monkeypatch.setattr(limits, "PICTURE_PIXELS", replace(limits.PICTURE_PIXELS, value=64 * 40))
     for kind, data in (("video", numbered_video(3)), ("image", (MEDIA / "image_90x50.png").read_bytes())):
-        with pytest.raises(UnreadableMedia, match="larger than the limit"):
+        with pytest.raises(UnreadableMedia, match="the limit is 2560"):
             load_media(kind, [data], Segment(), 8)
 
 
@@ -239,6 +227,6 @@ def test_segment_needs_a_clock():
 
 
 def test_the_stages_are_told_which_decoder_runs(tmp_path):
-    found = Installation(tmp_path, tmp_path, tmp_path, ())
+    found = Installation(tmp_path, tmp_path, ())
     assert stage_environment(found, "localhost:1")[DECODER_VARIABLE] == "pyav"
     assert stage_environment(found, "localhost:1", decoder="decord")[DECODER_VARIABLE] == "decord"

@@ -4,7 +4,7 @@ import numpy as np
 
 from videollama_core.generation.request import GenerationRequest
 from videollama_core.generation.scheduler import Scheduler
-from videollama_core.generation.vllm_scheduler import VllmSteps
+from videollama_core.generation.vllm_runner import VllmSteps
 from videollama_core.protocol.errors import StageFailed
 from videollama_core.protocol.messages import ResolvedSampling
 

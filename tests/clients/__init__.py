@@ -1,0 +1,1 @@
+"""Programs of others, unmodified, on a real server with the demo's checkpoint. `make test-clients` installs them."""

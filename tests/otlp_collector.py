@@ -1,0 +1,118 @@
+"""A collector of OpenTelemetry traces in this process, by OTLP over HTTP and over gRPC: what it was sent."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as messages
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+    TraceServiceServicer,
+    add_TraceServiceServicer_to_server,
+)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Times in nanoseconds since 1970."""
+
+    name: str
+    trace: str
+    id: str
+    parent: str
+    began: int
+    ended: int
+    service: str
+    failed: bool
+    attributes: dict
+
+
+@dataclass
+class Collector:
+    http: str = ""  # URLs to send to
+    grpc: str = ""
+    spans: list[Span] = field(default_factory=list)
+    raw: list[bytes] = field(default_factory=list)
+
+    def take(self, request: messages.ExportTraceServiceRequest) -> None:
+        self.raw.append(request.SerializeToString())
+        for group in request.resource_spans:
+            resource = _values(group.resource.attributes)
+            for span in (one for scope in group.scope_spans for one in scope.spans):
+                self.spans.append(
+                    Span(
+                        span.name,
+                        span.trace_id.hex(),
+                        span.span_id.hex(),
+                        span.parent_span_id.hex(),
+                        span.start_time_unix_nano,
+                        span.end_time_unix_nano,
+                        resource["service.name"],
+                        span.status.code == span.status.STATUS_CODE_ERROR,
+                        _values(span.attributes),
+                    )
+                )
+
+    def of(self, trace: str, wanted: int) -> dict[str, Span]:
+        """The spans of a trace by name, each of which it has once, as soon as there are so many."""
+        found = self.wait(lambda: [span for span in self.spans if span.trace == trace], wanted)
+        assert len({span.name for span in found}) == len(found), found
+        return {span.name: span for span in found}
+
+    def wait(self, look: Callable[[], list[Span]], wanted: int) -> list[Span]:
+        deadline = time.monotonic() + 30
+        while len(found := look()) < wanted:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.05)
+        return found
+
+
+def _values(attributes) -> dict:
+    def value(one):
+        kind = one.WhichOneof("value")
+        found = getattr(one, kind)
+        return [value(each) for each in found.values] if kind == "array_value" else found
+
+    return {each.key: value(each.value) for each in attributes}
+
+
+@contextmanager
+def collecting():
+    """A collector that listens at two ports of its own."""
+    collector = Collector()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            assert self.path == "/v1/traces" and self.headers["content-type"] == "application/x-protobuf"
+            collector.take(messages.ExportTraceServiceRequest.FromString(body))
+            self.send_response(200)
+            self.send_header("content-type", "application/x-protobuf")
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_) -> None:
+            pass
+
+    class Service(TraceServiceServicer):
+        def Export(self, request, context):
+            collector.take(request)
+            return messages.ExportTraceServiceResponse()
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    server = grpc.server(ThreadPoolExecutor(4))
+    add_TraceServiceServicer_to_server(Service(), server)
+    collector.http = f"http://127.0.0.1:{http.server_address[1]}"
+    collector.grpc = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        yield collector
+    finally:
+        server.stop(None).wait()
+        http.shutdown()
+        http.server_close()

@@ -1,0 +1,1 @@
+"""With Debian's Prometheus: scripts/test_observability.sh."""

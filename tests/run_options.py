@@ -1,0 +1,37 @@
+"""How a run of the tests is shaped: its own options, and what two processes share."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--without-torch", action="store_true", help="skip what imports torch (make fast)")
+    parser.addoption("--write-cases", action="store_true", help="write the tables of docs/security.md (make security)")
+
+
+def pytest_configure(config):
+    if config.getoption("--without-torch"):
+        assert "torch" not in sys.modules, "torch was imported before the first test: import it where it is needed"
+        sys.meta_path.insert(0, _NoTorch())
+
+
+def pytest_collection_modifyitems(config, items):
+    """Where two processes share the tests (`make test`): a file stays whole, and so do all that share what is costly."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    files: dict[Path, set[str]] = {}
+    for item in items:
+        files.setdefault(item.path, set()).update(getattr(item, "fixturenames", ()))
+    for item in items:
+        shared = (name for name in ("server_of", "typed_graph", "default_server") if name in files[item.path])
+        item.add_marker(pytest.mark.xdist_group(next(shared, str(item.path))))
+
+
+class _NoTorch:
+    """Whoever imports torch is skipped, be it a file of tests, a fixture or a test: so nobody has to keep a list."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            pytest.skip("needs torch", allow_module_level=True)

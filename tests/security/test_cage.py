@@ -1,0 +1,228 @@
+"""Decoding in a cage: the same pixels, nothing within reach, and a hostile file has its own process alone."""
+
+import ctypes
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import MEDIA
+from security.measured import measured
+from security.media_cases import clip
+from videollama_core.checkpoint.read_config import published_config
+from videollama_core.media.preprocess import prepare
+from videollama_core.media.video import Segment
+from videollama_core.protocol.errors import BadSegment, Cancelled, StageDied, StageFailed, UnreadableMedia
+from videollama_server.sandbox import cage, message
+from videollama_server.sandbox.decoder import CagedDecoder
+from videollama_server.sandbox.nursery import processor_seconds
+from videollama_server.sandbox.syscalls import build_filter
+
+CONFIG = published_config("VideoLLaMA2.1-7B-AV")
+CAGED = set(cage.examine().values()) == {"in force"}
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+KINDS = {
+    "video": "sample_demo_1.mp4",
+    "video_with_audio": "sample_demo_3.mp4",
+    "audio": "stereo_44k1_2s.wav",
+    "image": "sora.png",
+}
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    found = CagedDecoder(CONFIG)
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_comes_out_of_the_cage_is_what_went_in(kind, decoder):
+    data = (MEDIA / KINDS[kind]).read_bytes()
+    inside, outside = decoder.prepare(kind, [data], Segment()), prepare(kind, [data], Segment(), CONFIG)
+    for name in ("frames", "filterbank", "index", "time"):
+        assert np.array_equal(getattr(inside, name), getattr(outside, name), equal_nan=name == "time"), name
+
+
+def test_errors_of_the_media_come_out_as_they_are(decoder):
+    with pytest.raises(UnreadableMedia, match="not a video"):
+        decoder.prepare("video", [b"text"], Segment())
+    with pytest.raises(BadSegment, match="no frame lies between"):
+        decoder.prepare("video", [clip()], Segment(90.0, 91.0))
+
+
+# --- what cannot be done in it ---------------------------------------------------------------------------------------
+
+
+def caged(work):
+    """What `work` gives in a process that has entered the cage."""
+
+    def run():
+        cage.enter()
+        return work()
+
+    return measured(run)
+
+
+FORBIDDEN = {
+    "open a file": lambda: Path("/etc/passwd").read_bytes(),
+    "write a file": lambda: Path("/tmp/vl2-caged").write_bytes(b"x"),
+    "list a folder": lambda: os.listdir("/"),
+    "remove a file": lambda: os.unlink("/tmp/vl2-caged"),
+    "start a program": lambda: os.execv("/bin/true", ["true"]),
+    "start a process": lambda: ctypes_call(
+        "syscall", CLONE, signal.SIGCHLD, 0, 0, 0, 0
+    ),  # os.fork asks libraries first
+    "make a socket": socket.socket,
+    "signal another process": lambda: os.kill(os.getppid(), signal.SIGTERM),
+    "look into another process": lambda: ctypes_call("ptrace", 16, os.getppid(), 0, 0),
+    "raise its limits": lambda: cage.set_limits(10**6, 2**40, 2**40),
+}
+
+
+CLONE = {"x86_64": 56, "aarch64": 220}.get(platform.machine(), -1)
+
+
+def ctypes_call(name: str, *arguments: int) -> int:
+    result = getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "refused")
+    return result
+
+
+@pytest.mark.skipif(not CAGED, reason="this kernel has no Landlock or seccomp")
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_nothing_is_within_reach(what):
+    found = caged(FORBIDDEN[what])
+    assert found.answer in ("PermissionError", "OSError"), found
+
+
+@pytest.mark.skipif(not CAGED, reason="this kernel has no Landlock or seccomp")
+@pytest.mark.parametrize("part", cage.PARTS)
+def test_each_part_alone_keeps_files_shut(part):
+    def run():
+        cage.enter((part,))
+        return Path("/etc/passwd").read_bytes()
+
+    assert measured(run).answer == "PermissionError"
+
+
+def test_the_filter_of_the_other_machine_is_as_long_and_another():
+    filters = {build_filter(1, machine) for machine in ("x86_64", "aarch64")}
+    assert len(filters) == 2 and len({len(program) for program in filters}) == 1
+    assert build_filter(1, "riscv64") is None
+
+
+# --- limits, and the end of a process ----------------------------------------------------------------------------------
+
+
+def hostile(monkeypatch, tmp_path, body: str, setup: str = "") -> CagedDecoder:
+    """A decoder whose `prepare` is this code: what a file that has taken it over may do."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'videollama_server.sandbox.nursery' in ' '.join(sys.orig_argv):\n"
+        "    import videollama_core.media.preprocess as preprocess\n"
+        f"    {setup or 'pass'}\n    def prepare(*_):\n        {body}\n"
+        "    preprocess.prepare = prepare\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    return CagedDecoder(CONFIG)
+
+
+ENDS = {
+    "a crash": ("import ctypes; ctypes.string_at(0)", "", r"\(SIGSEGV\).*re-encode"),
+    "abort": ("import os; os.abort()", "", r"\(SIGABRT\)"),
+    "memory": ("return [bytearray(2**20) for _ in range(5000)]", "", "more than 1024 MiB.*decode_memory"),
+    "an endless loop": (
+        "while True: pass",
+        "from videollama_core.protocol import limits; from dataclasses import replace; "
+        "limits.PICTURE_SECONDS = replace(limits.PICTURE_SECONDS, value=1)",
+        "picture_seconds",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_a_file_ends_its_own_process_alone(name, monkeypatch, tmp_path):
+    body, setup, message = ENDS[name]
+    decoder = hostile(monkeypatch, tmp_path, body, setup)
+    try:
+        first = decoder._process.pid
+        with pytest.raises(UnreadableMedia, match=message):
+            decoder.prepare("image", [b"x"], Segment())
+        assert decoder._process.pid == first and decoder._process.poll() is None
+    finally:
+        decoder.close()
+
+
+LIES = {
+    "nothing": b"",
+    "a head of 2^60 bytes": (2**60).to_bytes(8, "little"),
+    "no JSON": b"\x04\0\0\0\0\0\0\0{{{{",
+    "deep JSON": (90_000).to_bytes(8, "little") + b"[" * 90_000,
+    "a list": b"\x02\0\0\0\0\0\0\0[]",
+    "no shapes": b"\x02\0\0\0\0\0\0\0{}",
+    "shapes without bytes": b'\x40\0\0\0\0\0\0\0{"shapes": [[9999999, 99999, 99], [1, 1], [1], [1]]}'.ljust(72),
+    "negative shapes": b'\x30\0\0\0\0\0\0\0{"shapes": [[-1, -3], [1, 1], [1], [1]]}'.ljust(90),
+    "words for shapes": b'\x30\0\0\0\0\0\0\0{"shapes": [["a"], [1, 1], [1], [1]]}'.ljust(90),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_what_the_process_says_is_not_believed(name):
+    memory = os.memfd_create("lie")
+    os.write(memory, LIES[name])
+    with pytest.raises(StageFailed, match="no answer that can be read"):
+        message.read_answer(memory)
+    os.close(memory)
+
+
+@pytest.fixture
+def endless(monkeypatch, tmp_path):
+    decoder = hostile(monkeypatch, tmp_path, "while True: pass")
+    yield decoder
+    decoder.close()
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_caller_that_leaves_frees_the_place_within_a_second(endless):
+    began = time.monotonic()
+    with pytest.raises(Cancelled):
+        endless.prepare("image", [b"x"], Segment(), lambda: time.monotonic() < began + 0.5)
+    assert time.monotonic() - began < 1.5
+    assert not children(endless._process.pid)
+
+
+def test_time_is_a_process_s_own_and_not_the_clock_s():
+    """A process that sleeps takes none, one that works does: what is slow because others work is not refused."""
+    busy, idle = (
+        subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE)
+        for work in ("while True: pass", "input()")
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while processor_seconds(busy.pid) < 0.5 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert processor_seconds(busy.pid) >= 0.5 > processor_seconds(idle.pid)
+    finally:
+        for process in (busy, idle):
+            process.kill()
+            process.communicate()
+
+
+def test_its_end_is_the_end_of_the_file_that_it_decodes(endless):
+    """The preprocess stage may be killed at any time: nothing outlives it."""
+    process = endless._process.pid
+    with pytest.raises(StageDied):
+        endless.prepare("image", [b"x"], Segment(), lambda: os.kill(process, signal.SIGKILL) or True)
+    assert endless._process.pid != process  # it was started again

@@ -1,0 +1,239 @@
+"""Who gets in: TLS, mutual TLS and API keys, each good and bad, at endpoints before one real Triton."""
+
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from made_certificates import Authority
+from service.servers import serving
+from videollama_client import Client, NotAllowed, Overloaded, ServerUnreachable
+from videollama_core.protocol.errors import InvalidRequest
+from videollama_server.endpoint.access import Access
+from videollama_server.endpoint.api_keys import read_keys
+from videollama_server.endpoint.config import EndpointConfig
+from videollama_server.endpoint.process import EndpointProcess
+from videollama_server.endpoint.state import Told
+from videollama_server.readiness import EndpointKeeper
+
+AREA = "callers"
+VARIANT = "qwen2-clip-8f"
+GOOD, OTHER, SLOW, SINGLE = (
+    "good-key-0123456789",
+    "other-key-0123456789",
+    "slow-key-0123456789",
+    "single-key-0123456789",
+)
+
+
+@pytest.fixture(scope="module")
+def triton(bundle_of, tmp_path_factory):
+    """gRPC target and metrics of a running server's Triton."""
+    with serving(bundle_of(VARIANT), tmp_path_factory.mktemp("callers") / "log") as server:
+        words = Path(f"/proc/{server.triton}/cmdline").read_bytes().decode().split("\0")
+        (folder,) = (Path(word.partition("unix:")[2]).parent for word in words if word.startswith("--grpc-address="))
+        yield f"unix:{folder / 'grpc:1'}", str(folder / "metrics")
+
+
+@pytest.fixture
+def endpoint(triton, tmp_path):
+    """Starts endpoints before that Triton; gives their address and the process."""
+    opened = []
+
+    def begin(**access: object) -> tuple[str, EndpointProcess]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        config = EndpointConfig(address, "", *triton, ("videollama2",), access=Access(**access))
+        process = EndpointProcess(config, tmp_path, tmp_path / "endpoint.log")
+        keeper = EndpointKeeper(process, lambda: Told(""))
+        keeper.start()
+        opened.append(keeper)
+        return address, process
+
+    yield begin
+    for keeper in opened:
+        keeper.close()
+
+
+@contextmanager
+def refused(kind, case_table, case, answer):
+    began = time.monotonic()
+    with pytest.raises(kind):
+        yield
+    case_table.add(case, answer, time.monotonic() - began)
+
+
+def answers(client) -> bool:
+    return client.ask("Who?", max_new_tokens=2, timeout=30).usage.completion_tokens == 2
+
+
+# --- TLS ---
+
+
+def test_tls(endpoint, tmp_path, case_table):
+    authority, stranger = Authority(tmp_path), Authority(tmp_path, "stranger")
+    certificate, key = authority.sign("server", ("127.0.0.1",))
+    address, _ = endpoint(tls_cert=str(certificate), tls_key=str(key))
+    with Client(address, root_certificates=authority.certificate) as client:
+        assert answers(client)
+    with Client(address) as plain, refused(ServerUnreachable, case_table, "no TLS to a port of TLS", "no connection"):
+        plain.ask("Who?", timeout=5)
+    with Client(address, root_certificates=stranger.certificate) as wary:
+        with refused(ServerUnreachable, case_table, "certificate of an unknown authority", "the client refuses"):
+            wary.ask("Who?", timeout=5)
+
+
+def test_mutual_tls(endpoint, tmp_path, case_table):
+    authority, stranger = Authority(tmp_path), Authority(tmp_path, "stranger")
+    certificate, key = authority.sign("server", ("127.0.0.1",))
+    own, own_key = authority.sign("caller")
+    strange, strange_key = stranger.sign("impostor")
+    address, _ = endpoint(tls_cert=str(certificate), tls_key=str(key), tls_client_ca=str(authority.certificate))
+    trusted = {"root_certificates": authority.certificate}
+    with Client(address, certificate=own, key=own_key, **trusted) as client:
+        assert answers(client)
+    with Client(address, **trusted) as client:
+        with refused(ServerUnreachable, case_table, "mutual TLS: no certificate", "no connection"):
+            client.ask("Who?", timeout=5)
+    with Client(address, certificate=strange, key=strange_key, **trusted) as client:
+        with refused(ServerUnreachable, case_table, "mutual TLS: certificate of another authority", "no connection"):
+            client.ask("Who?", timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"tls_cert": "x"}, "--tls-key"),
+        ({"tls_client_ca": "x"}, "--tls-cert"),
+        ({"key_concurrent": 3}, "--api-keys"),
+        ({"api_keys": "/nowhere"}, "cannot be read"),
+    ],
+)
+def test_options_that_do_not_belong_together(options, word):
+    with pytest.raises(InvalidRequest, match=word):
+        Access(**options)
+
+
+def test_listening_to_the_network_without_either_is_warned_of(tmp_path):
+    (tmp_path / "keys").write_text(GOOD)
+    (tmp_path / "keys").chmod(0o600)
+    keys = {"api_keys": str(tmp_path / "keys")}
+    assert "everybody" in Access().warnings("0.0.0.0")[0]
+    assert "in the clear" in Access(**keys).warnings("0.0.0.0")[0]
+    assert Access().warnings("127.0.0.1") == Access(**keys).warnings("localhost") == []
+    (tmp_path / "keys").chmod(0o644)
+    assert "chmod 600" in Access(**keys).warnings("127.0.0.1")[0]
+
+
+# --- API keys ---
+
+
+@pytest.fixture
+def keys(tmp_path):
+    path = tmp_path / "keys.txt"
+    path.write_text(
+        f"# name and limits may follow\n{GOOD} alice\n{SLOW} bob per_minute=2\n{SINGLE} concurrent=1 # one\n"
+    )
+    return path
+
+
+def test_api_keys(endpoint, keys, case_table):
+    address, _ = endpoint(api_keys=str(keys))
+    with Client(address, api_key=GOOD) as client:
+        assert answers(client)
+        client.wait_until_ready(5)
+    for case, key in {"no API key": None, "wrong API key": GOOD[:-1] + "x", "API key of 10 kB": "k" * 10_000}.items():
+        with Client(address, api_key=key) as client:
+            with refused(NotAllowed, case_table, case, "NotAllowed, UNAUTHENTICATED"):
+                client.ask("Who?", timeout=5)
+            with pytest.raises(NotAllowed):
+                client.wait_until_ready(5)
+    with grpc.insecure_channel(address) as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ServerMetadata")
+        for header in (f"Basic {GOOD}", GOOD, "Bearer", "Bearer ", f"Bearer {GOOD} x"):
+            with pytest.raises(grpc.RpcError) as found:
+                call(b"", metadata=(("authorization", header),), timeout=5)
+            assert found.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=5) == b"\x08\x01"  # of probes
+
+
+def test_rates_and_places_of_a_key(endpoint, keys, case_table):
+    address, process = endpoint(api_keys=str(keys))
+    with Client(address, api_key=SLOW) as slow:
+        assert answers(slow) and answers(slow)
+        with refused(Overloaded, case_table, "third request in a minute of two", "Overloaded, RESOURCE_EXHAUSTED"):
+            slow.ask("Who?", timeout=5)
+        slow.wait_until_ready(5)  # is no request
+    with Client(address, api_key=SINGLE) as single:
+        stream = single.stream("Tell a long story", max_new_tokens=5000, temperature=3.0, repetition_penalty=1.0)
+        pieces = iter(stream)
+        next(pieces)
+        with refused(Overloaded, case_table, "second request at a time of one", "Overloaded, RESOURCE_EXHAUSTED"):
+            single.ask("Who?", timeout=5)
+        with Client(address, api_key=GOOD) as other:
+            assert answers(other)
+        stream.cancel()
+        deadline = time.monotonic() + 10
+        while process.tell(Told("")).pending and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert answers(single)
+
+
+def test_keys_are_read_again(endpoint, keys, tmp_path):
+    address, _ = endpoint(api_keys=str(keys))
+    with Client(address, api_key=OTHER) as other, Client(address, api_key=GOOD) as good:
+        with pytest.raises(NotAllowed):
+            other.ask("Who?", timeout=5)
+        keys.write_text(f"{OTHER} carol\n")
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            try:
+                assert answers(other)
+                break
+            except NotAllowed:
+                time.sleep(0.1)
+        with pytest.raises(NotAllowed):
+            good.ask("Who?", timeout=5)
+        keys.write_text("\xff broken", "latin-1")  # the former keys stay
+        time.sleep(1.5)
+        assert answers(other)
+    log = (tmp_path / "endpoint.log").read_text()
+    assert "cannot be read" in log and not any(key in log for key in (GOOD, OTHER, SLOW, SINGLE))
+
+
+def test_a_key_that_leaves_goes_with_its_running_answer_untouched(endpoint, keys):
+    address, _ = endpoint(api_keys=str(keys))
+    with Client(address, api_key=GOOD) as client:
+        found: list = []
+        options = {"max_new_tokens": 400, "temperature": 3.0, "repetition_penalty": 1.0}
+        stream = client.stream("Tell a long story", **options)
+        pieces = iter(stream)
+        next(pieces)
+        thread = threading.Thread(target=lambda: found.extend(pieces))
+        thread.start()
+        keys.write_text(f"{OTHER}\n")
+        thread.join(60)
+        assert stream.answer.usage.completion_tokens > 1
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "holds no API key"),
+        ("# nothing\n", "holds no API key"),
+        (f"{GOOD}\n{GOOD}\n", "line 2: this key is on an earlier line"),
+        (f"{GOOD} alice requests=3\n", "line 1: after key and name"),
+        (f"{GOOD} concurrent=-1\n", "line 1: after key and name"),
+        ("schl\u00fcssel\n", "not ASCII"),
+    ],
+)
+def test_files_of_keys_that_cannot_be_used(text, word, tmp_path):
+    (tmp_path / "keys").write_text(text, "utf-8")
+    with pytest.raises(InvalidRequest, match=word) as found:
+        read_keys(tmp_path / "keys")
+    assert GOOD not in str(found.value)

@@ -1,0 +1,102 @@
+"""Media that ask for too much: refused from the header where it says so, soon and within a gigabyte always."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+
+from security.measured import measured
+from security.media_cases import OVER, Case, encoded, flac, npy, wav
+from videollama_core.checkpoint.read_config import published_config
+from videollama_core.media.audio_file import open_sound
+from videollama_core.media.pictures import open_array, open_image
+from videollama_core.media.pixels import pad_to_square
+from videollama_core.media.preprocess import prepare
+from videollama_core.media.video import Segment
+from videollama_core.model.config import ModelConfig
+from videollama_core.protocol.errors import UnreadableMedia
+
+AREA = "media"
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+SECONDS, MEGABYTES = 5.0, 1024.0
+
+
+def answer(case: Case, config: ModelConfig) -> tuple:
+    found = prepare(case.kind, case.files, Segment(case.start, case.end), config)
+    return found.frames.shape, found.filterbank.shape
+
+
+@pytest.fixture(scope="module")
+def config() -> ModelConfig:
+    """Real sizes, and the tower that crops: what it makes of a long picture is largest."""
+    audio_visual = published_config("VideoLLaMA2.1-7B-AV")
+    return replace(audio_visual, pixels=published_config("VideoLLaMA2-7B").pixels)
+
+
+@pytest.mark.parametrize("name", OVER)
+def test_what_asks_for_too_much_is_refused(name, config, case_table):
+    case = Case.made(name, OVER)
+    found = measured(lambda: answer(case, config))
+    case_table.add(f"{case.name} ({case.kind})", found.answer, found.seconds, found.megabytes)
+    assert found.typed and found.answer != "answered", found
+    assert found.seconds < SECONDS and found.megabytes < MEGABYTES, found
+
+
+HONEST = {
+    "picture of 1x100": ("image", lambda: encoded((1, 100), "PNG"), None),
+    "picture of 8192x4320": ("image", lambda: encoded((8192, 4320), "PNG", "L"), None),
+    "progressive jpeg of 4000x3000": ("image", lambda: encoded((4000, 3000), "JPEG", progressive=True), None),
+    "32 of 20,000,000 raw pictures of 1x1": ("frames", lambda: npy("(20000000, 1, 1, 3)", 60_000_000), None),
+    "last second of a wav of an hour": ("audio", lambda: wav(16000, 1, 3600), 3599.0),
+    "last second of a flac of 24 hours": ("audio", lambda: flac(24, 1000), 86399.0),
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_what_is_large_and_honest_is_answered_within_the_limits(name, config, case_table):
+    case = Case.made(name, HONEST)
+    found = measured(lambda: answer(case, config))
+    case_table.add(f"{name} ({case.kind})", found.answer, found.seconds, found.megabytes)
+    assert found.answer == "answered", found
+    assert found.seconds < SECONDS and found.megabytes < 400, found
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "TIFF"])
+def test_the_formats_we_name_are_opened(format):
+    data = encoded((40, 30), format)
+    assert open_image(data).shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize("format", ["PPM", "TGA", "ICO", "PCX", "JPEG2000", "EPS"])
+def test_no_other_format_is(format):
+    with pytest.raises(UnreadableMedia, match="not a picture that can be opened.*send a png, jpeg"):
+        open_image(encoded((40, 30), format))
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT", "ULAW"])
+@pytest.mark.parametrize("start", [0.0, 3.21, 61.7])
+def test_a_late_start_is_sought_and_gives_the_samples_that_decoding_from_0_gives(subtype, start):
+    noise = np.random.default_rng(1).uniform(-0.9, 0.9, (64 * 8000, 2))
+    for container in ("WAV", "FLAC") if subtype.startswith("PCM") else ("WAV",):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, noise, 8000, subtype, format=container)
+        with open_sound(buffer.getvalue()) as sound:
+            found, _ = sound.read(int(start * 8000), int(start * 8000) + 16000)
+        whole = soundfile.read(io.BytesIO(buffer.getvalue()))[0][:, 0]
+        assert np.array_equal(found, whole[int(start * 8000) :][:16000])
+
+
+def test_raw_frames_in_either_order_of_memory_are_read():
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), np.uint8)
+    for array in (pictures, np.asfortranarray(pictures)):
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        assert np.array_equal(open_array(buffer.getvalue()), pictures)
+
+
+def test_a_picture_padded_to_a_square_is_measured_as_that():
+    narrow = np.zeros((400, 20000, 3), np.uint8)
+    with pytest.raises(UnreadableMedia, match="padded to a square has 400000000 pixels"):
+        pad_to_square(narrow, (0, 0, 0))

@@ -1,0 +1,241 @@
+"""The OpenAI API in front of a real server, asked by the openai SDK as it is published, and by hand."""
+
+import asyncio
+import base64
+import http.client
+import json
+import re
+import subprocess
+import sys
+import time
+
+import httpx2
+import openai
+import pytest
+
+from conftest import MEDIA
+from service.servers import gateway_of, vl2
+
+VARIANT = "qwen2-clip-8f"
+CLIP, PICTURE = MEDIA / "plain_96x64.mp4", MEDIA / "image_90x50.png"
+QUESTION = "What happens?"
+LONG = {"max_tokens": 1500, "temperature": 2, "extra_body": {"top_k": 0}, "top_p": 1, "seed": 11}
+
+
+@pytest.fixture(scope="module")
+def server(server_of):
+    return server_of(VARIANT)
+
+
+@pytest.fixture(scope="module")
+def gateway(server):
+    with gateway_of("--server", server.grpc) as address:
+        deadline = time.monotonic() + 20
+        while httpx2.get(f"http://{address}/health/ready").status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield address
+
+
+@pytest.fixture(scope="module")
+def sdk(gateway):
+    with openai.OpenAI(base_url=f"http://{gateway}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def data_url(path, mime: str) -> str:
+    return f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def user(*parts: object, text: str = QUESTION) -> list[dict]:
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+
+
+VIDEO = {"type": "video_url", "video_url": {"url": data_url(CLIP, "video/mp4")}}
+IMAGE = {"type": "image_url", "image_url": {"url": data_url(PICTURE, "image/png")}}
+
+
+@pytest.mark.parametrize(
+    ("parts", "options"),
+    [
+        ((VIDEO,), {"video": CLIP}),
+        (({"type": "video_url", "video_url": {**VIDEO["video_url"], "start": 1}},), {"video": CLIP, "start": 1.0}),
+        ((IMAGE,), {"image": PICTURE}),
+        ((IMAGE, IMAGE), {"video": [PICTURE, PICTURE]}),
+        ((), {}),
+    ],
+    ids=["video", "segment", "image", "frames", "text"],
+)
+def test_answers_are_those_of_grpc(sdk, server, parts, options):
+    with server.client() as client:
+        expected = client.ask(QUESTION, max_new_tokens=12, temperature=0, **options)
+    options = {"model": "videollama2", "messages": user(*parts), "max_tokens": 12, "temperature": 0}
+    found = sdk.chat.completions.create(**options)
+    assert found.choices[0].message.content == expected.text
+    assert found.choices[0].finish_reason == expected.finish_reason
+    used = expected.usage
+    assert found.usage.completion_tokens == used.completion_tokens
+    assert found.usage.prompt_tokens == used.prompt_tokens + used.media_tokens
+    assert found.usage.prompt_tokens_details.cached_tokens == used.media_tokens  # asked before, over gRPC
+    *chunks, last = sdk.chat.completions.create(**options, stream=True, stream_options={"include_usage": True})
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected.text
+    assert (
+        chunks[0].choices[0].delta.role == "assistant" and chunks[-1].choices[0].finish_reason == expected.finish_reason
+    )
+    assert not last.choices and last.usage == found.usage
+    assert parts != (VIDEO,) or len(chunks) > 1  # it streams; ids that are there together come together
+
+
+def test_the_responses_api(sdk, server):
+    """Whole and streamed, about a picture: the text and the counts of gRPC."""
+    with server.client() as client:
+        told = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
+        expected = client.ask(told, image=PICTURE, max_new_tokens=12, temperature=0)
+    content = [{"type": "input_image", "image_url": data_url(PICTURE, "image/png"), "detail": "auto"}]
+    content.append({"type": "input_text", "text": QUESTION})
+    options = {"model": "videollama2", "instructions": "Be brief.", "max_output_tokens": 12, "temperature": 0}
+    options["input"] = [{"role": "user", "content": content}]
+    found = sdk.responses.create(**options)
+    assert found.output_text == expected.text and found.usage.output_tokens == expected.usage.completion_tokens
+    assert found.usage.input_tokens == expected.usage.prompt_tokens + expected.usage.media_tokens
+    assert found.status == {"stop": "completed", "length": "incomplete"}[expected.finish_reason]
+    with sdk.responses.stream(**options) as stream:
+        pieces = [event.delta for event in stream if event.type == "response.output_text.delta"]
+        last = stream.get_final_response() if found.status == "completed" else None
+    assert "".join(pieces) == expected.text and (last is None or last.output_text == expected.text)
+    with pytest.raises(openai.BadRequestError, match="previous_response_id"):
+        sdk.responses.create(**options, previous_response_id="resp_1")
+
+
+def test_a_system_message_and_earlier_turns(sdk, server):
+    messages = [{"role": "system", "content": "Be brief."}, *user(VIDEO)]
+    messages += [{"role": "assistant", "content": "A square moves."}, {"role": "user", "content": "And then?"}]
+    told = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}, *messages[2:]]
+    with server.client() as client:
+        expected = client.ask(told, video=CLIP, max_new_tokens=12, temperature=0)
+        other = client.ask(told[1:], video=CLIP, max_new_tokens=12, temperature=0)
+    found = sdk.chat.completions.create(model="videollama2", messages=messages, max_tokens=12, temperature=0)
+    assert found.choices[0].message.content == expected.text
+    assert found.usage.prompt_tokens == expected.usage.prompt_tokens + expected.usage.media_tokens
+    assert expected.usage.prompt_tokens != other.usage.prompt_tokens
+
+
+def test_concurrent_streams_do_not_mix(gateway, server):
+    questions = [f"Question number {number}: what happens?" for number in range(16)]
+    with server.client() as client:
+        expected = [client.ask(text, video=CLIP, max_new_tokens=10, temperature=0).text for text in questions]
+
+    async def ask_all() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"http://{gateway}/v1", api_key="none", max_retries=0) as client:
+
+            async def ask(text: str) -> str:
+                pieces = []
+                options = {"model": "videollama2", "max_tokens": 10, "temperature": 0, "stream": True}
+                async for chunk in await client.chat.completions.create(messages=user(VIDEO, text=text), **options):
+                    pieces.append(chunk.choices[0].delta.content or "")
+                return "".join(pieces)
+
+            return await asyncio.gather(*map(ask, questions))
+
+    assert asyncio.run(ask_all()) == expected
+
+
+def test_what_a_caller_can_mend_is_400_and_says_so(sdk):
+    broken = {
+        "type": "video_url",
+        "video_url": {"url": "data:video/mp4;base64," + base64.b64encode(b"x" * 999).decode()},
+    }
+    for messages, more, code in (
+        (user(broken), {}, "UnreadableMedia"),
+        (user(IMAGE), {"temperature": -1}, "BadSampling"),
+        (user(VIDEO), {"extra_body": {"start": 99}}, "BadSegment"),
+        (user(text="long " * 40_000), {}, "PromptTooLong"),
+        (user(), {"n": 2}, "invalid_request"),
+    ):
+        for stream in (False, True):
+            with pytest.raises(openai.BadRequestError) as raised:
+                sdk.chat.completions.create(model="videollama2", messages=messages, stream=stream, **more)
+            assert raised.value.code == code and raised.value.body["message"]
+    with pytest.raises(openai.NotFoundError, match="there are videollama2"):
+        sdk.chat.completions.create(model="gpt", messages=user())
+    assert [model.id for model in sdk.models.list()] == ["videollama2"]
+
+
+def counted(gateway: str, name: str) -> float:
+    text = httpx2.get(f"http://{gateway}/metrics").text
+    return sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? ([\d.e+-]+)$", text, re.MULTILINE))
+
+
+def test_a_caller_that_leaves_frees_its_place(gateway, server):
+    """Streaming and not: the gateway has nothing running, and the server answers eight others at once."""
+    host, port = gateway.split(":")
+    body = {"model": "videollama2", "messages": user(VIDEO), **LONG, **LONG["extra_body"]}
+    del body["extra_body"]
+    before = counted(gateway, "vl2_rejected_total")
+    for stream in (True, False):
+        for _ in range(8):
+            connection = http.client.HTTPConnection(host, int(port), timeout=30)
+            connection.request("POST", "/v1/chat/completions", json.dumps(body | {"stream": stream}))
+            if stream:
+                assert connection.getresponse().read(10)
+            else:
+                time.sleep(0.05)
+            connection.close()
+    deadline = time.monotonic() + 20
+    while counted(gateway, "vl2_num_requests_running"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert counted(gateway, "vl2_rejected_total") == before + 16
+    began = time.monotonic()
+    with server.client() as client:
+        client.ask("Still there?", max_new_tokens=2)
+    assert time.monotonic() - began < 10  # an answer of 1,500 tokens for each of 16 would take longer
+
+
+def test_http_by_hand(gateway):
+    found = httpx2.post(f"http://{gateway}/v1/chat/completions", content=b"{", headers={"x-request-id": "mine-1"})
+    assert found.status_code == 400 and "not JSON" in found.json()["error"]["message"]
+    assert found.headers["x-request-id"] == "mine-1"
+    deep = b"[" * 100_000
+    assert httpx2.post(f"http://{gateway}/v1/chat/completions", content=deep).status_code == 400
+    assert httpx2.get(f"http://{gateway}/v1/chat/completions").status_code == 405
+    assert "there are" in httpx2.get(f"http://{gateway}/v2/logging").json()["error"]["message"]
+    assert httpx2.get(f"http://{gateway}/v1/models/videollama2").json()["id"] == "videollama2"
+    assert httpx2.get(f"http://{gateway}/v1/models/other").status_code == 404
+    assert httpx2.get(f"http://{gateway}/health/live").status_code == 200
+
+
+def test_a_body_over_the_limit(server):
+    with gateway_of("--server", f"mine={server.grpc}", "--max-body-bytes", 1000) as address:
+        found = httpx2.post(f"http://{address}/v1/chat/completions", content=b"x" * 1001)
+        assert found.status_code == 413 and found.json()["error"]["code"] == "too_large"
+
+        def chunks():
+            for _ in range(100):
+                yield b"x" * 100
+
+        assert httpx2.post(f"http://{address}/v1/chat/completions", content=chunks()).status_code == 413
+
+
+def test_a_gateway_without_its_server():
+    with gateway_of("--server", "127.0.0.1:1") as address:
+        assert httpx2.get(f"http://{address}/health/live").status_code == 200
+        assert httpx2.get(f"http://{address}/health/ready").status_code == 503
+        with openai.OpenAI(base_url=f"http://{address}/v1", api_key="none", max_retries=0) as client:
+            with pytest.raises(openai.InternalServerError) as raised:
+                client.chat.completions.create(model="videollama2", messages=user())
+        assert raised.value.status_code == 503 and raised.value.response.headers["retry-after"]
+
+
+def test_a_busy_port_is_one_line(gateway):
+    port = gateway.split(":")[1]
+    done = subprocess.run(vl2("gateway", "--port", port), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and re.fullmatch(rf"vl2: InvalidRequest: 127.0.0.1:{port} .*\n", done.stderr)
+
+
+def test_the_gateway_installs_without_torch():
+    heavy = "('torch', 'transformers', 'onnxruntime', 'av', 'PIL', 'tokenizers', 'videollama_server')"
+    script = (
+        f"import videollama_gateway.app, sys; found = [m for m in {heavy} if m in sys.modules]; assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,75 @@
+"""`vl2 serve --openai`: a gateway that is started again when it dies, and ends with its server."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import httpx2
+import pytest
+
+from service.servers import alive, children, start, stop
+from videollama_core.protocol.errors import InvalidRequest, ServerFailed
+from videollama_server.gateway_process import GatewayAddress, read_openai
+
+OPEN = SimpleNamespace(tls_cert=None, api_keys=None)
+
+
+def answers(url: str) -> bool:
+    body = {"model": "videollama2", "messages": [{"role": "user", "content": "Who?"}], "max_tokens": 3}
+    deadline = time.monotonic() + 40
+    while time.monotonic() < deadline:
+        try:
+            found = httpx2.post(f"{url}/chat/completions", json=body, timeout=20)
+            if found.status_code == 200:
+                return bool(found.json()["usage"]["completion_tokens"])
+        except httpx2.TransportError:
+            pass
+        time.sleep(0.2)
+    return False
+
+
+def test_a_gateway_beside_the_server(bundle_of, tmp_path):
+    server = start(bundle_of("qwen2-clip-8f"), tmp_path / "log", "--openai", 0)
+    try:
+        assert answers(server.openai)
+        (gateway,) = children(server.process.pid, "videollama_client gateway")
+        os.kill(gateway, signal.SIGKILL)
+        assert answers(server.openai)
+        (gateway,) = children(server.process.pid, "videollama_client gateway")
+    finally:
+        assert stop(server) == 0
+    assert not alive(gateway)
+
+
+def test_a_gateway_ends_with_a_server_that_is_killed():
+    script = (
+        "import os, signal\n"
+        "from videollama_server.gateway_process import GatewayAddress, GatewayProcess\n"
+        "made = GatewayProcess(GatewayAddress('127.0.0.1', 0), '127.0.0.1:1')\n"
+        "print(made.start(), made._process.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    url, pid = done.stdout.split()
+    assert done.returncode == -signal.SIGKILL and url.startswith("http://127.0.0.1:")
+    deadline = time.monotonic() + 40
+    while alive(int(pid)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_what_openai_takes():
+    assert read_openai(None, OPEN) is None
+    assert read_openai("0", OPEN) == GatewayAddress("127.0.0.1", 0)
+    assert read_openai("0.0.0.0:0", OPEN) == GatewayAddress("0.0.0.0", 0)
+    assert read_openai("[::1]:8080", OPEN) == GatewayAddress("::1", 8080)
+    for wrong in ("", "x", ":80", "host:", "70000"):
+        with pytest.raises(InvalidRequest):
+            read_openai(wrong, OPEN)
+    with pytest.raises(InvalidRequest, match="asks for no key"):
+        read_openai("0", SimpleNamespace(tls_cert=None, api_keys="keys"))
+    with pytest.raises(ServerFailed):
+        read_openai("192.0.2.1:80", OPEN)  # no address of this machine

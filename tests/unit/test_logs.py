@@ -1,0 +1,58 @@
+"""Log lines as JSON: one object a line, whatever a caller sent, and nothing of it unless it is asked for."""
+
+import json
+import logging
+import sys
+
+import pytest
+
+from videollama_core.telemetry.logs import JsonFormatter, LogFormatter, LogStyle, fields
+
+HOSTILE = 'x\n{"level": "forged"}\r\x1b[2J\u2028\x00'
+
+
+def record(message: str, *words: object, error=None, **found: object) -> logging.LogRecord:
+    made = logging.LogRecord("n", logging.WARNING, "f", 1, message, words, error)
+    made.__dict__.update(fields(**found))
+    return made
+
+
+def failure():
+    try:
+        raise ValueError("the caller's own secret")
+    except ValueError:
+        return sys.exc_info()
+
+
+@pytest.mark.parametrize("form", [JsonFormatter("entry", content=True), LogFormatter("%(levelname)s %(message)s")])
+def test_nobody_else_can_begin_a_line(form):
+    lines = form.format(record("of %s", HOSTILE, request_id=HOSTILE, error=failure())).split("\n")
+    assert all(line.startswith("    ") for line in lines[1:])
+    assert len("\n".join(lines).splitlines()) == len(lines)
+
+
+def test_a_line_has_what_the_record_says_and_no_more():
+    found = json.loads(
+        JsonFormatter("entry", content=False).format(record("answered", request_id=HOSTILE, trace_id=""))
+    )
+    assert found.pop("time").endswith("Z")
+    assert found == {"level": "WARNING", "process": "entry", "message": "answered", "request_id": HOSTILE}
+
+
+@pytest.mark.parametrize("content", [False, True])
+def test_the_text_of_an_exception_is_content(content):
+    text = JsonFormatter("entry", content).format(record("stage", error=failure()))
+    error = json.loads(text)["error"]
+    assert error["type"] == "ValueError" and "test_logs.py" in error["frames"][0] and "failure" in error["frames"][0]
+    assert ("secret" in text) is content
+
+
+def test_text_names_what_the_record_says():
+    text = LogFormatter("%(message)s").format(record("answered", request_id="a", seconds={"total": 0.5}, media=None))
+    assert text == 'answered request_id=a seconds={"total": 0.5}'
+
+
+@pytest.mark.parametrize("style", [LogStyle(), LogStyle("json"), LogStyle("json", True), LogStyle("text", True)])
+def test_a_style_goes_from_process_to_process(style):
+    assert LogStyle.of(style.environment()) == style
+    assert LogStyle.of({}) == LogStyle("text", content=False)

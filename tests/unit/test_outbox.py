@@ -1,0 +1,108 @@
+"""What sends for everybody, and what looks for all callers: nobody is forgotten, and nobody is asked about after the end."""
+
+import threading
+import time
+
+from videollama_server.answers.leavers import CallerWatch
+from videollama_server.answers.outbox import Outbox
+
+
+class Sender:
+    """Says its numbers in turn; the first time it takes as long as `until` does."""
+
+    def __init__(self, outbox, until=None) -> None:
+        self.outbox, self.until, self.sent, self.waiting = outbox, until, [], []
+        self.lock = threading.Lock()
+
+    def say(self, number) -> None:
+        with self.lock:
+            is_news = not self.waiting
+            self.waiting.append(number)
+        if is_news:
+            self.outbox.put(self)
+
+    def flush(self) -> None:
+        with self.lock:
+            now, self.waiting = self.waiting, []
+        if self.until is not None:
+            assert self.until.wait(30)
+        if now == ["broken"]:
+            raise OSError("nobody listens")
+        self.sent.append(now)
+
+
+def test_what_comes_while_it_sends_goes_out_together_and_nothing_is_lost():
+    outbox, opened = Outbox("test"), threading.Event()
+    slow, other = Sender(outbox, opened), Sender(outbox)
+    slow.say(0)
+    while slow.waiting:  # it is being sent
+        time.sleep(0.001)
+    for number in range(1, 5):
+        slow.say(number)
+        other.say(number)
+    opened.set()
+    outbox.close()
+    assert slow.sent == [[0], [1, 2, 3, 4]] and other.sent == [[1, 2, 3, 4]]
+
+
+def test_one_that_cannot_be_sent_stops_nobody():
+    outbox, opened = Outbox("test"), threading.Event()
+    first, broken, last = Sender(outbox, opened), Sender(outbox), Sender(outbox)
+    for sender, word in ((first, "a"), (broken, "broken"), (last, "b")):
+        sender.say(word)
+    opened.set()
+    outbox.close()
+    assert (first.sent, broken.sent, last.sent) == ([["a"]], [], [["b"]])
+
+
+def test_many_threads_lose_nothing():
+    outbox = Outbox("test")
+    senders = [Sender(outbox) for _ in range(4)]
+
+    def speak(sender) -> None:
+        for number in range(2000):
+            sender.say(number)
+
+    threads = [threading.Thread(target=speak, args=(sender,)) for sender in senders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    outbox.close()
+    for sender in senders:
+        assert [number for sent in sender.sent for number in sent] == list(range(2000))
+
+
+class Request:
+    def __init__(self, fails=False) -> None:
+        self.ended, self.looks, self.fails, self.seen = False, 0, fails, threading.Event()
+
+    def look(self) -> None:
+        assert not self.ended
+        self.looks += 1
+        if self.looks >= 3:
+            self.seen.set()
+        if self.fails:
+            raise RuntimeError("the server is gone")
+
+
+def test_all_requests_are_looked_at_until_they_end():
+    running = []
+    watch = CallerWatch(0.001, lambda: running.append(None))
+    requests = [Request(), Request(fails=True), Request()]
+    for request in requests:
+        watch.add(request)
+    assert all(request.seen.wait(30) for request in requests)
+    for request in requests:
+        request.ended = True
+    watch.wake()
+    while True:  # a round after the last has ended
+        told = len(running)
+        time.sleep(0.05)
+        if len(running) == told > 0:
+            break
+    looks = [request.looks for request in requests]
+    watch.add(later := Request())
+    assert later.seen.wait(30) and [request.looks for request in requests] == looks
+    watch.close()
+    assert len(running) > told

@@ -1,0 +1,90 @@
+"""The walk over a serialised request finds what protobuf finds, refuses what is none, and copies no data."""
+
+import tracemalloc
+
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+from tritonclient.grpc import service_pb2
+
+from videollama_client.wire import build_ping, build_question
+from videollama_core.protocol.errors import InvalidRequest, NotAllowed
+from videollama_server.endpoint.request_checks import _read, check_request
+
+ENTRY = ("videollama2",)
+
+
+@given(st.text(max_size=9), st.lists(st.tuples(st.text(max_size=5), st.lists(st.integers(-(2**63), 2**63 - 1), max_size=3), st.binary(max_size=300)), max_size=5))  # fmt: skip
+def test_it_finds_what_protobuf_finds(name, tensors):
+    request = service_pb2.ModelInferRequest(model_name=name, id="x")
+    for tensor, shape, data in tensors:
+        request.inputs.add(name=tensor, datatype="BYTES", shape=shape)
+        request.raw_input_contents.append(data)
+    found, sizes = _read(request.SerializeToString())
+    assert sizes == [len(data) for _, _, data in tensors]
+    assert found.model_name == name and list(found.inputs) == list(request.inputs)
+
+
+@given(st.binary(max_size=400))
+def test_noise_is_refused_or_is_a_request(data):
+    try:
+        check_request(data, ENTRY)
+    except (InvalidRequest, NotAllowed):
+        pass
+
+
+@given(st.data())
+def test_a_broken_request_is_never_read_otherwise_than_protobuf_reads_it(data):
+    """Two readers of one message must not disagree: what passes here is what Triton sees."""
+    whole = bytearray(build_question("Who?", "id", {"max_new_tokens": 3}).SerializeToString())
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        found, sizes = _read(bytes(whole))
+    except InvalidRequest:
+        return
+    try:
+        parsed = service_pb2.ModelInferRequest.FromString(bytes(whole))
+    except DecodeError:
+        return
+    assert found.model_name == parsed.model_name and found.id == parsed.id
+    assert [one.name for one in found.inputs] == [one.name for one in parsed.inputs]
+    assert sizes == [len(one) for one in parsed.raw_input_contents]
+
+
+def test_questions_and_pings_of_our_client_pass():
+    question = build_question("Who?", "id", {"video": b"x" * 1000, "start": 1.0, "stop": ["a", "b"], "seed": 2**64 - 1})
+    assert not check_request(question.SerializeToString(), ENTRY).is_ping
+    assert check_request(build_ping().SerializeToString(), ENTRY).is_ping
+
+
+def test_data_inside_the_tensors_is_measured_too():
+    request = service_pb2.ModelInferRequest(model_name="videollama2")
+    tensor = request.inputs.add(name="question", datatype="BYTES", shape=[1])
+    tensor.contents.bytes_contents.append(b"Who?")
+    assert check_request(request.SerializeToString(), ENTRY).model == "videollama2"
+    tensor.shape[0] = 2**62
+    with pytest.raises(InvalidRequest, match="shape"):
+        check_request(request.SerializeToString(), ENTRY)
+    tensor.shape[0] = 1
+    request.raw_input_contents.append(b"\4\0\0\0Who?")
+    with pytest.raises(InvalidRequest, match="in contents and in raw_input_contents"):
+        check_request(request.SerializeToString(), ENTRY)
+
+
+def test_tables_in_half_precision_pass_where_stages_may_be_asked():
+    request = service_pb2.ModelInferRequest(model_name="tensorrt_llm")
+    request.inputs.add(name="prompt_embedding_table", datatype="FP16", shape=[1, 2, 4])
+    request.raw_input_contents.append(bytes(16))
+    assert check_request(request.SerializeToString(), ("tensorrt_llm",)).model == "tensorrt_llm"
+
+
+def test_large_media_is_not_copied():
+    media = bytes(2**26)
+    message = build_question("Who?", "id", {"video": media}).SerializeToString()
+    tracemalloc.start()
+    check_request(message, ENTRY)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20

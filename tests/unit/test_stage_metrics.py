@@ -1,0 +1,77 @@
+"""What a stage publishes: counters for what only grows, gauges for the rest, histograms; files that are read as one."""
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from videollama_core.telemetry.exposition import UNFINISHED, Exposition, joined
+from videollama_core.telemetry.figures import Figure
+from videollama_server.stages import metrics
+
+COUNT, RUNNING = Figure("a_total", "Counted"), Figure("running", "Now")
+SECONDS, REFUSED = Figure("s", "Took", (0.1, 1.0)), Figure("refused_total", "No", labels=("reason",))
+STAGES = (("one", 1), ("two", 2))
+
+
+def read(text: str) -> dict[str, tuple[str, dict[tuple[str, ...], float]]]:
+    """Family -> kind, and its samples by their labels' values."""
+    return {
+        family.name: (family.type, {(one.name, *sorted(one.labels.values())): one.value for one in family.samples})
+        for family in text_string_to_metric_families(text)
+    }
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    for name, value in metrics.figures_environment(tmp_path / "figures").items():
+        monkeypatch.setenv(name, value)
+    return tmp_path / "figures"
+
+
+def test_what_only_grows_is_a_counter_and_the_rest_a_gauge(folder):
+    """Counters were once published as gauges, so that `rate()` over them meant nothing."""
+    now = {COUNT: 3, RUNNING: 5}
+    publisher = metrics.MetricsPublisher("stage", tuple(metrics.Metric(one, lambda one=one: now[one]) for one in now))
+    publisher.close()
+    for values in ((3, 5), (10, 2), (10, 0)):
+        now.update(zip(now, values, strict=True))
+        publisher._publish()
+        found = read((folder / "stage").read_text("utf-8"))
+        assert found == {
+            "a": ("counter", {("a_total", "videollama2"): values[0]}),
+            "running": ("gauge", {("running", "videollama2"): values[1]}),
+        }
+
+
+def test_what_is_told_is_published_later_and_in_order(folder):
+    publisher = metrics.MetricsPublisher("stage", (), (SECONDS, REFUSED))
+    publisher.close()
+    assert (
+        read((folder / "stage").read_text("utf-8"))["s"][1]["s_count", "videollama2"] == 0
+    )  # there before anything happened
+    for value in (0.5, -1.0, 0.1, 7.0):  # one is of a clock that was set back; a bucket holds its bound
+        publisher.tell(SECONDS, value)
+    publisher.tell(REFUSED, 1, "Overloaded")
+    publisher.tell(REFUSED, 1, "Overloaded")
+    publisher._publish()
+    found = read((folder / "stage").read_text("utf-8"))
+    buckets = {bound: found["s"][1]["s_bucket", bound, "videollama2"] for bound in ("0.1", "1.0", "+Inf")}
+    assert buckets == {"0.1": 2, "1.0": 3, "+Inf": 4}
+    assert found["s"][1]["s_sum", "videollama2"] == pytest.approx(7.6) and found["s"][0] == "histogram"
+    assert found["refused"][1] == {("refused_total", "Overloaded", "videollama2"): 2}
+
+
+def test_a_figure_of_two_stages_is_explained_once(folder):
+    for stage, count in STAGES:
+        metrics.publish_running(stage, count)
+    other = Exposition("videollama2", (COUNT,)).text()
+    text = joined([*(file.read_text("utf-8") for file in folder.iterdir()), other])
+    assert text.count("# TYPE vl2_running_requests gauge") == 1 and len(read(text)) == 2
+    assert read(text)["vl2_running_requests"][1] == {("vl2_running_requests", name): count for name, count in STAGES}
+    assert not [file for file in folder.iterdir() if file.name.endswith(UNFINISHED)]
+
+
+def test_without_a_folder_nothing_is_written(monkeypatch, tmp_path):
+    monkeypatch.delenv(metrics.FOLDER_VARIABLE, raising=False)
+    monkeypatch.chdir(tmp_path)
+    metrics.publish("stage", "")
+    assert not list(tmp_path.iterdir())
