@@ -1,6 +1,9 @@
 # `make demo` and `make test` are the two commands; both make .venv first.
+PYTEST = .venv/bin/python -m pytest
+TWO = -n 2 --dist loadgroup  # processes, for two cores (tests/run_options.py)
+MEASURES = $(filter-out %/measure_contrast.py,$(sort $(wildcard benchmarks/measure_*.py)))
 .DEFAULT_GOAL := help
-.PHONY: help setup demo fast test test-slow test-real-size test-gpu gpu-wheels check docs clean
+.PHONY: help setup demo fast test test-slow test-real-size test-page test-haproxy test-observability test-gpu gpu-wheels check security bench bench-fast docs clean test-clients
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -12,16 +15,28 @@ demo: setup ## convert a tiny checkpoint, start a real Triton server, ask about 
 	@.venv/bin/vl2 demo
 
 test: setup ## all tests, the real server included
-	@.venv/bin/python -m pytest
+	@$(PYTEST) $(TWO)
 
 fast: setup ## the tests that need neither a server nor torch
-	@.venv/bin/python -m pytest --without-torch -m "not slow and not installs" tests/unit tests/contract
+	@$(PYTEST) $(TWO) --without-torch -m "not slow and not installs" tests/unit tests/contract
 
 test-slow: setup ## what takes minutes or environments of its own: other Pillows, real decord, the recipes' products
-	@.venv/bin/python -m pytest -m slow
+	@$(PYTEST) -m slow
 
 test-real-size: setup ## conversion at the published sizes, random weights (minutes, 8 GB of memory)
-	@.venv/bin/python -m pytest tests/real_size -s
+	@$(PYTEST) tests/real_size -s
+
+test-page: setup ## the web page in a browser; installs Debian's Chromium and playwright
+	@sh scripts/test_page.sh
+
+test-clients: setup ## langchain-openai, LiteLLM, AIPerf, lmms-eval through the gateway; installs them in build/clients
+	@sh scripts/test_clients.sh
+
+test-haproxy: setup ## three servers behind HAProxy: one killed, one drained, one added; installs Debian's HAProxy
+	@sh scripts/test_haproxy.sh
+
+test-observability: setup ## rules and dashboard with Debian's Prometheus on a real server
+	@sh scripts/test_observability.sh
 
 test-gpu: ## on a machine with a GPU; PART=correct, speed or tensorrt, at most 8 minutes each
 	@sh scripts/test_gpu.sh $(PART)
@@ -34,7 +49,18 @@ check: setup ## format, lint, types and all tests
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
-	@.venv/bin/python -m pytest
+	@$(PYTEST) $(TWO)
+
+security: setup ## all hostile cases, the slow ones too; writes the tables of docs/security.md
+	@$(PYTEST) tests/security -m "slow or not slow" --write-cases
+
+# measure_contrast.py asks a server of the reader's own
+bench: setup ## every measuring script, whole, for quiet cores; writes docs/performance.md
+	@for script in $(MEASURES); do .venv/bin/python $$script || exit 1; done
+	@.venv/bin/python -m videollama_benchmarks.performance_page
+
+bench-fast: setup ## a small part of every measuring script (three minutes); writes build/bench-fast/
+	@for script in $(MEASURES); do .venv/bin/python $$script --fast || exit 1; done
 
 docs: setup ## build the documentation as a site, build/site/index.html
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build -q && echo build/site/index.html
