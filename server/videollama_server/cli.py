@@ -132,46 +132,37 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: _interrupt(stopping))
     click.echo(f"starting Triton on {bundle} ...", err=True)
-    try:
-        server.start()
-    except _Stop:
-        return
-    signal.signal(signal.SIGHUP, lambda *_: server.reload_keys())
-    host = server.options.host
     environment = with_endpoint(os.environ, server.options.otlp_endpoint) | log_style.environment()
-    gateway = None if wanted is None else GatewayProcess(wanted, server.address, environment)
+    gateway = None
     try:
-        url = None if gateway is None else gateway.start()
-    except (ServerFailed, _Stop) as error:
-        _end(server, gateway)
-        if isinstance(error, ServerFailed):
-            raise
-        return
+        with server:
+            try:
+                signal.signal(signal.SIGHUP, lambda *_: server.reload_keys())
+                if wanted is not None:
+                    gateway = GatewayProcess(wanted, server.address, environment)
+                _print_addresses(server, "" if gateway is None else gateway.start())
+                _keep_running(server)
+            except _Stop:
+                click.echo("stopping: running answers may end ...", err=True)
+        click.echo("stopped", err=True)
+    except _Stop:
+        pass  # it was still starting
+    finally:
+        if gateway is not None:
+            gateway.close()  # after the server: its answers end first
+
+
+def _print_addresses(server: TritonServer, url: str) -> None:
+    host = server.options.host
     click.echo(f"gRPC     {host}:{server.grpc_port}")
     if server.http_port is not None:
         click.echo(f"HTTP     http://{host}:{server.http_port}/v2/health/ready")
         click.echo(f"metrics  http://{host}:{server.http_port}/metrics")
-    if url is not None:
+    if url:
         click.echo(f"OpenAI   {url}")
     click.echo(f"log      {server.log}")
     click.echo(f'ready: vl2 ask VIDEO "question" --url {host}:{server.grpc_port}')
     sys.stdout.flush()
-    try:
-        _keep_running(server)
-    except _Stop:
-        click.echo("stopping: running answers may end ...", err=True)
-        _end(server, gateway)
-        click.echo("stopped", err=True)
-    except ServerFailed:
-        _end(server, gateway)
-        raise
-
-
-def _end(server: TritonServer, gateway: GatewayProcess | None) -> None:
-    """The gateway's answers end before it."""
-    server.stop()
-    if gateway is not None:
-        gateway.close()
 
 
 def _keep_running(server: TritonServer) -> None:

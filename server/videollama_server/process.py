@@ -18,13 +18,18 @@ from videollama_server.control import Sockets, TritonControl
 from videollama_server.machine import watcher
 from videollama_server.machine.log import open_log
 from videollama_server.machine.runtime import Runtime
-from videollama_server.processes import end_with_parent, is_alive, stage_processes
+from videollama_server.processes import end_with_parent, is_alive, stage_processes, work_of
 
 logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
-_ATTEMPTS = 3  # to start a Triton that aborts
+_ATTEMPTS = 3  # to start a Triton that a signal ends, or that stands still
+_STILL_SECONDS, _LEAST_WORK = 60.0, 6.0  # a start that does less than that (`work_of`) in so long gets nowhere
 _END_SECONDS = 8.0  # from SIGTERM to SIGKILL, at most
 _END_POLL_SECONDS, _GONE_SECONDS = 0.02, 1.0
+
+
+class _StandsStill(ServerFailed):
+    """A start that gets nowhere."""
 
 
 class TritonProcess:
@@ -89,7 +94,8 @@ class TritonProcess:
     ) -> None:
         """Launch it, and return when it is ready. `meanwhile` runs once, while the stages load. Raises: as `wait_until_ready`.
 
-        Triton 2.51 aborts now and then while stages start (docs/log.md): it is launched again then.
+        Triton 2.51 aborts or stands still now and then while stages start (docs/log.md): it is launched again then, as it is
+        when anything else than its own judgement ends it.
         """
         self.launch(command, environment)
         meanwhile()
@@ -97,16 +103,19 @@ class TritonProcess:
             try:
                 self.wait_until_ready(seconds)
                 return
-            except ServerFailed:
-                if not left or self.is_running() or self.wait() != -signal.SIGABRT:
+            except ServerFailed as error:
+                code = 0 if self.is_running() else self.wait()
+                if not left or not (code < 0 or isinstance(error, _StandsStill)):
                     raise
-            logger.warning("Triton aborted while it started; starting it again")
+                why = f"signal {-code} ended Triton while it started" if code < 0 else error
+                logger.warning("%s; starting it again", why)
             self.end()
             self.launch(command, environment)
 
     def wait_until_ready(self, seconds: float) -> None:
         """Raises: ServerFailed with the failing stage's reason when it ends first, or is not ready in time."""
         deadline = time.monotonic() + seconds
+        work, looked = self._work(), time.monotonic()
         while time.monotonic() < deadline:
             if not self.is_running():
                 raise ServerFailed(f"Triton ended with code {self.wait()} while it started. {self._reason()}")
@@ -115,7 +124,14 @@ class TritonProcess:
                 return
             except OSError:
                 time.sleep(_POLL_SECONDS)
+            if time.monotonic() - looked > _STILL_SECONDS:
+                before, work, looked = work, self._work(), time.monotonic()
+                if work - before < _LEAST_WORK and not self._has_engine:  # an engine may wait for other machines
+                    raise _StandsStill(f"Triton stood still for {_STILL_SECONDS:g} s while it started")
         raise ServerFailed(f"Triton was not ready after {seconds:g} s")
+
+    def _work(self) -> float:
+        return work_of((self.pid, *stage_processes(self.pid)))
 
     def _reason(self) -> str:
         """The failing stage's own words, from the log."""

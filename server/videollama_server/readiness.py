@@ -55,10 +55,12 @@ class EndpointKeeper:
         with self._lock:
             return self._endpoint.tell(self._look())
 
-    def wait_until_ready(self, seconds: float) -> None:
-        """Until the endpoint has found Triton, too. Raises: ServerFailed if it does not."""
+    def wait_until_ready(self, seconds: float, triton_runs: Callable[[], bool]) -> None:
+        """Until the endpoint has found Triton, too, or Triton has ended. Raises: ServerFailed if it does not find it."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
+            if not triton_runs():
+                return  # who waits for its end starts it again
             with suppress(OSError):  # it is started again
                 if self.tell().ready:
                     return

@@ -139,7 +139,7 @@ class TritonServer:
         self._wanted = Counter(self._stages.values())
         self._phase, self.is_renewed, self._threads = "", False, 0
         threading.Thread(target=self._supervise, args=(self._closing,), name="supervisor", daemon=True).start()
-        self._endpoint.wait_until_ready(_ENDPOINT_SECONDS)
+        self._endpoint.wait_until_ready(_ENDPOINT_SECONDS, self.is_running)
 
     def _command(self, installation: Installation) -> list[str]:
         words = [

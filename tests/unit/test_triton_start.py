@@ -1,12 +1,15 @@
-"""A Triton that aborts while it starts is launched again."""
+"""A Triton that a signal ends, or that stands still while it starts is launched again."""
 
 import signal
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from videollama_core.protocol.errors import ServerFailed
+from videollama_server import process
 from videollama_server.process import _ATTEMPTS, TritonProcess
 
 
@@ -37,10 +40,10 @@ class Started(TritonProcess):
         ([-signal.SIGABRT, None], 2, False),
         ([-signal.SIGABRT] * _ATTEMPTS, _ATTEMPTS, True),
         ([1], 1, True),  # a stage that does not load: again would be the same
-        ([-signal.SIGKILL], 1, True),
+        ([-signal.SIGKILL, None], 2, False),  # it had begun to answer, say, before it was seen to be ready
     ],
 )
-def test_it_is_launched_again_where_it_aborted(ends, launched, fails):
+def test_it_is_launched_again_where_a_signal_ended_it(ends, launched, fails):
     triton, began = Started(ends), []
     try:
         triton.start([sys.executable], {}, 1, lambda: began.append(True))
@@ -48,3 +51,37 @@ def test_it_is_launched_again_where_it_aborted(ends, launched, fails):
     except ServerFailed:
         assert fails
     assert (triton.launched, triton.ended, len(began)) == (launched, launched - 1, 1)
+
+
+class Still(TritonProcess):
+    """Whose first process does nothing; the one after it works, and is ready once it was looked at a few times."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(SimpleNamespace(), folder / "log", SimpleNamespace())
+        self.control, self.launched, self.looks = SimpleNamespace(check_ready=self._check_ready), 0, 0
+
+    def _check_ready(self) -> None:
+        self.looks += self.launched >= 2
+        if self.looks < 5:
+            raise ConnectionError
+
+    def launch(self, command, environment) -> None:
+        self.launched += 1
+        code = "import time; time.sleep(60)" if self.launched == 1 else "while True: pass"
+        self._process = subprocess.Popen([sys.executable, "-I", "-c", code])
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def test_it_is_launched_again_where_it_stands_still(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(process, "_STILL_SECONDS", 0.5)
+    monkeypatch.setattr(process, "_LEAST_WORK", 0.2)
+    monkeypatch.setattr(process, "_POLL_SECONDS", 0.3)
+    triton = Still(tmp_path)
+    try:
+        triton.start([], {}, 20, lambda: None)
+        assert triton.launched in (2, 3) and "stood still for 0.5 s" in caplog.text
+    finally:
+        triton.end()
