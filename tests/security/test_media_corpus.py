@@ -21,6 +21,7 @@ from videollama_core.generation.prefixes import PREFIX_VARIABLE
 from videollama_core.media.preprocess import prepare
 from videollama_core.media.video import Segment
 from videollama_core.protocol.errors import Cancelled, InvalidRequest
+from videollama_server.sandbox.nursery import WORKING
 
 AREA = "media corpus"
 IN_PROCESS, THROUGH_SERVER = 1600, 300
@@ -169,6 +170,12 @@ def _read(stream) -> None:
             pass
 
 
+def _name(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""  # it has ended
+
+
 def _comes(condition: Callable[[], bool], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -179,8 +186,9 @@ def _comes(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def _decoding(server: Server) -> list[int]:
-    """Processes that decode a request."""
-    return [pid for stage in server.pids("preprocess") for nursery in _children(stage) for pid in _children(nursery)]
+    """Processes that decode a request, and do not wait for one."""
+    found = [pid for stage in server.pids("preprocess") for nursery in _children(stage) for pid in _children(nursery)]
+    return [pid for pid in found if _name(pid) == WORKING]
 
 
 def test_hostile_media_leave_the_server_and_its_other_callers_as_they_were(server):

@@ -18,7 +18,7 @@ from pathlib import Path
 from videollama_server.sandbox.syscalls import build_filter
 
 # linux/prctl.h, linux/landlock.h; the numbers of Landlock's calls are the same on every machine.
-_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 1, 22, 38, 2
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 1, 15, 22, 38, 2
 _CREATE_RULESET, _RESTRICT_SELF, _RULESET_VERSION = 444, 446, 1
 _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}  # ABI -> rights over files that it knows
 _TCP_ABI, _TCP_RIGHTS = 4, 0b11  # bind, connect
@@ -29,13 +29,21 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
+def data_bytes() -> int:
+    """Data and stack of this process."""
+    return int(Path("/proc/self/statm").read_bytes().split()[5]) * resource.getpagesize()
+
+
+def name_process(name: str) -> None:
+    """As `ps` and `top` show it."""
+    _libc.prctl(_PR_SET_NAME, name.encode())
+
+
 def set_limits(cpu_seconds: int, memory: int, file_bytes: int) -> None:
-    """Of this process; `memory` in bytes, above what it has now."""
-    pages = int(Path("/proc/self/statm").read_bytes().split()[5])  # data and stack
-    data = pages * resource.getpagesize() + memory
+    """Of this process; `memory` in bytes, with what it has already (`data_bytes`)."""
     limits = {
         resource.RLIMIT_CPU: (cpu_seconds, cpu_seconds + 1),  # SIGXCPU, then SIGKILL
-        resource.RLIMIT_DATA: (data, data),
+        resource.RLIMIT_DATA: (memory, memory),
         resource.RLIMIT_FSIZE: (file_bytes, file_bytes),  # of what it answers, which lies in memory too
         resource.RLIMIT_CORE: (0, 0),
     }

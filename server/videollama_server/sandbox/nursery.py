@@ -1,7 +1,8 @@
 """The process that decoding processes are forked from: `python -m videollama_server.sandbox.nursery SOCKET CONFIG`.
 
 It has imported what they need and never looks at media itself. One request at a time: a message comes with the memory that holds it;
-a process is forked, caged, given its limits and watched; how it ended goes back. Any message meanwhile, or the end of the other side, kills it.
+a process that was forked ahead gets it, puts on its limits and the rest of its cage, and is watched; how it ended goes back. Any message
+meanwhile, or the end of the other side, kills it.
 """
 
 import encodings
@@ -12,9 +13,11 @@ import logging
 import os
 import pkgutil
 import select
+import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 import av
@@ -33,6 +36,8 @@ _HEAD_BYTES = 4096  # of one message on the socket
 _STALLED_SECONDS = (
     60  # without a hundredth of processor time: it waits for what never comes, however busy the machine is
 )
+_JOB, _DONE = b"job", b"done"
+WAITING, WORKING = "vl2-waiting", "vl2-decoding"  # names of the processes, at most 15 bytes
 logger = logging.getLogger("preprocess")
 
 
@@ -47,15 +52,18 @@ def main(words: list[str]) -> None:
     gc.collect()
     gc.freeze()  # pages that both processes share stay shared
     while True:
+        ahead = Decoding(parent, config, parts)  # while nobody waits for it
         data, memories, _, _ = socket.recv_fds(parent, _HEAD_BYTES, 1)
+        while data and not memories:  # a message that came after the end
+            data, memories, _, _ = socket.recv_fds(parent, _HEAD_BYTES, 1)
         if not data:
             return
-        if memories:  # else a message that came after the end
-            ended = _supervise(parent, memories[0], config, parts)
-            os.close(memories[0])
-            if ended is None:
-                return
-            parent.send(json.dumps(ended).encode())
+        if not ahead.is_waiting():
+            ahead.close()
+            ahead = Decoding(parent, config, parts)
+        if not _supervise(parent, ahead, memories[0]):
+            return
+        os.close(memories[0])
 
 
 def _import_all() -> None:
@@ -68,38 +76,80 @@ def _import_all() -> None:
     frame_decoder()
 
 
-def _supervise(
-    parent: socket.socket, memory: int, config: ModelConfig, parts: tuple[str, ...]
-) -> dict[str, Any] | None:
-    """How the process for one request ended; None if the other side is gone."""
-    alive, held = os.pipe()  # its end is seen here when the process ends, however it does
-    pid = os.fork()
-    if not pid:
-        try:
-            cage.die_with_parent()
-            parent.close()
-            _work(memory, config, parts)
-        finally:
-            os._exit(0)
-    os.close(held)
-    killed, gone = "", False
+class Decoding:
+    """A process for one request, forked and caged ahead as far as that goes: it waits.
+
+    Attributes:
+        socket: where its word comes that it has answered, and its end is seen, however it comes.
+    """
+
+    def __init__(self, parent: socket.socket, config: ModelConfig, parts: tuple[str, ...]) -> None:
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                cage.die_with_parent()
+                for ours in (parent, self.socket):
+                    ours.close()
+                _wait_and_work(theirs, config, parts)
+            finally:
+                os._exit(0)
+        theirs.close()
+
+    def is_waiting(self) -> bool:
+        """False for one that was killed meanwhile."""
+        return not select.select([self.socket], [], [], 0)[0]
+
+    def hand_over(self, memory: int) -> None:
+        with suppress(OSError):  # it died just now, as will be seen
+            socket.send_fds(self.socket, [_JOB], [memory])
+
+    def has_answered(self) -> bool:
+        """Once its socket can be read: False if it has ended instead."""
+        with suppress(OSError):
+            return self.socket.recv(len(_DONE)) == _DONE
+        return False
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+    def close(self) -> int:
+        """Its status, as of wait(2), once it has ended."""
+        self.socket.close()
+        return os.waitpid(self.pid, 0)[1]
+
+
+def _supervise(parent: socket.socket, decoding: Decoding, memory: int) -> bool:
+    """Tell the other side how the process for one request ended; False if that is gone."""
+    decoding.hand_over(memory)
+    killed = ""
     spent, stalled = 0.0, time.monotonic()  # its processor time, which the kernel bounds; since when it is the same
     while True:
-        ready, _, _ = select.select([alive] if killed else [alive, parent.fileno()], [], [], 1.0)
-        if alive in ready:
+        ready, _, _ = select.select([decoding.socket] if killed else [decoding.socket, parent], [], [], 1.0)
+        if decoding.socket in ready:
             break
         if ready:
-            gone = not parent.recv(_HEAD_BYTES)
+            if not parent.recv(_HEAD_BYTES):
+                return False  # it dies with this process
             killed = "cancelled"
-        elif (now := processor_seconds(pid)) > spent:
+        elif (now := processor_seconds(decoding.pid)) > spent:
             spent, stalled = now, time.monotonic()
         elif time.monotonic() > stalled + _STALLED_SECONDS:
             killed = "too long"
         if killed:
-            os.kill(pid, 9)
-    os.close(alive)
-    _, status, used = os.wait4(pid, 0)
-    return None if gone else {"killed": killed, "status": status, "cpu": used.ru_utime + used.ru_stime}
+            decoding.kill()
+    answered = decoding.has_answered() and not killed
+    decoding.kill()  # also one that only closed its socket; what has ended keeps its status
+    if answered:
+        _tell(parent, "", 0)  # before Linux has taken its memory back
+        decoding.close()
+    else:
+        _tell(parent, killed, decoding.close())
+    return True
+
+
+def _tell(parent: socket.socket, killed: str, status: int) -> None:
+    parent.send(json.dumps({"killed": killed, "status": status}).encode())
 
 
 def processor_seconds(pid: int) -> float:
@@ -109,14 +159,26 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _work(memory: int, config: ModelConfig, parts: tuple[str, ...]) -> None:
+def _wait_and_work(requests: socket.socket, config: ModelConfig, parts: tuple[str, ...]) -> None:
     """In the forked process: the answer, or the error, takes the request's place in memory."""
+    held = cage.data_bytes()
+    cage.enter(tuple(part for part in parts if part != "seccomp"))
+    cage.name_process(WAITING)
+    _, memories, _, _ = socket.recv_fds(requests, _HEAD_BYTES, 1)
+    if memories:
+        cage.name_process(WORKING)
+        _work(memories[0], config, parts, held)
+        os.write(requests.fileno(), _DONE)  # send() is not allowed here
+
+
+def _work(memory: int, config: ModelConfig, parts: tuple[str, ...], held: int) -> None:
+    head: dict[str, Any] = {}
     try:
         head, offset = message.read_head(memory)
         sizes = head["sizes"]
         allowed = limits.DECODE_MEMORY.value
-        cage.set_limits(message.time_limit(head["kind"]).value, allowed + 2 * sum(sizes), allowed)
-        cage.enter(parts)
+        cage.set_limits(message.time_limit(head["kind"]).value, held + allowed + 2 * sum(sizes), allowed)
+        cage.enter(tuple(part for part in parts if part == "seccomp"))  # it forbids what comes before it
         files = []
         for size in sizes:
             files.append(message.read_bytes(memory, offset, size))
