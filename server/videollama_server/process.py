@@ -23,6 +23,7 @@ from videollama_server.processes import end_with_parent, is_alive, stage_process
 logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
 _ATTEMPTS = 3  # to start a Triton that a signal ends, or that stands still
+_ONE_BY_ONE = "--model-load-thread-count=1"  # where four stages at once were too much for the machine
 _STILL_SECONDS, _LEAST_WORK = 60.0, 6.0  # a start that does less than that (`work_of`) in so long gets nowhere
 _END_SECONDS = 8.0  # from SIGTERM to SIGKILL, at most
 _END_POLL_SECONDS, _GONE_SECONDS = 0.02, 1.0
@@ -94,8 +95,8 @@ class TritonProcess:
     ) -> None:
         """Launch it, and return when it is ready. `meanwhile` runs once, while the stages load. Raises: as `wait_until_ready`.
 
-        Triton 2.51 aborts or stands still now and then while stages start (docs/log.md): it is launched again then, as it is
-        when anything else than its own judgement ends it.
+        Triton 2.51 aborts where a stage's process takes more than 10 s to begin, and has stood still (docs/log.md): it is launched
+        again then, as it is when anything else than its own judgement ends it.
         """
         self.launch(command, environment)
         meanwhile()
@@ -110,7 +111,7 @@ class TritonProcess:
                 why = f"signal {-code} ended Triton while it started" if code < 0 else error
                 logger.warning("%s; starting it again", why)
             self.end()
-            self.launch(command, environment)
+            self.launch([*command, _ONE_BY_ONE], environment)
 
     def wait_until_ready(self, seconds: float) -> None:
         """Raises: ServerFailed with the failing stage's reason when it ends first, or is not ready in time."""

@@ -44,9 +44,9 @@ def wait_until_free(server) -> None:
 
 
 def fewest(measure) -> float:
-    """Of six attempts, the fewest steps after the caller left: another process on the cores may delay some of them."""
+    """Of twelve attempts, the fewest steps after the caller left: another process on the cores may delay some of them."""
     counts: list[float] = []
-    while len(counts) < 6 and (not counts or min(counts) > STEPS_ALLOWED):
+    while len(counts) < 12 and (not counts or min(counts) > STEPS_ALLOWED):
         counts.append(measure())
     return min(counts)
 
