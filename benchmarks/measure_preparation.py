@@ -29,7 +29,7 @@ CLIPS = [
     *(Clip(codec, 720, seconds, 250) for codec in ("hevc", "vp9", "av1") for seconds in (10, 60, 600)),
     *(Clip("hevc", 1080, seconds, 250) for seconds in (10, 60)),
 ]
-COLUMNS = ("ours", "plain loop", "decord", "limit", "keyframes")
+COLUMNS = ("ours", "plain loop", "decord", "limit", "keyframes", "limit of keyframes")
 LONG = 300  # seconds of a clip from which the plain loop runs once only
 NOTES = (
     f"Processor seconds of one thread (median; least to most) for {FRAMES} frames at CLIP's 336 pixels, each run in a process of its "
@@ -37,7 +37,7 @@ NOTES = (
     "`=` equal to ours, `-` the method gave others, or none.",
     "`plain loop` knows which frames are wanted and decodes up to the last; `limit` decodes the packets that they need, which lie "
     "in memory already, and converts and resizes the wanted pictures: it opens and searches no file. `keyframes` is ours with "
-    "`sampling=keyframes`, which takes other frames.",
+    "`sampling=keyframes`, which takes other frames, and has a limit of the same kind.",
 )
 
 

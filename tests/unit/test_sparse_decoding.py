@@ -1,11 +1,14 @@
 """Decoding only what is wanted gives what decoding everything gives: the same pixels, frames, times and errors."""
 
+import struct
+
 import numpy as np
 import pytest
 
 from conftest import MEDIA
 from video_set import HARMED, MADE, count_packets, write
 from videollama_core.media.decoding import frame_table, video_file
+from videollama_core.media.decoding.container import open_container, open_unseen, video_stream
 from videollama_core.media.decoding.frame_index import FrameIndex
 from videollama_core.media.decoding.video_file import decode_video
 from videollama_core.media.video import Segment
@@ -77,7 +80,7 @@ def test_the_table_of_an_mp4_gives_the_same(made, folder, monkeypatch):
     monkeypatch.setattr(frame_table, "LEAST", 1)
     monkeypatch.setattr(frame_table, "SHARE", 1.0)
     if made.name in BY_TABLE:
-        monkeypatch.setattr(video_file, "_by_index", None)
+        monkeypatch.setattr(video_file, "read_index", None)
     for question, wanted in zip(QUESTIONS, plain, strict=True):
         assert answer(data, *question, sparse=True) == wanted, question
 
@@ -87,6 +90,30 @@ def test_both_roads_give_the_same_on_the_golden_media(path):
     data = path.read_bytes()
     for question in ((8, Segment()), (16, Segment(0.3, 2.0))):
         assert answer(data, *question, sparse=True) == answer(data, *question, sparse=False), question
+
+
+@pytest.mark.parametrize("made", [file for file in FILES if file.id.endswith((".mp4", ".mov"))])
+def test_an_mp4_opened_without_a_look_at_its_pictures_tells_the_same(made, folder):
+    told = []
+    for open_file in (open_container, open_unseen):
+        try:
+            with open_file(write(folder, made)) as container:
+                stream = video_stream(container)
+                context = stream.codec_context
+                size = context.width, context.height
+                told.append((size, stream.average_rate, stream.guessed_rate, stream.frames, stream.start_time))
+        except VideoLlamaError as error:
+            told.append(str(error))
+    assert told[0] == told[1]
+
+
+def test_a_header_that_lies_about_the_size_of_pictures_is_not_believed(folder):
+    data = write(folder, next(made for made in MADE if made.name == "h264_pyramid.mp4"))
+    place = data.index(b"avc1", data.index(b"stsd")) + 28  # width and height in the sample entry
+    lying = data[:place] + struct.pack(">HH", 64, 48) + data[place + 4 :]
+    with open_unseen(lying) as container:
+        assert video_stream(container).codec_context.width == 64
+    assert answer(lying, 8, Segment(), sparse=True) == answer(data, 8, Segment(), sparse=False)
 
 
 def test_a_late_frame_costs_one_group(folder, monkeypatch):

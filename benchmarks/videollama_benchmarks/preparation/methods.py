@@ -1,7 +1,8 @@
 """Methods from a file to pixels, each measured in a process of its own: processor time, and memory above the start.
 
 `ours` is what the service does. `plain` knows which frames are wanted and decodes from the first packet to the last of them.
-`limit` holds the very packets in memory that a wanted frame needs: it neither opens a file nor looks for anything.
+`limit` holds the very packets in memory that a wanted frame needs: it neither opens a file nor looks for anything; `limit of keyframes`
+likewise those of the key frames.
 """
 
 import importlib.util
@@ -21,6 +22,7 @@ import numpy as np
 from videollama_core.checkpoint.read_config import published_config
 from videollama_core.media.decoding.container import deadline, open_container, video_stream
 from videollama_core.media.decoding.frame_index import read_index
+from videollama_core.media.decoding.memory import keep_freed
 from videollama_core.media.decoding.sparse import decode_sparsely
 from videollama_core.media.decoding.video_file import decode_video
 from videollama_core.media.pixels import fit_picture
@@ -69,7 +71,7 @@ def decord(data: bytes) -> Callable[[], np.ndarray]:
     return run
 
 
-def limit(data: bytes) -> Callable[[], np.ndarray]:
+def limit(data: bytes, by_key_frames: bool = False) -> Callable[[], np.ndarray]:
     """The packets come from memory, in the place of a container that is sought and read."""
     with open_container(data) as container:
         stream = video_stream(container)
@@ -77,6 +79,8 @@ def limit(data: bytes) -> Callable[[], np.ndarray]:
         held: list[Any] = []
         container.seek(0, stream=stream)
         wanted = choose_frames(index.available, FRAMES)
+        if by_key_frames:
+            wanted = index.nearest_keys(wanted, 0, index.available - 1)
         needed = index.packets_of(wanted)
         spans = [(index.start_of(int(packet)), int(packet)) for packet in needed]
         for number, packet in enumerate(container.demux(stream)):
@@ -112,7 +116,14 @@ class _Memory:
             yield packet
 
 
-METHODS = {"ours": ours, "keyframes": keyframes, "plain loop": plain, "decord": decord, "limit": limit}
+METHODS: dict[str, Callable[[bytes], Callable[[], np.ndarray]]] = {
+    "ours": ours,
+    "keyframes": keyframes,
+    "plain loop": plain,
+    "decord": decord,
+    "limit": limit,
+    "limit of keyframes": partial(limit, by_key_frames=True),
+}
 
 
 def methods() -> dict[str, Callable[[bytes], Callable[[], np.ndarray]]]:
@@ -147,6 +158,7 @@ def measured(method: str, path: Path) -> dict[str, Any]:
 
 def _measure(method: str, path: Path) -> dict[str, Any]:
     try:
+        keep_freed()  # as in the service's decoding processes; for all methods alike
         run = METHODS[method](path.read_bytes())
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins again at what is there now
         start, began = _resident("VmRSS"), time.process_time()

@@ -23,6 +23,7 @@ from typing import Any
 import av
 from PIL import Image
 
+from videollama_core.media.decoding.memory import keep_freed
 from videollama_core.media.preprocess import prepare
 from videollama_core.media.video import Segment
 from videollama_core.media.video_decoders import frame_decoder
@@ -46,6 +47,7 @@ def main(words: list[str]) -> None:
     parent = socket.socket(fileno=int(words[0]))
     config = ModelConfig.from_dict(json.loads(words[1]))
     _import_all()
+    keep_freed()
     found = cage.tried()
     parent.send(json.dumps(found).encode())
     parts = tuple(part for part, told in found.items() if told == "in force")

@@ -20,14 +20,33 @@ CONTAINERS = (
 )
 
 
+def open_unseen(data: bytes) -> "av.container.InputContainer":
+    """As open_container, but no picture of an MP4 is decoded to learn what the header tells: at 1080p that takes as long as opening ten files.
+
+    What only pictures tell is missing: their format, their true size where the header lies, and how many a decoder must hold back to
+    give them out in order. Fragmented files are looked at all the same, for their rate. Raises: UnreadableMedia.
+    """
+    if data[4:8] == b"ftyp":
+        container = _open(data, {**OPTIONS, "skip_frame": "all"})
+        if all(stream.frames and stream.average_rate for stream in container.streams.video):
+            return container
+        container.close()
+    return open_container(data)
+
+
 def open_container(data: bytes) -> "av.container.InputContainer":
     """Raises: UnreadableMedia."""
+    return _open(data, OPTIONS)
+
+
+def _open(data: bytes, options: dict[str, str]) -> "av.container.InputContainer":
+    """`options` are those of the decoders that libavformat looks at the streams with."""
     try:
         return av.open(
             io.BytesIO(data),
             mode="r",
             metadata_errors="replace",
-            options=OPTIONS,
+            options=options,
             container_options={"format_whitelist": CONTAINERS, "max_streams": str(limits.VIDEO_STREAMS.value)},
         )
     except DECODER_ERRORS as error:

@@ -13,12 +13,12 @@ from av.video.stream import VideoStream
 from videollama_core.media.decoding.access_points import has_unreferenced
 from videollama_core.media.decoding.container import DECODER_ERRORS, OPTIONS, check_bounds
 from videollama_core.media.decoding.frame_index import NONE, FrameIndex
-from videollama_core.media.pictures import check_size
 from videollama_core.media.rgb import ToRgb
 from videollama_core.media.video_decoders import Fit
 
 # The smallest damage is an error here: what a damaged picture looks like may depend on those before it.
-_STRICT = {**OPTIONS, "err_detect": "explode"}
+# Strict also holds back as many pictures as the header allows where it does not say how many: none comes too late to be given out.
+_STRICT = {**OPTIONS, "err_detect": "explode", "strict": "strict"}
 Found = dict[int, tuple[np.ndarray, float]]  # picture and seconds by number of the frame
 
 
@@ -70,6 +70,7 @@ class _Reader:
         context = stream.codec_context
         safe = has_unreferenced(context.name, context.extradata or b"")
         self._between: Literal["NONREF", "DEFAULT"] = "NONREF" if safe else "DEFAULT"
+        self._size = (context.width, context.height)  # which the limits were checked for
         self._origin = self._seconds(int(index.pts[index.shown].min()))
 
     def read(self, start: int, wanted: list[int]) -> Found | None:
@@ -77,8 +78,11 @@ class _Reader:
         context = self._stream.codec_context
         at_time = {int(self._index.pts[packet]): packet for packet in wanted}
         found: Found = {}
+        skipped: Literal["NONREF", "DEFAULT"] | None = None
         for number, packet in self._packets(start, max(wanted)):
-            context.skip_frame = "DEFAULT" if number in wanted or number == start else self._between
+            skips = "DEFAULT" if number in wanted or number == start else self._between
+            if skips != skipped:
+                context.skip_frame = skipped = skips
             self._keep(packet.decode(), at_time, found)
         self._keep(context.decode(None), at_time, found)
         return found if len(found) == len(wanted) else None
@@ -94,23 +98,24 @@ class _Reader:
                 continue
             if packet in found:
                 raise ValueError(f"packet {packet} shows two pictures")
-            check_size(frame.width, frame.height)
+            if (frame.width, frame.height) != self._size:
+                raise ValueError(f"a picture of {frame.width}x{frame.height} in a stream of {self._size}")
             frame.time_base = self._stream.time_base  # what the decoder still held comes without
             found[packet] = (self._fit(self._to_rgb(frame)), self._seconds(pts) - self._origin)
 
     def _packets(self, first: int, last: int) -> Iterator[tuple[int, "av.Packet[VideoStream]"]]:
         """Packets first to last with their numbers. Raises: ValueError if one is not what the index says."""
-        awaited = first
+        index, awaited, here = self._index, first, slice(first, last + 1)
+        said = zip(index.pts[here].tolist(), index.size[here].tolist(), index.shown[here].tolist(), strict=True)
         for packet in self._after_seek(first):
-            number = self._number_of(packet)
-            check_bounds(number, self._until)
-            if awaited == first and number < first:
+            check_bounds(awaited, self._until)
+            if awaited == first and self._number_of(packet) < first:
                 continue
-            index = self._index
-            if number != awaited or packet.size != index.size[number] or packet.is_discard == index.shown[number]:
+            pts, size, shown = next(said)
+            if packet.pts != pts or packet.size != size or packet.is_discard == shown:
                 raise ValueError(f"packet {awaited} is not what the index says")
-            yield number, packet
-            if number == last:
+            yield awaited, packet
+            if awaited == last:
                 return
             awaited += 1
         raise ValueError(f"the file ends before packet {awaited}")

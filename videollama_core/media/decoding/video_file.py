@@ -4,7 +4,7 @@ import av
 import numpy as np
 from av.video.stream import VideoStream
 
-from videollama_core.media.decoding.container import deadline, open_container, video_stream
+from videollama_core.media.decoding.container import deadline, open_container, open_unseen, video_stream
 from videollama_core.media.decoding.frame_index import FrameIndex, read_index
 from videollama_core.media.decoding.frame_table import confirmed, read_table
 from videollama_core.media.decoding.sequential import Found, decode_sequentially
@@ -28,37 +28,65 @@ def decode_video(
     Raises: UnreadableMedia if there is no video stream, the file is cut off, or a wanted frame cannot be decoded.
     """
     until = deadline()
-    with open_container(data) as container:
+    if sparse:
+        with open_unseen(data) as container:
+            stream = video_stream(container)
+            choice = _Choice(stream, segment, num_frames)
+            table = read_table(container, stream, len(data))
+            frames = (
+                _sparsely(container, stream, read_index(container, stream, until), choice, until, fit)
+                if table is None
+                else _by_table(container, stream, table, choice, until, fit)
+            )
+        if frames is not None:
+            return frames
+        sparse = table is not None  # the list of all packets was not tried
+    with open_container(data) as container:  # from its beginning
         stream = video_stream(container)
         choice = _Choice(stream, segment, num_frames)
-        table = read_table(container, stream, len(data)) if sparse else None
-        if table is None:
-            return _by_index(data, container, stream, choice, until, fit, sparse)
-        wanted = choice.by_key_frames(choice.of(table.available), table)
-        index = confirmed(table, container, stream, wanted, until)
-        found = None if index is None else decode_sparsely(container, stream, index, wanted, until, fit)
-        if found is not None:
-            return _frames(found, wanted)
-    with open_container(data) as container:  # from its beginning
-        return _by_index(data, container, video_stream(container), choice, until, fit, sparse)
+        index = read_index(container, stream, until)
+        frames = _sparsely(container, stream, index, choice, until, fit) if sparse else None
+        sound = index.is_sound(container.format.name, stream.codec_context.name)
+    return frames or _from_the_start(data, index, sound, choice, until, fit)
 
 
-def _by_index(
-    data: bytes,
+def _by_table(
     container: "av.container.InputContainer",
     stream: VideoStream,
+    table: FrameIndex,
     choice: "_Choice",
     until: float,
     fit: Fit,
-    sparse: bool,
-) -> Frames:
-    """By a list of all packets, or everything from the start."""
-    index = read_index(container, stream, until)
+) -> Frames | None:
+    """None where the table does not prove itself, or the stream is not what it says."""
+    wanted = choice.by_key_frames(choice.of(table.available), table)
+    index = confirmed(table, container, stream, wanted, until)
+    found = None if index is None else decode_sparsely(container, stream, index, wanted, until, fit)
+    return None if found is None else _frames(found, wanted)
+
+
+def _sparsely(
+    container: "av.container.InputContainer",
+    stream: VideoStream,
+    index: FrameIndex,
+    choice: "_Choice",
+    until: float,
+    fit: Fit,
+) -> Frames | None:
+    """By a list of all packets; None where it does not prove itself, or the stream is not what it says."""
+    if not index.is_sound(container.format.name, stream.codec_context.name):
+        return None
+    wanted = choice.by_key_frames(choice.of(index.available), index)
+    found = decode_sparsely(container, stream, index, wanted, until, fit)
+    return None if found is None else _frames(found, wanted)
+
+
+def _from_the_start(data: bytes, index: FrameIndex, sound: bool, choice: "_Choice", until: float, fit: Fit) -> Frames:
+    """Everything up to the last wanted frame. Raises: UnreadableMedia if one cannot be decoded."""
     available, wanted = index.available, choice.of(index.available)
-    sound = index.is_sound(container.format.name, stream.codec_context.name)
     if sound:
         wanted = choice.by_key_frames(wanted, index)
-    found = decode_sparsely(container, stream, index, wanted, until, fit) if sparse and sound else None
+    found: Found | None = None
     while found is None:
         pictures, shown = decode_sequentially(data, wanted, until, fit, index.number_at if sound else None)
         if shown is None or shown == available:
