@@ -27,7 +27,7 @@ def open_unseen(data: bytes) -> "av.container.InputContainer":
     give them out in order. Fragmented files are looked at all the same, for their rate. Raises: UnreadableMedia.
     """
     if data[4:8] == b"ftyp":
-        container = _open(data, {**OPTIONS, "skip_frame": "all"})
+        container = _open(data, codec_whitelist="none")
         if all(stream.frames and stream.average_rate for stream in container.streams.video):
             return container
         container.close()
@@ -36,18 +36,21 @@ def open_unseen(data: bytes) -> "av.container.InputContainer":
 
 def open_container(data: bytes) -> "av.container.InputContainer":
     """Raises: UnreadableMedia."""
-    return _open(data, OPTIONS)
+    return _open(data)
 
 
-def _open(data: bytes, options: dict[str, str]) -> "av.container.InputContainer":
-    """`options` are those of the decoders that libavformat looks at the streams with."""
+def _open(data: bytes, **options: str) -> "av.container.InputContainer":
     try:
         return av.open(
             io.BytesIO(data),
             mode="r",
             metadata_errors="replace",
-            options=options,
-            container_options={"format_whitelist": CONTAINERS, "max_streams": str(limits.VIDEO_STREAMS.value)},
+            options=OPTIONS,
+            container_options={
+                "format_whitelist": CONTAINERS,
+                "max_streams": str(limits.VIDEO_STREAMS.value),
+                **options,
+            },
         )
     except DECODER_ERRORS as error:
         head = data[:16].hex(" ")
