@@ -200,6 +200,7 @@ def test_a_conversion_asks_the_parser_first(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # every graph of every variant is exported
 def test_an_older_parser_takes_them_too(bundle_of, typed_graph, tmp_path):
     """1.4.0.76, whose parser is close to TensorRT 10's, in an environment of its own."""
     venv.create(tmp_path / "env", with_pip=True)
