@@ -5,6 +5,7 @@ import base64
 import http.client
 import json
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ import pytest
 
 from conftest import MEDIA
 from service.servers import gateway_of, vl2
+from videollama_benchmarks.overhead.ways import over_grpc, through_gateway
+from videollama_gateway.cli import _listen
 
 VARIANT = "qwen2-clip-8f"
 CLIP, PICTURE = MEDIA / "plain_96x64.mp4", MEDIA / "image_90x50.png"
@@ -120,24 +123,36 @@ def test_a_system_message_and_earlier_turns(sdk, server):
     assert expected.usage.prompt_tokens != other.usage.prompt_tokens
 
 
-def test_concurrent_streams_do_not_mix(gateway, server):
-    questions = [f"Question number {number}: what happens?" for number in range(16)]
+def test_concurrent_streams_are_those_of_grpc(gateway, server):
+    """32 at once, about a video, a picture and nothing in turn: each has the text that gRPC gave to its question alone."""
+    kinds = (((VIDEO,), {"video": CLIP}), ((IMAGE,), {"image": PICTURE}), ((), {}))
+    asked = [(f"Question number {number}: what happens?", *kinds[number % 3]) for number in range(32)]
     with server.client() as client:
-        expected = [client.ask(text, video=CLIP, max_new_tokens=10, temperature=0).text for text in questions]
+        expected = [client.ask(text, max_new_tokens=10, temperature=0, **media).text for text, _, media in asked]
+    assert len(set(expected)) > 3
 
     async def ask_all() -> list[str]:
         async with openai.AsyncOpenAI(base_url=f"http://{gateway}/v1", api_key="none", max_retries=0) as client:
 
-            async def ask(text: str) -> str:
+            async def ask(text: str, parts: tuple) -> str:
                 pieces = []
                 options = {"model": "videollama2", "max_tokens": 10, "temperature": 0, "stream": True}
-                async for chunk in await client.chat.completions.create(messages=user(VIDEO, text=text), **options):
+                async for chunk in await client.chat.completions.create(messages=user(*parts, text=text), **options):
                     pieces.append(chunk.choices[0].delta.content or "")
                 return "".join(pieces)
 
-            return await asyncio.gather(*map(ask, questions))
+            return await asyncio.gather(*(ask(text, parts) for text, parts, _ in asked))
 
     assert asyncio.run(ask_all()) == expected
+
+
+def test_what_is_measured_both_ways_is_one_answer(gateway, server):
+    """benchmarks/measure_gateway.py, without its clock."""
+    with server.client() as client, through_gateway(f"http://{gateway}/v1") as by_http:
+        for video in (CLIP.read_bytes(), None):
+            found = [way(QUESTION, video, 12) for way in (over_grpc(client), by_http)]
+            assert found[0].text and found[0].text == found[1].text
+            assert all(0 < timed.first <= timed.last for timed in found)
 
 
 def test_what_a_caller_can_mend_is_400_and_says_so(sdk):
@@ -225,6 +240,25 @@ def test_a_gateway_without_its_server():
             with pytest.raises(openai.InternalServerError) as raised:
                 client.chat.completions.create(model="videollama2", messages=user())
         assert raised.value.status_code == 503 and raised.value.response.headers["retry-after"]
+
+
+def test_events_are_sent_at_once():
+    """Nagle's algorithm would hold the first text back until the caller's machine has acknowledged the headers: 40 ms."""
+
+    async def found() -> int:
+        options: asyncio.Queue[int] = asyncio.Queue()
+
+        def accept(reader, writer) -> None:
+            options.put_nowait(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        listening = _listen("127.0.0.1", 0)
+        async with await asyncio.start_server(accept, sock=listening):
+            _, writer = await asyncio.open_connection(*listening.getsockname())
+            writer.close()
+            return await options.get()
+
+    assert asyncio.run(found())
 
 
 def test_a_busy_port_is_one_line(gateway):

@@ -28,6 +28,7 @@ _TICKS, _PAGE = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
 class Served:
     address: str
     pid: int  # of `vl2 serve`
+    openai: str = ""  # URL of the gateway beside it, with --openai
 
     def processor_seconds(self) -> dict[str, float]:
         """Of each process of the server so far, by its name."""
@@ -96,16 +97,15 @@ def serving(
     # Not in a source tree: Python would import that one, whatever environment it is of.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=bundle)
     try:
-        address = ""
+        found: dict[str, str] = {}
         for line in process.stdout or ():
             name, _, value = line.partition(" ")
-            if name == "gRPC":
-                address = value.strip()
+            found[name] = value.strip()
             if name.startswith("ready"):
                 break
         else:
             raise ServerFailed("vl2 serve did not start; its own words are above")
-        yield Served(address, process.pid)
+        yield Served(found["gRPC"], process.pid, found.get("OpenAI", ""))
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
@@ -122,8 +122,8 @@ def _name(words: list[bytes]) -> str:
             return "decoding"
         if word.endswith(b"/watcher.py"):
             return "watcher"
-        if word == b"serve":
-            return "vl2 serve"
+        if word in (b"serve", b"gateway"):
+            return {b"serve": "vl2 serve", b"gateway": "gateway"}[word]
     return Path(os.fsdecode(words[0])).name
 
 
