@@ -61,12 +61,14 @@ def scheduler_on(runner: CountingRunner, max_waiting: int = 128, prefill_chunk: 
 class Listener:
     def __init__(self) -> None:
         self.ids: list[int] = []
+        self.cached_tokens: list[int] = []  # as each step says it
         self.error = None
         self.last = False
         self.ended = threading.Event()
 
     def step(self, step) -> None:
         self.ids.append(step.token)
+        self.cached_tokens.append(step.cached_tokens)
         self.last = step.last
         if step.last:
             self.ended.set()

@@ -21,6 +21,7 @@ _SPARE_MESSAGES = 1024  # without ids: the first, the last, and what says that w
 _SUMMARY_BYTES = 2**16
 _PROCESS_CHARACTERS = 256
 _COUNTS = ("prompt_tokens", "media_tokens", "completion_tokens")
+_CACHED = "cached_tokens"  # may be absent
 
 
 class AnswerReader:
@@ -110,8 +111,9 @@ class AnswerReader:
         try:
             summary = json.loads(text, parse_constant=_refuse_number)
             usage, reason, seconds = summary["usage"], summary["finish_reason"], summary["seconds"]
-            counts = [usage[name] for name in _COUNTS]
+            counts = [*(usage[name] for name in _COUNTS), usage.get(_CACHED, 0)]
             good = all(type(count) is int and count >= 0 for count in counts) and reason in ("stop", "length")
+            good = good and counts[3] <= counts[0] + counts[1]
             good = good and all(type(one) in (int, float) and 0 <= one < math.inf for one in seconds.values())
             frames = tuple(FrameSeen(one["index"], one["seconds"]) for one in summary.get("frames", ()))
             good = good and all(map(_can_be_seen, frames)) and len(frames) <= FRAMES.value

@@ -74,14 +74,14 @@ def was_cached(answer: Answer) -> bool:
 
 
 def usage_of(answer: Answer) -> dict[str, Any]:
-    """Media tokens are part of the prompt; those that were there from an earlier question are the cached ones."""
+    """Media tokens are part of the prompt."""
     used = answer.usage
     prompt = used.prompt_tokens + used.media_tokens
     return {
         "prompt_tokens": prompt,
         "completion_tokens": used.completion_tokens,
         "total_tokens": prompt + used.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": used.media_tokens if was_cached(answer) else 0},
+        "prompt_tokens_details": {"cached_tokens": used.cached_tokens},
     }
 
 

@@ -70,6 +70,7 @@ class Watch:
                 "gen_ai.response.finish_reasons": [answer.finish_reason],
                 "gen_ai.usage.input_tokens": prompt_tokens,
                 "gen_ai.usage.output_tokens": usage.completion_tokens,
+                "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
             }
         )
         self._log(
@@ -79,6 +80,7 @@ class Watch:
             finish_reason=answer.finish_reason,
             prompt_tokens=prompt_tokens,
             completion_tokens=usage.completion_tokens,
+            cached_tokens=usage.cached_tokens,
             seconds=round(now - self._began, 6),
             answer=answer.text if self._content else None,
         )

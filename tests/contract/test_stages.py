@@ -127,6 +127,7 @@ def test_the_language_model_speaks_tensorrt_llm():
         "output_ids": ("INT32", (-1, -1)),
         "sequence_length": ("INT32", (-1,)),
         "generation_logits": ("FP32", (-1, -1, -1)),
+        "kv_cache_reused_blocks": ("INT32", (1,)),
     }
 
 

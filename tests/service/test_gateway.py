@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import http.client
+import io
 import json
 import re
 import socket
@@ -11,8 +12,10 @@ import sys
 import time
 
 import httpx2
+import numpy as np
 import openai
 import pytest
+from PIL import Image
 
 from conftest import MEDIA
 from service.servers import gateway_of, vl2
@@ -79,7 +82,8 @@ def test_answers_are_those_of_grpc(sdk, server, parts, options):
     used = expected.usage
     assert found.usage.completion_tokens == used.completion_tokens
     assert found.usage.prompt_tokens == used.prompt_tokens + used.media_tokens
-    assert found.usage.prompt_tokens_details.cached_tokens == used.media_tokens  # asked before, over gRPC
+    # Asked before, over gRPC: all but the last position, whose scores are wanted.
+    assert found.usage.prompt_tokens_details.cached_tokens == found.usage.prompt_tokens - 1
     *chunks, last = sdk.chat.completions.create(**options, stream=True, stream_options={"include_usage": True})
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected.text
     assert (
@@ -87,6 +91,26 @@ def test_answers_are_those_of_grpc(sdk, server, parts, options):
     )
     assert not last.choices and last.usage == found.usage
     assert parts != (VIDEO,) or len(chunks) > 1  # it streams; ids that are there together come together
+
+
+def test_cached_tokens_are_those_that_were_not_computed(sdk):
+    """Of new media none; of the next question, in whatever form, those up to where it differs."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(11).integers(0, 256, (40, 40, 3), np.uint8)).save(file, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    about = {"type": "image_url", "image_url": {"url": url}}
+    options = {"model": "videollama2", "max_tokens": 3}
+    first = sdk.chat.completions.create(messages=user(about, text="Where is it?"), **options).usage
+    assert first.prompt_tokens_details.cached_tokens == 0
+    streamed = {"stream": True, "stream_options": {"include_usage": True}}
+    *_, last = sdk.chat.completions.create(messages=user(about, text="Who is it?"), **options, **streamed)
+    second = last.usage.prompt_tokens_details.cached_tokens
+    assert last.vl2["media_tokens"] < second < last.usage.prompt_tokens - 1
+    content = [{"type": "input_image", "image_url": url, "detail": "auto"}, {"type": "input_text", "text": "Why?"}]
+    asked = {"model": "videollama2", "max_output_tokens": 3, "input": [{"role": "user", "content": content}]}
+    assert sdk.responses.create(**asked).usage.input_tokens_details.cached_tokens >= second
+    ended = [event for event in sdk.responses.create(**asked, stream=True) if hasattr(event, "response")][-1]
+    assert ended.response.usage.input_tokens_details.cached_tokens == ended.response.usage.input_tokens - 1
 
 
 def test_the_responses_api(sdk, server):
@@ -101,6 +125,7 @@ def test_the_responses_api(sdk, server):
     found = sdk.responses.create(**options)
     assert found.output_text == expected.text and found.usage.output_tokens == expected.usage.completion_tokens
     assert found.usage.input_tokens == expected.usage.prompt_tokens + expected.usage.media_tokens
+    assert found.usage.input_tokens_details.cached_tokens == found.usage.input_tokens - 1
     assert found.status == {"stop": "completed", "length": "incomplete"}[expected.finish_reason]
     with sdk.responses.stream(**options) as stream:
         pieces = [event.delta for event in stream if event.type == "response.output_text.delta"]

@@ -18,6 +18,9 @@ from service.servers import serving
 from videollama_client import AsyncClient, VideoLlamaError
 from videollama_client.client import AnswerStream
 from videollama_converters.convert import convert
+from videollama_core.checkpoint.read_config import read_model_config
+from videollama_core.prompt import render_prompt, tokenize_prompt
+from videollama_core.protocol.messages import as_conversation
 from videollama_core.text import Tokenizer
 
 # A letter of 2 bytes, a CJK character of 3, an emoji of 4; no byte comes twice, so that each token has one successor.
@@ -161,6 +164,17 @@ def cached(server) -> tuple[float, float]:
     return hits, queries - hits
 
 
+def common_positions(one: str, other: str, media_tokens: int) -> int:
+    """With which the prompts of two questions about the same video begin."""
+    folder = checkpoint("qwen2-clip-8f")
+    tokenizer, language = Tokenizer(folder), read_model_config(folder).language
+    prompts = []
+    for question in (one, other):
+        text = render_prompt(tokenizer, language.family, as_conversation(question), "video")
+        prompts.append(tokenize_prompt(tokenizer, text, "video", media_tokens, language.vocab_size).input_ids)
+    return next(place for place, ids in enumerate(zip(*prompts, strict=False)) if ids[0] != ids[1])
+
+
 def test_a_second_question_about_the_same_video_runs_neither_stage_and_reuses_the_prompt(server_of):
     server = server_of("qwen2-clip-8f")
     video = (MEDIA / "sample_demo_3.mp4").read_bytes()
@@ -168,10 +182,14 @@ def test_a_second_question_about_the_same_video_runs_neither_stage_and_reuses_th
         before, (hits, misses) = runs(server), cached(server)
         first = client.ask("What is it?", video=video, max_new_tokens=4)
         assert runs(server) == (before[0] + 1, before[1] + 1)
-        reused = server.settled("vl2_llm_reused_tokens_total")
+        figures = [f"vl2_prefix_cache_{name}_total" for name in ("queries", "hits")]
+        counted = [server.settled(name) for name in figures]
         second = client.ask("And what is this?", video=video, max_new_tokens=4)
         assert runs(server) == (before[0] + 1, before[1] + 1)
-        assert server.settled("vl2_llm_reused_tokens_total") - reused >= second.usage.media_tokens > 0
+        prompt = second.usage.prompt_tokens + second.usage.media_tokens
+        alike = common_positions("What is it?", "And what is this?", first.usage.media_tokens)
+        assert (first.usage.cached_tokens, second.usage.cached_tokens) == (0, alike) and alike > 45
+        assert [server.settled(name) - before for name, before in zip(figures, counted, strict=True)] == [prompt, alike]
         assert first.seconds["encoder"] > 0 == second.seconds["encoder"] == second.seconds["preprocess"]
         client.ask("And this part?", video=video, start=1.0, max_new_tokens=4)
         assert runs(server) == (before[0] + 2, before[1] + 2)

@@ -13,6 +13,7 @@ from videollama_client.answer_reader import AnswerReader
 from videollama_client.media import read_media
 from videollama_client.wire import build_question
 from videollama_core.protocol.errors import BadSegment, InvalidRequest, StageFailed, UnreadableMedia
+from videollama_core.protocol.messages import Usage
 from wire_messages import message
 
 
@@ -112,6 +113,15 @@ def test_messages_become_pieces_and_an_answer():
     answer = reader.finish()
     assert (answer.text, answer.output_ids, answer.finish_reason) == ("Grüße 🎉", [5, 6], "stop")
     assert answer.usage.completion_tokens == 2
+
+
+@pytest.mark.parametrize(("said", "cached"), [({}, 0), ({"cached_tokens": 2}, 2), ({"more": "to come"}, 0)])
+def test_what_a_summary_need_not_say(said, cached):
+    reader = AnswerReader()
+    usage = {"prompt_tokens": 3, "media_tokens": 0, "completion_tokens": 1} | said
+    summary = json.dumps({"finish_reason": "stop", "usage": usage, "seconds": {"total": 0.1}, "more": 1})
+    reader.read(message(text="ja", output_ids=[5], summary=summary))
+    assert reader.finish().usage == Usage(3, 0, 1, cached_tokens=cached)
 
 
 def test_a_stream_without_an_end_is_an_error():

@@ -45,7 +45,7 @@ class Generation:
         if step is None or isinstance(step, Exception):
             self.listener.on_end(step)
         else:
-            self.listener.on_ids(step)
+            (self.listener.on_cached_tokens if isinstance(step, int) else self.listener.on_ids)(step)
             self.start()
 
     def stop(self) -> None:
@@ -142,6 +142,11 @@ def test_an_answer_ends_by_its_end_id_or_its_length(bundle):
     assert summary["usage"]["completion_tokens"] == 3
     _, _, summary = run(bundle, Stages([[5], [6], None]), ask(options=SamplingOptions(max_new_tokens=2)))
     assert summary["finish_reason"] == "length"
+
+
+def test_what_the_language_model_says_of_its_cache_stands_in_the_summary(bundle):
+    for script, cached in (([3, [5], [6], None], 3), ([[5], None], 0)):
+        assert run(bundle, Stages(script), ask())[2]["usage"]["cached_tokens"] == cached
 
 
 def test_tokens_are_limited_to_the_room_that_the_context_leaves(bundle):

@@ -68,11 +68,11 @@ def test_a_piece_becomes_outputs_of_the_contract(entry_stage):
     outputs = entry_stage.outputs
     assert outputs(Piece("é", [5, 6])) == {"text": ["é".encode()], "output_ids": [5, 6]}
     assert outputs(Piece("")) == {"text": [b""]}  # nothing was added: no empty tensor
-    last = outputs(Piece("!", [7], Summary("stop", Usage(3, 2, 1), {"total": 0.5})))
+    last = outputs(Piece("!", [7], Summary("stop", Usage(3, 2, 1, 4), {"total": 0.5})))
     assert set(last) <= {tensor.name for tensor in contract.ENTRY.outputs}
     assert json.loads(last["summary"][0]) == {
         "finish_reason": "stop",
-        "usage": {"prompt_tokens": 3, "media_tokens": 2, "completion_tokens": 1},
+        "usage": {"prompt_tokens": 3, "media_tokens": 2, "completion_tokens": 1, "cached_tokens": 4},
         "seconds": {"total": 0.5},
         "frames": [],
     }

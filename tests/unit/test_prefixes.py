@@ -28,12 +28,14 @@ def wide() -> CountingRunner:
 def test_a_second_question_about_the_same_media_pays_for_what_differs():
     scheduler = scheduler_on(wide(), prefill_chunk=16)
     first, second = [1, 2, *MEDIA, 7, 8], [1, 2, *MEDIA, 9, 10, 11]
-    assert ask(scheduler, "first", first, 5) and run(scheduler) is None
+    one = ask(scheduler, "first", first, 5)
+    run(scheduler)
     before = sum(scheduler.steps.runner.chunks)
     listener = ask(scheduler, "second", second, 5)
     run(scheduler)
     assert sum(scheduler.steps.runner.chunks) - before == 3
     assert listener.ids == expected(second, 8)
+    assert one.cached_tokens == [0] * 8 and listener.cached_tokens == [42] + [0] * 7
     counters = scheduler.counters
     assert (counters.prefix_hits, counters.reused_positions, counters.prompt_positions) == (1, 42, 44 + 3)
 
@@ -83,13 +85,13 @@ def test_a_prompt_that_hides_its_padding_is_not_one_that_shows_it():
 def test_a_contrast_reuses_each_of_its_sequences():
     scheduler = scheduler_on(wide())
     prompt = (1, *MEDIA, 3)
-    for name in ("first", "second"):
+    for name, cached in (("first", 0), ("second", 41)):  # of one sequence: the other's are no tokens of the caller's
         made, listener = contrasted(name, 6, prompt=prompt)
         made.media = np.zeros((80, 4), np.float32)
         scheduler.submit(made)
         run(scheduler)
         found, wanted = listener.ids, expected_contrast(6, prompt, rows=40)
-        assert found == wanted
+        assert found == wanted and listener.cached_tokens[0] == cached
     assert scheduler.steps.runner.chunks == [42, 42, 1, 1]
 
 

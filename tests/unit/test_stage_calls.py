@@ -62,7 +62,8 @@ def calls(monkeypatch):
 
         def exec(self, decoupled=False):
             if decoupled:
-                return iter([Response([Tensor("output_ids", np.array([[[7]]], np.int32))])])
+                first, more = (Tensor("output_ids", np.array([[[number]]], np.int32)) for number in (7, 8))
+                return iter([Response([first, Tensor("kv_cache_reused_blocks", np.array([[40]]))]), Response([more])])
             table = Tensor("prompt_embedding_table", np.zeros((1, 3, 4), np.float16), module.on_gpu)
             return Response([table, *(Tensor(name, array) for name, array in ANSWERS.items())])
 
@@ -87,6 +88,8 @@ class Heard:
     def __init__(self) -> None:
         self.said: queue.SimpleQueue = queue.SimpleQueue()
         self.on_ids = self.on_end = self.said.put
+        self.cached_tokens: list[int] = []
+        self.on_cached_tokens = self.cached_tokens.append
 
     def next(self):
         return self.said.get(timeout=30)
@@ -104,7 +107,7 @@ def test_a_table_goes_to_the_language_model_from_where_it_lies(calls, on_gpu):
     sampling = ResolvedSampling(1, True, 1.0, 0, 1.0, 1.0, 0)
     heard = Heard()
     stages.generate("1", prompt, seen, sampling, heard).start()
-    assert [heard.next(), heard.next()] == [[7], None]
+    assert [heard.next(), heard.next(), heard.next()] == [[7], [8], None] and heard.cached_tokens == [40]
     table = sent[-1].inputs["prompt_embedding_table"]
     assert table.on_gpu == on_gpu and (table is seen.table) == on_gpu
     assert table.array.shape == (1, 3, 4) and table.array.dtype == np.float16
@@ -168,6 +171,9 @@ class LanguageModel(service_pb2_grpc.GRPCInferenceServiceServicer):
             self._running[request.id] = threading.Event()
             found = service_pb2.ModelInferResponse(raw_output_contents=[np.array([7], np.int32).tobytes()])
             found.outputs.add(name="output_ids", datatype="INT32", shape=[1, 1, 1])
+            if "kv_cache_reused_blocks" in [output.name for output in request.outputs]:
+                found.outputs.add(name="kv_cache_reused_blocks", datatype="INT32", shape=[1, 1])
+                found.raw_output_contents.append(np.array([40], np.int32).tobytes())
             yield service_pb2.ModelStreamInferResponse(infer_response=found)
             assert self._running[request.id].wait(30)
             yield service_pb2.ModelStreamInferResponse(error_message="Cancelled: the request was stopped")
@@ -208,7 +214,7 @@ def test_a_table_in_half_precision_goes_over_grpc_as_such(calls, language_model)
     stages = found.TritonStages([2], None, language_model.address)
     language_model.known.set()
     generation, heard = ask(stages, stages.perceive("video", [b"x"], Segment(), None, lambda: False))
-    assert heard.next() == [7]
+    assert heard.next() == [7] and heard.cached_tokens == [40]
     request = language_model.requests.get()
     table = next(place for place, tensor in enumerate(request.inputs) if tensor.name == "prompt_embedding_table")
     assert request.inputs[table].datatype == "FP16" and list(request.inputs[table].shape) == [1, 3, 4]

@@ -22,7 +22,7 @@ from videollama_core.protocol.errors import ArtifactMismatch, CheckpointMismatch
 from videollama_core.protocol.messages import GenerationDefaults
 from videollama_core.text import Tokenizer, read_generation_defaults
 
-FORMAT = 5  # of the folder; a bundle of another format must be converted again
+FORMAT = 6  # of the folder; a bundle of another format must be converted again
 MANIFEST = "manifest.json"
 LANGUAGE_FOLDER = "llm"
 LANGUAGE_ENGINE = "engines/llm/engine"  # of TensorRT-LLM

@@ -18,6 +18,7 @@ class Step:
     token: int
     logits: np.ndarray | None  # float32 [vocab], before any penalty; None unless asked for
     last: bool
+    cached_tokens: int = 0  # with the first token: positions of the prompt whose keys and values were there
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Running:
     positions: np.ndarray = field(
         default_factory=lambda: np.zeros((0, 2), np.int64)
     )  # of the prompt in turn, once looked up: prefixes.py
-    reused: int = 0  # of these: taken from a prompt before it
+    cached_tokens: int = 0  # of the first prompt's: taken from a prompt before it
     scores: list[np.ndarray] = field(default_factory=list)  # after each whole prompt
 
     @property

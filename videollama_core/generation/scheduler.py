@@ -204,7 +204,8 @@ class Scheduler:
         if last:
             self._release(running)
         try:
-            request.on_step(Step(token, logits if request.return_logits else None, last))
+            shown = logits if request.return_logits else None
+            request.on_step(Step(token, shown, last, running.cached_tokens if len(generated) == 1 else 0))
         except Exception:  # whoever listened is gone
             logger.exception("request %s: its listener failed", request.request_id)
             if not last:

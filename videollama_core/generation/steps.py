@@ -172,7 +172,8 @@ class SlotSteps:
         if length:
             self.runner.begin(slot, kept, length)
             one.prefilled += length
-            one.reused += length
+            if one.slots[0] == slot:  # with a contrast the other is a prompt that its caller did not send
+                one.cached_tokens = length
             counters.prefix_hits += 1
             counters.reused_positions += length
         return length

@@ -140,6 +140,13 @@ GENERATION_LOGITS = Tensor(
     (-1, -1, -1),
     "[beams, n, vocab] before any penalty or filter; with vcd_alpha the contrast",
 )
+# TensorRT-LLM's blocks have more positions; its backend says it for `return_perf_metrics` alone, which the entry does not send.
+REUSED_BLOCKS = Tensor(
+    "kv_cache_reused_blocks",
+    "INT32",
+    (1,),
+    "with the first ids: blocks of the prompt whose keys and values were there, if any; a block is one position",
+)
 
 CALLER = Tensor("caller", "STRING", (1,), "the entry's note of who waits: the work ends with it", optional=True)
 PREPROCESS = Stage(
@@ -208,7 +215,7 @@ LANGUAGE_MODEL = Stage(
         PROMPT_EXTRA_IDS,
         *OWN_SAMPLING,
     ),
-    (OUTPUT_IDS, SEQUENCE_LENGTH, GENERATION_LOGITS),
+    (OUTPUT_IDS, SEQUENCE_LENGTH, GENERATION_LOGITS, REUSED_BLOCKS),
     decoupled=True,
     max_batch_size=1,
 )

@@ -183,6 +183,9 @@ class Usage:
     prompt_tokens: int  # text of the prompt, template included, media excluded
     media_tokens: int
     completion_tokens: int  # the end token counts, if there was one
+    # Of the prompt, media included: those whose keys and values were there from an earlier prompt that began alike.
+    # 0 where the engine does not say (TensorRT-LLM, vLLM).
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)

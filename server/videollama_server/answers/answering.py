@@ -54,6 +54,10 @@ class Listener(Protocol):
         """New ids, at least one: whatever was there."""
         ...
 
+    def on_cached_tokens(self, count: int) -> None:
+        """Positions of the prompt whose keys and values were there. Before the first ids, from an engine that says it."""
+        ...
+
     def on_end(self, error: Exception | None) -> None:
         """Nothing more comes."""
         ...
@@ -114,6 +118,7 @@ class Answering:
         self._prepared, self._text, self._end_ids = prepared, text, end_ids
         self._language_model, self._replier = language_model, replier
         self._ids: list[int] = []
+        self._cached_tokens = 0
         self._over = False
         self._deadline = time.monotonic() + RESTART_SECONDS
         self._generation = self._ask()
@@ -155,6 +160,9 @@ class Answering:
         except Exception as error:
             self._fail(error)
 
+    def on_cached_tokens(self, count: int) -> None:
+        self._cached_tokens = count
+
     def on_end(self, error: Exception | None) -> None:
         if self._over:
             return
@@ -182,7 +190,7 @@ class Answering:
         asked, ids = self._prepared, self._ids
         asked.clock.lap("decode")
         ended = self._text.stopped or len(ids) < asked.sampling.max_new_tokens or ids[-1] in self._end_ids
-        usage = Usage(asked.prompt.text_tokens, asked.prompt.media_tokens, len(ids))
+        usage = Usage(asked.prompt.text_tokens, asked.prompt.media_tokens, len(ids), self._cached_tokens)
         summary = Summary("stop" if ended else "length", usage, asked.clock.report(), asked.frames)
         self._over = True
         self._replier.send(replace(last, summary=summary))

@@ -124,6 +124,8 @@ class _Nobody:
 
     def on_ids(self, ids: list[int]) -> None: ...
 
+    def on_cached_tokens(self, count: int) -> None: ...
+
     def on_end(self, *_: object) -> None: ...
 
 
@@ -174,6 +176,8 @@ class GrpcGeneration:
             for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
                 if output.name == contract.OUTPUT_IDS.name:
                     ids += array.array("i", raw)
+                elif output.name == contract.REUSED_BLOCKS.name:
+                    self._listener.on_cached_tokens(array.array("i", raw)[0])
         if ids:
             self._listener.on_ids(ids)
         if error is not None:

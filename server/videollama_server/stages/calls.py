@@ -28,7 +28,8 @@ from videollama_server.processes import StageProcess
 from videollama_server.sandbox.callers import Callers
 from videollama_server.stages.python_backend import to_array, to_tensor
 
-_GENERATED = ["output_ids", "sequence_length"]
+_IDS, _CACHED = contract.OUTPUT_IDS.name, contract.REUSED_BLOCKS.name
+_GENERATED = [_IDS, contract.SEQUENCE_LENGTH.name, _CACHED]
 _RAW_CONTENTS = b"\x3a"  # protobuf's tag of ModelInferRequest.raw_input_contents: field 7, with a length
 _STOP = {"input_ids": [[0]], "input_lengths": [[1]], "request_output_len": [[1]], "stop": [[True]]}
 
@@ -195,8 +196,10 @@ class _BlsGeneration:
     def _read(self) -> None:
         error: Exception | None = None
         try:
-            for ids in _over_bls(self._inputs, self._request_id, self._parameters):
+            for ids, cached in _over_bls(self._inputs, self._request_id, self._parameters):
                 self.heard = time.monotonic()
+                if cached:
+                    self._loop.call(partial(self._listener.on_cached_tokens, cached[0]))
                 self._loop.call(partial(self._listener.on_ids, ids))
         except VideoLlamaError as found:
             error = found
@@ -227,15 +230,16 @@ class _BlsGeneration:
                     return
 
 
-def _over_bls(inputs: dict[str, Any], request_id: str, parameters: dict[str, str]) -> Iterator[list[int]]:
-    """Ask the language model within the server."""
+def _over_bls(inputs: dict[str, Any], request_id: str, parameters: dict[str, str]) -> Iterator[tuple[list[int], ...]]:
+    """Ask the language model within the server. Yields: new ids, and the number of cached tokens where it is said."""
     request = _request(contract.LANGUAGE_MODEL, inputs, _GENERATED, request_id, parameters)
     for response in request.exec(decoupled=True):
         if response.has_error():
             raise from_wire(response.error().message())
-        ids = pb.get_output_tensor_by_name(response, "output_ids")
-        if ids is not None:
-            yield ids.as_numpy().reshape(-1).tolist()
+        found = [pb.get_output_tensor_by_name(response, name) for name in (_IDS, _CACHED)]
+        ids, cached = ([] if tensor is None else tensor.as_numpy().reshape(-1).tolist() for tensor in found)
+        if ids:
+            yield ids, cached
 
 
 def _message(inputs: dict[str, Any], request_id: str, parameters: dict[str, str]) -> bytes:

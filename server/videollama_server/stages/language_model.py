@@ -30,9 +30,9 @@ def _metrics(scheduler: Scheduler) -> tuple[Metric, ...]:
         Metric(figures.ITERATIONS, lambda: counters.iterations),
         Metric(figures.DECODE_STEPS, lambda: counters.decode_steps),
         Metric(figures.GENERATED, lambda: counters.generated_tokens),
-        Metric(figures.PROMPT_COMPUTED, lambda: counters.prompt_positions),
-        Metric(figures.PROMPT_REUSED, lambda: counters.reused_positions),
-        Metric(figures.PREFIX_HITS, lambda: counters.prefix_hits),
+        Metric(figures.PREFIX_QUERIES, lambda: counters.prompt_positions + counters.reused_positions),
+        Metric(figures.PREFIX_HITS, lambda: counters.reused_positions),
+        Metric(figures.PROMPTS_ALIKE, lambda: counters.prefix_hits),
         Metric(figures.PREFIX_BYTES, lambda: counters.prefix_bytes),
         Metric(figures.CANCELLED, lambda: counters.cancelled),
         Metric(figures.RUNNING, lambda: scheduler.num_running),
@@ -129,6 +129,7 @@ class _Response:
         self._lock = threading.Lock()
         self._ids: list[int] = list(prompt)
         self._logits: list[np.ndarray] = []
+        self._cached_tokens = 0
         self._last, self._waits, self._failed = False, False, False
         self._error: VideoLlamaError | None = None
 
@@ -137,6 +138,7 @@ class _Response:
         if step.last:
             self._watch.ended()
         with self._lock:
+            self._cached_tokens += step.cached_tokens
             self._ids.append(step.token)
             if step.logits is not None:
                 self._logits.append(step.logits)
@@ -160,12 +162,15 @@ class _Response:
     def flush(self) -> None:
         with self._lock:
             ids, logits, self._ids, self._logits = self._ids, self._logits, [], []
+            cached, self._cached_tokens = self._cached_tokens, 0
             last, error, self._waits = self._last, self._error, False
         try:
             if ids and (error is None or self._streaming):
                 values: dict[str, Any] = {"output_ids": [[ids]], "sequence_length": [[len(ids)]]}
                 if logits:
                     values["generation_logits"] = [[logits]]
+                if cached:
+                    values[contract.REUSED_BLOCKS.name] = [[cached]]
                 self._reply.send(values, last=last)
             if error is not None:
                 self._reply.fail(error)

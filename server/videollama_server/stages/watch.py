@@ -78,6 +78,7 @@ class QuestionWatch:
                 "gen_ai.response.finish_reasons": [summary.finish_reason],
                 "gen_ai.usage.input_tokens": usage.prompt_tokens + usage.media_tokens,
                 "gen_ai.usage.output_tokens": usage.completion_tokens,
+                "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
                 "vl2.media_tokens": usage.media_tokens,
             }
         )
