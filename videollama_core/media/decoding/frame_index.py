@@ -3,6 +3,7 @@
 from array import array
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import av
 import numpy as np
@@ -13,11 +14,14 @@ from videollama_core.media.decoding.container import DECODER_ERRORS, check_bound
 from videollama_core.protocol.errors import UnreadableMedia
 
 NONE = np.iinfo(np.int64).min  # of a packet without the time
+HELD = 8 * 2**20  # bytes of packets that are kept between the list and the decoder
 _CHECKED = 64  # packets from one look at the limits to the next: the clock costs as much as a packet
 # Containers whose times can be believed, by FFmpeg's names. AVI's cannot: it stores none, and they are guessed.
 _CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "flv"}
 # One packet, one picture, in these. VP8 and MPEG-4 have packets that show nothing, MPEG-2 packets of one field.
 CODECS = {"h264", "hevc", "vp9", "libdav1d", "av1", "prores", "mjpeg"}
+
+Packet: TypeAlias = "av.Packet[VideoStream]"
 
 
 @dataclass(frozen=True)
@@ -100,10 +104,16 @@ class FrameIndex:
         return int(keys[self.pts[keys] <= self.pts[packet]][-1])
 
 
-def read_index(container: "av.container.InputContainer", stream: VideoStream, until: float) -> FrameIndex:
-    """Raises: UnreadableMedia if the file holds fewer packets than its own table promises, or cannot be read to its end."""
+def read_index(
+    container: "av.container.InputContainer", stream: VideoStream, until: float, held: list[Packet] | None = None
+) -> FrameIndex:
+    """
+    Args:
+        held: takes the packets, to be decoded without reading them again; none of a stream of more than HELD bytes.
+    Raises: UnreadableMedia if the file holds fewer packets than its own table promises, or cannot be read to its end.
+    """
     rows = array("q")  # 40 bytes a packet: there may be two million
-    packets, whole = 0, True
+    packets, whole, left = 0, True, HELD
     context = stream.codec_context
     codec, header = context.name, context.extradata or b""
     try:
@@ -112,6 +122,12 @@ def read_index(container: "av.container.InputContainer", stream: VideoStream, un
             if size == 0:
                 continue  # the flush packet at the end
             packets += 1
+            if held is not None:
+                held.append(packet)
+                left -= size
+                if left < 0:
+                    held.clear()
+                    held = None
             pts, dts, key = packet.pts, packet.dts, packet.is_keyframe
             if key:
                 whole = whole and not packet.has_sidedata("new_extradata")

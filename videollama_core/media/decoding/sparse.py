@@ -3,7 +3,7 @@
 Whatever is not as the index promised ends this way: the answer is None, and the caller decodes everything.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import av
@@ -12,7 +12,7 @@ from av.video.stream import VideoStream
 
 from videollama_core.media.decoding.access_points import has_unreferenced
 from videollama_core.media.decoding.container import DECODER_ERRORS, OPTIONS, check_bounds
-from videollama_core.media.decoding.frame_index import NONE, FrameIndex
+from videollama_core.media.decoding.frame_index import NONE, FrameIndex, Packet
 from videollama_core.media.rgb import ToRgb
 from videollama_core.media.video_decoders import Fit
 
@@ -29,9 +29,12 @@ def decode_sparsely(
     wanted: np.ndarray,
     until: float,
     fit: Fit,
+    held: Sequence[Packet] = (),
 ) -> Found | None:
     """None if the stream is not what the index says, or a picture on the way is damaged.
 
+    Args:
+        held: all packets of the index; none if they are to be read from the container.
     Raises: UnreadableMedia past a limit.
     """
     frames = np.unique(wanted)
@@ -41,7 +44,7 @@ def decode_sparsely(
     for packet in packets.tolist():
         groups.setdefault(index.start_of(packet), []).append(packet)
     stream.codec_context.options = _STRICT
-    reader = _Reader(container, stream, index, until, fit)
+    reader = _Reader(container, stream, index, until, fit, held)
     found: Found = {}
     try:
         for start in sorted(groups):
@@ -64,8 +67,10 @@ class _Reader:
         index: FrameIndex,
         until: float,
         fit: Fit,
+        held: Sequence[Packet],
     ) -> None:
         self._container, self._stream, self._index, self._until, self._fit = container, stream, index, until, fit
+        self._held = held
         self._to_rgb = ToRgb()
         context = stream.codec_context
         safe = has_unreferenced(context.name, context.extradata or b"")
@@ -103,11 +108,11 @@ class _Reader:
             frame.time_base = self._stream.time_base  # what the decoder still held comes without
             found[packet] = (self._fit(self._to_rgb(frame)), self._seconds(pts) - self._origin)
 
-    def _packets(self, first: int, last: int) -> Iterator[tuple[int, "av.Packet[VideoStream]"]]:
+    def _packets(self, first: int, last: int) -> Iterator[tuple[int, Packet]]:
         """Packets first to last with their numbers. Raises: ValueError if one is not what the index says."""
         index, awaited, here = self._index, first, slice(first, last + 1)
         said = zip(index.pts[here].tolist(), index.size[here].tolist(), index.shown[here].tolist(), strict=True)
-        for packet in self._after_seek(first):
+        for packet in self._held_from(first) if self._held else self._after_seek(first):
             check_bounds(awaited, self._until)
             if awaited == first and self._number_of(packet) < first:
                 continue
@@ -120,7 +125,11 @@ class _Reader:
             awaited += 1
         raise ValueError(f"the file ends before packet {awaited}")
 
-    def _after_seek(self, number: int) -> Iterator["av.Packet[VideoStream]"]:
+    def _held_from(self, number: int) -> Sequence[Packet]:
+        self._stream.codec_context.flush_buffers()  # as a seek does
+        return self._held[number:]
+
+    def _after_seek(self, number: int) -> Iterator[Packet]:
         """The packets from this one or one before it on: some containers seek by one kind of time, some by the other."""
         for time in (self._index.pts[number], self._index.dts[number]):
             self._container.seek(int(time), stream=self._stream)
@@ -131,7 +140,7 @@ class _Reader:
                 yield from packets
                 return
 
-    def _number_of(self, packet: "av.Packet[VideoStream]") -> int:
+    def _number_of(self, packet: Packet) -> int:
         """-1 for one that the index does not know, as the first one after a seek can be."""
         return -1 if packet.pts is None else self._index.packet_at(packet.pts)
 

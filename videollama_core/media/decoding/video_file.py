@@ -5,7 +5,7 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from videollama_core.media.decoding.container import deadline, open_container, open_unseen, video_stream
-from videollama_core.media.decoding.frame_index import FrameIndex, read_index
+from videollama_core.media.decoding.frame_index import FrameIndex, Packet, read_index
 from videollama_core.media.decoding.frame_table import confirmed, read_table
 from videollama_core.media.decoding.sequential import Found, decode_sequentially
 from videollama_core.media.decoding.sparse import decode_sparsely
@@ -34,7 +34,7 @@ def decode_video(
             choice = _Choice(stream, segment, num_frames)
             table = read_table(container, stream, len(data))
             frames = (
-                _sparsely(container, stream, read_index(container, stream, until), choice, until, fit)
+                _by_list(container, stream, choice, until, fit)[0]
                 if table is None
                 else _by_table(container, stream, table, choice, until, fit)
             )
@@ -44,8 +44,7 @@ def decode_video(
     with open_container(data) as container:  # from its beginning
         stream = video_stream(container)
         choice = _Choice(stream, segment, num_frames)
-        index = read_index(container, stream, until)
-        frames = _sparsely(container, stream, index, choice, until, fit) if sparse else None
+        frames, index = _by_list(container, stream, choice, until, fit, sparse)
         sound = index.is_sound(container.format.name, stream.codec_context.name)
     return frames or _from_the_start(data, index, sound, choice, until, fit)
 
@@ -65,20 +64,22 @@ def _by_table(
     return None if found is None else _frames(found, wanted)
 
 
-def _sparsely(
+def _by_list(
     container: "av.container.InputContainer",
     stream: VideoStream,
-    index: FrameIndex,
     choice: "_Choice",
     until: float,
     fit: Fit,
-) -> Frames | None:
-    """By a list of all packets; None where it does not prove itself, or the stream is not what it says."""
-    if not index.is_sound(container.format.name, stream.codec_context.name):
-        return None
+    sparse: bool = True,
+) -> tuple[Frames | None, FrameIndex]:
+    """By a list of all packets, which comes with it; None where it does not prove itself, or the stream is not what it says."""
+    held: list[Packet] = []
+    index = read_index(container, stream, until, held if sparse else None)
+    if not sparse or not index.is_sound(container.format.name, stream.codec_context.name):
+        return None, index
     wanted = choice.by_key_frames(choice.of(index.available), index)
-    found = decode_sparsely(container, stream, index, wanted, until, fit)
-    return None if found is None else _frames(found, wanted)
+    found = decode_sparsely(container, stream, index, wanted, until, fit, held)
+    return None if found is None else _frames(found, wanted), index
 
 
 def _from_the_start(data: bytes, index: FrameIndex, sound: bool, choice: "_Choice", until: float, fit: Fit) -> Frames:
