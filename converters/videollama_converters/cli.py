@@ -9,7 +9,7 @@ from videollama_converters.engine_options import MEDIA_TOKEN_MEMORIES, EngineOpt
 from videollama_converters.gpus import GPUS
 from videollama_converters.steps.progress import ProgressBar
 from videollama_converters.tensorrt_llm.recipe import Recipe
-from videollama_converters.tensorrt_llm.support import KV_DTYPES, QUANTIZATIONS
+from videollama_converters.tensorrt_llm.support import KV_DTYPES
 from videollama_core.checkpoint.variants import VARIANTS
 from videollama_core.engines.table import ENCODER_ENGINES, LANGUAGE_ENGINES
 from videollama_core.protocol.errors import InvalidRequest, VideoLlamaError
@@ -54,13 +54,13 @@ _DEFAULTS, _RECIPE = EngineOptions(), Recipe()
 )
 @click.option(
     "--quantize",
-    type=click.Choice(list(QUANTIZATIONS)),
-    help="TensorRT-LLM: quantize the weights (fp8 and int8_sq: the activations, too).",
+    type=click.Choice([name for engine in LANGUAGE_ENGINES.values() for name in engine.quantizations]),
+    help="Quantize the language model's weights: int8 on onnx, the others on TensorRT-LLM (fp8 and int8_sq: the activations, too).",
 )
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
-    help='With --quantize: choose the scales by the texts of train.jsonl in this folder, {"text": ...} a line.',
+    help='With --quantize on TensorRT-LLM: choose the scales by the texts of train.jsonl in this folder, {"text": ...} a line.',
 )
 @click.option(
     "--fp8-tower",
@@ -149,7 +149,10 @@ def convert(
     try:
         texts = str(calibration or "")
         positions = max_seq_len or _RECIPE.max_seq_len
-        recipe = Recipe(_RECIPE.dtype, quantize or "", kv_dtype, tp, pp, ep, max_batch_size, positions, gpu, texts)
+        runs_llm = llm_engine or ENCODER_ENGINES[engine].language_engines[0]
+        ours = "" if LANGUAGE_ENGINES[runs_llm].is_backend else quantize or ""
+        theirs = "" if ours else quantize or ""
+        recipe = Recipe(_RECIPE.dtype, theirs, kv_dtype, tp, pp, ep, max_batch_size, positions, gpu, texts)
         options = EngineOptions(
             engine,
             dtype or ENCODER_ENGINES[engine].dtypes[0],
@@ -159,6 +162,7 @@ def convert(
             media_token_memory,
             fp8_tower,
             llm_engine or "",
+            ours,
         )
         progress = ProgressBar()
         found = locate(checkpoint, tower, base, revision, progress, download=not dry_run)

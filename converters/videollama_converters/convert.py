@@ -69,6 +69,7 @@ def convert(
                 "engine": options.engine,
                 "llm_engine": options.llm_engine,
                 "dtype": options.dtype,
+                "quantization": options.quantization or options.recipe.quantization,
                 "slots": int(options.parameters().get("max_num_sequences", 0)),
                 "world_size": options.recipe.world_size if options.language.is_backend else 0,
                 "media_token_memory": options.media_token_memory,

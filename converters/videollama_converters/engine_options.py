@@ -38,6 +38,7 @@ class EngineOptions:
     media_token_memory: str = "cpu"  # where media tokens lie between the encoder and the language model
     fp8_media: tuple[Path, ...] = ()  # videos and pictures for the scales of a tower in fp8; none: no fp8
     llm_engine: str = ""  # what runs the language model; "": the default beside the engine
+    quantization: str = ""  # of the language model's weights on an engine of ours; TensorRT-LLM's is the recipe's
 
     def __post_init__(self) -> None:
         if self.engine not in ENCODER_ENGINES:
@@ -54,6 +55,7 @@ class EngineOptions:
                 f"engine {self.engine} has no language model on {self.llm_engine} beside it; take "
                 f"{' or '.join(encoders.language_engines)}"
             )
+        self._check_quantization()
         if self.fp8_media and not encoders.is_tensorrt:
             raise InvalidRequest(f"fp8 is TensorRT's; engine {self.engine} takes {', '.join(encoders.dtypes)}")
         if self.media_token_memory not in MEDIA_TOKEN_MEMORIES:
@@ -108,6 +110,18 @@ class EngineOptions:
         if self.max_seq_len < media + 64:
             raise InvalidRequest(
                 f"max_seq_len is {self.max_seq_len}, but media alone takes {media} positions; name at least {media + 64}"
+            )
+
+    def _check_quantization(self) -> None:
+        asked, known = self.quantization or self.recipe.quantization, self.language.quantizations
+        if asked and asked not in known:
+            raise InvalidRequest(
+                f"the language model on {self.llm_engine} has no --quantize {asked} here: take "
+                f"{'one of ' + ', '.join(known) if known else 'none, or another --engine'}"
+            )
+        if self.quantization and self.recipe.calibration:
+            raise InvalidRequest(
+                f"--quantize {self.quantization} rounds weights by themselves, without texts: leave out --calibration"
             )
 
     def _check_calibration(self) -> None:

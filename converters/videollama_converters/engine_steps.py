@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from videollama_converters.engine_options import EngineOptions, encoder_dtype
-from videollama_converters.export.compare import compare
+from videollama_converters.export.compare import INT8_TOLERANCE, TOLERANCE, compare
 from videollama_converters.export.encoder_weights import encoder_sources, write_encoder_weights
 from videollama_converters.export.graph_specs import ENGINE_GRAPHS, graph_sources
 from videollama_converters.export.graphs import export_for_runtime
@@ -33,7 +33,7 @@ from videollama_core.engines.bundle import (
     engine_path,
     graph_path,
 )
-from videollama_core.engines.specs import VISION_ENCODER, Graph, graphs_of
+from videollama_core.engines.specs import DECODER, VISION_ENCODER, Graph, graphs_of
 from videollama_core.engines.tensorrt_encoders import describe_machine
 from videollama_core.engines.tensorrt_rtx import rtx_version
 from videollama_core.engines.torch_device import pick_dtype
@@ -64,21 +64,28 @@ def onnx_steps(of: Conversion) -> list[Step]:
     steps = [
         Step(
             graph.name,
-            of.inputs("export.graphs"),
+            of.inputs("export.graphs") | _weights(of, graph),
             (graph_path(graph.name), graph_path(graph.name) + ".data"),
-            partial(export_for_runtime, graph, of.parts, of.progress.advance),
+            partial(export_for_runtime, graph, of.parts, of.progress.advance, bool(_weights(of, graph))),
             work=len(graph_sources(graph, of.parts)),
         )
         for graph in graphs_of(of.parts.config)
     ]
-    work = len(graphs_of(of.parts.config))
-    return [*steps, Step("parity", of.inputs("export.compare"), ("parity.json",), partial(_compare_all, of), work)]
+    work, needs = len(graphs_of(of.parts.config)), of.inputs("export.compare") | _weights(of, DECODER)
+    return [*steps, Step("parity", needs, ("parity.json",), partial(_compare_all, of), work)]
+
+
+def _weights(of: Conversion, graph: Graph) -> dict[str, object]:
+    """Of a step whose graph has weights of fewer bits."""
+    quantization = of.options.quantization if graph is DECODER else ""
+    return {"quantization": quantization} if quantization else {}
 
 
 def _compare_all(of: Conversion, to: Path) -> None:
     report, parts = [], of.parts
     for graph in graphs_of(parts.config):
-        found = compare(graph, parts.config, graph_sources(graph, parts), of.out / graph_path(graph.name))
+        path, tolerance = of.out / graph_path(graph.name), INT8_TOLERANCE if _weights(of, graph) else TOLERANCE
+        found = compare(graph, parts.config, graph_sources(graph, parts), path, tolerance)
         report.append(found.to_dict())
         of.progress.advance()
     write_json(to / "parity.json", report)

@@ -114,7 +114,8 @@ def _bundle(path: Path) -> list[Finding]:
     except VideoLlamaError as error:
         return [Finding("bundle", FAIL, str(path), str(error))]
     size = sum(int(entry["bytes"]) for entry in bundle.manifest["files"].values())
-    told = f"{bundle.manifest['name']}, {bundle.engine} in {bundle.dtype}, {size / 2**30:.2f} GiB"
+    weights = f", language model's weights in {bundle.quantization}" if bundle.quantization else ""
+    told = f"{bundle.manifest['name']}, {bundle.engine} in {bundle.dtype}{weights}, {size / 2**30:.2f} GiB"
     found = [Finding("bundle", OK, told)]
     if bundle.keeps_media_tokens_on_gpu:
         try:

@@ -120,6 +120,11 @@ class Bundle:
         return str(self.manifest["dtype"])
 
     @property
+    def quantization(self) -> str:
+        """Of the language model's weights, as `vl2 convert --quantize` names it; "" where there is none."""
+        return str(self.manifest.get("quantization", ""))
+
+    @property
     def world_size(self) -> int:
         """GPUs of the language model on TensorRT-LLM; 0 where another engine runs it."""
         return int(self.manifest.get("world_size", 0))
@@ -158,9 +163,9 @@ def _check_values(manifest: dict[str, Any]) -> None:
     positions = manifest["max_seq_len"]
     if not RULES["language"]["max_positions"].allows(positions):
         raise ValueError(f"max_seq_len is {shown(positions)}")
-    for key in ("engine", "dtype"):
-        if not isinstance(manifest[key], str):
-            raise ValueError(f"{key} is {shown(manifest[key])}")
+    for key in ("engine", "dtype", "quantization"):
+        if not isinstance(manifest.get(key, "" if key == "quantization" else None), str):
+            raise ValueError(f"{key} is {shown(manifest.get(key))}")
     for key in ("world_size", "pool_bytes"):
         if type(manifest.get(key, 0)) is not int or manifest.get(key, 0) < 0:
             raise ValueError(f"{key} is {shown(manifest[key])}")

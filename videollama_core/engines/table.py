@@ -43,6 +43,7 @@ class LanguageEngine:
     name: str
     package: str
     is_backend: bool = False  # a backend of Triton in C++, with a config.pbtxt and an engine of its own
+    quantizations: tuple[str, ...] = ()  # of its weights, that a conversion offers
     parameters: dict[str, str] = field(default_factory=dict)  # of the stage's config.pbtxt, where not the tracked ones
 
 
@@ -93,11 +94,11 @@ ENCODER_ENGINES = {
 LANGUAGE_ENGINES = {
     engine.name: engine
     for engine in (
-        LanguageEngine("onnx", "onnxruntime"),
+        LanguageEngine("onnx", "onnxruntime", quantizations=("int8",)),
         # A GPU is not busy with a chunk that suits a CPU.
         LanguageEngine("torch", "torch", parameters={"max_num_sequences": "16", "prefill_chunk_len": "4096"}),
         LanguageEngine("vllm", "vllm"),
-        LanguageEngine("tensorrt-llm", "tensorrt_llm", is_backend=True),
+        LanguageEngine("tensorrt-llm", "tensorrt_llm", is_backend=True, quantizations=("fp8", "int4_awq", "int8_sq")),
     )
 }
 

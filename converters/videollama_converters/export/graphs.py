@@ -8,6 +8,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from videollama_converters.export.graph_specs import SPECS, example_inputs, graph_sources
+from videollama_converters.export.int8_weights import store_in_int8
 from videollama_converters.export.kept_graphs import kept_or_made
 from videollama_converters.export.tidy_graph import tidy
 from videollama_core.checkpoint.parts import CheckpointParts
@@ -145,12 +147,16 @@ def export_graph(
     onnx.checker.check_model(str(path))
 
 
-def export_for_runtime(graph: Graph, parts: CheckpointParts, tick: Callable[[], None], folder: Path) -> None:
-    """Write a graph for ONNX Runtime at its place below `folder`."""
+def export_for_runtime(
+    graph: Graph, parts: CheckpointParts, tick: Callable[[], None], in_int8: bool, folder: Path
+) -> None:
+    """Write a graph for ONNX Runtime at its place below `folder`, its matrices in int8 where that is asked."""
     sources = graph_sources(graph, parts)
     if parts.config.language.tied and graph is DECODER:
         sources["lm_head.weight"] = sources["model.embed_tokens.weight"]
     edit = float_pixels if graph is VISION_ENCODER else unchanged
+    if in_int8:
+        edit = partial(store_in_int8, sources=sources, tick=tick)
     export_graph(graph, parts.config, sources, folder / graph_path(graph.name), tick, edit=edit)
 
 
