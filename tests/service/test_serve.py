@@ -33,7 +33,8 @@ def test_ask_streams_text_and_prints_json(server_of):
     answer = json.loads(run(*words, "--json").stdout)
     assert answer["text"] == known.facts["text"] and answer["output_ids"] == known.facts["output_ids"]
     assert answer["finish_reason"] == "length"
-    assert answer["usage"] == {"prompt_tokens": 53, "media_tokens": 45, "completion_tokens": 24}
+    wanted = {"prompt_tokens": 53, "media_tokens": 45, "completion_tokens": 24, "cached_tokens": 97}  # asked before
+    assert answer["usage"] == wanted
     assert {"preprocess", "encoder", "prompt", "prefill", "decode", "total"} <= set(answer["seconds"])
 
 
