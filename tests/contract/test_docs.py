@@ -9,6 +9,7 @@ import pytest
 
 import videollama_client
 from conftest import ROOT
+from videollama_core.protocol.contract import ENTRY
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +41,20 @@ def test_the_log_has_one_titled_entry_per_decision_newest_first():
     assert entries and all(entries), [heading for heading, entry in zip(headings, entries, strict=True) if not entry]
     dates = [entry[1] for entry in entries]
     assert dates == sorted(dates, reverse=True)
+
+
+def tensor_rows() -> list[str]:
+    """Of docs/grpc.md."""
+    rows = ["| tensor | type | shape | meaning |", "|---|---|---|---|"]
+    for title, tensors in (("asked", ENTRY.inputs), ("answered", ENTRY.outputs)):
+        rows.append(f"| **{title}** | | | |")
+        for tensor in tensors:
+            shape = str(list(tensor.dims)).replace("-1", "n")
+            rows.append(f"| `{tensor.name}` | {tensor.wire_dtype} | {shape} | {tensor.meaning.replace(' | ', ', ')} |")
+    return rows
+
+
+def test_the_page_of_grpc_names_every_tensor_of_the_entry():
+    page = (ROOT / "docs/grpc.md").read_text("utf-8")
+    table = page.partition("<!-- tensors -->\n")[2].partition("\n<!-- end of tensors -->")[0]
+    assert table == "\n".join(tensor_rows()), "docs/grpc.md wants:\n" + "\n".join(tensor_rows())

@@ -7,9 +7,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import tritonclient.grpc as triton
@@ -90,40 +90,23 @@ def test_health(server_of):
     assert run("health", "--url", "127.0.0.1:9").returncode == 3
 
 
-def readme_block(word: str, **replaced: str) -> str:
-    """The code block of README.md that holds a word, with an address and a file of this machine."""
-    text = (ROOT / "README.md").read_text("utf-8")
-    block = next(code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if word in code)
-    for old, new in replaced.items():
-        assert old in block
-        block = block.replace(old, new)
-    return block
-
-
-def run_script(block: str, folder: Path) -> str:
-    (folder / "script.py").write_text(block)
-    found = subprocess.run([vl2()[0], folder / "script.py"], capture_output=True, text=True, timeout=60)
-    assert found.returncode == 0, found.stderr
-    return found.stdout
-
-
-def test_the_readme_script_of_a_plain_client_gets_the_same_answer(server_of, tmp_path):
-    """tritonclient alone, run as it stands but for address, file, question and number of tokens."""
+def test_the_documented_program_of_a_plain_client_gets_the_same_answer(server_of, tmp_path):
+    """tritonclient alone, run as it stands in docs/grpc.md but for address, file, question and number of tokens."""
     known = case(VARIANT, "video_basic")
-    replaced = {
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/grpc.md").read_text("utf-8"), re.DOTALL)
+    for old, new in {
         "localhost:8001": server_of(VARIANT).grpc,
         "clip.mp4": str(known.path),
         "What happens?": known.facts["instruct"],
         "[64]": f"[{known.max_new_tokens}]",
-    }
-    block = readme_block("tritonclient", **replaced)
+    }.items():
+        assert old in block
+        block = block.replace(old, new)
     assert "import videollama" not in block and "from videollama" not in block
-    assert run_script(block, tmp_path).strip() == known.facts["text"]
-
-
-def test_the_readme_script_of_our_client_runs(server_of, tmp_path):
-    replaced = {"localhost:8001": server_of(VARIANT).grpc, "clip.mp4": str(case(VARIANT, "video_basic").path)}
-    assert "Usage(" in run_script(readme_block("videollama_client", **replaced), tmp_path)
+    (tmp_path / "script.py").write_text(block)
+    found = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip() == known.facts["text"]
 
 
 def test_the_model_repository_cannot_be_changed_from_outside(server_of):
