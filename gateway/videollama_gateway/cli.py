@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,13 @@ def gateway(
     os.environ.update(log_style.environment())
     log_to_stderr(logging.INFO, "%(asctime)s gateway %(levelname)s %(message)s", "gateway", log_style)
     listening = _listen(host, port)
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises what it caught once more when it has ended
-        signal.signal(number, lambda *_: None)
-    asyncio.run(_serve(named, servers_file, connection, listening, max_body_bytes, examples, environment))
+    stopping = threading.Event()
+    for number in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # until uvicorn listens for them; it raises them once more at its end
+        signal.signal(number, lambda *_: stopping.set())
+    asyncio.run(_serve(named, servers_file, connection, listening, max_body_bytes, examples, environment, stopping))
 
 
 async def _serve(
@@ -77,6 +82,7 @@ async def _serve(
     max_body_bytes: int | None,
     examples: Path | None,
     environment: dict[str, str],
+    stopping: threading.Event,
 ) -> None:
     import uvicorn
 
@@ -93,7 +99,8 @@ async def _serve(
     where = listening.getsockname()
     address = f"http://{where[0]}:{where[1]}"
     click.echo(f"the OpenAI API is at {address}/v1, a web page at {address}/, models: {', '.join(servers.models)}")
-    await uvicorn.Server(config).serve(sockets=[listening])
+    if not stopping.is_set():
+        await uvicorn.Server(config).serve(sockets=[listening])
     tracer.close()
 
 

@@ -21,6 +21,7 @@ from videollama_core.checkpoint.read_config import published_config
 from videollama_core.media.preprocess import prepare
 from videollama_core.media.video import Segment
 from videollama_core.protocol.errors import BadSegment, Cancelled, StageDied, StageFailed, UnreadableMedia
+from videollama_server.processes import is_alive
 from videollama_server.sandbox import cage, message
 from videollama_server.sandbox.decoder import CagedDecoder
 from videollama_server.sandbox.nursery import WAITING, processor_seconds
@@ -179,6 +180,8 @@ def test_one_that_is_killed_while_it_waits_is_missed_by_nobody(decoder):
     for _ in range(3):
         waiting = _waiting(decoder)
         os.kill(waiting, signal.SIGKILL)
+        while is_alive(waiting):
+            time.sleep(0.01)
         assert decoder.prepare("video", [clip()], Segment()).frames.size
         assert _waiting(decoder) != waiting
 
