@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from videollama_benchmarks.recording import TREE
-from videollama_converters.export.graphs import build_module, export_graph
+from videollama_converters.export.graphs import build_module, export_graph, unchanged
+from videollama_converters.export.int8_weights import store_in_int8
 from videollama_core.checkpoint.parts import open_checkpoint
 from videollama_core.engines.bundle import Bundle, graph_path
 from videollama_core.engines.specs import DECODER, EMBEDDING
@@ -57,17 +59,26 @@ def random_bundle(config: Any, folder: Path) -> tuple[Bundle, dict[str, torch.Te
         for name, value in build_module(DECODER, config).state_dict().items()
     }
     weights |= {name: torch.zeros_like(value) for name, value in weights.items() if name.endswith(".bias")}
-    sources = {name: _reader(value) for name, value in weights.items()}
-    for graph in (DECODER, EMBEDDING):
-        export_graph(graph, config, sources, folder / graph_path(graph.name), lambda: None)
-    return Bundle(folder, config, {"max_seq_len": 2048}), weights
+    return _bundle(config, weights, folder, 2048), weights
 
 
 def shapes_bundle(folder: Path) -> tuple[Bundle, dict[str, torch.Tensor]]:
     """tiny-shapes' decoder."""
     parts = open_checkpoint(TREE / "training/checkpoints/tiny-shapes")
     weights = {name: read().float() for name, read in parts.language_sources().items()}
+    return _bundle(parts.config, weights, folder, 1024), weights
+
+
+def in_int8(bundle: Bundle, weights: dict[str, torch.Tensor], folder: Path) -> Bundle:
+    """The same decoder with its matrices in int8."""
+    return _bundle(bundle.config, weights, folder, bundle.max_seq_len, in_int8=True)
+
+
+def _bundle(
+    config: Any, weights: dict[str, torch.Tensor], folder: Path, positions: int, in_int8: bool = False
+) -> Bundle:
     sources = {name: _reader(value) for name, value in weights.items()}
-    for graph in (DECODER, EMBEDDING):
-        export_graph(graph, parts.config, sources, folder / graph_path(graph.name), lambda: None)
-    return Bundle(folder, parts.config, {"max_seq_len": 1024}), weights
+    edit = partial(store_in_int8, sources=sources, tick=lambda: None) if in_int8 else unchanged
+    export_graph(DECODER, config, sources, folder / graph_path(DECODER.name), lambda: None, edit=edit)
+    export_graph(EMBEDDING, config, sources, folder / graph_path(EMBEDDING.name), lambda: None)
+    return Bundle(folder, config, {"max_seq_len": positions})

@@ -52,11 +52,11 @@ class Served:
         return found
 
 
-def converted_demo() -> Path:
-    """The bundle of the demo's checkpoint, converted where it is not yet."""
+def converted_demo(*options: str, out: Path = DEMO) -> Path:
+    """The bundle of the demo's checkpoint, converted where it is not yet. Args: options: of `vl2 convert`."""
     command = [sys.executable, "-m", "videollama_client", "convert", str(TREE / "training/checkpoints/tiny-shapes")]
-    subprocess.run([*command, "--out", str(DEMO)], check=True, stdout=subprocess.DEVNULL)
-    return DEMO
+    subprocess.run([*command, "--out", str(out), *options], check=True, stdout=subprocess.DEVNULL)
+    return out
 
 
 def with_free_model(bundle: Path, folder: Path) -> Path:

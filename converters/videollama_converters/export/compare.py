@@ -19,8 +19,9 @@ from videollama_core.protocol.errors import ParityFailed
 # Largest relative difference allowed, |a - b| / max(1, largest |b|), in float32. Sums of different order move the last
 # bits: tiny models stay below 3e-6, real widths (1024 and more) below 5e-5.
 TOLERANCE = 2e-4
-# With matrices in int8, whose rounding is the point: a wrong layout differs by 1 and more.
-INT8_TOLERANCE = 0.2
+# With matrices in int8, whose rounding is the point: 0.06 in tiny dense decoders of random weights, 0.26 in a Mixtral, where a
+# rounded score chooses another expert. A wrong layout differs by 1 and more.
+INT8_TOLERANCE = 0.6
 # A graph is compared while module, session and inputs fit this share of the memory.
 MEMORY_SHARE = 0.4
 

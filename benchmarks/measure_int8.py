@@ -1,0 +1,155 @@
+"""The language model's weights in int8 on a CPU beside float32: the accuracy of tiny-shapes, speed and size.
+
+Accuracy is that of the held-out questions through a real server. Weights of the larger shapes are random.
+"""
+
+import os
+import statistics
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from videollama_benchmarks.decoding.batches import POSITIONS, check_batches, fill_slots, kept_prompt
+from videollama_benchmarks.decoding.models import SHAPES, in_int8, random_bundle, shapes_bundle, with_language
+from videollama_benchmarks.overhead.served import DEMO, converted_demo, serving
+from videollama_benchmarks.recording import TREE, Table, arguments, in_turn, record, spread
+from videollama_benchmarks.sources import FrameOrder, service
+from videollama_benchmarks.tasks.items import Item
+from videollama_benchmarks.tasks.shapes import TASKS, load_shapes, read_shapes
+from videollama_client import Client
+from videollama_core.engines.bundle import Bundle
+from videollama_core.engines.specs import DECODER
+from videollama_core.generation.onnx_runner import OnnxRunner
+
+PLAIN, INT8 = "float32", "int8"
+BATCHES = (1, 8)
+NUM_FRAMES = 8  # of tiny-shapes
+NOTES = (
+    "`vl2 convert --quantize int8` beside a conversion without it. Questions: the 480 of `benchmarks/shapes` through a server, greedy, "
+    f"eight at a time. Speed: the decoder's runner in one process at {POSITIONS} positions, both in turn, every core; "
+    "`processor` are ratios of the processor time, which other work on the machine moves less than the clock.",
+    "Scores of eight requests in one step equal those of each alone (largest difference below 1e-3) in int8 as well: checked first.",
+)
+
+
+def answers(bundle: Path, items: list[Item]) -> dict[str, list[str]]:
+    """With the frames as they are and shuffled, which the model was never trained on."""
+    found = {}
+    with serving(bundle) as served, Client(served.address) as client, ThreadPoolExecutor(8) as pool:
+        for order, frames in (("", None), (", frames shuffled", FrameOrder("shuffled", NUM_FRAMES))):
+            ask = service(client, TASKS[0].max_new_tokens, 600.0, frames)
+            found[order] = list(pool.map(lambda item, ask=ask: ask(item, item.questions[0]), items))  # type: ignore[misc]
+    return found
+
+
+def accuracy(items: list[Item], order: str, found: dict[str, list[str]]) -> list[list[str | float | None]]:
+    """A row for all questions and for each form of them."""
+    right = {
+        name: [bool(read_shapes(item, [answer]).right) for item, answer in zip(items, texts, strict=True)]
+        for name, texts in found.items()
+    }
+    same = [one == other for one, other in zip(found[PLAIN], found[INT8], strict=True)]
+    rows: list[list[str | float | None]] = []
+    for form in ("all", *sorted({item.groups["form"] for item in items})):
+        chosen = [place for place, item in enumerate(items) if form in ("all", item.groups["form"])]
+        shares = (100 * statistics.mean(values[place] for place in chosen) for values in (*right.values(), same))
+        rows.append([form + order, len(chosen), *(f"{share:.1f} %" for share in shares)])
+    return rows
+
+
+def speed(bundles: dict[str, Bundle], steps: int, runs: int) -> dict[str, Any]:
+    """Batch, or "prompt" -> variant -> `wall` and `cpu` seconds of each run."""
+    runners = {name: OnnxRunner(bundle, 8, bundle.max_seq_len) for name, bundle in bundles.items()}
+    kept = {name: kept_prompt(runner) for name, runner in runners.items()}
+    for name, runner in runners.items():
+        check_batches(runner, kept[name])
+
+    def decode(name: str, batch: int) -> None:
+        for _ in range(steps):
+            runners[name].decode([*range(batch)], [7] * batch)
+
+    def prompt(name: str) -> None:
+        runners[name].free(0)
+        ids = np.random.default_rng(0).integers(0, runners[name].vocab_size, POSITIONS)
+        runners[name].prefill(0, ids, None, np.ones(POSITIONS, bool))
+
+    found: dict[str, Any] = {}
+    for batch in BATCHES:
+        for name, runner in runners.items():
+            fill_slots(runner, kept[name], batch)
+            decode(name, batch)
+        found[str(batch)] = in_turn({n: lambda n=n, b=batch: decode(n, b) for n in runners}, runs)  # type: ignore[misc]
+    found["prompt"] = in_turn({n: lambda n=n: prompt(n) for n in runners}, runs)  # type: ignore[misc]
+    return found
+
+
+def main() -> None:
+    asked = arguments(__doc__).parse_args()
+    steps, runs = (4, 1) if asked.fast else (12, 9)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    items = load_shapes(TREE / "benchmarks/shapes")[:: 20 if asked.fast else 1]
+    served = {
+        PLAIN: converted_demo(),
+        INT8: converted_demo("--quantize", INT8, out=DEMO.with_name(f"{DEMO.name}-{INT8}")),
+    }
+    told = {name: answers(bundle, items) for name, bundle in served.items()}
+    right = [row for order in told[PLAIN] for row in accuracy(items, order, {n: of[order] for n, of in told.items()})]
+    rates: list[list[str | float | None]] = []
+    sizes: list[list[str | float | None]] = []
+    samples: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        made = {"tiny-shapes": shapes_bundle(Path(folder, "shapes"))}
+        for name, change in SHAPES.items():
+            config = with_language(made["tiny-shapes"][0].config, change)
+            made[name] = random_bundle(config, Path(folder, name.split(",")[0]))
+        for number, (name, (bundle, weights)) in enumerate(made.items()):
+            both = {PLAIN: bundle, INT8: in_int8(bundle, weights, Path(folder, f"{number}-{INT8}"))}
+            megabytes = [
+                sum(path.stat().st_size for path in each.root.glob(f"onnx/{DECODER.name}.*")) / 1e6
+                for each in both.values()
+            ]
+            sizes.append([name, *megabytes, megabytes[1] / megabytes[0]])
+            taken = speed(both, steps, runs)
+            samples[name] = {what: {n: spread(v["wall"]) for n, v in of.items()} for what, of in taken.items()}
+            row: list[str | float | None] = [name]
+            for what, of in taken.items():
+                count = POSITIONS if what == "prompt" else int(what) * steps
+                wall = {n: statistics.median(values["wall"]) for n, values in of.items()}
+                cpu = {n: statistics.median(values["cpu"]) for n, values in of.items()}
+                row += [count / wall[PLAIN], wall[PLAIN] / wall[INT8], cpu[PLAIN] / cpu[INT8]]
+            rates.append(row)
+    columns = [
+        column
+        for of in ("1", "8", "prompt")
+        for column in (f"{of}: float32 tokens/s", f"{of}: int8", f"{of}: processor")
+    ]
+    record(
+        "int8",
+        "Weights in int8 on a CPU",
+        [
+            Table(
+                "Right answers of tiny-shapes, and answers that are the same text",
+                ["questions", "number", PLAIN, INT8, "same"],
+                right,
+            ),
+            Table(
+                "Tokens/s of one request, of eight in one step and of a prompt; int8 as times of float32",
+                ["model", *columns],
+                rates,
+            ),
+            Table("MB of the decoder's graph and weights", ["model", PLAIN, INT8, "of float32"], sizes),
+        ],
+        (),
+        NOTES,
+        samples,
+        asked.fast,
+        asked.out,
+    )
+
+
+if __name__ == "__main__":
+    main()
