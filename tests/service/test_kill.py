@@ -5,6 +5,7 @@ again: a running answer fails with ServerUnreachable instead, and everything els
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -66,14 +67,19 @@ def test_the_next_request_succeeds(stage, server):
 @pytest.mark.parametrize("stage", ["videollama2", "tensorrt_llm"])
 def test_a_running_answer_fails_with_a_clear_error(stage, server):
     with server.client() as client:
-        client.wait_until_ready(60)
-        pieces = iter(client.stream("Tell a long story", max_new_tokens=20000))
-        next(pieces)
-        killed = time.monotonic()
-        kill(server, stage)
-        with pytest.raises(VideoLlamaError, match=f"{stage}.*send the request again|no server answers"):
-            for _ in pieces:
-                pass
+        error = None
+        for _ in range(3):  # on a busy machine an answer may end before its stage does
+            client.wait_until_ready(60)
+            pieces = iter(client.stream("Tell a long story", max_new_tokens=20000))
+            next(pieces)
+            killed = time.monotonic()
+            kill(server, stage)
+            try:
+                list(pieces)
+            except VideoLlamaError as found:
+                error = found
+                break
+        assert error is not None and re.search(f"{stage}.*send the request again|no server answers", str(error)), error
         assert time.monotonic() - killed < 15
         assert ask(client, 200 + STAGES.index(stage)).usage.completion_tokens == 3
 
