@@ -12,6 +12,7 @@ from pathlib import Path
 from conftest import MEDIA
 from service.servers import Server, alive, children
 from videollama_client import VideoLlamaError
+from videollama_server.sandbox.nursery import WAITING, WORKING
 
 TOKENS = 12
 QUESTIONS = (
@@ -133,7 +134,7 @@ class Footprint:
         group = members(triton) + children(server.process.pid, "videollama_server.endpoint")
         shared = [path.stat() for path in Path("/dev/shm").glob(f"{run_name(triton)}-*")]
         return cls(
-            processes=len(group),
+            processes=sum(name_of(pid) not in (WAITING, WORKING) for pid in group),  # they come and go
             threads=sum(entries(f"/proc/{pid}/task") for pid in group),
             descriptors=sum(entries(f"/proc/{pid}/fd") for pid in group),
             shared_files=len(shared),
@@ -160,6 +161,14 @@ def run_name(triton: int) -> str:
     words = Path(f"/proc/{triton}/cmdline").read_bytes().decode().split("\0")
     (prefix,) = (word.partition("prefix-name=")[2] for word in words if "shm-region-prefix-name=" in word)
     return prefix.removesuffix("-")
+
+
+def name_of(pid: int) -> str:
+    """Empty of a process that ended meanwhile."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def entries(folder: str) -> int:

@@ -15,6 +15,7 @@ from conftest import AUDIO_VARIANT, MEDIA
 from security.measured import Measured, measured
 from security.media_cases import Case, slow_pictures
 from security.media_corpus import FAMILIES, case, corpus
+from security.soak import name_of
 from service.servers import Server, serving
 from videollama_core.checkpoint.read_config import published_config
 from videollama_core.generation.prefixes import PREFIX_VARIABLE
@@ -170,12 +171,6 @@ def _read(stream) -> None:
             pass
 
 
-def _name(pid: int) -> str:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    return ""  # it has ended
-
-
 def _comes(condition: Callable[[], bool], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -188,7 +183,7 @@ def _comes(condition: Callable[[], bool], seconds: float) -> bool:
 def _decoding(server: Server) -> list[int]:
     """Processes that decode a request, and do not wait for one."""
     found = [pid for stage in server.pids("preprocess") for nursery in _children(stage) for pid in _children(nursery)]
-    return [pid for pid in found if _name(pid) == WORKING]
+    return [pid for pid in found if name_of(pid) == WORKING]
 
 
 def test_hostile_media_leave_the_server_and_its_other_callers_as_they_were(server):
