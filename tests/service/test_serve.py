@@ -193,18 +193,20 @@ def test_a_stopping_server_lets_running_answers_end(signal_number, bundle_of, tm
             refused: list = []
 
             def late():
-                time.sleep(0.3)
-                try:
-                    refused.append(client.ask("Too late?", max_new_tokens=1, timeout=3))
-                except VideoLlamaError as error:
-                    refused.append(error)
+                deadline = time.monotonic() + 20
+                while not refused and time.monotonic() < deadline:  # the signal takes a moment on a busy machine
+                    time.sleep(0.1)
+                    try:
+                        client.ask("Too late?", max_new_tokens=1, timeout=3)
+                    except VideoLlamaError as error:
+                        refused.append(error)
 
             thread = threading.Thread(target=late)
             thread.start()
             list(pieces)
             assert stream.answer.usage.completion_tokens > 1
             thread.join(30)
-            assert isinstance(refused[0], VideoLlamaError)
+            assert refused
         server.process.communicate(timeout=60)
         assert server.process.returncode == 0
         assert not any(alive(pid) for pid in stubs)
