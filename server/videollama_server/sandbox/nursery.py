@@ -34,9 +34,7 @@ from videollama_core.telemetry.logs import log_to_stderr
 from videollama_server.sandbox import cage, message
 
 _HEAD_BYTES = 4096  # of one message on the socket
-_STALLED_SECONDS = (
-    60  # without a hundredth of processor time: it waits for what never comes, however busy the machine is
-)
+_STALLED_SECONDS = 60  # without a hundredth of processor time: it waits for what never comes, however busy the machine
 _JOB, _DONE = b"job", b"done"
 WAITING, WORKING = "vl2-waiting", "vl2-decoding"  # names of the processes, at most 15 bytes
 logger = logging.getLogger("preprocess")
@@ -55,11 +53,11 @@ def main(words: list[str]) -> None:
     gc.freeze()  # pages that both processes share stay shared
     while True:
         ahead = Decoding(parent, config, parts)  # while nobody waits for it
-        data, memories, _, _ = socket.recv_fds(parent, _HEAD_BYTES, 1)
-        while data and not memories:  # a message that came after the end
+        memories: list[int] = []
+        while not memories:  # else a message that came after the end
             data, memories, _, _ = socket.recv_fds(parent, _HEAD_BYTES, 1)
-        if not data:
-            return
+            if not data:
+                return
         if not ahead.is_waiting():
             ahead.close()
             ahead = Decoding(parent, config, parts)
