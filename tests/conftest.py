@@ -46,6 +46,13 @@ SOUND_TOKEN_TOLERANCE = 0.02
 DECODER_DEPENDENT = "odd_101x67.webm"
 
 
+@pytest.fixture(autouse=True)
+def ordinary_scheduling():
+    """No test may leave this process with real-time priority: what is started from it would take the cores from everybody else."""
+    yield
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
 @dataclass(frozen=True)
 class Case:
     """One recorded question, with what the reference did at every step."""

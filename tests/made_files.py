@@ -10,6 +10,8 @@ from typing import Any
 import av
 import numpy as np
 
+from videollama_benchmarks.preparation.clips import kept_scheduling
+
 SIZE = (128, 96)
 FRAMES = 24
 X264 = {"crf": "20", "preset": "ultrafast"}
@@ -33,7 +35,7 @@ class Made:
 
     def write(self, folder: Path) -> Path:
         path = folder / self.name
-        with av.open(str(path), "w", options=self.container) as output:
+        with kept_scheduling(), av.open(str(path), "w", options=self.container) as output:
             stream: Any = output.add_stream(self.codec, rate=self.rate, options=self.options or _defaults(self.codec))
             stream.width, stream.height = self.size
             stream.pix_fmt = self.pixels

@@ -1,6 +1,8 @@
 """Made clips of any length: ten seconds are encoded once, longer ones repeat their packets."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,20 @@ CODECS: dict[str, tuple[str, dict[str, str]]] = {
     "vp9": ("libvpx-vp9", {"deadline": "good", "cpu-used": "5", "crf": "36", "b": "0", "row-mt": "1"}),
     "av1": ("libsvtav1", {"preset": "11", "crf": "40"}),
 }
+
+
+@contextmanager
+def kept_scheduling() -> Iterator[None]:
+    """The calling thread's scheduling afterwards as before.
+
+    To encode AV1, SVT-AV1 gives a caller who may have it, as root may, real-time priority (SCHED_FIFO 99) and leaves it there:
+    all that the process does and starts from then on keeps every other process from the processors.
+    """
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 @dataclass(frozen=True)
@@ -49,7 +65,7 @@ class Clip:
         scene = _scene(width, self.height)
         random = np.random.default_rng(1)
         grain = random.normal(0, 2.5, (self.height + 64, width + 64, 1)).round().astype(np.int16)  # a sensor's
-        with av.open(str(path), "w") as output:
+        with kept_scheduling(), av.open(str(path), "w") as output:
             stream: Any = output.add_stream(codec, rate=RATE, options={**options, "g": str(self.group)})
             stream.width, stream.height, stream.pix_fmt = width, self.height, "yuv420p"
             for number in range(RATE * UNIT):
