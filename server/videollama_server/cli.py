@@ -23,6 +23,7 @@ from videollama_server.gateway_process import GatewayProcess, read_openai
 from videollama_server.supervisor import ServerOptions, TritonServer
 
 _DEFAULTS = ServerOptions()
+_AGAIN_SECONDS = 0.05
 DEATHS_ALLOWED, DEATHS_SECONDS = 3, 300.0  # a server that dies more often is given up
 
 
@@ -128,9 +129,7 @@ def serve(
     server = TritonServer(bundle, ServerOptions(**options, media_policy=policy, access=access, log_style=log_style))
     for warning in access.warnings(server.options.host):
         click.echo(f"warning: {warning}", err=True)
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: _interrupt(stopping))
+    _stop_at_signals()
     click.echo(f"starting Triton on {bundle} ...", err=True)
     environment = with_endpoint(os.environ, server.options.otlp_endpoint) | log_style.environment()
     gateway = None
@@ -189,8 +188,25 @@ class _Stop(BaseException):
     """The operator wants the server to stop."""
 
 
-def _interrupt(stopping: threading.Event) -> None:
-    """The first signal stops in order; later ones are ignored while that is under way."""
-    if not stopping.is_set():
-        stopping.set()
-        raise _Stop
+def _stop_at_signals() -> None:
+    """Let the first SIGTERM or SIGINT raise _Stop in the main thread; later ones are ignored, as that is under way.
+
+    It may come where Python lets no exception through (a finalizer, what runs after a fork): then it is raised again soon.
+    """
+    stopping = threading.Event()
+
+    def stop(*_: object) -> None:
+        if not stopping.is_set():
+            stopping.set()
+            raise _Stop
+
+    def tell(lost: "sys.UnraisableHookArgs") -> None:
+        if lost.exc_type is not _Stop:
+            sys.__unraisablehook__(lost)
+            return
+        stopping.clear()
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+        signal.signal(number, stop)
+    sys.unraisablehook = tell

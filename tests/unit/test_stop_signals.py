@@ -1,0 +1,58 @@
+"""SIGTERM and Ctrl-C: `vl2 serve` hears them wherever Python is just then."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from videollama_server.cli import _Stop, _stop_at_signals
+
+
+class _Finalized:
+    """Whose finalizer is the worst of moments: nothing that is raised in it gets out."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def signals(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
+    _stop_at_signals()
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def wait() -> None:
+    """Until a signal ends it; that Python reads is no finalizer's."""
+    subprocess.run([sys.executable, "-c", "import time; time.sleep(20)"], check=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_stops_and_later_ones_do_not_disturb_that(signals, number):
+    with pytest.raises(_Stop):
+        os.kill(os.getpid(), number)
+        wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+
+
+def test_a_signal_in_a_finalizer_stops_too(signals):
+    with pytest.raises(_Stop):
+        _Finalized()
+        wait()
+    time.sleep(0.2)  # and it is not told again
+
+
+def test_a_signal_while_a_process_is_forked_stops_too(signals):
+    os.register_at_fork(after_in_parent=lambda: armed and os.kill(os.getpid(), armed.pop()))
+    armed = [signal.SIGTERM]
+    with pytest.raises(_Stop):
+        subprocess.run([sys.executable, "-c", ""], preexec_fn=os.getpid, check=False)
+        wait()
