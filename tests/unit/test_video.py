@@ -128,12 +128,14 @@ def cut(data: bytes, share: float) -> bytes:
 
 
 VIDEO = (MEDIA / "sample_demo_1.mp4").read_bytes()
+INDEX_FIRST = numbered_video(60, movflags="faststart")
 BAD_VIDEOS = {
     "empty": (b"", "0 bytes"),
     "text": (b"this is not a video at all, only some text\n" * 20, "cannot|not a video"),
     "random": (np.random.default_rng(0).bytes(20000), "not a video"),
     "cut before the index": (cut(VIDEO, 0.5), "not a video|cut off|damaged"),
-    "cut behind the index": (cut(numbered_video(60, movflags="faststart"), 0.6), "cut off|damaged|not a video"),
+    "cut within the index": (INDEX_FIRST[: INDEX_FIRST.index(b"stsd")], "cut off|not a video"),
+    "cut behind the index": (cut(INDEX_FIRST, 0.6), "cut off|damaged|not a video"),
     "sound only": ((MEDIA / "tone_16k_mono_4s.wav").read_bytes(), "no video stream.*audio track"),
     "picture": ((MEDIA / "image_90x50.png").read_bytes(), "not a video"),
     "playlist": (b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n/etc/passwd\n#EXT-X-ENDLIST\n", "not a video"),

@@ -28,10 +28,29 @@ def open_unseen(data: bytes) -> "av.container.InputContainer":
     """
     if data[4:8] == b"ftyp":
         container = _open(data, codec_whitelist="none")
+        _check_whole(data, container)
         if all(stream.frames and stream.average_rate for stream in container.streams.video):
             return container
         container.close()
     return open_container(data)
+
+
+def _check_whole(data: bytes, container: "av.container.InputContainer") -> None:
+    """Raises: UnreadableMedia where an MP4 ends within one of its boxes (ISO 14496-12, 4.2) and its header tells no codec."""
+    if any(stream.codec_context is not None for stream in container.streams.video):
+        return
+    at = 0
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at : at + 4]) or len(data) - at  # 0: until the end
+        if size == 1:
+            size = int.from_bytes(data[at + 8 : at + 16])
+        if at + size > len(data):
+            container.close()
+            kind = data[at + 4 : at + 8].decode("latin-1")
+            raise UnreadableMedia(
+                f"the file was cut off: it ends after {len(data)} bytes, within its part {kind!r}, which needs {at + size}; send it whole"
+            )
+        at += max(size, 8)
 
 
 def open_container(data: bytes) -> "av.container.InputContainer":
