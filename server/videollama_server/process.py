@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -31,6 +32,20 @@ _END_POLL_SECONDS, _GONE_SECONDS = 0.02, 1.0
 
 class _StandsStill(ServerFailed):
     """A start that gets nowhere."""
+
+
+class _Progress:
+    """Whether processes, which may come and go, get on."""
+
+    def __init__(self, pids: Callable[[], Iterable[int]]) -> None:
+        self._pids = pids
+        self._work, self._looked = work_of(pids()), time.monotonic()
+
+    def stands_still(self) -> bool:
+        if time.monotonic() - self._looked <= _STILL_SECONDS:
+            return False
+        before, self._work, self._looked = self._work, work_of(self._pids()), time.monotonic()
+        return self._work - before < _LEAST_WORK
 
 
 class TritonProcess:
@@ -116,7 +131,7 @@ class TritonProcess:
     def wait_until_ready(self, seconds: float) -> None:
         """Raises: ServerFailed with the failing stage's reason when it ends first, or is not ready in time."""
         deadline = time.monotonic() + seconds
-        work, looked = self._work(), time.monotonic()
+        progress = _Progress(lambda: (self.pid, *stage_processes(self.pid)))
         while time.monotonic() < deadline:
             if not self.is_running():
                 raise ServerFailed(f"Triton ended with code {self.wait()} while it started. {self._reason()}")
@@ -125,14 +140,25 @@ class TritonProcess:
                 return
             except OSError:
                 time.sleep(_POLL_SECONDS)
-            if time.monotonic() - looked > _STILL_SECONDS:
-                before, work, looked = work, self._work(), time.monotonic()
-                if work - before < _LEAST_WORK and not self._has_engine:  # an engine may wait for other machines
-                    raise _StandsStill(f"Triton stood still for {_STILL_SECONDS:g} s while it started")
+            if not self._has_engine and progress.stands_still():  # an engine may wait for other machines
+                raise _StandsStill(f"Triton stood still for {_STILL_SECONDS:g} s while it started")
         raise ServerFailed(f"Triton was not ready after {seconds:g} s")
 
-    def _work(self) -> float:
-        return work_of((self.pid, *stage_processes(self.pid)))
+    def load_again(self, stage: str, seconds: float) -> None:
+        """Load a stage whose process died. Raises: OSError if that fails, also where it gets nowhere: Triton is killed then.
+
+        In Triton 2.51 a load may stay without an end where the stage's old process died with a lock in its hands.
+        """
+        self.control.unload(stage)
+        progress = _Progress(lambda: [pid for pid, name in stage_processes(self.pid).items() if name == stage])
+        with ThreadPoolExecutor(1) as pool:
+            loading = pool.submit(self.control.load, stage, seconds)
+            while not wait([loading], _POLL_SECONDS).done:
+                if progress.stands_still():
+                    logger.warning("loading %s stood still for %g s; ending Triton", stage, _STILL_SECONDS)
+                    os.kill(self.pid, signal.SIGKILL)
+                    break
+        loading.result()
 
     def _reason(self) -> str:
         """The failing stage's own words, from the log."""

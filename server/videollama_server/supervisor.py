@@ -224,8 +224,7 @@ class TritonServer:
                         if stage == contract.LANGUAGE_MODEL.name:
                             os.kill(pid, signal.SIGKILL)
                 for stage in sorted(missing):
-                    self._triton.control.unload(stage)
-                    self._triton.control.load(stage, timeout=self.options.start_seconds)
+                    self._triton.load_again(stage, self.options.start_seconds)
                 self._threads = threads_of(self._triton.pid)
             except OSError as error:
                 logger.error("%s cannot be started again: %s", ", ".join(sorted(missing)), error)

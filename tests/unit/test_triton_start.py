@@ -1,4 +1,4 @@
-"""A Triton that a signal ends, or that stands still while it starts is launched again."""
+"""A Triton that a signal ends, or that stands still while it starts or loads a stage again, is launched again."""
 
 import signal
 import subprocess
@@ -83,5 +83,24 @@ def test_it_is_launched_again_where_it_stands_still(tmp_path, monkeypatch, caplo
     try:
         triton.start([], {}, 20, lambda: None)
         assert triton.launched in (2, 3) and "stood still for 0.5 s" in caplog.text
+    finally:
+        triton.end()
+
+
+def test_it_is_ended_where_loading_a_stage_again_stands_still(tmp_path, monkeypatch):
+    """A process whose load has no end until it is gone, as Triton's gRPC call."""
+    monkeypatch.setattr(process, "_STILL_SECONDS", 0.3)
+    triton, unloaded = Still(tmp_path), []
+    triton.launch([], {})
+
+    def load(stage: str, timeout: float) -> None:
+        triton._process.wait(timeout)
+        raise ConnectionError("it ended")
+
+    triton.control = SimpleNamespace(unload=unloaded.append, load=load)
+    try:
+        with pytest.raises(ConnectionError, match="it ended"):
+            triton.load_again("encoder", 20)
+        assert (unloaded, triton._process.wait(5)) == (["encoder"], -signal.SIGKILL)
     finally:
         triton.end()
