@@ -122,7 +122,7 @@ class DecoupledStage(PythonStage):
         self.callers = CallerWatch(self.look_seconds, self._tell_running)
         super().initialize(args)
 
-    def execute(self, requests: list[Any]) -> None:
+    def answer_all(self, requests: list[Any]) -> None:
         for request in requests:
             reply = Reply(self.contract, request)
             try:

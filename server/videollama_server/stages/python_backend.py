@@ -29,6 +29,7 @@ from videollama_core.protocol.errors import (
 from videollama_core.protocol.limits import WORD_CHARACTERS
 from videollama_core.protocol.questions import read_text
 from videollama_core.telemetry.logs import log_to_stderr
+from videollama_server.machine.stub_health import StubHealth
 
 logger = logging.getLogger(__name__)
 _NUMPY = {
@@ -146,6 +147,7 @@ class PythonStage:
         log_to_stderr(os.environ.get("VL2_LOG_LEVEL", "INFO"), f"%(asctime)s {name} %(levelname)s %(message)s", name)
         # Triton's stub starts Python without a locale, in ASCII whatever the environment says; libraries read files of theirs.
         locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+        self.health = StubHealth(self.contract.decoupled)
         try:
             self.load(args)
         except VideoLlamaError as error:
@@ -160,6 +162,10 @@ class PythonStage:
         os._exit(0)
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
+        with self.health.working():
+            return self.answer_all(requests)
+
+    def answer_all(self, requests: list[Any]) -> list[Any] | None:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
