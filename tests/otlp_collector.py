@@ -1,4 +1,4 @@
-"""A collector of OpenTelemetry traces in this process, by OTLP over HTTP and over gRPC: what it was sent."""
+"""A collector of OpenTelemetry traces and metrics in this process, by OTLP over HTTP and over gRPC: what it was sent."""
 
 import threading
 import time
@@ -9,6 +9,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import grpc
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metric_messages
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import (
+    MetricsServiceServicer,
+    add_MetricsServiceServicer_to_server,
+)
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as messages
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     TraceServiceServicer,
@@ -31,12 +36,36 @@ class Span:
     attributes: dict
 
 
+@dataclass(frozen=True)
+class Histogram:
+    """One series, as it was sent last; it counts from its process's start.
+
+    Args:
+        attributes: sorted pairs.
+        counts: one more than bounds.
+    """
+
+    name: str
+    service: str
+    instance: str
+    attributes: tuple[tuple[str, object], ...]
+    unit: str
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    sum: float
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+
 @dataclass
 class Collector:
     http: str = ""  # URLs to send to
     grpc: str = ""
     spans: list[Span] = field(default_factory=list)
     raw: list[bytes] = field(default_factory=list)
+    series: dict[tuple, Histogram] = field(default_factory=dict)
 
     def take(self, request: messages.ExportTraceServiceRequest) -> None:
         self.raw.append(request.SerializeToString())
@@ -56,6 +85,29 @@ class Collector:
                         _values(span.attributes),
                     )
                 )
+
+    def take_metrics(self, request: metric_messages.ExportMetricsServiceRequest) -> None:
+        self.raw.append(request.SerializeToString())
+        for group in request.resource_metrics:
+            resource = _values(group.resource.attributes)
+            for metric in (one for scope in group.scope_metrics for one in scope.metrics):
+                histogram = metric.histogram
+                assert histogram.aggregation_temporality == 2  # cumulative
+                for point in histogram.data_points:
+                    found = Histogram(
+                        metric.name,
+                        resource["service.name"],
+                        resource["service.instance.id"],
+                        tuple(sorted(_values(point.attributes).items())),
+                        metric.unit,
+                        tuple(point.explicit_bounds),
+                        tuple(point.bucket_counts),
+                        point.sum,
+                    )
+                    self.series[found.name, found.service, found.instance, found.attributes] = found
+
+    def histograms(self, name: str, service: str) -> list[Histogram]:
+        return [found for found in list(self.series.values()) if (found.name, found.service) == (name, service)]
 
     def of(self, trace: str, wanted: int) -> dict[str, Span]:
         """The spans of a trace by name, each of which it has once, as soon as there are so many."""
@@ -88,8 +140,12 @@ def collecting():
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
-            assert self.path == "/v1/traces" and self.headers["content-type"] == "application/x-protobuf"
-            collector.take(messages.ExportTraceServiceRequest.FromString(body))
+            assert self.headers["content-type"] == "application/x-protobuf"
+            if self.path == "/v1/metrics":
+                collector.take_metrics(metric_messages.ExportMetricsServiceRequest.FromString(body))
+            else:
+                assert self.path == "/v1/traces"
+                collector.take(messages.ExportTraceServiceRequest.FromString(body))
             self.send_response(200)
             self.send_header("content-type", "application/x-protobuf")
             self.send_header("content-length", "0")
@@ -103,10 +159,16 @@ def collecting():
             collector.take(request)
             return messages.ExportTraceServiceResponse()
 
+    class Metrics(MetricsServiceServicer):
+        def Export(self, request, context):
+            collector.take_metrics(request)
+            return metric_messages.ExportMetricsServiceResponse()
+
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=http.serve_forever, daemon=True).start()
     server = grpc.server(ThreadPoolExecutor(4))
     add_TraceServiceServicer_to_server(Service(), server)
+    add_MetricsServiceServicer_to_server(Metrics(), server)
     collector.http = f"http://127.0.0.1:{http.server_address[1]}"
     collector.grpc = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()

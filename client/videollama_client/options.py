@@ -36,6 +36,7 @@ class QuestionOptions(TypedDict, total=False):
         timeout: seconds until DeadlineExceeded, above 0; None waits as long as the server works.
         request_id: names the request in logs and for `cancel`: printable characters.
         traceparent: the trace that the request is part of, in W3C's form; goes with the call as metadata.
+        measured: the caller sends the request's metrics to OpenTelemetry itself, so that the server sends none of it.
         media_digest: what names the media for balancers, in place of their SHA-256, where it is known already.
     """
 
@@ -63,4 +64,5 @@ class QuestionOptions(TypedDict, total=False):
     timeout: float | None
     request_id: str | None
     traceparent: str | None
+    measured: bool
     media_digest: str | None

@@ -20,7 +20,7 @@ from videollama_core.protocol.errors import (
     shown,
 )
 from videollama_core.protocol.limits import REQUEST_ID_CHARACTERS, SILENT_SECONDS
-from videollama_core.protocol.trace_context import TRACEPARENT, checked_traceparent
+from videollama_core.protocol.trace_context import MEASURED, TRACEPARENT, YES, checked_traceparent
 
 SILENCE_SECONDS = 1.0  # after so long without a message, ask whether the process that has the request still lives
 PING_SECONDS = 10.0
@@ -70,8 +70,12 @@ def identity_of(options: dict[str, Any], default_timeout: float | None) -> tuple
 
 
 def traced(metadata: tuple[tuple[str, str], ...], options: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    """The metadata of a call with the trace that its options name, which is taken out of them. Raises: InvalidRequest."""
-    traceparent = options.pop("traceparent", None)
+    """The metadata of a call with what its options say of its trace and metrics, taken out of them. Raises: InvalidRequest."""
+    traceparent, measured = options.pop("traceparent", None), options.pop("measured", None)
+    if measured not in (None, False, True):
+        raise InvalidRequest(f"measured is {shown(measured)}; it takes True or False")
+    if measured:
+        metadata = (*metadata, (MEASURED, YES))
     if traceparent is None:
         return metadata
     if not isinstance(traceparent, str) or checked_traceparent(traceparent) is None:

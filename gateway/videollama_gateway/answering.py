@@ -21,6 +21,7 @@ class Answering:
         self._names: Any = {
             "request_id": request_id,
             "traceparent": watch.traceparent,
+            "measured": watch.is_measured,
             "media_digest": asked.media_digest,
         }
         self._stream: AsyncAnswerStream | None = None

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from videollama_core.protocol.errors import Cancelled, VideoLlamaError
+from videollama_core.telemetry.measures import NO_MEASURES, Measures
 from videollama_core.telemetry.traces import NO_TRACER, Tracer
 from videollama_gateway.answering import Answering
 from videollama_gateway.chat_request import ChatRequest, read_chat_request
@@ -38,6 +39,7 @@ def make_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     examples: Path | None = None,
     tracer: Tracer = NO_TRACER,
+    measures: Measures = NO_MEASURES,
 ) -> Starlette:
     """The application; it polls the servers while it runs and closes them at the end.
 
@@ -45,7 +47,7 @@ def make_app(
         examples: folder of media that the page offers.
     """
     metrics = Metrics()
-    gateway = Gateway(servers, metrics, tracer, max_body_bytes)
+    gateway = Gateway(servers, metrics, tracer, measures, max_body_bytes)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -99,8 +101,10 @@ async def _not_found(request: Request, error: Exception) -> Response:
 class Gateway:
     """What the routes do."""
 
-    def __init__(self, servers: Servers, metrics: Metrics, tracer: Tracer, max_body_bytes: int) -> None:
-        self._servers, self._metrics, self._tracer = servers, metrics, tracer
+    def __init__(
+        self, servers: Servers, metrics: Metrics, tracer: Tracer, measures: Measures, max_body_bytes: int
+    ) -> None:
+        self._servers, self._metrics, self._tracer, self._measures = servers, metrics, tracer, measures
         self._max_body_bytes = max_body_bytes
 
     async def models(self, request: Request) -> Response:
@@ -126,7 +130,7 @@ class Gateway:
         given = request.headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         request.state.request_id = request_id
-        watch = Watch(self._metrics, self._tracer, request, request_id)
+        watch = Watch(self._metrics, self._tracer, request, request_id, self._measures)
         try:
             asked = await self._read(request, read)
         except BaseException as error:

@@ -15,8 +15,11 @@ import click
 from videollama_client.cli.connection_options import connection_options
 from videollama_core.protocol.errors import InvalidRequest
 from videollama_core.telemetry.logs import LogStyle, log_to_stderr
+from videollama_core.telemetry.measures import open_measures
 from videollama_core.telemetry.options import telemetry_options
 from videollama_core.telemetry.traces import open_tracer, with_endpoint
+
+_SERVICE = "videollama2-gateway"  # to a collector
 
 
 @click.command(
@@ -91,8 +94,8 @@ async def _serve(
 
     servers = Servers.connect(named, connection, servers_file)
     await servers.discover()
-    tracer = open_tracer("videollama2-gateway", environment)
-    app = make_app(servers, max_body_bytes or MAX_BODY_BYTES, examples, tracer)
+    tracer, measures = open_tracer(_SERVICE, environment), open_measures(_SERVICE, environment)
+    app = make_app(servers, max_body_bytes or MAX_BODY_BYTES, examples, tracer, measures)
     config = uvicorn.Config(
         app, log_config=None, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=30
     )
@@ -102,6 +105,7 @@ async def _serve(
     if not stopping.is_set():
         await uvicorn.Server(config).serve(sockets=[listening])
     tracer.close()
+    measures.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:

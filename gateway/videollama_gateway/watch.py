@@ -9,6 +9,7 @@ from videollama_core.protocol.errors import Cancelled, VideoLlamaError
 from videollama_core.protocol.messages import Answer
 from videollama_core.protocol.trace_context import TRACEPARENT, checked_traceparent
 from videollama_core.telemetry.logs import LogStyle, fields
+from videollama_core.telemetry.measures import NO_MEASURES, Measures
 from videollama_core.telemetry.traces import Tracer
 from videollama_gateway.completions import was_cached
 from videollama_gateway.failures import status_of
@@ -22,12 +23,15 @@ class Watch:
     """One request: its span begins when made, its figures with `begin`; exactly one of `answered` and `failed` ends it,
     further calls do nothing."""
 
-    def __init__(self, metrics: Metrics, tracer: Tracer, request: Request, request_id: str) -> None:
+    def __init__(
+        self, metrics: Metrics, tracer: Tracer, request: Request, request_id: str, measures: Measures = NO_MEASURES
+    ) -> None:
         route = request.url.path
         about = {"http.request.method": request.method, "http.route": route, "gen_ai.operation.name": "chat"}
         parent = checked_traceparent(request.headers.get(TRACEPARENT))
         self._span = tracer.begin(f"{request.method} {route}", parent, about | {"vl2.request_id": request_id})
-        self._metrics, self._request_id, self._model = metrics, request_id, _UNKNOWN
+        self._metrics, self._measures, self._request_id, self._model = metrics, measures, request_id, _UNKNOWN
+        self._began = time.perf_counter()
         self._content = LogStyle.of().content
         self._first: float | None = None
         self._begun = self._ended = False
@@ -36,6 +40,11 @@ class Watch:
     def traceparent(self) -> str | None:
         """For the server that answers."""
         return self._span.traceparent
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether its metrics go to OpenTelemetry from here: the server is told, lest it send them once more."""
+        return self._measures.is_on
 
     def begin(self, model: str | None) -> None:
         """The request was read; None is a model that is none of ours."""
@@ -54,6 +63,8 @@ class Watch:
         metrics.latency.labels(model).observe(now - self._began)
         if self._first is not None and usage.completion_tokens > 1:
             metrics.per_token.labels(model).observe((now - self._first) / (usage.completion_tokens - 1))
+        first_seconds = None if self._first is None else self._first - self._began
+        self._measures.answered(model, now - self._began, first_seconds, usage.completion_tokens)
         for stage, seconds in answer.seconds.items():
             if seconds:  # it worked for this request
                 metrics.stage.labels(model, stage).observe(seconds)
@@ -93,6 +104,8 @@ class Watch:
         status = status_of(error)[0]
         reason = "cancelled" if isinstance(error, Cancelled) else error.kind if status != 404 else "unknown_model"
         self._metrics.rejected.labels(self._model, reason).inc()
+        named = None if self._model == _UNKNOWN else self._model
+        self._measures.failed(named, time.perf_counter() - self._began, error.kind)
         self._span.end(error.kind, {"http.response.status_code": status, "gen_ai.request.model": self._model})
         level = logging.WARNING if status >= 500 else logging.INFO
         self._log(level, "failed", status=status, reason=reason, text=str(error) if self._content else None)

@@ -33,9 +33,11 @@ def test_only_what_w3c_knows_is_a_traceparent(text, good):
 def test_a_process_without_tracing_imports_nothing_of_it_and_hands_the_trace_on():
     script = (
         "import sys; from videollama_core.telemetry.traces import open_tracer, with_endpoint;"
+        "from videollama_core.telemetry.measures import NO_MEASURES, open_measures;"
         "import videollama_gateway.app, videollama_server.supervisor;"
         f"tracer = open_tracer('x', with_endpoint({{}}, None)); span = tracer.begin('a', {GOOD!r}, dict(b=1));"
         f"assert span.traceparent == tracer.under({GOOD!r}).traceparent == {GOOD!r};"
+        "assert open_measures('x', {}) is NO_MEASURES;"
         "span.child('c', 0, 1); span.end('StageFailed'); tracer.close();"
         "assert not [name for name in sys.modules if name.startswith('opentelemetry')]"
     )
@@ -57,7 +59,8 @@ def test_opentelemetrys_variables_turn_it_on_and_off(environment, asked):
 
 
 def test_the_option_wins_over_the_variables():
-    before = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://a/x", "OTEL_SERVICE_NAME": "mine"}
+    before = {f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT": "http://a/x" for signal in ("TRACES", "METRICS")}
+    before["OTEL_SERVICE_NAME"] = "mine"
     found = traces.with_endpoint(before, "http://b:4318")
     assert found == {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://b:4318", "OTEL_SERVICE_NAME": "mine"}
 

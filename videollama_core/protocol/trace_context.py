@@ -1,8 +1,13 @@
-"""Which trace a request is part of, in W3C's form: a header of HTTP and of gRPC, a parameter of a request to a stage."""
+"""What goes with a request for those who watch: its trace in W3C's form, and who measures it.
+
+Headers of HTTP and gRPC, parameters of a request to a stage.
+"""
 
 import re
 
 TRACEPARENT = "traceparent"
+MEASURED = "x-vl2-measured"  # with YES: the gateway sends this request's metrics, so that the server sends none of it
+YES = "1"
 _FORM = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 

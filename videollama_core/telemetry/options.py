@@ -12,7 +12,7 @@ _OPTIONS = (
     click.option(
         "--otlp-endpoint",
         metavar="URL",
-        help="Send traces to this OpenTelemetry collector, such as http://localhost:4318; the variables OTEL_* say the rest.",
+        help="Send traces and metrics to this OpenTelemetry collector, such as http://localhost:4318; the variables OTEL_* say the rest.",
     ),
     click.option(
         "--log-format",

@@ -1,9 +1,10 @@
 """Spans sent by OTLP, with OpenTelemetry's SDK: its variables (OTEL_*) choose protocol, headers, sampling and limits."""
 
 import threading
+import uuid
 from collections.abc import Mapping
 
-from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import (
@@ -22,6 +23,21 @@ from videollama_core.telemetry.traces import ENDPOINT_VARIABLE, NONE, TRACES_VAR
 
 _CLOSE_SECONDS = 2.0
 _LEFT = "Cancelled"
+_INSTANCE = str(uuid.uuid4())  # of this process
+
+
+def resource_of(service: str, environment: Mapping[str, str], more: Mapping[str, str]) -> Resource:
+    """What all that this process sends says of it. OpenTelemetry's variables go before what we say.
+
+    Several servers have one name: without an instance, a collector would take their counts for those of one.
+    """
+    named = environment.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    ours = dict(more)
+    if "OTEL_SERVICE_NAME" not in environment and SERVICE_NAME not in named:
+        ours[SERVICE_NAME] = service
+    if SERVICE_INSTANCE_ID not in named:
+        ours[SERVICE_INSTANCE_ID] = _INSTANCE
+    return Resource.create(ours)
 
 
 def _exporter(environment: Mapping[str, str]) -> SpanExporter:
@@ -39,9 +55,7 @@ class OtlpTracer(Tracer):
     """Spans go to the collector in batches, from a thread of the SDK's: no request waits for it."""
 
     def __init__(self, service: str, environment: Mapping[str, str], resource: Mapping[str, str]) -> None:
-        named = "OTEL_SERVICE_NAME" in environment or SERVICE_NAME in environment.get("OTEL_RESOURCE_ATTRIBUTES", "")
-        about = Resource.create({**resource, **({} if named else {SERVICE_NAME: service})})
-        self._provider = TracerProvider(resource=about)
+        self._provider = TracerProvider(resource=resource_of(service, environment, resource))
         self._provider.add_span_processor(BatchSpanProcessor(_exporter(environment)))
         self._tracer = self._provider.get_tracer("videollama2")
 

@@ -5,13 +5,14 @@ import os
 import re
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 from videollama_core.protocol.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
 ENDPOINT_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"  # OpenTelemetry's own
 TRACES_VARIABLE = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+METRICS_VARIABLE = "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"
 _NEEDED = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http", "opentelemetry.exporter.otlp.proto.grpc")
 
 
@@ -62,16 +63,17 @@ class Tracer:
 NO_TRACER = Tracer()
 
 
-def is_asked_for(environment: Mapping[str, str]) -> bool:
-    """Whether OpenTelemetry's variables name a collector of traces."""
-    off = (
-        environment.get("OTEL_SDK_DISABLED", "").lower() == "true" or environment.get("OTEL_TRACES_EXPORTER") == "none"
-    )
-    return not off and bool(environment.get(ENDPOINT_VARIABLE) or environment.get(TRACES_VARIABLE))
+def is_asked_for(environment: Mapping[str, str], signal: Literal["TRACES", "METRICS"] = "TRACES") -> bool:
+    """Whether OpenTelemetry's variables name a collector of traces, or of metrics."""
+    disabled = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    if disabled or environment.get(f"OTEL_{signal}_EXPORTER") == "none":
+        return False
+    own = TRACES_VARIABLE if signal == "TRACES" else METRICS_VARIABLE
+    return bool(environment.get(ENDPOINT_VARIABLE) or environment.get(own))
 
 
 def with_endpoint(environment: Mapping[str, str], endpoint: str | None) -> dict[str, str]:
-    """The environment of a process that sends traces there; None leaves what the variables say.
+    """The environment of a process that sends traces and metrics there; None leaves what the variables say.
 
     Raises: InvalidRequest where the address is none, or the packages are not installed.
     """
@@ -84,6 +86,7 @@ def with_endpoint(environment: Mapping[str, str], endpoint: str | None) -> dict[
                 "--otlp-endpoint needs OpenTelemetry's packages: pip install 'videollama2-service[otel]' (or '.[otel]')"
             )
         found.pop(TRACES_VARIABLE, None)
+        found.pop(METRICS_VARIABLE, None)
         found[ENDPOINT_VARIABLE] = endpoint
     return found
 

@@ -7,7 +7,7 @@ import grpc
 from tritonclient.grpc import service_pb2
 
 from videollama_core.protocol.errors import NotAllowed, Overloaded, ServerUnreachable, StageRestarting, VideoLlamaError
-from videollama_core.protocol.trace_context import TRACEPARENT, checked_traceparent
+from videollama_core.protocol.trace_context import MEASURED, TRACEPARENT, YES, checked_traceparent
 
 Context: TypeAlias = grpc.aio.ServicerContext
 _NO_TRITON = "Triton does not answer; it is being started again, or stops"
@@ -37,6 +37,11 @@ def header(context: Context, name: str) -> str:
 def traceparent_of(context: Context) -> str | None:
     """Of the caller's trace; None where it came in no form that W3C knows, or not at all."""
     return checked_traceparent(header(context, TRACEPARENT))
+
+
+def measured_of(context: Context) -> str | None:
+    """YES where the caller sends the request's metrics; None for anything else."""
+    return YES if header(context, MEASURED) == YES else None
 
 
 def offered_extensions(message: bytes, with_statistics: bool) -> bytes:

@@ -11,8 +11,17 @@ import grpc
 from tritonclient.grpc import service_pb2
 
 from videollama_core.protocol.errors import InvalidRequest, VideoLlamaError
-from videollama_core.protocol.trace_context import TRACEPARENT
-from videollama_server.endpoint.answers import Context, abort, abort_as, header, restarting, stopping, traceparent_of
+from videollama_core.protocol.trace_context import MEASURED, TRACEPARENT
+from videollama_server.endpoint.answers import (
+    Context,
+    abort,
+    abort_as,
+    header,
+    measured_of,
+    restarting,
+    stopping,
+    traceparent_of,
+)
 from videollama_server.endpoint.api_keys import Caller
 from videollama_server.endpoint.request_checks import check_request
 from videollama_server.endpoint.state import State
@@ -39,7 +48,11 @@ class InferStream:
         self._changed = asyncio.Event()
         self._requests: set[_Request] = set()
         self._failure: tuple[int, str] | None = None
-        passed = {_ERROR_CODES: header(context, _ERROR_CODES), TRACEPARENT: traceparent_of(context)}
+        passed = {
+            _ERROR_CODES: header(context, _ERROR_CODES),
+            TRACEPARENT: traceparent_of(context),
+            MEASURED: measured_of(context),
+        }
         self._metadata = tuple((name, value) for name, value in passed.items() if value)
 
     async def run(self) -> None:

@@ -3,6 +3,7 @@
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,7 +13,7 @@ import triton_python_backend_utils as pb
 from videollama_core.protocol.contract import MAX_REQUESTS, Stage
 from videollama_core.protocol.errors import Overloaded
 from videollama_core.protocol.questions import check_request_id
-from videollama_core.protocol.trace_context import TRACEPARENT, checked_traceparent
+from videollama_core.protocol.trace_context import MEASURED, TRACEPARENT, YES, checked_traceparent
 from videollama_server.answers.leavers import CallerWatch
 from videollama_server.stages.metrics import publish_running
 from videollama_server.stages.python_backend import PythonStage, read_inputs, refuse, respond
@@ -27,6 +28,7 @@ class Reply:
         self._stage = stage
         self._sender = request.get_response_sender()
         self.request_id: str = request.request_id()
+        self.began = time.time()
         self._parameters: str = request.parameters()
         self._lock = threading.Lock()
         self.ended = False
@@ -36,11 +38,19 @@ class Reply:
 
     @property
     def traceparent(self) -> str | None:
-        """Of the request's parameters, where Triton puts the header, too."""
-        if TRACEPARENT not in self._parameters:
+        return checked_traceparent(self._parameter(TRACEPARENT))
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether its caller sends its metrics."""
+        return self._parameter(MEASURED) == YES
+
+    def _parameter(self, name: str) -> str | None:
+        """A text of the request's parameters, where Triton puts headers, too."""
+        if name not in self._parameters:
             return None
-        found = json.loads(self._parameters).get(TRACEPARENT)
-        return checked_traceparent(found) if isinstance(found, str) else None
+        found = json.loads(self._parameters).get(name)
+        return found if isinstance(found, str) else None
 
     def is_cancelled(self) -> bool:
         """As the stage's `CallerWatch` saw it last."""

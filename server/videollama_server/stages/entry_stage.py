@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import secrets
+import time
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +18,7 @@ from videollama_core.protocol.limits import WORKING_SECONDS
 from videollama_core.protocol.messages import Conversation, SamplingOptions
 from videollama_core.protocol.questions import read_messages, read_question, read_stop
 from videollama_core.telemetry import figures
+from videollama_core.telemetry.measures import NO_MEASURES, Measures, open_measures
 from videollama_core.telemetry.traces import Span, open_tracer
 from videollama_server.answers.answering import Piece
 from videollama_server.fetch.gate import MediaGate
@@ -29,7 +31,7 @@ from videollama_server.stages.decoupled import DecoupledStage, Reply
 from videollama_server.stages.entry import Entry, Question
 from videollama_server.stages.metrics import Metric, MetricsPublisher
 from videollama_server.stages.python_backend import bundle_of, scalar, string
-from videollama_server.stages.watch import QUESTION_FIGURES, TRACED_SERVICE, QuestionWatch, tell_failed
+from videollama_server.stages.watch import QUESTION_FIGURES, TRACED_SERVICE, QuestionWatch, kind_of, tell_failed
 
 SHORT_BYTES = 4096  # of a question: half a millisecond's work
 INTRODUCE_SECONDS = 0.05  # how long a question's first message waits for its first text
@@ -119,7 +121,9 @@ class EntryStage(DecoupledStage):
         cache_bytes = int(os.environ.get(CACHE_VARIABLE, KEPT_BYTES))
         self._entry = Entry(bundle, stages, MediaGate(policy_of_environment()), cache_bytes)
         self._publisher = MetricsPublisher(self.contract.name, _metrics(self._entry.media.cache), QUESTION_FIGURES)
-        self._tracer = open_tracer(TRACED_SERVICE, resource={"vl2.stage": self.contract.name})
+        about = {"vl2.stage": self.contract.name}
+        self._tracer = open_tracer(TRACED_SERVICE, resource=about)
+        self._measures = open_measures(TRACED_SERVICE, resource=about)
         self._process = f"{server_name()}:{os.getpid()}-{secrets.token_hex(4)}".encode()
         self._loop = stages.loop
         self._working: set[QuestionReply] = set()
@@ -143,7 +147,7 @@ class EntryStage(DecoupledStage):
 
     def handle(self, inputs: dict[str, Any], reply: Reply) -> None:
         span = self._tracer.begin(self.contract.name, reply.traceparent, {"vl2.request_id": reply.request_id})
-        watch = QuestionWatch(self._publisher, span, reply.request_id)
+        watch = QuestionWatch(self._publisher, span, reply.request_id, self._measures_of(reply))
         question = QuestionReply(reply, self._process, watch)
         self._working.add(question)
         reply.when_ended(lambda: self._working.discard(question))
@@ -159,6 +163,11 @@ class EntryStage(DecoupledStage):
 
     def failed(self, error: Exception, reply: Reply) -> None:
         tell_failed(self._publisher, error, reply.request_id, Span(reply.traceparent).trace_id)
+        self._measures_of(reply).failed(self.contract.name, time.time() - reply.began, kind_of(error))
+
+    def _measures_of(self, reply: Reply) -> Measures:
+        """A request that a gateway measures is measured there alone: sums over both count each once."""
+        return NO_MEASURES if self._measures.is_on and reply.is_measured else self._measures
 
     def _say_that_it_works(self) -> None:
         """The first message once more, now and then: a request may wait long for its turn, and its caller must not take
@@ -171,6 +180,7 @@ class EntryStage(DecoupledStage):
         self._loop.close()
         self._publisher.close()
         self._tracer.close()
+        self._measures.close()
         super().finalize()
 
 

@@ -5,9 +5,11 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from videollama_core.protocol.contract import ENTRY
 from videollama_core.protocol.errors import Cancelled, StageFailed, VideoLlamaError
 from videollama_core.telemetry import figures
 from videollama_core.telemetry.logs import LogStyle, fields
+from videollama_core.telemetry.measures import NO_MEASURES, Measures
 from videollama_core.telemetry.traces import NO_SPAN, Span
 from videollama_server.answers.answering import Piece, Summary
 from videollama_server.stages.entry import Question
@@ -28,10 +30,14 @@ GENERATION_FIGURES = tuple(_PHASES)
 TRACED_SERVICE = "videollama2-server"
 
 
+def kind_of(error: Exception) -> str:
+    """What is not ours is a failure of the stage."""
+    return error.kind if isinstance(error, VideoLlamaError) else StageFailed.__name__
+
+
 def tell_failed(publisher: MetricsPublisher, error: Exception, request_id: str, trace_id: str = "") -> None:
     """One question more without an answer."""
-    kind = error.kind if isinstance(error, VideoLlamaError) else StageFailed.__name__
-    reason = "cancelled" if isinstance(error, Cancelled) else kind
+    reason = "cancelled" if isinstance(error, Cancelled) else kind_of(error)
     publisher.tell(figures.REJECTED, 1, reason)
     text = str(error) if LogStyle.of().content else None  # it may quote the question
     ours = not isinstance(error, VideoLlamaError) or isinstance(error, StageFailed)
@@ -42,8 +48,10 @@ def tell_failed(publisher: MetricsPublisher, error: Exception, request_id: str, 
 class QuestionWatch:
     """One question at the entry; begins when made, and its span with it; `failed`, or a piece with a summary, ends it."""
 
-    def __init__(self, publisher: MetricsPublisher, span: Span, request_id: str) -> None:
-        self._publisher, self._span, self._began = publisher, span, time.time()
+    def __init__(
+        self, publisher: MetricsPublisher, span: Span, request_id: str, measures: Measures = NO_MEASURES
+    ) -> None:
+        self._publisher, self._span, self._measures, self._began = publisher, span, measures, time.time()
         self._first: float | None = None
         self._names = {"request_id": request_id, "trace_id": span.trace_id}
         self._about: dict[str, Any] = {}
@@ -68,6 +76,8 @@ class QuestionWatch:
         tell(figures.LATENCY, now - self._began)
         if self._first is not None and usage.completion_tokens > 1:
             tell(figures.PER_TOKEN, (now - self._first) / (usage.completion_tokens - 1))
+        first_seconds = None if self._first is None else self._first - self._began
+        self._measures.answered(ENTRY.name, now - self._began, first_seconds, usage.completion_tokens)
         for stage, seconds in summary.seconds.items():
             if seconds:  # it worked for this request
                 tell(figures.STAGE, seconds, stage)
@@ -82,14 +92,15 @@ class QuestionWatch:
                 "vl2.media_tokens": usage.media_tokens,
             }
         )
-        self._span = NO_SPAN  # whatever becomes of the last piece, it has ended
+        self._span, self._measures = NO_SPAN, NO_MEASURES  # whatever becomes of the last piece, it has ended
         self._about |= asdict(usage) | {"finish_reason": summary.finish_reason, "seconds": summary.seconds}
         if self._text is not None:
             self._about["answer"] = "".join(self._text)
         logger.info("answered", extra=fields(**self._names, **self._about))
 
     def failed(self, error: Exception) -> None:
-        self._span.end(error.kind if isinstance(error, VideoLlamaError) else StageFailed.__name__)
+        self._span.end(kind_of(error))
+        self._measures.failed(ENTRY.name, time.time() - self._began, kind_of(error))
         tell_failed(self._publisher, error, **self._names)
 
 
