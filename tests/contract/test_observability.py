@@ -84,6 +84,19 @@ def test_reasons_that_the_alerts_look_for_are_errors():
                 assert issubclass(getattr(errors, reason), errors.VideoLlamaError)
 
 
+def test_a_server_counts_what_alerts_look_for_from_its_start():
+    """Prometheus sees no growth in a counter whose first value is 1."""
+    from videollama_server.stages.watch import SERVERS_FAULTS
+
+    wanted = [
+        set(reasons.split("|"))
+        for query in QUERIES["alerts.yml"]
+        for reasons, job in re.findall(r'reason=~?"([\w|]+)", job="([\w-]+)"', query)
+        if job == "videollama2"
+    ]
+    assert len(wanted) == 2 and set.union(*wanted) == set(SERVERS_FAULTS)
+
+
 def test_the_table_names_every_figure_and_no_other():
     page = (ROOT / "docs/observability.md").read_text("utf-8")
     rows = {name: kind for name, kind in re.findall(r"^\| `(vl2_\w+)` \| (\w+) \|", page, re.MULTILINE)}

@@ -9,7 +9,9 @@ from urllib.parse import urlencode
 
 import httpx2
 import pytest
+import tritonclient.grpc as triton
 import yaml
+from tritonclient.utils import InferenceServerException
 
 from conftest import MEDIA, ROOT, checkpoint, convert_once
 from service.servers import gateway_of, serving
@@ -126,6 +128,8 @@ def ask_around(server, gateway: str) -> None:
                 client.ask("What happens?", video=video + bytes([place]), max_new_tokens=4)
             with pytest.raises(UnreadableMedia):
                 client.ask("What happens?", video=b"no video", max_new_tokens=4)
+        with triton.InferenceServerClient(server.grpc) as client, pytest.raises(InferenceServerException):
+            client.infer("nowhere", [triton.InferInput("nothing", [0], "INT32")])
         assert httpx2.post(f"http://{gateway}/v1/chat/completions", json=body, timeout=60).status_code == 200
         assert httpx2.post(f"http://{gateway}/v1/chat/completions", json=body | {"model": "x"}).status_code == 404
         time.sleep(1.5)

@@ -62,6 +62,12 @@ def test_a_server_publishes_what_the_table_says(server):
     assert published(exposition(server.metrics)) == table("server")
 
 
+def test_a_servers_own_failures_are_counted_from_its_start(server):
+    text = exposition(server.metrics)
+    for kind in ("Overloaded", "StageFailed", "StageRestarting", "StageDied"):
+        assert f'vl2_rejected_total{{model_name="videollama2",reason="{kind}"}} ' in text
+
+
 def test_a_gateway_publishes_what_the_table_says(server):
     with gateway_of("--server", server.grpc) as address:
         base = f"http://{address}"

@@ -31,7 +31,14 @@ from videollama_server.stages.decoupled import DecoupledStage, Reply
 from videollama_server.stages.entry import Entry, Question
 from videollama_server.stages.metrics import Metric, MetricsPublisher
 from videollama_server.stages.python_backend import bundle_of, scalar, string
-from videollama_server.stages.watch import QUESTION_FIGURES, TRACED_SERVICE, QuestionWatch, kind_of, tell_failed
+from videollama_server.stages.watch import (
+    QUESTION_FIGURES,
+    SERVERS_FAULTS,
+    TRACED_SERVICE,
+    QuestionWatch,
+    kind_of,
+    tell_failed,
+)
 
 SHORT_BYTES = 4096  # of a question: half a millisecond's work
 INTRODUCE_SECONDS = 0.05  # how long a question's first message waits for its first text
@@ -121,6 +128,8 @@ class EntryStage(DecoupledStage):
         cache_bytes = int(os.environ.get(CACHE_VARIABLE, KEPT_BYTES))
         self._entry = Entry(bundle, stages, MediaGate(policy_of_environment()), cache_bytes)
         self._publisher = MetricsPublisher(self.contract.name, _metrics(self._entry.media.cache), QUESTION_FIGURES)
+        for reason in SERVERS_FAULTS:
+            self._publisher.tell(figures.REJECTED, 0, reason)
         about = {"vl2.stage": self.contract.name}
         self._tracer = open_tracer(TRACED_SERVICE, resource=about)
         self._measures = open_measures(TRACED_SERVICE, resource=about)

@@ -6,7 +6,14 @@ from dataclasses import asdict
 from typing import Any
 
 from videollama_core.protocol.contract import ENTRY
-from videollama_core.protocol.errors import Cancelled, StageFailed, VideoLlamaError
+from videollama_core.protocol.errors import (
+    Cancelled,
+    Overloaded,
+    StageDied,
+    StageFailed,
+    StageRestarting,
+    VideoLlamaError,
+)
 from videollama_core.telemetry import figures
 from videollama_core.telemetry.logs import LogStyle, fields
 from videollama_core.telemetry.measures import NO_MEASURES, Measures
@@ -28,6 +35,9 @@ QUESTION_FIGURES = (
 _PHASES = {figures.QUEUE: "queue", figures.PREFILL: "prefill", figures.DECODE: "decode"}
 GENERATION_FIGURES = tuple(_PHASES)
 TRACED_SERVICE = "videollama2-server"
+# No caller's fault. They are counted from 0 on: of a counter that begins at 1, Prometheus sees no growth, so the first
+# failure of a server would alert nobody.
+SERVERS_FAULTS = tuple(kind.__name__ for kind in (Overloaded, StageFailed, StageRestarting, StageDied))
 
 
 def kind_of(error: Exception) -> str:
