@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from videollama_core.protocol.errors import Cancelled, VideoLlamaError
+from videollama_core.protocol.errors import Cancelled, StageFailed, VideoLlamaError
 from videollama_core.telemetry.measures import NO_MEASURES, Measures
 from videollama_core.telemetry.traces import NO_TRACER, Tracer
 from videollama_gateway.answering import Answering
@@ -134,7 +134,7 @@ class Gateway:
         try:
             asked = await self._read(request, read)
         except BaseException as error:
-            watch.failed(error if isinstance(error, VideoLlamaError) else None)
+            watch.failed(_cause(error))
             raise
         watch.begin(asked.model if asked.model in self._servers.models else None)
         answering = Answering(self._servers, asked, request_id, watch)
@@ -147,7 +147,7 @@ class Gateway:
             await _unless_left(request, answering.finish())
             return JSONResponse(form.whole(await answering.answer()), 200, headers)
         except BaseException as error:
-            watch.failed(error if isinstance(error, VideoLlamaError) else None)
+            watch.failed(_cause(error))
             await answering.leave()
             raise
 
@@ -171,6 +171,13 @@ class Gateway:
         except ClientDisconnect as error:
             raise Cancelled("the caller left before its request was whole") from error
         return bytes(body)
+
+
+def _cause(error: BaseException) -> VideoLlamaError | None:
+    """Of a request that failed; None where its caller left. What is neither is a fault of the gateway's own."""
+    if isinstance(error, VideoLlamaError):
+        return error
+    return StageFailed(f"the gateway: {type(error).__name__}: {error}") if isinstance(error, Exception) else None
 
 
 async def _events(answering: Answering, form: Form) -> AsyncIterator[str]:

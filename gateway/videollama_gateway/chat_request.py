@@ -1,6 +1,6 @@
 """The body of POST /v1/chat/completions -> a question with options."""
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,7 @@ _OPTIONS = {
     "vcd_noise_step": "vcd_noise_step",
     "stop": "stop",
 }
+_MOST = sys.float_info.max  # JSON may hold whole numbers that no float can
 _WHOLE = ("top_k", "seed", "vcd_noise_step")
 _LENGTHS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _READ = {"model", "messages", "stream", "stream_options", "media_io_kwargs", "mm_processor_kwargs", *TIMES}
@@ -162,7 +163,7 @@ def _read_options(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(value: Any, name: str, whole: bool) -> float | int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -_MOST <= value <= _MOST:
         raise BadRequest(f"{name} is {str(value)[:40]!r}; wanted a number", name)
     if whole and value != int(value):
         raise BadRequest(f"{name} is {value!r}; wanted a whole number", name)

@@ -87,7 +87,7 @@ def read_content(content: Any, where: str, found: Found) -> str:
             if not isinstance(part.get("text"), str):
                 raise BadRequest(f"{name}.text is not a string", name)
             texts.append(part["text"])
-        elif kind in _MEDIA_PARTS:
+        elif isinstance(kind, str) and kind in _MEDIA_PARTS:
             _read_media(part, *_MEDIA_PARTS[kind], name, found)
         else:
             wanted = ", ".join((*_TEXT_PARTS[:2], *_MEDIA_PARTS))
@@ -104,12 +104,12 @@ def _read_media(part: Mapping[str, Any], key: str, kind: str | None, where: str,
     for holder in (part, inner):
         unknown = set(holder) - {*TIMES, *_FRAME_COUNTS, *_HARMLESS, key}
         if unknown:
-            raise BadRequest(f"{where} has the unknown field {sorted(unknown)[0]}", where)
+            raise BadRequest(f"{where} has the unknown field {sorted(unknown)[0]!r}", where)
         found.add_extras(holder, where)
     mime, content = read_source(source, where)
     named = mime.partition("/")[0]
     if isinstance(content, str):  # a URL; its name is all there is to go by
-        kind = kind or _kind_of_name(urllib.parse.urlsplit(content).path)
+        kind = kind or _kind_of_url(content, where)
     elif kind is None:
         kind = named if named in ("image", "video", "audio") else _kind_of_bytes(content)
     elif named == "video" and kind == "image":
@@ -150,7 +150,11 @@ def _kind_of_bytes(content: bytes) -> str | None:
     return next((kind for at, magic, kind in _MAGIC if content[at : at + len(magic)] == magic), None)
 
 
-def _kind_of_name(path: str) -> str | None:
+def _kind_of_url(url: str, where: str) -> str | None:
+    try:
+        path = urllib.parse.urlsplit(url).path
+    except ValueError as error:
+        raise BadRequest(f"{where}: the URL cannot be read: {error}", where) from error
     suffix = path.rpartition(".")[2].lower()
     kinds = {
         "video": ("mp4", "mov", "mkv", "webm", "avi", "gif", "m4v"),

@@ -16,7 +16,7 @@ from videollama_core.protocol.errors import (
     StageFailed,
     UnreadableMedia,
 )
-from videollama_gateway.app import _EventStream
+from videollama_gateway.app import _cause, _EventStream
 from videollama_gateway.chat_request import ChatRequest, read_chat_request
 from videollama_gateway.completions import Completion
 from videollama_gateway.failures import BadRequest, body_of, headers_of, status_of
@@ -144,6 +144,8 @@ def test_a_system_message_leads():
         ({"temprature": 1}, "temprature"),
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": True}, "temperature"),
+        ({"temperature": 10**400}, "temperature"),  # JSON can hold it, no float can
+        ({"seed": 10**400}, "seed"),
         ({"seed": 1.5}, "seed"),
         ({"stop": [1]}, "stop"),
         ({"start": 1}, "start"),
@@ -170,9 +172,11 @@ def test_what_would_change_the_answer_is_refused(more, parameter):
         {"model": "m", "messages": [{"role": ["user"], "content": "x"}]},
         {"model": "m", "messages": [{"role": "user"}]},
         {"model": "m", "messages": [{"role": "user", "content": [{}]}]},
+        {"model": "m", "messages": [{"role": "user", "content": [{"type": []}]}]},
         {"model": "m", "messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]},
         {"model": "m", "messages": [{"role": "user", "content": [{"type": "video_url"}]}]},
         {"model": "m", "messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "x"}}]}]},
+        {"model": "m", "messages": [{"role": "user", "content": [{"type": "file", "file": {"url": "http://[x"}}]}]},
     ],
 )
 def test_bodies_that_mean_nothing(body):
@@ -272,6 +276,22 @@ def test_a_server_takes_no_more_than_its_share():
         server.ready = False
     with pytest.raises(ServerUnreachable):
         known.in_order("m", digest)
+
+
+def test_a_field_whose_name_is_half_a_character_can_be_refused():
+    part = {"type": "file", "file": {"url": "https://host/clip.mp4", "\ud800": 1}}
+    with pytest.raises(BadRequest) as raised:
+        read_chat_request({"model": "m", "messages": [{"role": "user", "content": [part]}]})
+    str(raised.value).encode()
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [(Overloaded("full"), Overloaded), (KeyError("x"), StageFailed), (asyncio.CancelledError(), None)],
+)
+def test_what_is_nobodys_fault_but_ours_is_not_told_as_a_caller_that_left(error, cause):
+    found = _cause(error)
+    assert found is None if cause is None else isinstance(found, cause)
 
 
 def test_a_caller_that_leaves_before_the_first_event_holds_no_place():
