@@ -191,12 +191,12 @@ class _Stop(BaseException):
 def _stop_at_signals() -> None:
     """Let the first SIGTERM or SIGINT raise _Stop in the main thread; later ones are ignored, as that is under way.
 
-    It may come where Python lets no exception through (a finalizer, what runs after a fork): then it is raised again soon.
+    It may come where Python lets no exception through (a finalizer, what runs after a fork): then an alarm raises it again soon.
     """
     stopping = threading.Event()
 
-    def stop(*_: object) -> None:
-        if not stopping.is_set():
+    def stop(number: int, _: object) -> None:
+        if number == signal.SIGALRM or not stopping.is_set():
             stopping.set()
             raise _Stop
 
@@ -204,7 +204,6 @@ def _stop_at_signals() -> None:
         if lost.exc_type is not _Stop:
             sys.__unraisablehook__(lost)
             return
-        stopping.clear()
         signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):

@@ -50,6 +50,21 @@ def test_a_signal_in_a_finalizer_stops_too(signals):
     time.sleep(0.2)  # and it is not told again
 
 
+def test_a_second_signal_while_the_first_is_told_again_changes_nothing(signals, monkeypatch):
+    """It was lost, and the first with it, where it came within what Python calls about a lost exception."""
+    setitimer = signal.setitimer
+
+    def interrupted(*words):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        return setitimer(*words)
+
+    monkeypatch.setattr(signal, "setitimer", interrupted)
+    with pytest.raises(_Stop):
+        _Finalized()
+        wait()
+
+
 def test_a_signal_while_a_process_is_forked_stops_too(signals):
     os.register_at_fork(after_in_parent=lambda: armed and os.kill(os.getpid(), armed.pop()))
     armed = [signal.SIGTERM]
