@@ -19,7 +19,7 @@ from videollama_server.control import Sockets, TritonControl
 from videollama_server.machine import watcher
 from videollama_server.machine.log import open_log
 from videollama_server.machine.runtime import Runtime
-from videollama_server.processes import end_with_parent, is_alive, stage_processes, work_of
+from videollama_server.processes import end_with_parent, is_alive, stage_processes, with_descendants, work_of
 
 logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
@@ -35,17 +35,17 @@ class _StandsStill(ServerFailed):
 
 
 class _Progress:
-    """Whether processes, which may come and go, get on."""
+    """Whether processes, which may come and go, or those that they start get on: vLLM loads a model in processes of its own."""
 
     def __init__(self, pids: Callable[[], Iterable[int]]) -> None:
         self._pids = pids
-        self._work, self._looked = work_of(pids()), time.monotonic()
+        self._work, self._looked = work_of(with_descendants(pids())), time.monotonic()
 
     def stands_still(self) -> bool:
         if time.monotonic() - self._looked <= _STILL_SECONDS:
             return False
-        before, self._work, self._looked = self._work, work_of(self._pids()), time.monotonic()
-        return self._work - before < _LEAST_WORK
+        before, self._work, self._looked = self._work, work_of(with_descendants(self._pids())), time.monotonic()
+        return sum(work - before.get(pid, 0.0) for pid, work in self._work.items()) < _LEAST_WORK
 
 
 class TritonProcess:
@@ -131,7 +131,7 @@ class TritonProcess:
     def wait_until_ready(self, seconds: float) -> None:
         """Raises: ServerFailed with the failing stage's reason when it ends first, or is not ready in time."""
         deadline = time.monotonic() + seconds
-        progress = _Progress(lambda: (self.pid, *stage_processes(self.pid)))
+        progress = _Progress(lambda: [self.pid])
         while time.monotonic() < deadline:
             if not self.is_running():
                 raise ServerFailed(f"Triton ended with code {self.wait()} while it started. {self._reason()}")

@@ -79,14 +79,33 @@ def threads_of(pid: int, proc: Path = _PROC) -> int:
         return 0
 
 
-def work_of(pids: Iterable[int], proc: Path = _PROC) -> float:
-    """Processor seconds that processes have used, and one more for each 10 MB that they have read: it grows while they get on."""
-    found = 0.0
+def with_descendants(pids: Iterable[int], proc: Path = _PROC) -> set[int]:
+    """The processes, and all that they and their children have started."""
+    children: dict[int, list[int]] = {}
+    for folder in proc.glob("[0-9]*"):
+        status = _status(folder)
+        if status is not None:
+            children.setdefault(status[1], []).append(int(folder.name))
+    found: set[int] = set()
+    left = list(pids)
+    while left:
+        pid = left.pop()
+        if pid not in found:
+            found.add(pid)
+            left += children.get(pid, [])
+    return found
+
+
+def work_of(pids: Iterable[int], proc: Path = _PROC) -> dict[int, float]:
+    """Of each process the processor seconds that it has used, and one more for each 10 MB that it has read: they grow while it gets on."""
+    found: dict[int, float] = {}
     for pid in pids:
-        with suppress(OSError, ValueError, IndexError):  # it ended meanwhile
+        with suppress(OSError, ValueError, IndexError):  # it ended meanwhile, or the kernel does not count what is read
             times = (proc / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[11:13]
-            read = (proc / str(pid) / "io").read_bytes().split()[1]  # "rchar: N", what came from memory included
-            found += sum(map(int, times)) / _TICKS + int(read) / 1e7
+            found[pid] = sum(map(int, times)) / _TICKS
+            words = (proc / str(pid) / "io").read_bytes().split()
+            # rchar: by calls, what came from memory included; read_bytes: from the disk, and of mapped files that alone counts
+            found[pid] += max(int(words[1]), int(words[9])) / 1e7
     return found
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from videollama_server.processes import is_alive, stage_of, stage_processes, wait_for_an_end
+from videollama_server.processes import is_alive, stage_of, stage_processes, wait_for_an_end, with_descendants, work_of
 
 
 def write_process(proc, pid: int, name: bytes, parent: int, command: bytes, state: bytes = b"S") -> None:
@@ -41,6 +41,31 @@ def test_one_process(tmp_path):
     assert stage_of(11, tmp_path) == "encoder" and is_alive(11, tmp_path)
     assert stage_of(12, tmp_path) is None and not is_alive(12, tmp_path)
     assert stage_of(13, tmp_path) is None and not is_alive(13, tmp_path)
+
+
+def test_processes_and_what_they_started(tmp_path):
+    for pid, parent in ((10, 1), (11, 10), (12, 11), (13, 1), (14, 99)):
+        write_process(tmp_path, pid, b"x", parent, b"")
+    assert with_descendants([10], tmp_path) == {10, 11, 12}
+    assert with_descendants([11, 13], tmp_path) == {11, 12, 13}
+
+
+@pytest.mark.parametrize(
+    ("io", "read"),
+    [
+        (b"rchar: 30000000\nwchar: 1\nsyscr: 2\nsyscw: 3\nread_bytes: 0\n", 3),
+        (b"rchar: 1\nwchar: 1\nsyscr: 2\nsyscw: 3\nread_bytes: 50000000\n", 5),  # weights that are mapped
+        (None, 0),  # a kernel that does not count it
+    ],
+)
+def test_work_is_processor_time_and_what_is_read(io, read, tmp_path):
+    write_process(tmp_path, 10, b"a b) c", 1, b"")
+    ticks = os.sysconf("SC_CLK_TCK")
+    words = b" ".join(b"%d" % value for value in (*range(1, 11), 3 * ticks, 4 * ticks))
+    (tmp_path / "10" / "stat").write_bytes(b"10 (a b) c) S " + words)
+    if io is not None:
+        (tmp_path / "10" / "io").write_bytes(io)
+    assert work_of([10, 11], tmp_path) == {10: pytest.approx(7 + read, abs=1e-5)}
 
 
 def test_an_end_is_told_even_of_a_process_that_nobody_waited_for():

@@ -10,7 +10,7 @@ import pytest
 
 from videollama_core.protocol.errors import ServerFailed
 from videollama_server import process
-from videollama_server.process import _ATTEMPTS, TritonProcess
+from videollama_server.process import _ATTEMPTS, TritonProcess, _Progress
 
 
 class Started(TritonProcess):
@@ -85,6 +85,23 @@ def test_it_is_launched_again_where_it_stands_still(tmp_path, monkeypatch, caplo
         assert triton.launched in (2, 3) and "stood still for 0.5 s" in caplog.text
     finally:
         triton.end()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "still"),
+    [
+        ({1: 1.0}, {1: 8.0}, False),
+        ({1: 1.0}, {1: 2.0}, True),
+        ({1: 200.0, 2: 100.0}, {3: 8.0}, False),  # a stage's old processes are gone, and its new one loads
+        ({1: 1.0, 2: 200.0}, {1: 1.0, 3: 2.0}, True),
+        ({}, {}, True),
+    ],
+)
+def test_the_work_of_processes_that_ended_is_not_missed(before, after, still, monkeypatch):
+    monkeypatch.setattr(process, "_STILL_SECONDS", -1.0)
+    looks = [before, after]
+    monkeypatch.setattr(process, "work_of", lambda pids: looks.pop(0))
+    assert _Progress(list).stands_still() == still
 
 
 def test_it_is_ended_where_loading_a_stage_again_stands_still(tmp_path, monkeypatch):
