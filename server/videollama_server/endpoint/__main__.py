@@ -21,6 +21,7 @@ from videollama_server.http2.channel import Channel
 
 logger = logging.getLogger(__name__)
 _WATCH_SECONDS, _SEEK_SECONDS = 1.0, 0.05
+_LAST_SECONDS = 0.5  # at the end, for what is written and still on its way
 _MESSAGE_BYTES = limits.MEDIA_BYTES.value + limits.ENVELOPE_BYTES.value * 4
 _SERVER_OPTIONS = [
     ("grpc.max_send_message_length", -1),
@@ -84,7 +85,7 @@ async def serve(config: EndpointConfig) -> None:
         watching = asyncio.create_task(_watch(state, forwarder, keys))
         await listen(state)
         watching.cancel()
-        await server.stop(grace=None)
+        await server.stop(_LAST_SECONDS)
         streams.close()
 
 

@@ -47,6 +47,7 @@ class InferStream:
         self._responses: deque[bytes] = deque()  # that the caller has not taken
         self._changed = asyncio.Event()
         self._requests: set[_Request] = set()
+        self._pending = 0  # requests that have not ended, or whose last responses the caller has not taken
         self._failure: tuple[int, str] | None = None
         passed = {
             _ERROR_CODES: header(context, _ERROR_CODES),
@@ -78,6 +79,7 @@ class InferStream:
                 reading.cancel()
             for request in list(self._requests):
                 request.cancel()
+            self._count(-self._pending)
 
     async def _write_responses(self) -> None:
         """This task alone writes; it sleeps where there is nothing."""
@@ -86,8 +88,13 @@ class InferStream:
             await self._changed.wait()
         while self._responses:
             await self._context.write(self._responses.popleft())
+        self._count(len(self._requests) - self._pending)
         for request in self._requests:
             request.go_on()
+
+    def _count(self, change: int) -> None:
+        self._pending += change
+        self._state.pending += change
 
     async def _read_others(self) -> None:
         while (message := await self._context.read()) is not grpc.aio.EOF:
@@ -107,7 +114,7 @@ class InferStream:
             return
         request = _Request(self, asked.is_ping)
         self._requests.add(request)
-        self._state.pending += 1
+        self._count(1)
         try:
             request.call = await self._triton.open(_METHOD, message, request, self._metadata)
         except OSError as error:
@@ -131,7 +138,6 @@ class InferStream:
         if request not in self._requests:
             return
         self._requests.discard(request)
-        self._state.pending -= 1
         self._caller.leave(request.is_ping)
         if status == UNAVAILABLE and not request.begun:
             # Triton as a whole is being started again: a caller that knows of it waits, whether it was here before or not.
