@@ -21,7 +21,6 @@ from videollama_gateway.chat_request import ChatRequest, read_chat_request
 from videollama_gateway.completions import Completion
 from videollama_gateway.failures import BadRequest, body_of, headers_of, status_of
 from videollama_gateway.responses import read_responses_request
-from videollama_gateway.servers import Server, Servers
 
 CLIP, PICTURE = (MEDIA / "plain_96x64.mp4").read_bytes(), (MEDIA / "image_90x50.png").read_bytes()
 
@@ -245,37 +244,6 @@ def test_statuses_that_clients_act_on():
         error = kind("why")
         assert status_of(error)[0] == status and body_of(error)["error"]["code"] == kind.__name__
         assert ("retry-after" in headers_of(error)) == (status in (429, 503))
-
-
-def servers(count: int) -> Servers:
-    return Servers({"m": [Server(f"host{number}:1", client=None, ready=True) for number in range(count)]})
-
-
-def test_media_finds_its_server_again():
-    """Of three servers, each has a share; one that leaves moves its own media alone."""
-    known = servers(3)
-    media = [f"{number:064x}" for number in range(100)]
-    first = [known.in_order("m", digest)[0].address for digest in media]
-    assert first == [known.in_order("m", digest)[0].address for digest in media]
-    assert min(first.count(f"host{number}:1") for number in range(3)) > 15
-    known.models["m"][0].ready = False
-    after = [known.in_order("m", digest)[0].address for digest in media]
-    assert all(was == now for was, now in zip(first, after, strict=True) if was != "host0:1")
-    assert "host0:1" not in after
-
-
-def test_a_server_takes_no_more_than_its_share():
-    known, digest = servers(3), "x" * 64
-    favourite = known.in_order("m", digest)[0]
-    favourite.running = 9
-    assert known.in_order("m", digest)[0] is not favourite and known.in_order("m", digest)[-1] is favourite
-    assert known.in_order("m", None)[0] is not favourite
-    with pytest.raises(BadRequest, match="does not exist"):
-        known.in_order("other", digest)
-    for server in known.models["m"]:
-        server.ready = False
-    with pytest.raises(ServerUnreachable):
-        known.in_order("m", digest)
 
 
 def test_a_field_whose_name_is_half_a_character_can_be_refused():
