@@ -1,11 +1,9 @@
 """Bodies of the OpenAI API -> questions: every shape that known clients send, and what is refused."""
 
-import asyncio
 import base64
 import json
 
 import pytest
-from starlette.requests import ClientDisconnect
 
 from conftest import MEDIA
 from videollama_core.protocol.errors import (
@@ -16,9 +14,7 @@ from videollama_core.protocol.errors import (
     StageFailed,
     UnreadableMedia,
 )
-from videollama_gateway.app import _cause, _EventStream
 from videollama_gateway.chat_request import ChatRequest, read_chat_request
-from videollama_gateway.completions import Completion
 from videollama_gateway.failures import BadRequest, body_of, headers_of, status_of
 from videollama_gateway.responses import read_responses_request
 
@@ -251,32 +247,3 @@ def test_a_field_whose_name_is_half_a_character_can_be_refused():
     with pytest.raises(BadRequest) as raised:
         read_chat_request({"model": "m", "messages": [{"role": "user", "content": [part]}]})
     str(raised.value).encode()
-
-
-@pytest.mark.parametrize(
-    ("error", "cause"),
-    [(Overloaded("full"), Overloaded), (KeyError("x"), StageFailed), (asyncio.CancelledError(), None)],
-)
-def test_what_is_nobodys_fault_but_ours_is_not_told_as_a_caller_that_left(error, cause):
-    found = _cause(error)
-    assert found is None if cause is None else isinstance(found, cause)
-
-
-def test_a_caller_that_leaves_before_the_first_event_holds_no_place():
-    class Answering:
-        first, ended = "", False
-
-        def failed(self, error):
-            assert error is None
-
-        async def leave(self):
-            self.ended = True
-
-    async def gone(message):
-        raise OSError("the connection is closed")
-
-    answering = Answering()
-    response = _EventStream(answering, Completion("1", "m"), {})
-    with pytest.raises(ClientDisconnect):
-        asyncio.run(response({"type": "http", "asgi": {"spec_version": "2.4"}}, None, gone))
-    assert answering.ended

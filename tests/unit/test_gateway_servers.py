@@ -1,0 +1,72 @@
+"""The gateway's choice among servers, and its streams that end early."""
+
+import asyncio
+
+import pytest
+from starlette.requests import ClientDisconnect
+
+from videollama_core.protocol.errors import Overloaded, ServerUnreachable, StageFailed
+from videollama_gateway.app import _cause, _EventStream
+from videollama_gateway.completions import Completion
+from videollama_gateway.failures import BadRequest
+from videollama_gateway.servers import Server, Servers
+
+
+def servers(count: int) -> Servers:
+    return Servers({"m": [Server(f"host{number}:1", client=None, ready=True) for number in range(count)]})
+
+
+def test_media_finds_its_server_again():
+    """Of three servers, each has a share; one that leaves moves its own media alone."""
+    known = servers(3)
+    media = [f"{number:064x}" for number in range(100)]
+    first = [known.in_order("m", digest)[0].address for digest in media]
+    assert first == [known.in_order("m", digest)[0].address for digest in media]
+    assert min(first.count(f"host{number}:1") for number in range(3)) > 15
+    known.models["m"][0].ready = False
+    after = [known.in_order("m", digest)[0].address for digest in media]
+    assert all(was == now for was, now in zip(first, after, strict=True) if was != "host0:1")
+    assert "host0:1" not in after
+
+
+def test_a_server_takes_no_more_than_its_share():
+    known, digest = servers(3), "x" * 64
+    favourite = known.in_order("m", digest)[0]
+    favourite.running = 9
+    assert known.in_order("m", digest)[0] is not favourite and known.in_order("m", digest)[-1] is favourite
+    assert known.in_order("m", None)[0] is not favourite
+    with pytest.raises(BadRequest, match="does not exist"):
+        known.in_order("other", digest)
+    for server in known.models["m"]:
+        server.ready = False
+    with pytest.raises(ServerUnreachable):
+        known.in_order("m", digest)
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [(Overloaded("full"), Overloaded), (KeyError("x"), StageFailed), (asyncio.CancelledError(), None)],
+)
+def test_what_is_nobodys_fault_but_ours_is_not_told_as_a_caller_that_left(error, cause):
+    found = _cause(error)
+    assert found is None if cause is None else isinstance(found, cause)
+
+
+def test_a_caller_that_leaves_before_the_first_event_holds_no_place():
+    class Answering:
+        first, ended = "", False
+
+        def failed(self, error):
+            assert error is None
+
+        async def leave(self):
+            self.ended = True
+
+    async def gone(message):
+        raise OSError("the connection is closed")
+
+    answering = Answering()
+    response = _EventStream(answering, Completion("1", "m"), {})
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(response({"type": "http", "asgi": {"spec_version": "2.4"}}, None, gone))
+    assert answering.ended
