@@ -89,15 +89,19 @@ class GatewayProcess:
     def _launch(self) -> bool:
         """Whether it listens."""
         words = ["gateway", "--server", self._server, "--host", self._host, "--port", str(self._port)]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "videollama_client", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=self._environment,
-            start_new_session=True,  # Ctrl-C reaches `vl2 serve` alone, which ends this when running answers have ended
-            preexec_fn=end_with_parent,
-        )
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "videollama_client", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=self._environment,
+                start_new_session=True,  # Ctrl-C reaches `vl2 serve` alone, which ends this when running answers have ended
+                preexec_fn=end_with_parent,
+            )
+        except OSError as error:  # no memory, or no place for a process, say
+            logger.error("the gateway cannot be started: %s", error)
+            return False
         self._process = process
         assert process.stdout is not None
         said = process.stdout.readline().partition("/v1")[0]

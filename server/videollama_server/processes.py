@@ -1,4 +1,4 @@
-"""What Linux says about processes: the stages of a running server. The one place that reads /proc."""
+"""What Linux says about processes: the stages of a running server, and how they get on."""
 
 import ctypes
 import os

@@ -12,7 +12,7 @@ import pytest
 
 from service.servers import alive, children, start, stop
 from videollama_core.protocol.errors import InvalidRequest, ServerFailed
-from videollama_server.gateway_process import GatewayAddress, read_openai
+from videollama_server.gateway_process import GatewayAddress, GatewayProcess, read_openai
 
 OPEN = SimpleNamespace(tls_cert=None, api_keys=None)
 
@@ -73,3 +73,13 @@ def test_what_openai_takes():
         read_openai("0", SimpleNamespace(tls_cert=None, api_keys="keys"))
     with pytest.raises(ServerFailed):
         read_openai("192.0.2.1:80", OPEN)  # no address of this machine
+
+
+def test_a_gateway_that_gets_no_process_is_said_and_not_waited_for(monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise OSError("no memory")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(ServerFailed, match="does not start"):
+        GatewayProcess(GatewayAddress("127.0.0.1", 0), "127.0.0.1:1").start()
+    assert "no memory" in caplog.text
