@@ -16,9 +16,8 @@ from videollama_core.telemetry.traces import NO_TRACER
 from videollama_gateway.answering import Answering
 from videollama_gateway.chat_request import ChatRequest
 from videollama_gateway.discovery import ByDns, Listed, Named, read_server
-from videollama_gateway.failures import BadRequest
 from videollama_gateway.metrics import Metrics
-from videollama_gateway.servers import POLL_SECONDS, Server, Servers
+from videollama_gateway.servers import POLL_SECONDS, Servers
 from videollama_gateway.watch import Watch
 from wire_messages import message
 
@@ -204,34 +203,3 @@ def test_what_names_a_server(tmp_path):
         Servers.connect((), {}, tmp_path / "none")
     with pytest.raises(InvalidRequest, match="certificates name hosts"):
         Servers.connect(["dns:h:1"], {"tls": True})
-
-
-def servers(count: int) -> Servers:
-    return Servers({"m": [Server(f"host{number}:1", client=None, ready=True) for number in range(count)]})
-
-
-def test_media_finds_its_server_again():
-    """Of three servers, each has a share; one that leaves moves its own media alone."""
-    known = servers(3)
-    media = [f"{number:064x}" for number in range(100)]
-    first = [known.in_order("m", digest)[0].address for digest in media]
-    assert first == [known.in_order("m", digest)[0].address for digest in media]
-    assert min(first.count(f"host{number}:1") for number in range(3)) > 15
-    known.models["m"][0].ready = False
-    after = [known.in_order("m", digest)[0].address for digest in media]
-    assert all(was == now for was, now in zip(first, after, strict=True) if was != "host0:1")
-    assert "host0:1" not in after
-
-
-def test_a_server_takes_no_more_than_its_share():
-    known, digest = servers(3), "x" * 64
-    favourite = known.in_order("m", digest)[0]
-    favourite.running = 9
-    assert known.in_order("m", digest)[0] is not favourite and known.in_order("m", digest)[-1] is favourite
-    assert known.in_order("m", None)[0] is not favourite
-    with pytest.raises(BadRequest, match="does not exist"):
-        known.in_order("other", digest)
-    for server in known.models["m"]:
-        server.ready = False
-    with pytest.raises(ServerUnreachable):
-        known.in_order("m", digest)
