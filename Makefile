@@ -38,7 +38,7 @@ test-haproxy: setup ## three servers behind HAProxy: one killed, one drained, on
 test-observability: setup ## rules and dashboard with Debian's Prometheus on a real server
 	@sh scripts/test_observability.sh
 
-test-gpu: ## on a machine with a GPU; PART=correct, speed or tensorrt, at most 8 minutes each
+test-gpu: ## on a machine with a GPU; PART=correct, speed, tensorrt or nvdec, at most 8 minutes each
 	@sh scripts/test_gpu.sh $(PART)
 
 gpu-wheels: setup ## build/gpu/wheels, for a GPU machine of Python GPU_PYTHON that has no network

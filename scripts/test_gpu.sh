@@ -1,14 +1,14 @@
 #!/bin/sh
 # Parts of the GPU tests, each at most 8 minutes: correct (recorded answers on PyTorch), speed (times at a published size),
-# tensorrt (engines; in the pinned container). No part downloads anything.
+# tensorrt (engines; in the pinned container), nvdec (video files decoded by the GPU). No part downloads anything.
 # A machine without a network: `make gpu-wheels` before on one with, carry build/gpu/wheels along; its own torch is used.
 set -eu
 cd "$(dirname "$0")/.."
 
 case ${1:-all} in
-    all) parts="correct speed tensorrt" ;;
-    correct | speed | tensorrt) parts=$1 ;;
-    *) echo "test-gpu: found PART=$1; it is one of correct, speed, tensorrt, or left out" >&2; exit 2 ;;
+    all) parts="correct speed tensorrt nvdec" ;;
+    correct | speed | tensorrt | nvdec) parts=$1 ;;
+    *) echo "test-gpu: found PART=$1; it is one of correct, speed, tensorrt, nvdec, or left out" >&2; exit 2 ;;
 esac
 if [ -x .venv/bin/python ] && [ ! -d build/gpu/wheels ]; then
     python=.venv/bin/python

@@ -1,7 +1,6 @@
 """Shared fixtures: golden data, converted checkpoints, running servers."""
 
 import fcntl
-import importlib.util
 import io
 import json
 import os
@@ -16,7 +15,8 @@ import numpy as np
 import pytest
 
 from run_options import pytest_addoption, pytest_collection_modifyitems, pytest_configure  # noqa: F401
-from videollama_core.media.video_decoders import DECODER_VARIABLE, DECODERS
+from videollama_core.media.video_decoders import DECODER_VARIABLE, DECODERS, frame_decoder
+from videollama_core.protocol.errors import InvalidRequest
 
 # Started in the background of a shell without job control, this process ignores Ctrl-C, and so would each that a test starts and stops.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -188,8 +188,10 @@ def language_folder(variant: str) -> Path:
 @pytest.fixture(params=DECODERS)
 def video_decoder(request, monkeypatch):
     """Runs a test with each decoder of video files; its name."""
-    if importlib.util.find_spec("av" if request.param == "pyav" else request.param) is None:
-        pytest.skip(f"{request.param} is not installed: pip install '.[decord]'")
+    try:
+        frame_decoder(request.param)
+    except InvalidRequest as error:
+        pytest.skip(str(error))
     monkeypatch.setenv(DECODER_VARIABLE, request.param)
     return request.param
 

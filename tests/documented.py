@@ -19,6 +19,7 @@ NOT_RUN = {
     r"pip install (vllm|numpy<2)": "installs packages; tests/parity/test_vllm_environment.py does (make test-slow)",
     r"vl2 convert FOLDER --out BUNDLE --engine torch ": "tests/service/test_torch_engine.py converts for PyTorch and serves it",
     r"vl2 serve BUNDLE --llm vllm": "needs vLLM; tests/parity/test_vllm.py runs it where there is one",
+    r"vl2 (doctor|serve) BUNDLE --decoder nvdec": "needs NVIDIA's driver; tests/unit/test_nvdec.py decodes on one that stands in for it",
     r"pip install videollama2-service\[tensorrt-rtx\]": "make setup has done it",
     r"vl2 convert FOLDER --out BUNDLE --engine tensorrt-rtx": "a server of these engines needs a GPU; tests/contract/test_tensorrt_rtx.py builds them",
 }

@@ -15,18 +15,22 @@ import click
 from videollama_core.engines.bundle import Bundle
 from videollama_core.engines.machine_checks import FAIL, OK, WARN, Finding
 from videollama_core.engines.table import ENCODER_ENGINES, LANGUAGE_ENGINES
+from videollama_core.media.video_decoders import DECODERS, frame_decoder
 from videollama_core.protocol.errors import VideoLlamaError
 from videollama_server.installation import check_gpu_tables, find_installation
 from videollama_server.machine.checks import machine_findings
-from videollama_server.sandbox.cage import examine as examine_cage
+from videollama_server.sandbox import cage
 from videollama_server.supervisor import ServerOptions
 
 DRIVER_NEEDED = 590  # branch of the pinned container (CUDA 13.1)
 
 
-def examine(bundle: Path | None = None, ports: tuple[int, ...] = ()) -> list[Finding]:
+def examine(
+    bundle: Path | None = None, ports: tuple[int, ...] = (), decoder: str = ServerOptions().decoder
+) -> list[Finding]:
     """All checks; those of a bundle when one is named."""
-    found = [_python(), _triton(), *machine_findings(), _cage(), _gpu(), _engines(), *(_port(port) for port in ports)]
+    found = [_python(), _triton(), *machine_findings(), _decoder(decoder), _cage(decoder), _gpu(), _engines()]
+    found += [_port(port) for port in ports]
     if bundle is not None:
         found += _bundle(bundle)
     return found
@@ -49,11 +53,21 @@ def _triton() -> Finding:
     return Finding("Triton server", OK, f"{place}: {installation.binary}")
 
 
-def _cage() -> Finding:
-    states = examine_cage()
-    missing = [f"{part} {state}" for part, state in states.items() if state != "in force"]
+def _decoder(name: str) -> Finding:
+    try:
+        frame_decoder(name)
+    except VideoLlamaError as error:
+        return Finding("video decoder", FAIL, name, str(error))
+    return Finding("video decoder", OK, name)
+
+
+def _cage(decoder: str) -> Finding:
+    states = cage.for_video_files(cage.examine(), decoder)
+    missing = [f"{part} {state}" for part, state in states.items() if state != cage.IN_FORCE]
     if not missing:
         return Finding("media cage", OK, f"{' and '.join(states)} in force")
+    if cage.opens_devices(decoder):
+        return Finding("media cage", WARN, "; ".join(missing), "docs/security.md says what a video file then reaches")
     advice = "media are decoded with limits of time and memory alone; a kernel of 5.13 or newer has both"
     return Finding("media cage", WARN, "; ".join(missing), advice)
 
@@ -137,10 +151,17 @@ def _bundle(path: Path) -> list[Finding]:
     show_default=True,
     help="Check whether this port is free. Repeat it for more.",
 )
+@click.option(
+    "--decoder",
+    type=click.Choice(DECODERS),
+    default=ServerOptions().decoder,
+    show_default=True,
+    help="Check this decoder of video files, and what of the cage is in force with it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
-def doctor(bundle: Path | None, ports: tuple[int, ...], as_json: bool) -> None:
+def doctor(bundle: Path | None, ports: tuple[int, ...], decoder: str, as_json: bool) -> None:
     """Say whether this machine can serve BUNDLE (or anything), and what is missing. Exit code 1 if something fails."""
-    found = examine(bundle, ports)
+    found = examine(bundle, ports, decoder)
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in found], indent=1))
     else:

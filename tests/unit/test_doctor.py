@@ -9,7 +9,9 @@ import pytest
 
 from videollama_core.engines.bundle import Bundle
 from videollama_core.engines.machine_checks import FAIL, OK, WARN, check_memory, check_tensorrt, memory_bytes
+from videollama_core.media import nvdec_file
 from videollama_server.doctor import examine
+from videollama_server.sandbox import cage
 
 
 def states(found):
@@ -52,6 +54,19 @@ def test_the_memory_of_a_container_is_its_own(tmp_path):
     assert memory_bytes(limit) == 2**20
     limit.write_text("max\n")
     assert memory_bytes(limit) == memory_bytes(tmp_path / "absent") > 2**20
+
+
+def test_what_nvdec_needs_and_what_it_leaves_out_of_the_cage(monkeypatch):
+    monkeypatch.setattr(nvdec_file, "LIBRARIES", ("libno-driver.so.1",))
+    monkeypatch.setattr(cage, "examine", lambda: {"landlock": "in force", "seccomp": "not to be had here: no filter"})
+    found = {finding.check: finding for finding in examine(decoder="nvdec")}
+    assert found["video decoder"].state == FAIL and "NVIDIA_DRIVER_CAPABILITIES" in found["video decoder"].advice
+    assert found["media cage"].state == WARN
+    assert found["media cage"].found.startswith(
+        "landlock not in force for video files: nvdec needs devices; seccomp not to be had"
+    )
+    found = {finding.check: finding for finding in examine()}
+    assert found["video decoder"].state == OK and "nvdec" not in found["media cage"].found
 
 
 @pytest.mark.parametrize("words", [(), ("--json",)])

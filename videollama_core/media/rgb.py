@@ -9,6 +9,8 @@ from fractions import Fraction
 import av
 import numpy as np
 from av.filter import Graph
+from av.video.plane import VideoPlane
+from av.video.reformatter import ColorRange
 
 # Filters by quarter turns counter-clockwise. The frame is turned before its colours are converted, as decord does; what
 # cannot be turned as it is (4:2:2) is scaled to a format that can.
@@ -19,17 +21,26 @@ TURNS = {
     3: (SCALE, ("transpose", "clock")),
 }
 TO_RGB = (SCALE, ("format", "rgb24"))
+# 4:2:0 as NVDEC hands it out, its chroma in one plane -> what libavcodec's own decoders make of it, and how many bits lower it lies there.
+FROM_GPU = {"nv12": ("yuv420p", 0), "p010le": ("yuv420p10le", 6), "p016le": ("yuv420p12le", 4)}
 DEPTH = 14  # bits of the 4:2:2 frame: room for an average of two 12-bit values, and a half
 
 
 class ToRgb:
-    """The frames of one stream -> uint8 [H, W, 3], upright. Filter graphs are made once for each kind of frame."""
+    """The frames of one stream -> uint8 [H, W, 3], upright. Filter graphs are made once for each kind of frame.
 
-    def __init__(self) -> None:
+    Args:
+        from_gpu: they are brought into the layout of libavcodec's own decoders first, whose colours then come out.
+    """
+
+    def __init__(self, from_gpu: bool = False) -> None:
+        self._from_gpu = from_gpu
         self._graphs: dict[tuple[object, ...], Graph] = {}
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         turns = round(frame.rotation / 90) % 4  # counter-clockwise, from the display matrix
+        if self._from_gpu:
+            frame = part_chroma(frame)
         if turns:
             frame = self._filter(frame, TURNS[turns])
         return self._filter(spread_chroma(frame), TO_RGB).to_ndarray(format="rgb24")
@@ -60,18 +71,47 @@ def spread_chroma(frame: av.VideoFrame) -> av.VideoFrame:
     name, bits = frame.format.name, frame.format.components[0].bits
     if not name.startswith(("yuv420p", "yuvj420p")) or bits > DEPTH - 2 or (bits == 8 and frame.height % 2 == 0):
         return frame
-    spread = av.VideoFrame(frame.width, frame.height, f"yuv422p{DEPTH}le")
-    spread.pts, spread.time_base = frame.pts, frame.time_base
-    spread.colorspace, spread.color_range = frame.colorspace, frame.color_range
+    spread = _like(frame, f"yuv422p{DEPTH}le")
     for source, target in zip(frame.planes, spread.planes, strict=True):
-        values = np.frombuffer(bytes(source), np.dtype(np.uint8 if bits == 8 else np.uint16)).reshape(source.height, -1)
-        values = values[:, : source.width].astype(np.uint16) << (DEPTH - bits)
+        values = _read(source, bits)[:, : source.width].astype(np.uint16) << (DEPTH - bits)
         if source.height < target.height:
             values = _spread_rows(values, target.height)
-        rows = np.zeros((target.height, target.line_size // 2), np.uint16)
-        rows[:, : source.width] = values
-        target.update(rows.tobytes())
+        _write(target, values)
     return spread
+
+
+def part_chroma(frame: av.VideoFrame) -> av.VideoFrame:
+    """A frame of a format in FROM_GPU -> the same samples in planes of their own; others are returned as they are."""
+    if frame.format.name not in FROM_GPU:
+        return frame
+    name, shift = FROM_GPU[frame.format.name]
+    bits = 16 if shift else 8
+    if bits == 8 and frame.color_range == ColorRange.JPEG:
+        name = "yuvj420p"
+    parted = _like(frame, name)
+    luma, both = (_read(plane, bits) >> shift for plane in frame.planes)
+    for target, values in zip(parted.planes, (luma, both[:, 0::2], both[:, 1::2]), strict=True):
+        _write(target, values[:, : target.width])
+    return parted
+
+
+def _like(frame: av.VideoFrame, name: str) -> av.VideoFrame:
+    """An empty frame of another format, with the size, time and colours of this one."""
+    other = av.VideoFrame(frame.width, frame.height, name)
+    other.pts, other.time_base = frame.pts, frame.time_base
+    other.colorspace, other.color_range = frame.colorspace, frame.color_range
+    return other
+
+
+def _read(plane: VideoPlane, bits: int) -> np.ndarray:
+    """uint8 or uint16 [H, W], W as long as a line of it is in memory."""
+    return np.frombuffer(bytes(plane), np.dtype(np.uint8 if bits == 8 else np.uint16)).reshape(plane.height, -1)
+
+
+def _write(plane: VideoPlane, values: np.ndarray) -> None:
+    rows = np.zeros((plane.height, plane.line_size // values.itemsize), values.dtype)
+    rows[:, : plane.width] = values
+    plane.update(rows.tobytes())
 
 
 def _spread_rows(values: np.ndarray, rows: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Encoded media -> Frames: choose frames, decode, pad. Video files go through decoding/, or decord_file.py on demand."""
+"""Encoded media -> Frames: choose frames, decode, pad. Video files go through decoding/, or decord_file.py or nvdec_file.py on demand."""
 
 import math
 from collections.abc import Sequence

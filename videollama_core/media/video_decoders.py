@@ -2,7 +2,7 @@
 
 PyAV is the default. decord is the reference's own decoder, optional here: it cannot open AV1 or raw streams, does not reach
 the end of MPEG-TS, counts frames that playback never shows (edit lists), and one crafted file (an index that claims 2^31
-frames) aborts its process.
+frames) aborts its process. nvdec is PyAV with the pictures decoded on an NVIDIA GPU.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ from videollama_core.protocol.messages import Frames
 if TYPE_CHECKING:
     from videollama_core.media.video import Segment
 
-DECODERS = ("pyav", "decord")
+DECODERS = ("pyav", "decord", "nvdec")
 Fit: TypeAlias = Callable[[np.ndarray], np.ndarray]  # uint8 [H, W, 3] -> what is kept of a picture
 FrameDecoder: TypeAlias = "Callable[[bytes, Segment, int | None, Fit], Frames]"
 DECODER_VARIABLE = "VL2_DECODER"  # tells the stages which of them; pyav where it is not set
@@ -31,7 +31,7 @@ def as_it_is(picture: np.ndarray) -> np.ndarray:
 def frame_decoder(name: str | None = None) -> FrameDecoder:
     """The function (file, segment, num_frames, fit) -> Frames of a decoder; without a name, of the one the environment names.
 
-    Raises: InvalidRequest if it is unknown or not installed.
+    Raises: InvalidRequest if it is unknown, not installed or not to be had on this machine.
     """
     name = name or os.environ.get(DECODER_VARIABLE) or DECODERS[0]
     if name not in DECODERS:
@@ -43,6 +43,10 @@ def frame_decoder(name: str | None = None) -> FrameDecoder:
                 "(pip install 'videollama2-service[decord]', Linux on x86-64 only), or leave --decoder out for PyAV"
             )
         from videollama_core.media.decord_file import decode_video
+    elif name == "nvdec":
+        from videollama_core.media.nvdec_file import check_nvdec, decode_video
+
+        check_nvdec()
     else:
         from videollama_core.media.decoding.video_file import decode_video
     return decode_video

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from videollama_core.media.video_decoders import DECODER_VARIABLE
 from videollama_server.sandbox.syscalls import build_filter
 
 # linux/prctl.h, linux/landlock.h; the numbers of Landlock's calls are the same on every machine.
@@ -24,6 +25,7 @@ _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}  # ABI -> rights over files that it 
 _TCP_ABI, _TCP_RIGHTS = 4, 0b11  # bind, connect
 _SCOPE_ABI, _SCOPES = 6, 0b11  # sockets without a path, signals
 PARTS = ("landlock", "seccomp")
+IN_FORCE = "in force"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -108,6 +110,19 @@ def examine() -> dict[str, str]:
     return found
 
 
+def opens_devices(decoder: str | None = None) -> bool:
+    """Whether video files are decoded on a GPU, which neither part leaves within reach; without a name, of the decoder that the environment names."""
+    return (decoder or os.environ.get(DECODER_VARIABLE)) == "nvdec"
+
+
+def for_video_files(found: dict[str, str], decoder: str | None = None) -> dict[str, str]:
+    """What was `tried` -> what is in force while a video file is decoded."""
+    if not opens_devices(decoder):
+        return found
+    left_out = "not in force for video files: nvdec needs devices"
+    return {part: left_out if state == IN_FORCE else state for part, state in found.items()}
+
+
 def tried() -> dict[str, str]:
     """Part -> "in force", or what is missing: each is entered in a process of its own, and what it forbids is tried there.
 
@@ -145,7 +160,7 @@ def _try(part: str) -> str:
         except OSError:
             continue
         return f"entered without effect: {what}"
-    return "in force"
+    return IN_FORCE
 
 
 if __name__ == "__main__":

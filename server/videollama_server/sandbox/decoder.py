@@ -21,7 +21,7 @@ from videollama_server.sandbox import message
 
 _START_SECONDS = 60.0
 _LOOK_SECONDS = 0.1  # between two looks whether somebody still waits for the answer
-_KEPT = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TZ", "VL2_DECODER")  # of the environment
+_KEPT = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TZ", "VL2_DECODER", "CUDA_VISIBLE_DEVICES")  # of the environment
 JOB, CANCEL = b"job", b"cancel"
 logger = logging.getLogger(__name__)
 

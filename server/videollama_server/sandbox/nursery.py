@@ -25,7 +25,7 @@ from PIL import Image
 
 from videollama_core.media.decoding.memory import keep_freed
 from videollama_core.media.preprocess import prepare
-from videollama_core.media.video import Segment
+from videollama_core.media.video import FILE_KINDS, Segment
 from videollama_core.media.video_decoders import frame_decoder
 from videollama_core.model.config import ModelConfig
 from videollama_core.protocol import limits
@@ -35,6 +35,7 @@ from videollama_server.sandbox import cage, message
 
 _HEAD_BYTES = 4096  # of one message on the socket
 _STALLED_SECONDS = 60  # without a hundredth of processor time: it waits for what never comes, however busy the machine
+_CUDA_MEMORY = 2**30  # bytes of host memory for CUDA beside what decoding may take: a guess, never measured
 _JOB, _DONE = b"job", b"done"
 WAITING, WORKING = "vl2-waiting", "vl2-decoding"  # names of the processes, at most 15 bytes
 logger = logging.getLogger("preprocess")
@@ -47,8 +48,8 @@ def main(words: list[str]) -> None:
     _import_all()
     keep_freed()
     found = cage.tried()
-    parent.send(json.dumps(found).encode())
-    parts = tuple(part for part, told in found.items() if told == "in force")
+    parent.send(json.dumps(cage.for_video_files(found)).encode())
+    parts = tuple(part for part, told in found.items() if told == cage.IN_FORCE)
     gc.collect()
     gc.freeze()  # pages that both processes share stay shared
     while True:
@@ -162,12 +163,14 @@ def processor_seconds(pid: int) -> float:
 def _wait_and_work(requests: socket.socket, config: ModelConfig, parts: tuple[str, ...]) -> None:
     """In the forked process: the answer, or the error, takes the request's place in memory."""
     held = cage.data_bytes()
-    cage.enter(tuple(part for part in parts if part != "seccomp"))
+    # Seccomp forbids what comes before the work. Where some kinds need devices, which one it is must be known first.
+    ahead = () if cage.opens_devices() else tuple(part for part in parts if part != "seccomp")
+    cage.enter(ahead)
     cage.name_process(WAITING)
     _, memories, _, _ = socket.recv_fds(requests, _HEAD_BYTES, 1)
     if memories:
         cage.name_process(WORKING)
-        _work(memories[0], config, parts, held)
+        _work(memories[0], config, tuple(part for part in parts if part not in ahead), held)
         os.write(requests.fileno(), _DONE)  # send() is not allowed here
 
 
@@ -177,8 +180,10 @@ def _work(memory: int, config: ModelConfig, parts: tuple[str, ...], held: int) -
         head, offset = message.read_head(memory)
         sizes = head["sizes"]
         allowed = limits.DECODE_MEMORY.value
-        cage.set_limits(message.time_limit(head["kind"]).value, held + allowed + 2 * sum(sizes), allowed)
-        cage.enter(tuple(part for part in parts if part == "seccomp"))  # it forbids what comes before it
+        on_gpu = cage.opens_devices() and head["kind"] in FILE_KINDS
+        memory_limit = held + allowed + 2 * sum(sizes) + on_gpu * _CUDA_MEMORY
+        cage.set_limits(message.time_limit(head["kind"]).value, memory_limit, allowed)
+        cage.enter(() if on_gpu else parts)
         files = []
         for size in sizes:
             files.append(message.read_bytes(memory, offset, size))

@@ -4,6 +4,7 @@ import io
 import time
 
 import av
+from av.codec.hwaccel import HWAccel
 from av.video.stream import VideoStream
 
 from videollama_core.media.pictures import check_size
@@ -20,19 +21,19 @@ CONTAINERS = (
 )
 
 
-def open_unseen(data: bytes) -> "av.container.InputContainer":
+def open_unseen(data: bytes, hwaccel: HWAccel | None = None) -> "av.container.InputContainer":
     """As open_container, but no picture of an MP4 is decoded to learn what the header tells: at 1080p that takes as long as opening ten files.
 
     What only pictures tell is missing: their format, their true size where the header lies, and how many a decoder must hold back to
     give them out in order. Fragmented files are looked at all the same, for their rate. Raises: UnreadableMedia.
     """
     if data[4:8] == b"ftyp":
-        container = _open(data, codec_whitelist="none")
+        container = _open(data, hwaccel, codec_whitelist="none")
         _check_whole(data, container)
         if all(stream.frames and stream.average_rate for stream in container.streams.video):
             return container
         container.close()
-    return open_container(data)
+    return open_container(data, hwaccel)
 
 
 def _check_whole(data: bytes, container: "av.container.InputContainer") -> None:
@@ -53,18 +54,19 @@ def _check_whole(data: bytes, container: "av.container.InputContainer") -> None:
         at += max(size, 8)
 
 
-def open_container(data: bytes) -> "av.container.InputContainer":
-    """Raises: UnreadableMedia."""
-    return _open(data)
+def open_container(data: bytes, hwaccel: HWAccel | None = None) -> "av.container.InputContainer":
+    """With `hwaccel` its packets are decoded on that device. Raises: UnreadableMedia."""
+    return _open(data, hwaccel)
 
 
-def _open(data: bytes, **options: str) -> "av.container.InputContainer":
+def _open(data: bytes, hwaccel: HWAccel | None, **options: str) -> "av.container.InputContainer":
     try:
         return av.open(
             io.BytesIO(data),
             mode="r",
             metadata_errors="replace",
             options=OPTIONS,
+            hwaccel=hwaccel,
             container_options={
                 "format_whitelist": CONTAINERS,
                 "max_streams": str(limits.VIDEO_STREAMS.value),

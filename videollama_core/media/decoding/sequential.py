@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import av
 import numpy as np
+from av.codec.hwaccel import HWAccel
 from av.video.stream import VideoStream
 
 from videollama_core.media.decoding.container import (
@@ -24,7 +25,12 @@ Found = dict[int, tuple[np.ndarray, float]]  # picture and seconds by number of 
 
 
 def decode_sequentially(
-    data: bytes, wanted: np.ndarray, until: float, fit: Fit, number_at: Callable[[int], int] | None = None
+    data: bytes,
+    wanted: np.ndarray,
+    until: float,
+    fit: Fit,
+    number_at: Callable[[int], int] | None = None,
+    hwaccel: HWAccel | None = None,
 ) -> tuple[Found, int | None]:
     """The wanted frames; and the number of frames shown, if the end was reached before the last wanted one.
 
@@ -36,7 +42,7 @@ def decode_sequentially(
     Raises: UnreadableMedia if a picture on the way cannot be decoded and the end comes too early.
     """
     try:
-        with open_container(data) as container:
+        with open_container(data, hwaccel) as container:
             return _decode_wanted(container, video_stream(container), wanted, until, fit, number_at or (lambda _: -1))
     except DECODER_ERRORS as error:
         raise UnreadableMedia(f"the video cannot be decoded: {reason(error)}") from error
@@ -57,7 +63,7 @@ def _decode_wanted(
     position, beyond = -1, 0
     damaged: av.FFmpegError | None = None
     origin: float | None = None
-    to_rgb = ToRgb()
+    to_rgb = ToRgb(stream.codec_context.is_hwaccel)
     for packet in container.demux(stream):
         check_bounds(position, until)
         try:

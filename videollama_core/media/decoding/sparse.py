@@ -71,7 +71,7 @@ class _Reader:
     ) -> None:
         self._container, self._stream, self._index, self._until, self._fit = container, stream, index, until, fit
         self._held = held
-        self._to_rgb = ToRgb()
+        self._to_rgb = ToRgb(stream.codec_context.is_hwaccel)
         context = stream.codec_context
         safe = has_unreferenced(context.name, context.extradata or b"")
         self._between: Literal["NONREF", "DEFAULT"] = "NONREF" if safe else "DEFAULT"

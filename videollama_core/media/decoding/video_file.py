@@ -2,6 +2,7 @@
 
 import av
 import numpy as np
+from av.codec.hwaccel import HWAccel
 from av.video.stream import VideoStream
 
 from videollama_core.media.decoding.container import deadline, open_container, open_unseen, video_stream
@@ -17,7 +18,12 @@ from videollama_core.protocol.messages import Frames
 
 
 def decode_video(
-    data: bytes, segment: Segment, num_frames: int | None, fit: Fit = as_it_is, sparse: bool = True
+    data: bytes,
+    segment: Segment,
+    num_frames: int | None,
+    fit: Fit = as_it_is,
+    sparse: bool = True,
+    hwaccel: HWAccel | None = None,
 ) -> Frames:
     """The wanted frames of a video file, rotation tag applied, each fitted as soon as it is decoded.
 
@@ -25,11 +31,12 @@ def decode_video(
 
     Args:
         sparse: false for the plain way, which decodes every frame; both give the same.
+        hwaccel: the device that pictures are decoded on; None for the processor.
     Raises: UnreadableMedia if there is no video stream, the file is cut off, or a wanted frame cannot be decoded.
     """
     until = deadline()
     if sparse:
-        with open_unseen(data) as container:
+        with open_unseen(data, hwaccel) as container:
             stream = video_stream(container)
             choice = _Choice(stream, segment, num_frames)
             table = read_table(container, stream, len(data))
@@ -41,12 +48,12 @@ def decode_video(
         if frames is not None:
             return frames
         sparse = table is not None  # the list of all packets was not tried
-    with open_container(data) as container:  # from its beginning
+    with open_container(data, hwaccel) as container:  # from its beginning
         stream = video_stream(container)
         choice = _Choice(stream, segment, num_frames)
         frames, index = _by_list(container, stream, choice, until, fit, sparse)
         sound = index.is_sound(container.format.name, stream.codec_context.name)
-    return frames or _from_the_start(data, index, sound, choice, until, fit)
+    return frames or _from_the_start(data, index, sound, choice, until, fit, hwaccel)
 
 
 def _by_table(
@@ -82,14 +89,23 @@ def _by_list(
     return None if found is None else _frames(found, wanted), index
 
 
-def _from_the_start(data: bytes, index: FrameIndex, sound: bool, choice: "_Choice", until: float, fit: Fit) -> Frames:
+def _from_the_start(
+    data: bytes,
+    index: FrameIndex,
+    sound: bool,
+    choice: "_Choice",
+    until: float,
+    fit: Fit,
+    hwaccel: HWAccel | None,
+) -> Frames:
     """Everything up to the last wanted frame. Raises: UnreadableMedia if one cannot be decoded."""
     available, wanted = index.available, choice.of(index.available)
     if sound:
         wanted = choice.by_key_frames(wanted, index)
+    number_at = index.number_at if sound else None
     found: Found | None = None
     while found is None:
-        pictures, shown = decode_sequentially(data, wanted, until, fit, index.number_at if sound else None)
+        pictures, shown = decode_sequentially(data, wanted, until, fit, number_at, hwaccel)
         if shown is None or shown == available:
             found = pictures
         elif shown > available or shown == 0:
