@@ -20,7 +20,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 _REGION, _HANDLE, _WORDS = 2, 7, 10  # places in the stub's command line, and its length
-_SECONDS = 0.01  # between two settings while the process works
+_SECONDS, _LOOKS = 0.01, 100  # between two settings while the process works, and how many before the thread may sleep
 _OWNERSHIP = 16  # bytes of `AllocatedShmOwnership` before what a handle stands for
 _FLAGS = 4  # stub_health, parent_health, uses_env, decoupled: a byte each
 
@@ -35,7 +35,7 @@ class StubHealth:
 
     def __init__(self, decoupled: bool, command: list[str] | None = None) -> None:
         self._flag: memoryview | None = None
-        self._works = threading.Event()
+        self._works, self._awake = False, threading.Event()
         try:
             found = _flags(_own_command() if command is None else command)
         except (OSError, ValueError) as error:
@@ -53,20 +53,28 @@ class StubHealth:
 
     @contextmanager
     def working(self) -> Iterator[None]:
+        """While the stage works on what Triton has sent: its calls do not overlap."""
         if self._flag is not None:
             self._flag[0] = 1
-            self._works.set()
+            self._works = True
+            if not self._awake.is_set():  # to wake the thread for each request would cost more than all else
+                self._awake.set()
         try:
             yield
         finally:
-            self._works.clear()
+            self._works = False
 
     def _keep(self, flag: memoryview) -> None:
         """Triton clears it just after it has sent a request, and once a second."""
         while True:
-            self._works.wait()
-            flag[0] = 1
-            time.sleep(_SECONDS)
+            self._awake.wait()
+            for _ in range(_LOOKS):
+                if self._works:
+                    flag[0] = 1
+                time.sleep(_SECONDS)
+            self._awake.clear()
+            if self._works:
+                self._awake.set()
 
 
 def _own_command() -> list[str]:
