@@ -1,9 +1,11 @@
 """The endpoint without a server behind it, or with one that answers faster than is read: a real endpoint process."""
 
+import select
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -12,6 +14,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from videollama_client import Client
 from videollama_client.wire import build_question
 from videollama_core.protocol.errors import StageRestarting
+from videollama_server.endpoint import process
 from videollama_server.endpoint.access import Access
 from videollama_server.endpoint.config import EndpointConfig
 from videollama_server.endpoint.process import EndpointProcess
@@ -52,6 +55,19 @@ def test_a_new_caller_waits_while_triton_is_started_again(accepts, tmp_path):
             with pytest.raises(StageRestarting, match="the server is being started again; send the request again"):
                 client.ask("Who?", timeout=0.8)
             assert time.monotonic() - began > 0.7
+
+
+def test_it_is_not_given_up_where_the_machine_stood_still(tmp_path, monkeypatch):
+    """The time for its answer was over when both awoke, and it was started again under its callers."""
+    waits = []
+
+    def select_after_a_standstill(*words):
+        waits.append(words)
+        return ([], [], []) if len(waits) == 1 else select.select(*words)
+
+    with endpoint_of(tmp_path, Told("")) as (endpoint, _):
+        monkeypatch.setattr(process, "select", SimpleNamespace(select=select_after_a_standstill))
+        assert endpoint.tell(Told("")).pending == 0 and len(waits) == 2
 
 
 class _Talker(service_pb2_grpc.GRPCInferenceServiceServicer):

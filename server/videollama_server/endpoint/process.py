@@ -15,6 +15,7 @@ from videollama_server.endpoint.state import Told
 from videollama_server.machine.log import open_log
 
 _START_SECONDS, _ANSWER_SECONDS, _END_SECONDS = 30.0, 3.0, 3.0
+_WAITS = 2  # that make up the time for an answer: where the machine stood still, the first is over at once
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class EndpointProcess:
             raise ConnectionError("the endpoint does not run")
         process.stdin.write(told.to_line())
         process.stdin.flush()
-        if not select.select([process.stdout], [], [], timeout)[0]:
+        if not any(select.select([process.stdout], [], [], timeout / _WAITS)[0] for _ in range(_WAITS)):
             raise TimeoutError("the endpoint does not answer")
         line = process.stdout.readline()
         if not line:
