@@ -149,6 +149,8 @@ class TritonProcess:
 
         In Triton 2.51 a load may stay without an end where the stage's old process died with a lock in its hands.
         """
+        triton = self._process  # of now: another thread may start a new one meanwhile
+        assert triton is not None
         self.control.unload(stage)
         progress = _Progress(lambda: [pid for pid, name in stage_processes(self.pid).items() if name == stage])
         with ThreadPoolExecutor(1) as pool:
@@ -156,7 +158,7 @@ class TritonProcess:
             while not wait([loading], _POLL_SECONDS).done:
                 if progress.stands_still():
                     logger.warning("loading %s stood still for %g s; ending Triton", stage, _STILL_SECONDS)
-                    os.kill(self.pid, signal.SIGKILL)
+                    triton.kill()
                     break
         loading.result()
 

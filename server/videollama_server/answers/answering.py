@@ -55,7 +55,7 @@ class Listener(Protocol):
         ...
 
     def on_cached_tokens(self, count: int) -> None:
-        """Positions of the prompt whose keys and values were there. Before the first ids, from an engine that says it."""
+        """Positions of the prompt that were in the KV cache. Before the first ids, from an engine that says it."""
         ...
 
     def on_end(self, error: Exception | None) -> None:
