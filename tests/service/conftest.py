@@ -2,6 +2,7 @@
 
 import pytest
 
+from otlp_collector import collecting
 from service.servers import start, stop
 
 
@@ -19,3 +20,10 @@ def server_of(bundle_of, tmp_path_factory):
     yield serve
     for server in running.values():
         stop(server)
+
+
+@pytest.fixture(scope="module")
+def collector():
+    """A collector of traces and metrics, one for a file of tests."""
+    with collecting() as found:
+        yield found

@@ -6,7 +6,6 @@ import httpx2
 import pytest
 
 from conftest import MEDIA
-from otlp_collector import collecting
 from service.servers import gateway_of, serving
 from videollama_core.protocol.errors import UnreadableMedia
 
@@ -17,12 +16,6 @@ DURATION, FIRST, PER_TOKEN = (
 GATEWAY, SERVER = "videollama2-gateway", "videollama2-server"
 BODY = {"model": "videollama2", "messages": [{"role": "user", "content": "Who?"}], "max_tokens": 3}
 BROKEN = [{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}, {"type": "text", "text": "Who?"}]
-
-
-@pytest.fixture(scope="module")
-def collector():
-    with collecting() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

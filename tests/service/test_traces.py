@@ -10,19 +10,12 @@ import pytest
 import tritonclient.grpc as triton
 
 from conftest import MEDIA
-from otlp_collector import collecting
 from service.servers import gateway_of, serving
 from videollama_core.protocol.errors import InvalidRequest, UnreadableMedia
 
 VARIANT = "qwen2-clip-8f"
 QUESTION = "Which unmistakable thing happens?"
 GENERATION = {"queue", "prefill", "decode"}
-
-
-@pytest.fixture(scope="module")
-def collector():
-    with collecting() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
