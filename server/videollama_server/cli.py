@@ -93,7 +93,7 @@ DEATHS_ALLOWED, DEATHS_SECONDS = 3, 300.0  # a server that dies more often is gi
     type=click.Choice(DECODERS),
     default=_DEFAULTS.decoder,
     show_default=True,
-    help="Decode video files with this: decord is the reference's own, where it is installed; nvdec decodes on an NVIDIA GPU, with less of the cage (docs/gpu.md).",
+    help="Decode video files with this: decord is the reference's own, where it is installed; nvdec decodes on an NVIDIA GPU, with less of the sandbox (docs/gpu.md).",
 )
 @click.option(
     "--allow-media-hosts",

@@ -65,11 +65,13 @@ def _cage(decoder: str) -> Finding:
     states = cage.for_video_files(cage.examine(), decoder)
     missing = [f"{part} {state}" for part, state in states.items() if state != cage.IN_FORCE]
     if not missing:
-        return Finding("media cage", OK, f"{' and '.join(states)} in force")
+        return Finding("media sandbox", OK, f"{' and '.join(states)} in force")
     if cage.opens_devices(decoder):
-        return Finding("media cage", WARN, "; ".join(missing), "docs/security.md says what a video file then reaches")
+        return Finding(
+            "media sandbox", WARN, "; ".join(missing), "docs/security.md says what a video file then reaches"
+        )
     advice = "media are decoded with limits of time and memory alone; a kernel of 5.13 or newer has both"
-    return Finding("media cage", WARN, "; ".join(missing), advice)
+    return Finding("media sandbox", WARN, "; ".join(missing), advice)
 
 
 def _gpu() -> Finding:
@@ -156,7 +158,7 @@ def _bundle(path: Path) -> list[Finding]:
     type=click.Choice(DECODERS),
     default=ServerOptions().decoder,
     show_default=True,
-    help="Check this decoder of video files, and what of the cage is in force with it.",
+    help="Check this decoder of video files, and what of the sandbox is in force with it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def doctor(bundle: Path | None, ports: tuple[int, ...], decoder: str, as_json: bool) -> None:

@@ -61,12 +61,12 @@ def test_what_nvdec_needs_and_what_it_leaves_out_of_the_cage(monkeypatch):
     monkeypatch.setattr(cage, "examine", lambda: {"landlock": "in force", "seccomp": "not to be had here: no filter"})
     found = {finding.check: finding for finding in examine(decoder="nvdec")}
     assert found["video decoder"].state == FAIL and "NVIDIA_DRIVER_CAPABILITIES" in found["video decoder"].advice
-    assert found["media cage"].state == WARN
-    assert found["media cage"].found.startswith(
+    assert found["media sandbox"].state == WARN
+    assert found["media sandbox"].found.startswith(
         "landlock not in force for video files: nvdec needs devices; seccomp not to be had"
     )
     found = {finding.check: finding for finding in examine()}
-    assert found["video decoder"].state == OK and "nvdec" not in found["media cage"].found
+    assert found["video decoder"].state == OK and "nvdec" not in found["media sandbox"].found
 
 
 @pytest.mark.parametrize("words", [(), ("--json",)])
