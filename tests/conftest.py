@@ -14,7 +14,12 @@ import av
 import numpy as np
 import pytest
 
-from run_options import pytest_addoption, pytest_collection_modifyitems, pytest_configure  # noqa: F401
+from run_options import (  # noqa: F401
+    pytest_addoption,
+    pytest_collection_finish,
+    pytest_collection_modifyitems,
+    pytest_configure,
+)
 from videollama_core.media.video_decoders import DECODER_VARIABLE, DECODERS, frame_decoder
 from videollama_core.protocol.errors import InvalidRequest
 

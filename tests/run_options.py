@@ -17,6 +17,7 @@ def pytest_configure(config):
         sys.meta_path.insert(0, _NoTorch())
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(config, items):
     """Where two processes share the tests (`make test`): a file stays whole, and so do all that share what is costly."""
     if not config.pluginmanager.hasplugin("xdist"):
@@ -27,6 +28,12 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         shared = (name for name in ("server_of", "typed_graph", "default_server") if name in files[item.path])
         item.add_marker(pytest.mark.xdist_group(next(shared, str(item.path))))
+
+
+def pytest_collection_finish(session):
+    """Tests of a file in two processes make what it shares twice: that costs minutes, and no test would fail by it."""
+    if hasattr(session.config, "workerinput") and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError(f"pytest-xdist does not keep groups together with pytest {pytest.__version__}")
 
 
 class _NoTorch:
