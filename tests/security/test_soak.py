@@ -1,12 +1,11 @@
 """A long mix with kills: what was asked is answered rightly or fails in words of ours, and nothing is left on the machine."""
 
-import statistics
-
 import pytest
 
 from conftest import AUDIO_VARIANT
 from security.soak import Footprint, all_dead, members, quiet_answers, run_mix, wait_for
 from service.servers import children, start, stop
+from videollama_client.request_state import RESTART_SECONDS
 
 MIB = 2**20
 # A dead decoupled stage's instance stays in Triton 2.51: its pool of 160 threads, three more, and 1 MiB of shared memory or more.
@@ -36,7 +35,9 @@ def test_a_mix_with_kills(requests, kills, bundle_of, tmp_path):
         print(
             f"{tally.answered} answered, {dict(tally.failed)}, entry back after {[round(one, 2) for one in seconds]} s"
         )
-        assert statistics.median(seconds) < 6, seconds  # 1.5 s alone on this machine; callers share its two cores
+        assert max(seconds) < RESTART_SECONDS, (
+            seconds
+        )  # alone 1.5 s; a caller whose request was not accepted waits so long
         everything = members(children(server.process.pid, "tritonserver")[0])
     finally:
         stop(server)
