@@ -75,6 +75,25 @@ def test_logits_whole_and_by_chunks(case, chunk):
     assert close(logits, case.tensor("prefill_logits"), case.logit_tolerance)
 
 
+def test_no_number_of_one_request_reaches_the_next():
+    """Values beyond a type's range become NaN, and a weight of zero for what nobody may look at does not hide NaN."""
+    decoder, ids = runner("mistral-clip-8f"), np.arange(3, 40)
+    decoder.free(0)
+    decoder.prefill(0, ids, None, np.ones(len(ids), bool))
+    wanted = decoder.decode([0], [5])[0]
+    for _ in range(2):
+        decoder.free(0)
+        decoder.prefill(0, ids[:9], None, np.ones(9, bool))
+        found = decoder.decode([0], [5])[0]
+        decoder.free(0)
+        media = np.full((60, decoder._config.width), np.nan, np.float32)
+        decoder.prefill(0, decoder.vocab_size + np.arange(60), media, np.ones(60, bool))
+    decoder.free(0)
+    assert np.isfinite(found).all()
+    decoder.prefill(0, ids, None, np.ones(len(ids), bool))
+    assert close(decoder.decode([0], [5])[0], wanted, 1e-4)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_answers_of_many_requests_at_once(variant):
     """More requests than slots, joining and leaving: each gets the recorded ids."""

@@ -118,18 +118,41 @@ def test_one_failing_request_does_not_fail_its_neighbours():
     assert good_listener.ids == expected([8], 10)
 
 
-def test_a_listener_that_fails_loses_only_its_own_request():
-    scheduler = scheduler_on(CountingRunner())
+@pytest.mark.parametrize("call", ["on_step", "on_admitted", "is_cancelled"])
+def test_a_listener_that_fails_loses_only_its_own_request(call):
+    scheduler = scheduler_on(CountingRunner(num_slots=2))
 
-    def burst(_) -> None:
+    def burst(*_) -> None:
         raise ConnectionError("gone")
 
-    made, _ = request("broken", [1])
-    scheduler.submit(GenerationRequest(**{**made.__dict__, "on_step": burst}))
-    good, listener = request("good", [2])
-    scheduler.submit(good)
+    made, broken = request("broken", [1])
+    listeners = []
+    scheduler.submit(GenerationRequest(**{**made.__dict__, call: burst}))
+    for number in range(3):
+        good, listener = request(f"good {number}", [2])
+        scheduler.submit(good)
+        listeners.append(listener)
     run(scheduler)
-    assert listener.ids == expected([2], 8)
+    assert all(listener.ids == expected([2], 8) for listener in listeners) and not broken.ids
+    assert call == "on_step" or isinstance(broken.error, StageFailed | Cancelled)
+
+
+def test_a_fault_of_no_request_is_told_to_all_and_the_next_are_answered():
+    scheduler = scheduler_on(CountingRunner(num_slots=1))
+    scores, scheduler.steps.runner._scores = scheduler.steps.runner._scores, lambda slot: "none"
+    scheduler.steps.runner.decode = lambda slots, tokens: "no scores"
+    told = [request(name, [1], tokens=50) for name in ("runs", "waits")]
+    for made, _ in told:
+        scheduler.submit(made)
+    scheduler.start()
+    for _, listener in told:
+        assert listener.ended.wait(5) and isinstance(listener.error, StageFailed)
+    del scheduler.steps.runner.decode
+    scheduler.steps.runner._scores = scores
+    made, listener = request("next", [3], tokens=4)
+    scheduler.submit(made)
+    assert listener.ended.wait(5) and listener.ids == expected([3], 4)
+    scheduler.close()
 
 
 def test_bad_requests_are_refused_at_once():

@@ -72,3 +72,15 @@ def test_memory_follows_the_longest_slot():
     cache.free(0)
     cache.reserve([1], 10)
     assert cache.capacity == 64
+
+
+def test_no_number_of_one_request_reaches_the_next():
+    """A weight of zero for what nobody may look at does not hide NaN."""
+    cache, numbers = SlotCache(2, LAYERS, HEADS, WIDTH), np.random.default_rng(0)
+    for slot in (0, 1):
+        cache.reserve([slot], 70)
+        cache.append(slot, np.full_like(made(numbers, 70), np.nan), np.ones(70, bool))
+        cache.free(slot)
+    cache.reserve([1, 0], 1)
+    cache.line_up([1])
+    assert all(np.isfinite(array).all() for array in cache.past(0, 2))

@@ -124,7 +124,10 @@ class Scheduler:
                 self._changed.wait_for(lambda: self._closed or self._waiting or self._running)
                 if self._closed:
                     return
-            self.iterate()
+            try:
+                self.iterate()
+            except Exception as error:  # of no request that could be named: all are told, and the next ones are taken
+                self._fail_all(error)
 
     def iterate(self) -> None:
         """One iteration."""
@@ -143,14 +146,14 @@ class Scheduler:
             waiting = [
                 request
                 for place, request in enumerate(self._waiting)
-                if request.request_id in stops or (place in asked and request.is_cancelled())
+                if request.request_id in stops or (place in asked and self._has_left(request))
             ]
             for request in waiting:
                 self._waiting.remove(request)
         running = [
             running
             for running in self._running.values()
-            if running.request.request_id in stops or running.request.is_cancelled()
+            if running.request.request_id in stops or self._has_left(running.request)
         ]
         for gone in running:
             self._release(gone)
@@ -167,11 +170,15 @@ class Scheduler:
             free = self._free_slots()
             while self._waiting and len(free) >= self._waiting[0].num_slots:
                 request = self._waiting.popleft()
-                request.on_admitted()
-                slots, free = free[: request.num_slots], free[request.num_slots :]
-                self._running[slots[0]] = Running(
-                    request, Sampler(request.sampling), slots, request.prompts(self.steps.vocab_size)
-                )
+                slots = free[: request.num_slots]
+                try:
+                    request.on_admitted()
+                    running = Running(request, Sampler(request.sampling), slots, request.prompts(self.steps.vocab_size))
+                except Exception as error:
+                    self._report(request, self._failure(request, error))
+                    continue
+                self._running[slots[0]] = running
+                free = free[request.num_slots :]
 
     def _free_slots(self) -> list[int]:
         taken = {slot for running in self._running.values() for slot in running.slots}
@@ -212,15 +219,36 @@ class Scheduler:
                 self._release(running)
 
     def _fail(self, running: Running, error: Exception) -> None:
-        logger.error("request %s failed", running.request.request_id, exc_info=error)
         self._release(running)
-        self._report(running.request, StageFailed(f"the language model failed on this request: {error}"))
+        self._report(running.request, self._failure(running.request, error))
+
+    def _fail_all(self, error: Exception) -> None:
+        for running in list(self._running.values()):
+            self._fail(running, error)
+        with self._changed:
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        for request in waiting:
+            self._report(request, self._failure(request, error))
+
+    @staticmethod
+    def _failure(request: GenerationRequest, error: Exception) -> StageFailed:
+        logger.error("request %s failed", request.request_id, exc_info=error)
+        return StageFailed(f"the language model failed on this request: {error}")
 
     def _release(self, running: Running) -> None:
         with self._changed:
             del self._running[running.slot]
         for slot in running.slots:
             self.steps.free(slot)
+
+    @staticmethod
+    def _has_left(request: GenerationRequest) -> bool:
+        try:
+            return request.is_cancelled()
+        except Exception:  # whoever listened is gone
+            logger.exception("request %s: its listener failed", request.request_id)
+            return True
 
     @staticmethod
     def _report(request: GenerationRequest, error: VideoLlamaError) -> None:

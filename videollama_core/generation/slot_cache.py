@@ -10,7 +10,10 @@ _GROW = 64  # positions by which the array grows
 
 
 class SlotCache:
-    """float32 [layers, 2, rows, H, capacity, d]; a slot has a row, and of it `length` positions are written."""
+    """float32 [layers, 2, rows, H, capacity, d]; a slot has a row, and of it `length` positions are written.
+
+    The others are zero: a step multiplies them by a weight of zero, which makes nothing of any number, but not of NaN.
+    """
 
     def __init__(self, num_slots: int, layers: int, heads: int, width: int) -> None:
         self._shape = (layers, heads, width)
@@ -85,4 +88,6 @@ class SlotCache:
         return self._values[:, :, self._row[slot], :, : self.length[slot]].copy()
 
     def free(self, slot: int) -> None:
-        self.length[slot] = 0
+        if self.length[slot]:
+            self._values[:, :, self._row[slot], :, : self.length[slot]] = 0
+            self.length[slot] = 0

@@ -112,6 +112,8 @@ class TorchRunner:
         self._length[slot] = length
 
     def free(self, slot: int) -> None:
+        # A step multiplies what is masked by a weight of zero, which makes nothing of any number, but not of NaN.
+        self._cache[:, :, slot, :, : self._length[slot]] = 0
         self._length[slot] = 0
 
     @torch.inference_mode()
