@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -28,6 +29,7 @@ from videollama_gateway.responses import ResponseForm, read_responses_request
 from videollama_gateway.servers import Servers
 from videollama_gateway.watch import Watch
 
+logger = logging.getLogger(__name__)
 MAX_BODY_BYTES = 768 * 2**20  # base64 of the 512 MiB that a request's media may have, and its text
 _OFF_LOOP_BYTES = 2**16  # larger bodies are read in a thread: 20 MB of base64 take 90 ms
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
@@ -187,9 +189,13 @@ async def _events(answering: Answering, form: Form) -> AsyncIterator[str]:
         async for piece in answering.rest():
             yield form.piece(piece)
         yield form.end(await answering.answer())
-    except VideoLlamaError as error:
-        answering.failed(error)
-        yield form.error(body_of(error))
+    except Exception as error:
+        cause = _cause(error)
+        assert cause is not None
+        if cause is not error:
+            logger.error("request failed", exc_info=error)
+        answering.failed(cause)
+        yield form.error(body_of(cause))
 
 
 class _EventStream(StreamingResponse):

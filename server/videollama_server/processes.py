@@ -13,7 +13,6 @@ from videollama_core.protocol import contract
 
 _prctl = ctypes.CDLL(None).prctl  # looked up here: another thread may hold the loader's lock while this one forks
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_M_MMAP_THRESHOLD = -3  # malloc.h of glibc
 _PROC = Path("/proc")
 _TICKS = os.sysconf("SC_CLK_TCK")
 _LOOK_SECONDS = 0.05  # where the kernel tells nothing of an end
@@ -141,13 +140,3 @@ class StageProcess:
             found = stage_processes(os.getppid())
             self._known = next((pid for pid, stage in found.items() if stage == self._stage), -1)
         return None if self._known < 0 else self._known
-
-
-def map_large_blocks() -> None:
-    """Of this process each block of 64 KiB and more becomes a mapping of its own, which goes back to Linux when it is freed.
-
-    glibc raises that size to what was freed last; the tables that are kept about media then leave holes in the heap, which grows.
-    """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is not None:
-        set_option(_M_MMAP_THRESHOLD, 2**16)

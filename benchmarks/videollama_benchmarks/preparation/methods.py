@@ -22,12 +22,12 @@ import numpy as np
 from videollama_core.checkpoint.read_config import published_config
 from videollama_core.media.decoding.container import deadline, open_container, video_stream
 from videollama_core.media.decoding.frame_index import read_index
-from videollama_core.media.decoding.memory import keep_freed
 from videollama_core.media.decoding.sparse import decode_sparsely
 from videollama_core.media.decoding.video_file import decode_video
 from videollama_core.media.pixels import fit_picture
 from videollama_core.media.rgb import ToRgb
 from videollama_core.media.video import Segment, choose_frames
+from videollama_server.machine.memory import keep_freed
 
 FRAMES = 8
 FIT = partial(fit_picture, config=published_config("VideoLLaMA2-7B").pixels)  # CLIP at 336

@@ -23,7 +23,6 @@ from typing import Any
 import av
 from PIL import Image
 
-from videollama_core.media.decoding.memory import keep_freed
 from videollama_core.media.preprocess import prepare
 from videollama_core.media.video import FILE_KINDS, Segment
 from videollama_core.media.video_decoders import frame_decoder
@@ -31,6 +30,7 @@ from videollama_core.model.config import ModelConfig
 from videollama_core.protocol import limits
 from videollama_core.protocol.errors import StageFailed, UnreadableMedia, VideoLlamaError
 from videollama_core.telemetry.logs import log_to_stderr
+from videollama_server.machine.memory import keep_freed
 from videollama_server.sandbox import cage, message
 
 _HEAD_BYTES = 4096  # of one message on the socket

@@ -24,7 +24,7 @@ from videollama_server.answers.answering import Piece
 from videollama_server.fetch.gate import MediaGate
 from videollama_server.fetch.policy import policy_of_environment
 from videollama_server.installation import ADDRESS_VARIABLE, check_gpu_tables
-from videollama_server.processes import map_large_blocks
+from videollama_server.machine.memory import map_large_blocks
 from videollama_server.sandbox.callers import server_name
 from videollama_server.stages.calls import TritonStages
 from videollama_server.stages.decoupled import DecoupledStage, Reply

@@ -19,6 +19,7 @@ CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,ogg,asf,h264,hevc,av1,obu,ivf,"
     "m4v,mxf,nut,wtv,rm,dv,vob,wav,mp3,flac,aac,aiff,caf"
 )
+_LARGE_BOXES = ("moov", "moof", "mdat")  # of an MP4; the last one or two are what a cut goes through
 
 
 def open_unseen(data: bytes, hwaccel: HWAccel | None = None) -> "av.container.InputContainer":
@@ -45,9 +46,9 @@ def _check_whole(data: bytes, container: "av.container.InputContainer") -> None:
         size = int.from_bytes(data[at : at + 4]) or len(data) - at  # 0: until the end
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16])
-        if at + size > len(data):
+        kind = data[at + 4 : at + 8].decode("latin-1")
+        if at + size > len(data) and kind in _LARGE_BOXES:  # else what follows the file is no part of it
             container.close()
-            kind = data[at + 4 : at + 8].decode("latin-1")
             raise UnreadableMedia(
                 f"the file was cut off: it ends after {len(data)} bytes, within its part {kind!r}, which needs {at + size}; send it whole"
             )
