@@ -46,19 +46,19 @@ class OtlpMeasures(Measures):
         self._request = make(
             "gen_ai.server.request.duration",
             "s",
-            "Generative AI server request duration such as time-to-last byte or last output token.",
+            "From a request to the end of its answer, or to its error.",
             explicit_bucket_boundaries_advisory=_REQUEST_BOUNDS,
         )
         self._first = make(
             "gen_ai.server.time_to_first_token",
             "s",
-            "Time to generate first token for successful responses.",
+            "From a request to the first text of its answer; answers that became whole.",
             explicit_bucket_boundaries_advisory=_FIRST_BOUNDS,
         )
         self._per_token = make(
             "gen_ai.server.time_per_output_token",
             "s",
-            "Time per output token generated after the first token for successful responses.",
+            "Mean of a whole answer between two tokens, the first left out.",
             explicit_bucket_boundaries_advisory=_TOKEN_BOUNDS,
         )
 
