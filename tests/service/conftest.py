@@ -1,5 +1,7 @@
 """Fixtures of the tests with a running server."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from otlp_collector import collecting
@@ -18,8 +20,8 @@ def server_of(bundle_of, tmp_path_factory):
         return running[variant]
 
     yield serve
-    for server in running.values():
-        stop(server)
+    with ThreadPoolExecutor() as pool:  # ending is mostly waiting
+        list(pool.map(stop, running.values()))
 
 
 @pytest.fixture(scope="module")
