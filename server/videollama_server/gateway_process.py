@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from videollama_core.protocol.errors import InvalidRequest, ServerFailed
 from videollama_server.endpoint.access import Access
+from videollama_server.machine import with_parent
 from videollama_server.ports import choose_ports
-from videollama_server.processes import end_with_parent
 
 logger = logging.getLogger(__name__)
 _NEEDS = ("starlette", "uvicorn", "prometheus_client")
@@ -91,13 +91,12 @@ class GatewayProcess:
         words = ["gateway", "--server", self._server, "--host", self._host, "--port", str(self._port)]
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "videollama_client", *words],
+                with_parent.command([sys.executable, "-m", "videollama_client", *words]),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 text=True,
                 env=self._environment,
                 start_new_session=True,  # Ctrl-C reaches `vl2 serve` alone, which ends this when running answers have ended
-                preexec_fn=end_with_parent,
             )
         except OSError as error:  # no memory, or no place for a process, say
             logger.error("the gateway cannot be started: %s", error)

@@ -16,10 +16,10 @@ from typing import IO
 from videollama_core.protocol import contract
 from videollama_core.protocol.errors import ServerFailed
 from videollama_server.control import Sockets, TritonControl
-from videollama_server.machine import watcher
+from videollama_server.machine import watcher, with_parent
 from videollama_server.machine.log import open_log
 from videollama_server.machine.runtime import Runtime
-from videollama_server.processes import end_with_parent, is_alive, stage_processes, with_descendants, work_of
+from videollama_server.processes import is_alive, stage_processes, with_descendants, work_of
 
 logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
@@ -79,13 +79,12 @@ class TritonProcess:
 
     def _start(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> None:
         self._process = subprocess.Popen(
-            command,
+            with_parent.command(command),
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
             env=environment,
             start_new_session=True,  # Ctrl-C reaches `vl2 serve` alone, which then drains
-            preexec_fn=end_with_parent,
             pass_fds=(self._runtime.lock,),
         )
         watched = [str(self._process.pid), str(self._runtime.lock_path), str(_END_SECONDS)]

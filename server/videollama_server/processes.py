@@ -1,9 +1,7 @@
 """What Linux says about processes: the stages of a running server, and how they get on."""
 
-import ctypes
 import os
 import select
-import signal
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
@@ -11,8 +9,6 @@ from pathlib import Path
 
 from videollama_core.protocol import contract
 
-_prctl = ctypes.CDLL(None).prctl  # looked up here: another thread may hold the loader's lock while this one forks
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PROC = Path("/proc")
 _TICKS = os.sysconf("SC_CLK_TCK")
 _LOOK_SECONDS = 0.05  # where the kernel tells nothing of an end
@@ -121,11 +117,6 @@ def _status(folder: Path) -> tuple[bytes, int] | None:
         return state, int(parent)
     except (OSError, ValueError):  # it ended meanwhile
         return None
-
-
-def end_with_parent() -> None:
-    """In a child, before it runs its program: it gets SIGTERM when its parent is gone, however that went."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class StageProcess:

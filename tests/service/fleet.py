@@ -145,6 +145,7 @@ def live_through_changes(load: Load, fleet: Fleet, killed_name: str, added: Call
         load.go_on()
         killed = time.monotonic()
         fleet.kill(fleet.servers[0])
+        dead = time.monotonic()
         load.go_on()
         drained = time.monotonic()
         assert stop(fleet.servers[1]) == 0
@@ -154,8 +155,8 @@ def live_through_changes(load: Load, fleet: Fleet, killed_name: str, added: Call
         added(new)
         load.go_on()
     failed = [asked for asked in load.asked if asked.error]
-    # A failure is of a question that ran on the killed one when it was killed.
-    assert all(one.began < killed < one.ended and one.where == killed_name for one in failed), (killed, failed)
+    # A failure is of a question that ran on the killed one when it was killed, which took from `killed` to `dead`.
+    assert all(one.began < dead and one.ended > killed and one.where == killed_name for one in failed), (killed, failed)
     assert len(failed) <= WORKERS
     # It had its share; a question that had no text yet, or had not reached it, was answered elsewhere.
     share = [one for one in load.asked if one.ended < killed]

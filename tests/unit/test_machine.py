@@ -3,7 +3,6 @@
 import fcntl
 import logging
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -123,15 +122,10 @@ def test_shared_memory_is_told_with_the_size_needed(free, state, told, monkeypat
 
 def test_too_few_open_files_are_told_in_one_line():
     """`ulimit -n 64` said "not ready" after minutes."""
-    code = "from videollama_server.machine.checks import check_machine; check_machine()"
+    check = "from videollama_server.machine.checks import check_machine; check_machine()"
     for soft, hard, expected in ((64, 64, "open files: at most 64 at a time; a server needs 1024"), (64, 4096, "")):
-
-        def lower(soft=soft, hard=hard):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-        done = subprocess.run(
-            [sys.executable, "-c", code], preexec_fn=lower, capture_output=True, text=True, check=False
-        )
+        code = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard})); {check}"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert (expected in done.stderr) if expected else done.returncode == 0, done.stderr
 
 

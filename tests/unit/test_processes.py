@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from security.soak import wait_for
+from videollama_server.machine import with_parent
 from videollama_server.processes import is_alive, stage_of, stage_processes, wait_for_an_end, with_descendants, work_of
 
 
@@ -86,3 +88,20 @@ def test_a_kernel_that_tells_no_end_leaves_the_look_to_the_caller(error, monkeyp
 
     monkeypatch.setattr(os, "pidfd_open", refuse)
     assert wait_for_an_end([os.getpid()], 60)
+
+
+def test_a_program_is_told_of_its_parents_end(tmp_path):
+    """Whatever ended the parent; and it does not begin where the parent is gone already."""
+    told, begun = tmp_path / "told", tmp_path / "begun"
+    child = f"trap 'touch {told}; exit' TERM; touch {begun}; while :; do sleep 0.05; done"
+    parent = (
+        "import subprocess, sys, time; from videollama_server.machine import with_parent; "
+        f'subprocess.Popen(with_parent.command(["sh", "-c", {child!r}])); time.sleep(60)'
+    )
+    with subprocess.Popen([sys.executable, "-c", parent]) as process:
+        assert wait_for(begun.exists)
+        process.kill()
+    assert wait_for(told.exists)
+    gone = [*with_parent.command([])[:-1], str(process.pid), "touch", str(tmp_path / "late")]
+    subprocess.run(gone, check=True)
+    assert not (tmp_path / "late").exists()
