@@ -19,6 +19,7 @@ from run_options import (  # noqa: F401
     pytest_collection_finish,
     pytest_collection_modifyitems,
     pytest_configure,
+    pytest_sessionfinish,
 )
 from videollama_core.media.video_decoders import DECODER_VARIABLE, DECODERS, frame_decoder
 from videollama_core.protocol.errors import InvalidRequest

@@ -36,6 +36,15 @@ def pytest_collection_finish(session):
         raise pytest.UsageError(f"pytest-xdist does not keep groups together with pytest {pytest.__version__}")
 
 
+@pytest.hookimpl(trylast=True)  # after the fixtures of the session
+def pytest_sessionfinish():
+    """Not one server more than before, whatever failed."""
+    servers = sys.modules.get("service.servers")
+    for server in [] if servers is None else servers.STARTED:
+        server.process.kill()  # its watcher ends the rest
+        server.process.communicate()
+
+
 class _NoTorch:
     """Whoever imports torch is skipped, be it a file of tests, a fixture or a test: so nobody has to keep a list."""
 

@@ -23,7 +23,10 @@ def vl2(*words: object) -> list[str]:
     return [sys.executable, "-m", "videollama_client", *map(str, words)]
 
 
-@dataclass
+STARTED: list["Server"] = []  # and not stopped: a test that fails leaves its own, and the end of the run ends it
+
+
+@dataclass(eq=False)
 class Server:
     """A running `vl2 serve`."""
 
@@ -118,10 +121,14 @@ def start(bundle: Path, log: Path, *options: object) -> Server:
         raise AssertionError(f"the server did not start: {process.stderr.read()}")
     triton_pid = children(process.pid, "tritonserver")[0]
     addresses = found["gRPC"], found["HTTP"], found["metrics"]
-    return Server(process, *addresses, log, triton_pid, found.get("OpenAI", ""))
+    server = Server(process, *addresses, log, triton_pid, found.get("OpenAI", ""))
+    STARTED.append(server)
+    return server
 
 
 def stop(server: Server) -> int:
+    if server in STARTED:
+        STARTED.remove(server)
     server.process.send_signal(signal.SIGTERM)
     try:
         server.process.communicate(timeout=60)
