@@ -176,10 +176,15 @@ class Gateway:
 
 
 def _cause(error: BaseException) -> VideoLlamaError | None:
-    """Of a request that failed; None where its caller left. What is neither is a fault of the gateway's own."""
+    """Of a request that failed; None where its caller left."""
+    return _typed(error) if isinstance(error, Exception) else None
+
+
+def _typed(error: Exception) -> VideoLlamaError:
+    """What is none of our errors is a fault of the gateway's own."""
     if isinstance(error, VideoLlamaError):
         return error
-    return StageFailed(f"the gateway: {type(error).__name__}: {error}") if isinstance(error, Exception) else None
+    return StageFailed(f"the gateway: {type(error).__name__}: {error}")
 
 
 async def _events(answering: Answering, form: Form) -> AsyncIterator[str]:
@@ -190,8 +195,7 @@ async def _events(answering: Answering, form: Form) -> AsyncIterator[str]:
             yield form.piece(piece)
         yield form.end(await answering.answer())
     except Exception as error:
-        cause = _cause(error)
-        assert cause is not None
+        cause = _typed(error)
         if cause is not error:
             logger.error("request failed", exc_info=error)
         answering.failed(cause)

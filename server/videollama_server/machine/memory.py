@@ -3,8 +3,7 @@
 import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
-_NEVER = 2**30  # bytes
-_LARGE = 2**16
+_NEVER, _LARGE = 2**30, 2**16  # bytes
 
 
 def keep_freed() -> None:

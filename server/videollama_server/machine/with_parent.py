@@ -14,11 +14,15 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def command(words: list[str]) -> list[str]:
-    """What runs a command so. The thread that starts it counts as its parent: that one must live as long."""
+    """The words that run a program, given by its own words, so.
+
+    To be started by this process, in a thread that lives as long as the program may: Linux counts that thread as its parent.
+    """
     return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *words]
 
 
 def main(parent: int, words: list[str]) -> None:
+    """Become the program; end where the process with the id `parent` is gone already. Raises: OSError where it cannot run."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() == parent:  # else it was gone before
         os.execvp(words[0], words)
