@@ -228,6 +228,16 @@ def bundle_of():
     return lambda variant: convert_once(checkpoint(variant), variant)
 
 
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory):
+    """A converted folder whose answers go on until they are ended: for what happens to a running one."""
+    from checkpoints import endless_checkpoint
+    from videollama_converters.convert import convert
+
+    folder = tmp_path_factory.mktemp("endless")
+    return convert(endless_checkpoint(folder / "source"), folder / "bundle")
+
+
 @pytest.fixture
 def hub():
     """A server on this machine that speaks the protocol of the Hugging Face hub."""
