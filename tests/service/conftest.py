@@ -9,14 +9,15 @@ from service.servers import start, stop
 
 
 @pytest.fixture(scope="session")
-def server_of(bundle_of, tmp_path_factory):
-    """Name of a golden variant -> a running server; every server runs until the session ends."""
+def server_of(bundle_of, request, tmp_path_factory):
+    """Name of a golden variant, or "endless" -> a running server; every server runs until the session ends."""
     running = {}
 
     def serve(variant: str):
         if variant not in running:
             log = tmp_path_factory.mktemp(variant) / "server.log"
-            running[variant] = start(bundle_of(variant), log, "--expose-stages")
+            bundle = request.getfixturevalue("endless") if variant == "endless" else bundle_of(variant)
+            running[variant] = start(bundle, log, "--expose-stages")
         return running[variant]
 
     yield serve

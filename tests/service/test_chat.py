@@ -10,14 +10,14 @@ import sys
 import time
 from contextlib import contextmanager
 
-from conftest import MEDIA, case
+from conftest import MEDIA
 from service.servers import vl2
 
 VARIANT = "qwen2-clip-8f"
 CLIP, PICTURE = MEDIA / "plain_96x64.mp4", MEDIA / "image_90x50.png"
 SHORT = ("--max-new-tokens", 8)
 # An answer of this many tokens takes seconds: nothing ends it early.
-LONG = ("--max-new-tokens", 1500, "--temperature", 3, "--top-k", 0, "--top-p", 1, "--seed", 11)
+LONG = ("--max-new-tokens", 20000)
 
 
 def piped(text: str | bytes, *words: object) -> subprocess.CompletedProcess[str]:
@@ -187,7 +187,7 @@ def test_a_conversation_on_a_terminal(server_of):
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(server_of, tmp_path):
     """It streams, its place in the language model is freed, and what was written is part of the conversation."""
-    server, saved = server_of(VARIANT), tmp_path / "chat.json"
+    server, saved = server_of("endless"), tmp_path / "chat.json"
     with terminal(*LONG, "--url", server.grpc) as screen:
         screen.wait_for("> ")
         screen.type("Tell a long story\n")
@@ -203,15 +203,15 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(server_of, tmp_path):
         assert screen.process.wait(30) == 0 and "Traceback" not in shown + screen.shown
     messages = json.loads(saved.read_text("utf-8"))["messages"]
     assert [message["role"] for message in messages] == ["user", "assistant"] and messages[1]["content"]
-    known = case(VARIANT, "text_only")
-    with server.client() as client:
-        answer = client.ask(known.facts["instruct"], max_new_tokens=known.max_new_tokens)
-    assert answer.output_ids == known.facts["output_ids"]
+    deadline = time.monotonic() + 10
+    while server.metric("vl2_num_requests_running") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert server.metric("vl2_num_requests_running") == 0
 
 
 def test_ctrl_c_at_any_moment_does_not_end_it(server_of):
     """Before the question is sent, before the answer's first word, or later."""
-    with terminal(CLIP, *LONG, "--url", server_of(VARIANT).grpc) as screen:
+    with terminal(CLIP, *LONG, "--url", server_of("endless").grpc) as screen:
         screen.wait_for("> ")
         for wait in (0, 0.001, 0.01, 0.03, 0.1, 0.3):
             screen.type("Tell a story\n")
