@@ -8,6 +8,6 @@ python=${2:-/opt/venv-tritonserver/bin/python}
 "$python" -m pip install --no-cache-dir --quiet --disable-pip-version-check --no-deps "$source"
 # What the container may lack, at versions that leave everything there untouched.
 "$python" -m pip install --no-cache-dir --quiet --disable-pip-version-check -c /tmp/container.txt \
-    "av>=14" "click>=8.1" "jinja2>=3.1" "onnx>=1.17" "onnx-ir>=0.1.9" "onnxscript>=0.5" "pillow>=10.4" "safetensors>=0.5" \
+    "av>=14,<19" "click>=8.1" "jinja2>=3.1" "onnx>=1.17" "onnx-ir>=0.1.9" "onnxscript>=0.5" "pillow>=10.4" "safetensors>=0.5" \
     "sentencepiece>=0.2" "soundfile>=0.13" "tokenizers>=0.21" "tritonclient[grpc]>=2.51"
 "$python" -m videollama_client --version

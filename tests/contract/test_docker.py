@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from conftest import ROOT
 from videollama_server.machine.checks import FULL_SHARED_MEMORY, LEAST_FILES, LEAST_THREADS
@@ -84,6 +85,16 @@ def test_the_gpu_container_gets_what_serving_and_converting_need():
         "videollama2-service",
     }
     assert needs - apart <= named, needs - apart - named
+    ranges = {word.partition(";")[0].strip() for extra in ("serve", "convert") for word in extras[extra]}
+    asked = [word for word in re.findall(r'"([a-z][^"]*>=[^"]*)"', step) if re.split(r"[^\w-]", word)[0] in needs]
+    assert set(asked) <= ranges  # the newest PyAV once came with it, which opens no file as ours are opened
+
+
+def test_pyav_is_one_that_opens_files_as_ours_are_opened():
+    """19 has no `metadata_errors`: with it every video was refused."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    (found,) = (Requirement(need).specifier for need in extras["serve"] if Requirement(need).name == "av")
+    assert found.contains("18.1.0") and not found.contains("19.0.2")
 
 
 def test_a_folder_is_converted_without_the_hub_client():
