@@ -38,12 +38,12 @@ test-haproxy: setup ## three servers behind HAProxy: one killed, one drained, on
 test-observability: setup ## rules and dashboard with Debian's Prometheus on a real server
 	@sh scripts/test_observability.sh
 
-test-gpu: ## on a machine with a GPU; PART=correct, speed, tensorrt or nvdec, at most 8 minutes each
+test-gpu: ## on a machine with a GPU; PART=correct, speed, tensorrt, tensorrt_rtx or nvdec, at most 8 minutes each
 	@sh scripts/test_gpu.sh $(PART)
 
 gpu-wheels: setup ## build/gpu/wheels, for a GPU machine of Python GPU_PYTHON that has no network
-	@.venv/bin/python -m pip download --quiet --only-binary=:all: --python-version $(or $(GPU_PYTHON),3.12) \
-		--dest build/gpu/wheels -r scripts/gpu_requirements.txt "numpy<2"
+	@.venv/bin/python -m pip download --quiet --only-binary=:all: --no-deps --python-version $(or $(GPU_PYTHON),3.12) \
+		-c constraints.txt --dest build/gpu/wheels -r scripts/gpu_requirements.txt
 
 check: setup ## format, lint, types and all tests
 	@.venv/bin/ruff format --check .

@@ -1,6 +1,7 @@
 """Times of the PyTorch engine at a published size, random weights, each beside its roofline.
 
 A roofline is the larger of work / peak arithmetic and bytes / peak bandwidth of the GPU's maker; the work is counted here.
+What the card itself reaches in one large product and one large copy stands beside those peaks.
 """
 
 import statistics
@@ -16,6 +17,7 @@ from videollama_core.checkpoint.read_config import published_config
 from videollama_core.engines.media_encoder import to_host
 from videollama_core.engines.torch_encoders import TorchEncoders
 from videollama_core.generation.torch_runner import TorchRunner
+from videollama_core.model.config import ModelConfig
 from videollama_core.model.connector import Connector
 from videollama_core.model.decoder import Decoder
 from videollama_core.model.vision import VisionEncoder
@@ -40,27 +42,45 @@ def randomised(module: torch.nn.Module, device: torch.device) -> torch.nn.Module
 
 def timed(run: Any, repeats: int = REPEATS) -> dict[str, float]:
     """Median and spread in milliseconds, warm."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for _ in range(3):
         run()
-    torch.cuda.synchronize()
+    wait()
     taken = []
     for _ in range(repeats):
         began = time.perf_counter()
         run()
-        torch.cuda.synchronize()
+        wait()
         taken.append(1e3 * (time.perf_counter() - began))
     return {"milliseconds": statistics.median(taken), "least": min(taken), "most": max(taken)}
 
 
 def card() -> tuple[str, Gpu]:
     """Name, and the maker's figures of the nearest GPU in the plan."""
-    name = torch.cuda.get_device_name()
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "none: a rehearsal on the CPU"
     key = next((key for key in ("H200", "H100", "L40S", "A100-80") if key.split("-")[0] in name), "H100")
     return name, GPUS[key]
 
 
-def measure(device: torch.device, name: str, requests: tuple[int, ...], text_tokens: int = 48) -> dict[str, Any]:
-    config, (gpu, figures) = published_config(name), card()
+def reached(device: torch.device) -> dict[str, float]:
+    """What the card reaches: TFLOP/s of a square product, TB/s read and written by a copy."""
+    size, count = (8192, 2**31) if device.type == "cuda" else (64, 2**16)
+    left, right = (torch.randn(size, size, dtype=DTYPE, device=device) for _ in range(2))
+    source, target = (torch.zeros(count, dtype=torch.uint8, device=device) for _ in range(2))
+    product, copy = timed(lambda: left @ right), timed(lambda: target.copy_(source))
+    return {
+        "teraflops": 2e-9 * size**3 / product["milliseconds"],
+        "terabytes_per_second": 2e-9 * count / copy["milliseconds"],
+    }
+
+
+def measure(
+    device: torch.device, name: str, requests: tuple[int, ...], config: ModelConfig | None = None, text_tokens: int = 48
+) -> dict[str, Any]:
+    """Args: config: of a smaller model, for a rehearsal; the rooflines stay those of the published one."""
+    told = f"a tiny model beside the rooflines of {name}" if config else name
+    config, (gpu, figures) = config or published_config(name), card()
+    bounds = reached(device)
     peak = figures.teraflops * 1e12
     stages = []
 
@@ -126,18 +146,26 @@ def measure(device: torch.device, name: str, requests: tuple[int, ...], text_tok
             stages[-1]["tokens_per_second"] = 1e3 * rows / stages[-1]["milliseconds"]
     return {
         "gpu": gpu,
-        "checkpoint": name,
+        "checkpoint": told,
         "dtype": "bfloat16",
         "torch": torch.__version__,
         "repeats": REPEATS,
+        "peaks": {"teraflops": figures.teraflops, "terabytes_per_second": figures.bandwidth},
+        "reached": bounds,
         "stages": stages,
     }
 
 
 def as_table(found: dict[str, Any]) -> str:
     """Markdown."""
+    peaks, bounds = (
+        f"{each['teraflops']:.4g} TFLOP/s and {each['terabytes_per_second']:.3g} TB/s"
+        for each in (found["peaks"], found["reached"])
+    )
     lines = [
         f"{found['checkpoint']}, random weights, {found['dtype']}, {found['gpu']}, torch {found['torch']}; median of {found['repeats']}",
+        "",
+        f"Rooflines are of the maker's {peaks}; one large product and one large copy reached {bounds}.",
         "",
         "| stage | ms | least to most | roofline ms | ratio | tokens/s |",
         "|---|---|---|---|---|---|",
