@@ -18,7 +18,7 @@ from videollama_core.generation.vllm_arguments import VARIABLE, parse
 from videollama_core.media.video_decoders import DECODERS, frame_decoder
 from videollama_core.protocol import contract
 from videollama_core.protocol.errors import InvalidRequest, ServerFailed
-from videollama_core.protocol.trace_context import MEASURED, TRACEPARENT
+from videollama_core.protocol.trace_context import CALLER, MEASURED, TRACEPARENT
 from videollama_core.telemetry.logs import LogStyle
 from videollama_core.telemetry.traces import with_endpoint
 from videollama_server.control import Sockets
@@ -151,7 +151,7 @@ class TritonServer:
             *(f"--load-model={stage}" for stage in loaded_stages(self._exposed)),
             f"--backend-config=python,thread-pool-size={_CALL_THREADS}",
             "--exit-timeout-secs=5",
-            f"--grpc-header-forward-pattern={TRACEPARENT}|{MEASURED}",
+            f"--grpc-header-forward-pattern={TRACEPARENT}|{MEASURED}|{CALLER}",
         ]
         return with_ranks(words, self._world_size, self._pool_bytes, self._runtime.prefix)
 

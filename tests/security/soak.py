@@ -12,7 +12,7 @@ from pathlib import Path
 from conftest import MEDIA
 from service.servers import Server, alive, children
 from videollama_client import VideoLlamaError
-from videollama_server.sandbox.nursery import WAITING, WORKING
+from videollama_server.sandbox.decoding import WAITING, WORKING
 
 TOKENS = 12
 QUESTIONS = (

@@ -9,7 +9,9 @@ from pathlib import Path
 import grpc
 import pytest
 
+from conftest import MEDIA
 from made_certificates import Authority
+from security.test_cage import children
 from service.servers import serving
 from videollama_client import Client, NotAllowed, Overloaded, ServerUnreachable
 from videollama_core.protocol.errors import InvalidRequest
@@ -19,6 +21,7 @@ from videollama_server.endpoint.config import EndpointConfig
 from videollama_server.endpoint.process import EndpointProcess
 from videollama_server.endpoint.state import Told
 from videollama_server.readiness import EndpointKeeper
+from videollama_server.sandbox import cage
 
 AREA = "callers"
 GOOD, OTHER, SLOW, SINGLE = (
@@ -30,12 +33,17 @@ GOOD, OTHER, SLOW, SINGLE = (
 
 
 @pytest.fixture(scope="module")
-def triton(endless, tmp_path_factory):
-    """gRPC target and metrics of a running server's Triton."""
-    with serving(endless, tmp_path_factory.mktemp("callers") / "log") as server:
-        words = Path(f"/proc/{server.triton}/cmdline").read_bytes().decode().split("\0")
-        (folder,) = (Path(word.partition("unix:")[2]).parent for word in words if word.startswith("--grpc-address="))
-        yield f"unix:{folder / 'grpc:1'}", str(folder / "metrics")
+def server(endless, tmp_path_factory):
+    with serving(endless, tmp_path_factory.mktemp("callers") / "log") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def triton(server):
+    """gRPC target and metrics of the server's Triton."""
+    words = Path(f"/proc/{server.triton}/cmdline").read_bytes().decode().split("\0")
+    (folder,) = (Path(word.partition("unix:")[2]).parent for word in words if word.startswith("--grpc-address="))
+    return f"unix:{folder / 'grpc:1'}", str(folder / "metrics")
 
 
 @pytest.fixture
@@ -181,6 +189,44 @@ def test_rates_and_places_of_a_key(endpoint, keys, case_table):
         while process.tell(Told("")).pending and time.monotonic() < deadline:
             time.sleep(0.05)
         assert answers(single)
+
+
+@pytest.fixture
+def decoding(server):
+    """Gives the processes that have decoded something, and wait for more of the same key's."""
+
+    def found() -> set[int]:
+        nurseries = [nursery for stage in server.pids("preprocess") for nursery in children(stage)]
+        return {pid for nursery in nurseries for pid in children(nursery) if cage.processor_seconds(pid) > 0.03}
+
+    return found
+
+
+def ask_about_a_video(address: str, number: int, key: str | None = None) -> None:
+    with Client(address, api_key=key) as client:
+        video = {"video": MEDIA / "sample_demo_1.mp4", "start": 0.01 * number}
+        client.ask("What?", **video, max_new_tokens=1, timeout=30)
+
+
+def test_media_are_decoded_where_those_of_no_other_key_were(endpoint, keys, decoding):
+    address, _ = endpoint(api_keys=str(keys))
+    seen: dict[str, set[int]] = {GOOD: set(), SINGLE: set()}
+    for turn, key in enumerate((GOOD, SINGLE) * 6, 1):
+        before = decoding()
+        ask_about_a_video(address, turn, key)
+        seen[key] |= decoding() - before
+    assert seen[GOOD] and seen[SINGLE] and not seen[GOOD] & seen[SINGLE]
+
+
+def test_media_may_all_be_isolated(endpoint, decoding):
+    deadline = time.monotonic() + 20
+    while decoding():  # those of another test end soon
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    for isolated, number in ((True, 20), (False, 21)):
+        address, _ = endpoint(isolate_media=isolated)
+        ask_about_a_video(address, number)
+        assert bool(decoding()) != isolated
 
 
 def test_keys_are_read_again(endpoint, keys, tmp_path):

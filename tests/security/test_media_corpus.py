@@ -22,7 +22,7 @@ from videollama_core.generation.prefixes import PREFIX_VARIABLE
 from videollama_core.media.preprocess import prepare
 from videollama_core.media.video import Segment
 from videollama_core.protocol.errors import InvalidRequest, VideoLlamaError
-from videollama_server.sandbox.nursery import WORKING
+from videollama_server.sandbox.decoding import WORKING
 
 AREA = "media corpus"
 IN_PROCESS, THROUGH_SERVER = 1600, 300

@@ -12,7 +12,7 @@ from contextlib import suppress
 from conftest import MEDIA
 from security.soak import members, name_of
 from service.servers import children
-from videollama_server.sandbox.nursery import WAITING, WORKING
+from videollama_server.sandbox.decoding import WAITING, WORKING
 
 STAGES = ("videollama2", "tensorrt_llm", "preprocess", "encoder")
 CAUGHT = 5  # while a stage works

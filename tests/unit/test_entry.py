@@ -22,7 +22,7 @@ from videollama_core.protocol.errors import (
 from videollama_core.protocol.messages import SamplingOptions, as_conversation
 from videollama_core.telemetry.traces import Span
 from videollama_server.answers import known_media
-from videollama_server.answers.known_media import Perception, Pixels
+from videollama_server.answers.known_media import Media, Perception, Pixels
 from videollama_server.fetch.gate import MediaGate
 from videollama_server.fetch.policy import MediaPolicy
 from videollama_server.stages import entry
@@ -61,8 +61,8 @@ class Stages:
         self.perceived = self.prepared = 0
         self.work = []
 
-    def perceive(self, kind, files, segment, noise, is_cancelled=None):
-        self.noise, self.files = noise, files
+    def perceive(self, media, noise, is_cancelled=None):
+        self.noise, self.media = noise, media
         if self.perceptions and isinstance(error := self.perceptions.pop(0), Exception):
             raise error
         rows = read_model_config(checkpoint(VARIANT)).media_tokens * (1 if noise is None else 2)
@@ -71,12 +71,12 @@ class Stages:
             np.zeros((1, rows, 56), np.float32), rows, 7, {"preprocess": (5.0, 6.0), "encoder": (6.5, 8.5)}
         )
 
-    def preprocess(self, kind, files, segment, is_cancelled):
+    def preprocess(self, media, is_cancelled):
         self.prepared += 1
         return Pixels(np.zeros((1, 2, 2, 3), np.uint8), np.zeros((0, 128), np.float32), (5.0, 6.0))
 
     def encode(self, pixels, noise, is_cancelled):
-        seen = self.perceive("image", (), Segment(), noise)
+        seen = self.perceive(Media("image", (), Segment()), noise)
         return replace(seen, spans={"encoder": (6.5, 8.5)})
 
     def generate(self, request_id, prompt, seen, sampling, listener, traceparent):
@@ -265,7 +265,7 @@ def test_media_by_url_comes_through_the_gate_which_is_closed_by_default(bundle, 
         run(bundle, Stages(), question)
     stages = Stages([[5], None])
     sent = answer(Entry(bundle, stages, MediaGate(MediaPolicy(root=str(tmp_path)))), stages, question)
-    assert stages.files == (b"media",) and "fetch" in sent[-1].summary.seconds
+    assert stages.media.files == (b"media",) and "fetch" in sent[-1].summary.seconds
 
 
 def test_stages_that_worked_are_parts_of_the_questions_trace(bundle):

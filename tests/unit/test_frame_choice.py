@@ -11,7 +11,7 @@ from videollama_core.media.decoding.video_file import decode_video
 from videollama_core.media.preprocess import prepare
 from videollama_core.media.video import Segment, load_media
 from videollama_core.protocol.errors import BadSegment, InvalidRequest
-from videollama_server.answers.known_media import KnownMedia
+from videollama_server.answers.known_media import KnownMedia, Media
 from videollama_server.stages.entry import Question
 
 CONFIG = read_model_config(checkpoint(CHAT_VARIANTS[0]))  # of 8 frames
@@ -91,8 +91,8 @@ class _Stages:
     def __init__(self) -> None:
         self.asked = []
 
-    def perceive(self, kind, files, segment, noise, is_cancelled):
-        self.asked.append(segment)
+    def perceive(self, media, noise, is_cancelled):
+        self.asked.append(media.segment)
         return _Perceived()
 
 
@@ -109,7 +109,7 @@ def test_media_are_kept_apart_by_number_and_sampling(monkeypatch):
     monkeypatch.setattr("videollama_server.answers.known_media.replace", lambda seen, **_: seen)
     segments = [Segment(), Segment(num_frames=16), Segment(num_frames=32), KEYS, Segment(sampling="exact")]
     for segment in segments * 2:
-        known.perceive("video", (b"x",), segment, None, lambda: False)
+        known.perceive(Media("video", (b"x",), segment), None, lambda: False)
     assert stages.asked == segments  # once each
 
 

@@ -18,6 +18,7 @@ from videollama_core.prompt import Prompt
 from videollama_core.protocol.errors import ArtifactMismatch, StageFailed
 from videollama_core.protocol.messages import ResolvedSampling
 from videollama_server import installation as triton_installation
+from videollama_server.answers.known_media import Media
 from videollama_server.sandbox.callers import FOLDER_VARIABLE
 
 ANSWERS = {
@@ -100,7 +101,7 @@ def test_a_table_goes_to_the_language_model_from_where_it_lies(calls, on_gpu):
     found, module, sent = calls
     module.on_gpu = on_gpu
     stages = found.TritonStages(end_ids=[2], pad_id=None)
-    seen = stages.perceive("video", [b"x"], Segment(), None, lambda: False)
+    seen = stages.perceive(Media("video", [b"x"], Segment()), None, lambda: False)
     assert (seen.rows, seen.media_hash) == (3, 2**63 + 1)
     assert {stage: ended - began for stage, (began, ended) in seen.spans.items()} == {"preprocess": 1.0, "encoder": 2.0}
     prompt = Prompt(np.array([5, 1024, 1025, 1026], np.int32), text_tokens=1, media_tokens=3, media_start=1)
@@ -128,7 +129,7 @@ def test_turns_are_asked_for_until_there_are_rows(calls, monkeypatch, tmp_path):
         return {name: Tensor(name, array) for name, array in answers.items()}
 
     monkeypatch.setattr(found, "_ask", ask)
-    seen = stages.perceive("video", [b"x"], Segment(), None, lambda: False)
+    seen = stages.perceive(Media("video", [b"x"], Segment()), None, lambda: False)
     assert seen.rows == 3 and seen.table.shape == (1, 3, 4) and [frame.index for frame in seen.looked_at] == [0, 4, 8]
     assert [name for name, _ in asked] == ["perception", "encoder", "encoder"]
     note = asked[0][1]["caller"]
@@ -204,7 +205,7 @@ def test_the_frames_of_a_video_and_no_padding(calls):
     """A time that a damaged file gives, or none, is no number of JSON."""
     module, _, _ = calls
     stages = module.TritonStages([2], 0)
-    seen = stages.perceive("video", [b"x"], Segment(), None, lambda: False)
+    seen = stages.perceive(Media("video", [b"x"], Segment()), None, lambda: False)
     assert [(frame.index, frame.seconds) for frame in seen.looked_at] == [(0, 0.0), (4, None), (8, None)]
 
 
@@ -213,7 +214,7 @@ def test_a_table_in_half_precision_goes_over_grpc_as_such(calls, language_model)
     found, _, _ = calls
     stages = found.TritonStages([2], None, language_model.address)
     language_model.known.set()
-    generation, heard = ask(stages, stages.perceive("video", [b"x"], Segment(), None, lambda: False))
+    generation, heard = ask(stages, stages.perceive(Media("video", [b"x"], Segment()), None, lambda: False))
     assert heard.next() == [7] and heard.cached_tokens == [40]
     request = language_model.requests.get()
     table = next(place for place, tensor in enumerate(request.inputs) if tensor.name == "prompt_embedding_table")
@@ -226,7 +227,7 @@ def test_a_table_on_the_gpu_never_leaves_the_server(calls, language_model):
     found, module, sent = calls
     module.on_gpu = True
     stages = found.TritonStages([2], None, language_model.address)
-    _, heard = ask(stages, stages.perceive("video", [b"x"], Segment(), None, lambda: False))
+    _, heard = ask(stages, stages.perceive(Media("video", [b"x"], Segment()), None, lambda: False))
     assert heard.next() == [7]
     assert "prompt_embedding_table" in sent[-1].inputs and language_model.requests.empty()
 

@@ -25,6 +25,20 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Media:
+    """As they were sent.
+
+    Attributes:
+        caller: by whom, where that is known.
+    """
+
+    kind: str
+    files: Sequence[bytes]
+    segment: Segment
+    caller: str = ""
+
+
+@dataclass(frozen=True)
 class Pixels:
     """Media as the encoder takes it."""
 
@@ -55,11 +69,9 @@ class Perception:
 class MediaStages(Protocol):
     """Media are given up, with Cancelled, once `is_cancelled` says that nobody waits for them."""
 
-    def perceive(
-        self, kind: str, files: Sequence[bytes], segment: Segment, noise: Noise | None, is_cancelled: IsCancelled
-    ) -> Perception: ...
+    def perceive(self, media: Media, noise: Noise | None, is_cancelled: IsCancelled) -> Perception: ...
 
-    def preprocess(self, kind: str, files: Sequence[bytes], segment: Segment, is_cancelled: IsCancelled) -> Pixels: ...
+    def preprocess(self, media: Media, is_cancelled: IsCancelled) -> Pixels: ...
 
     def encode(self, pixels: Pixels, noise: Noise | None, is_cancelled: IsCancelled) -> Perception: ...
 
@@ -73,20 +85,18 @@ class KnownMedia:
         self._keeps_pixels = bundle.keeps_media_tokens_on_gpu
         self.cache: MediaCache[Any] = MediaCache(cache_bytes)  # of Pixels or Perceptions
 
-    def perceive(
-        self, kind: str, files: Sequence[bytes], segment: Segment, noise: Noise | None, is_cancelled: IsCancelled
-    ) -> Perception:
+    def perceive(self, media: Media, noise: Noise | None, is_cancelled: IsCancelled) -> Perception:
         """Kept, or made now; ten callers with the same new media wait for one. Raises: what a stage reports, Cancelled."""
         decoder = os.environ.get(DECODER_VARIABLE)
-        options = {"segment": segment, "decoder": decoder}
+        options = {"segment": media.segment, "decoder": decoder}
         if not self._keeps_pixels:
-            key = media_key(self._checkpoint, kind, files, noise=noise, **options)
-            make = _while_restarting(lambda left: self._stages.perceive(kind, files, segment, noise, left))
+            key = media_key(self._checkpoint, media.kind, media.files, noise=noise, **options)
+            make = _while_restarting(lambda left: self._stages.perceive(media, noise, left))
             found: tuple[Perception, bool] = self.cache.get(key, make, is_cancelled)
             seen, was_known = found
             return replace(seen, spans=dict.fromkeys(seen.spans, NOT_RUN)) if was_known else seen
-        key = media_key(self._checkpoint, kind, files, **options)
-        prepare = _while_restarting(lambda left: self._stages.preprocess(kind, files, segment, left))
+        key = media_key(self._checkpoint, media.kind, media.files, **options)
+        prepare = _while_restarting(lambda left: self._stages.preprocess(media, left))
         pixels, was_known = self.cache.get(key, prepare, is_cancelled)
         seen = _while_restarting(lambda left: self._stages.encode(pixels, noise, left))(is_cancelled)
         spans = {"preprocess": NOT_RUN if was_known else pixels.span, **seen.spans}

@@ -61,7 +61,7 @@ async def serve(config: EndpointConfig) -> None:
     state = State()
     access = config.access
     file = None if access.api_keys is None else Path(access.api_keys)
-    keys = ApiKeys(file, access.key_concurrent, access.key_per_minute)
+    keys = ApiKeys(file, access.key_concurrent, access.key_per_minute, marks=not access.isolate_media)
     # Tables of stages are larger than media.
     most = -1 if config.with_statistics else _MESSAGE_BYTES
     server = grpc.aio.server(

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import logging
+import secrets
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -17,13 +18,18 @@ _LIMITS = ("concurrent", "per_minute")
 
 @dataclass
 class Caller:
-    """One who may ask. A limit of 0 is none."""
+    """One who may ask. A limit of 0 is none.
+
+    Attributes:
+        mark: what the stages know it by, and nobody else; "" where they are to know nobody.
+    """
 
     name: str = ""
     concurrent: int = 0
     per_minute: int = 0
     running: int = 0
     begun: deque[float] = field(default_factory=deque)  # of the last minute
+    mark: str = ""
 
     def enter(self, is_ping: bool = False) -> None:
         """Begin a request; `leave` ends it. A ping counts as none. Raises: Overloaded where a limit is reached."""
@@ -86,17 +92,18 @@ class ApiKeys:
 
     Args:
         concurrent, per_minute: as in `read_keys`.
+        marks: whether callers have marks.
     Raises: InvalidRequest where the file cannot be used.
     """
 
-    def __init__(self, path: Path | None, concurrent: int = 0, per_minute: int = 0) -> None:
-        self._path, self._defaults = path, (concurrent, per_minute)
-        self._anyone = Caller()
+    def __init__(self, path: Path | None, concurrent: int = 0, per_minute: int = 0, marks: bool = True) -> None:
+        self._path, self._defaults, self._marks = path, (concurrent, per_minute), marks
+        self._anyone = Caller(mark=self._mark())
         self._callers: dict[bytes, Caller] = {}
         self._seen: tuple[int, ...] = ()
         if path is not None:
             self._seen = self._state()
-            self._callers = read_keys(path, *self._defaults)
+            self._callers = self._read()
 
     def find(self, authorization: str) -> Caller:
         """The caller of a header `authorization: Bearer KEY`. Raises: NotAllowed."""
@@ -121,7 +128,7 @@ class ApiKeys:
             return
         self._seen = self._state()
         try:
-            callers = read_keys(self._path, *self._defaults)
+            callers = self._read()
         except InvalidRequest as error:
             logger.error("%s; the former keys stay", error)
             return
@@ -131,6 +138,16 @@ class ApiKeys:
                 known.name, known.concurrent, known.per_minute = caller.name, caller.concurrent, caller.per_minute
         self._callers = {digest: self._callers.get(digest, caller) for digest, caller in callers.items()}
         logger.info("%d API keys were read from %s", len(callers), self._path)
+
+    def _read(self) -> dict[bytes, Caller]:
+        assert self._path is not None
+        found = read_keys(self._path, *self._defaults)
+        for caller in found.values():
+            caller.mark = self._mark()
+        return found
+
+    def _mark(self) -> str:
+        return secrets.token_hex(8) if self._marks else ""
 
     def _state(self) -> tuple[int, ...]:
         assert self._path is not None

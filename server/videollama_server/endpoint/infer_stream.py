@@ -11,7 +11,7 @@ import grpc
 from tritonclient.grpc import service_pb2
 
 from videollama_core.protocol.errors import InvalidRequest, VideoLlamaError
-from videollama_core.protocol.trace_context import MEASURED, TRACEPARENT
+from videollama_core.protocol.trace_context import CALLER, MEASURED, TRACEPARENT
 from videollama_server.endpoint.answers import (
     Context,
     abort,
@@ -116,7 +116,10 @@ class InferStream:
         self._requests.add(request)
         self._count(1)
         try:
-            request.call = await self._triton.open(_METHOD, message, request, self._metadata)
+            metadata = self._metadata
+            if asked.has_media and self._caller.mark:
+                metadata += ((CALLER, self._caller.mark),)
+            request.call = await self._triton.open(_METHOD, message, request, metadata)
         except OSError as error:
             request.on_end(UNAVAILABLE, str(error))
         except BaseException:

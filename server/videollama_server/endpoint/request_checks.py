@@ -30,6 +30,7 @@ class CheckedRequest:
 
     model: str
     is_ping: bool
+    has_media: bool
 
 
 def check_request(message: bytes, exposed: Collection[str]) -> CheckedRequest:
@@ -55,8 +56,8 @@ def check_request(message: bytes, exposed: Collection[str]) -> CheckedRequest:
         _check_tensor(stage, tensor, size)
     if any("shared_memory_region" in output.parameters for output in request.outputs):
         raise NotAllowed("shared memory is not offered here; send and take tensors with their messages")
-    is_ping = any(tensor.name == contract.PING.name for tensor in request.inputs) and len(request.inputs) == 1
-    return CheckedRequest(request.model_name, is_ping)
+    names = {tensor.name for tensor in request.inputs}
+    return CheckedRequest(request.model_name, names == {contract.PING.name}, contract.MEDIA_KIND.name in names)
 
 
 def _check_tensor(stage: Stage, tensor: service_pb2.ModelInferRequest.InferInputTensor, size: int) -> None:

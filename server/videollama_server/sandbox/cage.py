@@ -5,6 +5,7 @@ Each part is asked for where the kernel has it, and proved by trying what it for
 
 import ctypes
 import json
+import math
 import os
 import resource
 import signal
@@ -31,9 +32,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
-def data_bytes() -> int:
-    """Data and stack of this process."""
-    return int(Path("/proc/self/statm").read_bytes().split()[5]) * resource.getpagesize()
+def data_bytes(pid: int) -> int:
+    """Data and stack of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_bytes().split()[5]) * resource.getpagesize()
+
+
+def processor_seconds(pid: int) -> float:
+    """Of all threads of a process that was not waited for yet."""
+    fields = (
+        Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    )  # from field 3 of proc(5) on: a name may hold anything
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def name_process(name: str) -> None:
@@ -41,16 +50,25 @@ def name_process(name: str) -> None:
     _libc.prctl(_PR_SET_NAME, name.encode())
 
 
-def set_limits(cpu_seconds: int, memory: int, file_bytes: int) -> None:
-    """Of this process; `memory` in bytes, with what it has already (`data_bytes`)."""
+def set_limits(pid: int, cpu_seconds: int, memory: int, file_bytes: int, for_good: bool) -> None:
+    """Bound what a process takes beside what it has taken and holds already.
+
+    Args:
+        cpu_seconds: of processor time, until SIGXCPU ends it.
+        memory: bytes of data and stack.
+        file_bytes: of what it answers, which lies in memory too.
+        for_good: it could not raise them again, nor could its parent; without it, seccomp alone keeps it from that.
+    """
     limits = {
-        resource.RLIMIT_CPU: (cpu_seconds, cpu_seconds + 1),  # SIGXCPU, then SIGKILL
-        resource.RLIMIT_DATA: (memory, memory),
-        resource.RLIMIT_FSIZE: (file_bytes, file_bytes),  # of what it answers, which lies in memory too
-        resource.RLIMIT_CORE: (0, 0),
+        resource.RLIMIT_CPU: math.ceil(processor_seconds(pid)) + cpu_seconds,
+        resource.RLIMIT_DATA: data_bytes(pid) + memory,
+        resource.RLIMIT_FSIZE: file_bytes,
+        resource.RLIMIT_CORE: 0,
     }
     for name, limit in limits.items():
-        resource.setrlimit(name, limit)
+        most = resource.prlimit(pid, name)[1]
+        limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
+        resource.prlimit(pid, name, (limit, limit if for_good else most))
 
 
 def die_with_parent() -> None:

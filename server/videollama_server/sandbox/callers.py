@@ -1,4 +1,4 @@
-"""Whether somebody still waits for a request: the entry keeps a note (an empty file) for each, the preprocess stage looks for it.
+"""Whether somebody still waits for a request, and who: the entry keeps a note (a file) for each, the preprocess stage looks for it.
 
 Triton tells a stage nothing of a caller that leaves when the request came from another stage. Notes lie in a folder that the
 server makes for its stages; without one nothing is ever given up.
@@ -30,10 +30,22 @@ def server_name() -> str:
 
 def is_waiting(name: str | None) -> bool:
     """False once the note is gone; a request without a note (or one by a stranger) is always waited for."""
+    note = _note(name)
+    return note is None or note.exists()
+
+
+def who_waits(name: str | None) -> str:
+    """What the note says: "" where that is nobody known."""
+    note = _note(name)
+    try:
+        return "" if note is None else note.read_text("ascii")
+    except OSError:
+        return ""
+
+
+def _note(name: str | None) -> Path | None:
     folder = os.environ.get(FOLDER_VARIABLE)
-    if not name or not folder or not _NAME.fullmatch(name):
-        return True
-    return Path(folder, name).exists()
+    return Path(folder, name) if name and folder and _NAME.fullmatch(name) else None
 
 
 class Callers:
@@ -52,13 +64,13 @@ class Callers:
             threading.Thread(target=self._watch, name="callers", daemon=True).start()
 
     @contextmanager
-    def waiting(self, is_cancelled: Callable[[], bool]) -> Iterator[str | None]:
+    def waiting(self, is_cancelled: Callable[[], bool], who: str = "") -> Iterator[str | None]:
         """The name of a note that lasts as long as the block and its caller do; None without a folder."""
         if self._folder is None:
             yield None
             return
         note = self._folder / secrets.token_hex(16)
-        note.touch(mode=0o600)
+        note.write_text(who, "ascii")
         with self._lock:
             self._waiting[note] = is_cancelled
         self._changed.set()

@@ -13,16 +13,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from videollama_core.media.video import Segment
+from videollama_core.media.video import FILE_KINDS, Segment
 from videollama_core.model.config import ModelConfig
 from videollama_core.protocol.errors import Cancelled, StageDied, StageFailed, UnreadableMedia, VideoLlamaError
 from videollama_core.protocol.messages import EncoderInputs
 from videollama_server.sandbox import message
+from videollama_server.sandbox.decoding import Job
 
 _START_SECONDS = 60.0
 _LOOK_SECONDS = 0.1  # between two looks whether somebody still waits for the answer
 _KEPT = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TZ", "VL2_DECODER", "CUDA_VISIBLE_DEVICES")  # of the environment
-JOB, CANCEL = b"job", b"cancel"
+_CANCEL = b"cancel"
 logger = logging.getLogger(__name__)
 
 
@@ -56,36 +57,49 @@ class CagedDecoder:
             logger.log(logging.INFO if state == "in force" else logging.WARNING, "decoding: %s %s", part, state)
 
     def prepare(
-        self, kind: str, files: Sequence[bytes], segment: Segment, is_wanted: Callable[[], bool] = lambda: True
+        self,
+        kind: str,
+        files: Sequence[bytes],
+        segment: Segment,
+        is_wanted: Callable[[], bool] = lambda: True,
+        caller: str = "",
     ) -> EncoderInputs:
-        """As media.preprocess.prepare, which runs in the other process.
+        """As media.preprocess.prepare, which runs in another process.
 
         Args:
             is_wanted: asked every 0.1 s; once it is false the work ends.
+            caller: whose media they are: requests of one caller may share a process, one after another; without a name this
+                one has a process to itself.
         Raises: what `prepare` does; UnreadableMedia too if the file took too long, too much memory, or killed its process;
             Cancelled if nobody waited any more; StageDied if the process was killed from elsewhere.
         """
         if not is_wanted():
             raise Cancelled("the client left")
-        memory = os.memfd_create("media", os.MFD_CLOEXEC)
-        try:
-            head = {"kind": kind, "segment": asdict(segment), "sizes": [len(file) for file in files]}
-            message.write(memory, head, files)
-            ended = self._run(memory, is_wanted)
-            self._check(ended, kind)
-            return message.read_answer(memory)
-        finally:
-            os.close(memory)
+        head = {"kind": kind, "segment": asdict(segment), "sizes": [len(file) for file in files]}
+        job = Job(caller, message.time_limit(kind).value, sum(map(len, files)), kind in FILE_KINDS)
+        while True:
+            memory = os.memfd_create("media", os.MFD_CLOEXEC)
+            try:
+                message.write(memory, head, files)
+                ended = self._run(job, memory, is_wanted)
+                error = _error(ended, kind)
+                if error is None:
+                    return message.read_answer(memory)
+            finally:
+                os.close(memory)
+            if ended["was_fresh"] or not _crashed(ended):
+                raise error
+            # What an earlier file left in the process may have ended it: once more, in a fresh one.
 
-    def _run(self, memory: int, is_wanted: Callable[[], bool]) -> dict[str, Any]:
+    def _run(self, job: Job, memory: int, is_wanted: Callable[[], bool]) -> dict[str, Any]:
         if self._process.poll() is not None:
             self._restart()
         try:
-            socket.send_fds(self._socket, [JOB], [memory])
+            socket.send_fds(self._socket, [json.dumps(asdict(job)).encode()], [memory])
             cancelled = False
             while not select.select([self._socket], [], [], _LOOK_SECONDS)[0]:
                 if not cancelled and not is_wanted():
-                    self._socket.send(CANCEL)
+                    self._socket.send(_CANCEL)
                     cancelled = True
             ended = self._receive(_LOOK_SECONDS)
         except OSError:
@@ -94,14 +108,6 @@ class CagedDecoder:
             self._restart()
             raise StageDied("the process that decodes media died with this request on it; send it again")
         return ended
-
-    def _check(self, ended: dict[str, Any], kind: str) -> None:
-        """Raises: an error unless the process came to its end by itself."""
-        if ended["killed"] == "cancelled":
-            raise Cancelled("the client left")
-        error = _error(ended, kind)
-        if error is not None:
-            raise error
 
     def _receive(self, seconds: float) -> dict[str, Any] | None:
         """None if nothing comes, or the other side is gone."""
@@ -120,7 +126,14 @@ class CagedDecoder:
         self._process.wait()
 
 
+def _crashed(ended: dict[str, Any]) -> bool:
+    by_us = (0, signal.SIGKILL, signal.SIGTERM, signal.SIGXCPU)
+    return not ended["killed"] and ended["status"] & 127 not in by_us
+
+
 def _error(ended: dict[str, Any], kind: str) -> VideoLlamaError | None:
+    if ended["killed"] == "cancelled":
+        return Cancelled("the client left")
     number = ended["status"] & 127
     if ended["killed"] == "too long" or number == signal.SIGXCPU:
         limit = message.time_limit(kind)

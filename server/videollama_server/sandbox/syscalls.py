@@ -34,6 +34,7 @@ _CALLS: dict[str, tuple[int, int]] = {  # x86-64, aarch64
         262,
         79,
     ),  # what glibc makes of fstat; of a path, Landlock and the rest give nothing away but its size
+    "recvmsg": (47, 212),  # the next request, from the one socket that it has
     "fcntl": (72, 25),
     "close": (3, 57),
     "mmap": (9, 222),

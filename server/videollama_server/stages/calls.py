@@ -15,7 +15,6 @@ from tritonclient.grpc import service_pb2
 
 from videollama_core.contrast import Noise
 from videollama_core.engines.media_cache import IsCancelled
-from videollama_core.media.video import Segment
 from videollama_core.prompt import Prompt
 from videollama_core.protocol import contract
 from videollama_core.protocol.errors import StageFailed, VideoLlamaError, from_wire
@@ -23,7 +22,7 @@ from videollama_core.protocol.messages import FrameSeen, ResolvedSampling
 from videollama_core.protocol.trace_context import TRACEPARENT
 from videollama_server.answers.answering import Generation, Listener
 from videollama_server.answers.generation import DIED, STOP_SECONDS, AnswerLoop, GrpcGeneration
-from videollama_server.answers.known_media import Interval, Perception, Pixels
+from videollama_server.answers.known_media import Interval, Media, Perception, Pixels
 from videollama_server.processes import StageProcess
 from videollama_server.sandbox.callers import Callers
 from videollama_server.stages.python_backend import to_array, to_tensor
@@ -77,19 +76,17 @@ class TritonStages:
         self._process = StageProcess(contract.LANGUAGE_MODEL.name)
         self._callers = Callers()
 
-    def perceive(
-        self, kind: str, files: Sequence[bytes], segment: Segment, noise: Noise | None, is_cancelled: IsCancelled
-    ) -> Perception:
-        with self._callers.waiting(is_cancelled) as caller:
-            found = _ask(contract.PERCEPTION, _media(kind, files, segment, caller) | _noise(noise))
+    def perceive(self, media: Media, noise: Noise | None, is_cancelled: IsCancelled) -> Perception:
+        with self._callers.waiting(is_cancelled, media.caller) as caller:
+            found = _ask(contract.PERCEPTION, _media(media, caller) | _noise(noise))
             found |= _encoded(found, caller)
         moments = [float(value) for value in found["perception_spans"].as_numpy()]
         spans = {"preprocess": (moments[0], moments[1]), "encoder": (moments[2], moments[3])}
         return replace(_perception(found, spans), looked_at=_looked_at(found))
 
-    def preprocess(self, kind: str, files: Sequence[bytes], segment: Segment, is_cancelled: IsCancelled) -> Pixels:
-        with self._callers.waiting(is_cancelled) as caller:
-            found = _ask(contract.PREPROCESS, _media(kind, files, segment, caller))
+    def preprocess(self, media: Media, is_cancelled: IsCancelled) -> Pixels:
+        with self._callers.waiting(is_cancelled, media.caller) as caller:
+            found = _ask(contract.PREPROCESS, _media(media, caller))
         frames, filterbank = (found[name].as_numpy().copy() for name in ("frames", "filterbank"))
         began, ended = found["preprocess_span"].as_numpy()
         return Pixels(frames, filterbank, (float(began), float(ended)), _looked_at(found))
@@ -129,9 +126,10 @@ class TritonStages:
         self.loop.later(seconds, call)
 
 
-def _media(kind: str, files: Sequence[bytes], segment: Segment, caller: str | None) -> dict[str, Any]:
-    inputs: dict[str, Any] = {"media": np.array([*files, None], np.object_)[:-1], "media_kind": [kind.encode()]}
-    options = asdict(segment) | {"caller": caller}
+def _media(media: Media, caller: str | None) -> dict[str, Any]:
+    files = np.array([*media.files, None], np.object_)[:-1]
+    inputs: dict[str, Any] = {"media": files, "media_kind": [media.kind.encode()]}
+    options = asdict(media.segment) | {"caller": caller}
     return inputs | {
         name: [value.encode() if isinstance(value, str) else value]
         for name, value in options.items()

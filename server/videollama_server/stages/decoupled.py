@@ -13,7 +13,14 @@ import triton_python_backend_utils as pb
 from videollama_core.protocol.contract import MAX_REQUESTS, Stage
 from videollama_core.protocol.errors import Overloaded
 from videollama_core.protocol.questions import check_request_id
-from videollama_core.protocol.trace_context import MEASURED, TRACEPARENT, YES, checked_traceparent
+from videollama_core.protocol.trace_context import (
+    CALLER,
+    MEASURED,
+    TRACEPARENT,
+    YES,
+    checked_caller,
+    checked_traceparent,
+)
 from videollama_server.answers.leavers import CallerWatch
 from videollama_server.stages.metrics import publish_running
 from videollama_server.stages.python_backend import PythonStage, read_inputs, refuse, respond
@@ -44,6 +51,11 @@ class Reply:
     def is_measured(self) -> bool:
         """Whether its caller sends its metrics."""
         return self._parameter(MEASURED) == YES
+
+    @property
+    def caller(self) -> str:
+        """The endpoint's mark of who asks; "" where the request came another way."""
+        return checked_caller(self._parameter(CALLER))
 
     def _parameter(self, name: str) -> str | None:
         """A text of the request's parameters, where Triton puts headers, too."""

@@ -18,7 +18,7 @@ from videollama_core.protocol.messages import Conversation, ResolvedSampling, Sa
 from videollama_core.telemetry.traces import NO_SPAN, Span
 from videollama_core.text import AnswerText
 from videollama_server.answers.answering import Answering, Clock, LanguageModel, Prepared, Replier
-from videollama_server.answers.known_media import KnownMedia, MediaStages
+from videollama_server.answers.known_media import KnownMedia, Media, MediaStages
 from videollama_server.fetch.gate import MediaGate
 from videollama_server.fetch.policy import MediaPolicy
 
@@ -33,6 +33,7 @@ class Question:
     files: tuple[bytes, ...] = ()
     segment: Segment = field(default_factory=Segment)
     url: str | None = None  # of the media, in place of files
+    caller: str = ""  # who asks, where that is known
 
     def __post_init__(self) -> None:
         if self.kind is None:
@@ -115,7 +116,8 @@ class Entry:
             clock.lap("fetch", traced=True)
         seen = None
         if question.kind is not None:
-            seen = self.media.perceive(question.kind, question.files, question.segment, noise, is_cancelled)
+            asked = Media(question.kind, question.files, question.segment, question.caller)
+            seen = self.media.perceive(asked, noise, is_cancelled)
             rows = seen.rows if noise is None else seen.rows // 2
             if rows != media:  # more frames than the checkpoint's number were sent
                 prompt = build_prompt(self._bundle, self._tokenizer, question.conversation, question.kind, rows)

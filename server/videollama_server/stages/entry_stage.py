@@ -162,7 +162,7 @@ class EntryStage(DecoupledStage):
         reply.when_ended(lambda: self._working.discard(question))
         self._loop.later(INTRODUCE_SECONDS, question.introduce)
         try:
-            asked = _read_question(inputs)
+            asked = _read_question(inputs, reply.caller)
             watch.asked(asked)
             answering = self._entry.answer(asked, question, span)
         except Exception as error:
@@ -193,7 +193,7 @@ class EntryStage(DecoupledStage):
         super().finalize()
 
 
-def _read_question(inputs: dict[str, Any]) -> Question:
+def _read_question(inputs: dict[str, Any], caller: str) -> Question:
     media = inputs["media"]
     return Question(
         conversation=read_conversation(inputs["question"], inputs["messages"]),
@@ -202,4 +202,5 @@ def _read_question(inputs: dict[str, Any]) -> Question:
         files=() if media is None else tuple(media.reshape(-1)),
         segment=Segment(**{tensor.name: scalar(inputs[tensor.name], tensor.name) for tensor in contract.WHICH}),
         url=scalar(inputs["media_url"], "media_url"),
+        caller=caller,
     )

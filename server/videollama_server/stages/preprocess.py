@@ -1,11 +1,11 @@
-"""Media + options -> pixels and filterbanks, each request decoded in a process of its own (sandbox/)."""
+"""Media + options -> pixels and filterbanks, decoded in a process apart (sandbox/)."""
 
 import time
 from typing import Any
 
 from videollama_core.media.video import Segment
 from videollama_core.protocol.contract import PREPROCESS
-from videollama_server.sandbox.callers import is_waiting
+from videollama_server.sandbox.callers import is_waiting, who_waits
 from videollama_server.sandbox.decoder import CagedDecoder
 from videollama_server.stages.python_backend import PythonStage, bundle_of, scalar
 
@@ -21,7 +21,7 @@ class PreprocessStage(PythonStage):
         segment = Segment(**{name: scalar(value, name) for name, value in which.items()})
         note = scalar(caller, "caller")
         kind = scalar(media_kind, "media_kind")
-        found = self.decoder.prepare(kind, list(media), segment, lambda: is_waiting(note))
+        found = self.decoder.prepare(kind, list(media), segment, lambda: is_waiting(note), who_waits(note))
         return {
             "frames": found.frames,
             "filterbank": found.filterbank,

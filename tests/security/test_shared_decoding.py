@@ -1,0 +1,127 @@
+"""One caller's media may share a process, one after another: what is still kept apart, and what a process may not keep."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from security.media_cases import clip
+from security.test_cage import CAGED, CONFIG, children, hostile
+from videollama_core.media.video import Segment
+from videollama_core.protocol import limits
+from videollama_core.protocol.errors import UnreadableMedia
+from videollama_server.sandbox.decoder import CagedDecoder
+
+pytestmark = pytest.mark.skipif(
+    not CAGED, reason="this kernel has no Landlock or seccomp: every request has its own process"
+)
+# In place of decoding: the number of the process, and of the requests that it has had, as the one value of a filterbank.
+COUNTS = (
+    "import numpy, os; from videollama_core.protocol.messages import EncoderInputs; preprocess.had = getattr(preprocess, 'had', 0) + 1; "
+    "{}return EncoderInputs(numpy.zeros((0, 2, 2, 3), numpy.uint8), numpy.array([[os.getpid(), preprocess.had]], numpy.float32), "
+    "numpy.zeros(0, numpy.int64), numpy.zeros(0))"
+)
+
+
+@pytest.fixture
+def counting(monkeypatch, tmp_path):
+    """Starts decoders that count. `first`: what is done before; `setup`: at the start of what they are forked from."""
+    started = []
+
+    def start(first: str = "", setup: str = "") -> CagedDecoder:
+        started.append(hostile(monkeypatch, tmp_path, COUNTS.format(first), setup))
+        return started[-1]
+
+    yield start
+    for decoder in started:
+        decoder.close()
+
+
+def asked(decoder: CagedDecoder, caller: str = "", data: bytes = b"x") -> tuple[int, int]:
+    """The process that answered, and its how manieth request it was."""
+    pid, had = decoder.prepare("image", [data], Segment(), caller=caller).filterbank[0]
+    return int(pid), int(had)
+
+
+def test_a_process_answers_one_caller_again_and_nobody_else(counting):
+    decoder = counting()
+    (first, _), (again, had) = asked(decoder, "one"), asked(decoder, "one")
+    assert again == first and had == 2
+    other, had = asked(decoder, "two")
+    assert other != first and had == 1
+    assert first not in children(decoder._process.pid)  # not even asleep
+    back, had = asked(decoder, "one")
+    assert back not in (first, other) and had == 1
+
+
+def test_who_has_no_name_has_a_process_alone(counting):
+    decoder = counting()
+    found = [asked(decoder, caller) for caller in ("", "", "one", "", "one")]
+    assert len({pid for pid, _ in found}) == len(found) and {had for _, had in found} == {1}
+
+
+def test_what_refused_a_file_answers_no_other():
+    decoder = CagedDecoder(CONFIG)
+    try:
+        for _ in range(3):
+            decoder.prepare("video", [clip()], Segment(), caller="one")
+            kept = children(decoder._process.pid)
+            with pytest.raises(UnreadableMedia, match="not a video"):
+                decoder.prepare("video", [b"text"], Segment(), caller="one")
+            decoder.prepare("video", [clip()], Segment(), caller="one")
+            assert len(set(kept) & set(children(decoder._process.pid))) <= 1  # the fresh one of before
+    finally:
+        decoder.close()
+
+
+def test_a_crash_that_an_earlier_file_may_have_caused_is_tried_again_and_a_file_s_own_is_not_hidden(counting):
+    decoder = counting("import ctypes; preprocess.had > 1 and ctypes.string_at(0); ")
+    first, second = asked(decoder, "one"), asked(decoder, "one")
+    assert first[0] != second[0] and second[1] == 1
+    decoder = counting("import ctypes; ctypes.string_at(0); ")
+    with pytest.raises(UnreadableMedia, match="SIGSEGV"):
+        asked(decoder, "one")
+
+
+def test_each_request_has_its_own_time_and_one_that_ignores_its_end_is_killed(counting, monkeypatch):
+    monkeypatch.setattr(limits, "PICTURE_SECONDS", limits.Limit("picture_seconds", 1, "seconds", "of a test"))
+    burn = "import time; end = time.process_time() + {}; [0 for _ in iter(lambda: time.process_time() < end, False)]; "
+    decoder = counting(burn.format(0.7))
+    assert {asked(decoder, "one")[0] for _ in range(4)} == {asked(decoder, "one")[0]}
+    decoder = counting(
+        "import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN); preprocess.had > 1 and exec('while True: pass'); "
+    )
+    asked(decoder, "one")
+    began = time.monotonic()
+    with pytest.raises(UnreadableMedia, match="picture_seconds"):
+        asked(decoder, "one")
+    assert time.monotonic() - began < 30
+
+
+def test_a_process_ends_after_so_many_requests_with_so_much_memory_and_in_time(counting):
+    change = "import videollama_server.sandbox.decoding as decoding; decoding._MOST_REQUESTS = 3"
+    decoder = counting(setup=change)
+    assert [asked(decoder, "one")[1] for _ in range(7)] == [1, 2, 3, 1, 2, 3, 1]
+    decoder = counting("preprocess.held = bytearray(os.urandom(2**20)) * 100; ")
+    assert [asked(decoder, "one")[1] for _ in range(3)] == [1, 1, 1]
+    decoder = counting()
+    kept = asked(decoder, "one")[0]
+    deadline = time.monotonic() + 20
+    while kept in children(decoder._process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_process_holds_its_own_socket_and_no_other(counting):
+    """Another process is kept when it is forked; it could say in its name what was never asked."""
+    decoder = counting()
+    for _ in range(3):
+        asked(decoder, "one")
+    nursery = decoder._process.pid
+    deadline = time.monotonic() + 10
+    while len(children(nursery)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for pid in children(nursery):
+        links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+        assert sum(link.startswith("socket") for link in links) == 1, links
