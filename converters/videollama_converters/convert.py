@@ -48,6 +48,7 @@ def convert(
     if options.encoders.is_tensorrt:  # before hours of work, not after
         check_graphs(config, options)
     machine = ENCODER_STEPS[options.engine].machine()
+    options.check_machine(machine)
     check_source(parts, progress)  # before a folder is made
     with BundleWriter(out).locked() as writer:
         source = _read_source(parts, progress)

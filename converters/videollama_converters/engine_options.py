@@ -1,6 +1,7 @@
 """What runs a converted checkpoint, and how: the choices of `vl2 convert`, checked before work begins."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from videollama_core.protocol.errors import InvalidRequest
 
 MEDIA_TOKEN_MEMORIES = ("cpu", "gpu")
 FP8_CAPABILITY = QUANTIZATIONS["fp8"][1]
+# Of the recipe: options of vl2 convert that no other engine has.
+TENSORRT_LLM_OPTIONS = ("kv_dtype", "tp", "pp", "ep", "max_batch_size", "gpu")
 
 
 def encoder_dtype(graph: Graph, dtype: str) -> str:
@@ -56,6 +59,7 @@ class EngineOptions:
                 f"{' or '.join(encoders.language_engines)}"
             )
         self._check_quantization()
+        self._check_theirs()
         if self.fp8_media and not encoders.is_tensorrt:
             raise InvalidRequest(f"fp8 is TensorRT's; engine {self.engine} takes {', '.join(encoders.dtypes)}")
         if self.media_token_memory not in MEDIA_TOKEN_MEMORIES:
@@ -111,6 +115,31 @@ class EngineOptions:
             raise InvalidRequest(
                 f"max_seq_len is {self.max_seq_len}, but media alone takes {media} positions; name at least {media + 64}"
             )
+
+    def check_machine(self, machine: Mapping[str, str]) -> None:
+        """Raises: InvalidRequest where engines of these types do not run on the GPU that they are built on, whatever --gpu names."""
+        needed = max(
+            self.recipe.needed_capability if self.language.is_backend else 0.0,
+            FP8_CAPABILITY if self.fp8_media else 0.0,
+        )
+        if "capability" in machine and float(machine["capability"]) < needed:
+            raise InvalidRequest(
+                f"what was asked for needs compute capability {needed}, and this machine's {machine['gpu']} has "
+                f"{machine['capability']}: convert on the GPU that will serve, or leave out fp8"
+            )
+
+    def _check_theirs(self) -> None:
+        """An option of another engine is no wish that may be dropped in silence."""
+        if self.language.is_backend:
+            if self.slots is not None:
+                raise InvalidRequest(f"{self.llm_engine} has no --slots: name --max-batch-size")
+            return
+        for name in TENSORRT_LLM_OPTIONS:
+            if getattr(self.recipe, name) != getattr(Recipe, name):
+                raise InvalidRequest(
+                    f"--{name.replace('_', '-')} is TensorRT-LLM's, and {self.llm_engine} runs the language model here: leave it "
+                    "out, or take --engine tensorrt"
+                )
 
     def _check_quantization(self) -> None:
         asked, known = self.quantization or self.recipe.quantization, self.language.quantizations

@@ -2,14 +2,15 @@
 
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from conftest import checkpoint
-from videollama_converters.convert import plan_steps
+from conftest import MEDIA, checkpoint
+from videollama_converters.convert import convert, plan_steps
 from videollama_converters.engine_options import EngineOptions
-from videollama_converters.engine_steps import Conversion
+from videollama_converters.engine_steps import ENCODER_STEPS, Conversion
 from videollama_converters.steps.progress import SilentProgress
 from videollama_converters.tensorrt import build as build_module
 from videollama_converters.tensorrt_llm.recipe import Recipe
@@ -17,7 +18,9 @@ from videollama_core.checkpoint.parts import open_checkpoint
 from videollama_core.engines.bundle import Bundle
 from videollama_core.engines.specs import CONNECTOR
 from videollama_core.engines.tensorrt_encoders import check_sidecar
+from videollama_core.protocol.errors import InvalidRequest
 
+PICTURE = MEDIA / "desert.jpg"
 MACHINE = {"tensorrt": "10.14.1.48", "gpu": "NVIDIA H100 80GB HBM3", "capability": "9.0", "cuda": "13.1"}
 
 
@@ -124,6 +127,23 @@ def test_an_engine_is_written_though_its_timing_cache_is_refused(built):
 
 def test_float32_is_not_computed_in_tf32(built):
     assert "TF32" not in built(MACHINE)[0].flags
+
+
+@pytest.mark.parametrize("what", ["language model", "tower"])
+def test_a_gpu_without_fp8_is_refused_before_anything_is_built(what, tmp_path, monkeypatch):
+    """--gpu said H100, as by default; the builder then leaves out what the server's start needs, after hours of calibration."""
+    (tmp_path / "train.jsonl").write_text('{"text": "What happens in this video?"}\n')
+    recipe = Recipe("float16", "fp8", "fp8", calibration=str(tmp_path)) if what == "language model" else Recipe()
+    options = EngineOptions("tensorrt", "float16", recipe=recipe, fp8_media=(PICTURE,) if what == "tower" else ())
+    ampere = MACHINE | {"gpu": "NVIDIA A100-SXM4-80GB", "capability": "8.0"}
+    monkeypatch.setitem(ENCODER_STEPS, "tensorrt", replace(ENCODER_STEPS["tensorrt"], machine=lambda: ampere))
+    with pytest.raises(
+        InvalidRequest, match=r"needs compute capability 8.9, and this machine's NVIDIA A100\S+ has 8.0"
+    ):
+        convert(checkpoint("mistral-clip-8f"), tmp_path / "out", options=options)
+    assert not (tmp_path / "out").exists()
+    options.check_machine(MACHINE)
+    EngineOptions("tensorrt", "float16").check_machine(ampere)
 
 
 def test_engines_are_built_again_for_another_machine_and_other_commands(tmp_path):

@@ -84,6 +84,16 @@ def test_the_table_names_the_quantizations_of_tensorrt_llm():
             "on tensorrt-llm has no --quantize int8 here: take one of fp8, int4_awq, int8_sq",
         ),
         ({"quantization": "int8", "recipe": Recipe(calibration="texts")}, "leave out --calibration"),
+        (
+            {"engine": "torch", "dtype": "bfloat16", "recipe": Recipe(kv_dtype="fp8")},
+            "--kv-dtype is TensorRT-LLM's, and torch runs the language model here",
+        ),
+        ({"recipe": Recipe(tp=2)}, "--tp is TensorRT-LLM's, and onnx runs"),
+        (
+            {"engine": "tensorrt-rtx", "dtype": "bfloat16", "recipe": Recipe(max_batch_size=8)},
+            "--max-batch-size is TensorRT-LLM's",
+        ),
+        ({"engine": "tensorrt", "dtype": "bfloat16", "slots": 8}, "tensorrt-llm has no --slots: name --max-batch-size"),
     ],
 )
 def test_an_engine_refuses_what_it_has_not(options, reason):
@@ -95,6 +105,7 @@ def test_an_engine_refuses_what_it_has_not(options, reason):
     ("words", "reason"),
     [
         (("--engine", "torch", "--quantize", "int8"), "on torch has no --quantize int8"),
+        (("--engine", "torch", "--ep", "2"), "--ep is TensorRT-LLM's"),
         (("--engine", "tensorrt", "--quantize", "int8", "--dry-run"), "on tensorrt-llm has no --quantize int8"),
         (("--quantize", "fp8"), "on onnx has no --quantize fp8"),
         (("--quantize", "int8", "--llm-engine", "vllm"), "on vllm has no --quantize int8"),

@@ -62,7 +62,7 @@ class Recipe:
         reason = refusal(language.family, self.quantization, self.kv_dtype)
         if reason:
             raise InvalidRequest(f"{self._pair} for {language.family}: {reason}")
-        needed = max(QUANTIZATIONS[self.quantization][1] if self.quantization else 0.0, KV_DTYPES[self.kv_dtype])
+        needed = self.needed_capability
         if gpu.capability < needed:
             raise InvalidRequest(
                 f"{self._pair} needs compute capability {needed}, and {self.gpu} has {gpu.capability}: take another GPU, "
@@ -114,6 +114,11 @@ class Recipe:
         if self.gpu not in GPUS:
             raise InvalidRequest(f"gpu is {self.gpu!r}; the plan knows {', '.join(GPUS)}")
         return GPUS[self.gpu]
+
+    @property
+    def needed_capability(self) -> float:
+        """The least compute capability with kernels for these weights and this cache."""
+        return max(QUANTIZATIONS[self.quantization][1] if self.quantization else 0.0, KV_DTYPES[self.kv_dtype])
 
     @property
     def _pair(self) -> str:
