@@ -1,6 +1,7 @@
 """`vl2 convert`."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import click
@@ -143,6 +144,7 @@ def convert(
     that exists is taken first. A second run downloads and makes only what is missing or no longer valid.
     """
     # torch takes seconds to import; --help does not wait for it.
+    from videollama_converters.convert import check_before_download
     from videollama_converters.convert import convert as run
     from videollama_converters.locate import locate
 
@@ -165,7 +167,8 @@ def convert(
             ours,
         )
         progress = ProgressBar()
-        found = locate(checkpoint, tower, base, revision, progress, download=not dry_run)
+        look = partial(check_before_download, tower, options)
+        found = locate(checkpoint, tower, base, revision, progress, download=not dry_run, first_look=look)
         if dry_run:
             from videollama_converters.dry_run import describe
 

@@ -14,11 +14,13 @@ from videollama_converters.steps.code_hash import code_hash
 from videollama_converters.steps.progress import Progress, SilentProgress
 from videollama_converters.tensorrt.check import check_graphs
 from videollama_converters.tokenizer_check import check_tokenizer
-from videollama_core.checkpoint.files import find_file
+from videollama_core.checkpoint.files import find_file, read_json
 from videollama_core.checkpoint.parts import CheckpointParts, open_checkpoint
+from videollama_core.checkpoint.read_config import read_model_config, read_name
 from videollama_core.checkpoint.tokenizer_files import TOKENIZER_FILES
+from videollama_core.checkpoint.variants import TOWERS
 from videollama_core.engines.bundle import FORMAT, LANGUAGE_FOLDER, REPOSITORY
-from videollama_core.model.config import AUDIO_KINDS
+from videollama_core.model.config import AUDIO_KINDS, ModelConfig
 from videollama_core.protocol.contract import MEDIA_KINDS
 
 
@@ -44,11 +46,7 @@ def convert(
     parts = open_checkpoint(checkpoint, tower, base)
     config = parts.config
     origin = dict(origin or {})
-    options.check(config)
-    if options.encoders.is_tensorrt:  # before hours of work, not after
-        check_graphs(config, options)
-    machine = ENCODER_STEPS[options.engine].machine()
-    options.check_machine(machine)
+    machine = check_config(config, options)
     check_source(parts, progress)  # before a folder is made
     with BundleWriter(out).locked() as writer:
         source = _read_source(parts, progress)
@@ -82,6 +80,27 @@ def convert(
             }
         )
     return out
+
+
+def check_config(config: ModelConfig, options: EngineOptions) -> dict[str, str]:
+    """Before hours of work, not after. Returns: what the engines will be bound to. Raises: InvalidRequest, ArtifactMismatch."""
+    options.check(config)
+    if options.encoders.is_tensorrt:
+        check_graphs(config, options)
+    machine = ENCODER_STEPS[options.engine].machine()
+    options.check_machine(machine)
+    return machine
+
+
+def check_before_download(tower: str | None, options: EngineOptions, checkpoint: Path) -> None:
+    """`check_config` of a checkpoint whose weights are not there yet, where its tower is known: of a folder or published.
+
+    Its weights alone tell of an audio tower, so the conversion checks again.
+    """
+    if tower is None and read_name(read_json(checkpoint / "config.json"), "mm_vision_tower") not in TOWERS:
+        return
+    if tower is None or Path(tower).is_dir():
+        check_config(read_model_config(checkpoint, Path(tower) if tower else None), options)
 
 
 def plan_steps(of: Conversion) -> list[Step]:

@@ -1,6 +1,7 @@
 """Where the parts of a checkpoint are: folders of this machine, or repositories of the Hugging Face hub, which are fetched."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def locate(
     revision: str | None = None,
     progress: Progress = SilentProgress(),
     download: bool = True,
+    first_look: Callable[[Path], None] | None = None,
 ) -> Located:
     """Folders of a checkpoint and its parts; those that are named by a hub id are fetched. A path that exists always wins.
 
@@ -48,11 +50,12 @@ def locate(
     Args:
         revision: branch, tag or commit of the checkpoint; parts that the config names are taken as they are now.
         download: False takes only what is in the cache.
+        first_look: sees a checkpoint of the hub when its weights, the gigabytes, are not there yet; may refuse it.
     Raises: DownloadFailed and its kinds, InvalidRequest, Cancelled when Ctrl-C stops a download; what is there is kept.
     """
     origin: dict[str, str] = {}
 
-    def find(part: str, name: str, weights: bool = True) -> Path:
+    def find(part: str, name: str, weights: bool = True, progress: Progress = progress) -> Path:
         if Path(name).exists() or not is_hub_id(name):
             return Path(name)
         from videollama_converters.hub.snapshot import (
@@ -65,6 +68,8 @@ def locate(
 
     if revision and (Path(checkpoint).exists() or not is_hub_id(checkpoint)):
         raise InvalidRequest(f"--revision {revision} is of a repository of the hub, but {checkpoint} is a path")
+    if first_look and download and not Path(checkpoint).exists() and is_hub_id(checkpoint):
+        first_look(find("checkpoint", checkpoint, weights=False, progress=SilentProgress()))
     folder = find("checkpoint", checkpoint)
     if not folder.is_dir():  # which the conversion says
         return Located(folder, Path(tower) if tower else None, Path(base) if base else None, origin)

@@ -1,5 +1,6 @@
 """Checkpoints by their id on the hub: a server on this machine speaks its protocol and has the golden checkpoints."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -53,6 +54,22 @@ def test_a_hub_id_is_converted_as_its_folder_is_and_fetched_once(hub, tmp_path, 
     assert code == 0 and stderr.count("still valid") == 3 - 1 + 7
     assert not list(tmp_path.rglob("*.partial"))
     assert Bundle.open(tmp_path / "out").manifest["origin"]["checkpoint"] == f"{ID}@{repository.commit}"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--engine", "tensorrt", "--kv-dtype", "int8"), "would not start"),
+        (("--max-seq-len", "1000000"), "was made for 32768 positions"),
+        (("--engine", "tensorrt"), "the package tensorrt is missing|no GPU can be used"),
+    ],
+)
+def test_what_the_config_shows_is_refused_before_the_weights_are_fetched(words, reason, hub, tmp_path):
+    """15 GB came first; NVIDIA's parser is asked then, too, and the machine last."""
+    publish(hub, CHAT)
+    code, stderr = run_convert(hub, tmp_path, ID, "--tower", str(GOLDEN / CHAT / TOWER), *words)
+    assert code in (1, 2) and re.search(reason, stderr), stderr
+    assert not [name for name in hub.fetched() if name.endswith((".safetensors", ".bin"))]
 
 
 @pytest.mark.parametrize("variant", [CHAT, BASE_VARIANT, LORA, AUDIO])
