@@ -23,7 +23,7 @@ STEPS_ALLOWED = 2
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory):
-    """98 million weights in the decoder: a step reads 390 MB. Wide rather than deep, which is slower to export."""
+    """98 million weights in the decoder: a step reads 390 MB."""
     folder = tmp_path_factory.mktemp("slow")
     sizes = {"hidden_size": 512, "intermediate_size": 20480, "num_hidden_layers": 3, "num_attention_heads": 8}
     source = random_checkpoint("qwen2-clip-8f", folder / "source", num_key_value_heads=8, **sizes)

@@ -152,6 +152,15 @@ class DecoderLayer(nn.Module):
         else:
             self.mlp = Mlp(config)
 
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, past_key: Tensor, past_value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns x [B, S, D] for the next layer, and the new keys and values [2, B, H, S, d]."""
+        mixed, key, value = self.self_attn(self.input_layernorm(x), cos, sin, bias, past_key, past_value)
+        x = x + mixed
+        x = x + self.feed_forward(self.post_attention_layernorm(x))
+        return x, torch.stack([key, value])
+
     def feed_forward(self, x: Tensor) -> Tensor:
         return self.block_sparse_moe(x) if hasattr(self, "block_sparse_moe") else self.mlp(x)
 
@@ -189,13 +198,8 @@ class Decoder(nn.Module):
         x = inputs_embeds
         new = []
         for number, layer in enumerate(self.model.layers):
-            assert isinstance(layer, DecoderLayer)
-            mixed, key, value = layer.self_attn(
-                layer.input_layernorm(x), cos, sin, bias, past[number][0], past[number][1]
-            )
-            x = x + mixed
-            x = x + layer.feed_forward(layer.post_attention_layernorm(x))
-            new.append(torch.stack([key, value]))
+            x, of_layer = layer(x, cos, sin, bias, past[number][0], past[number][1])
+            new.append(of_layer)
         return x, new
 
     def forward(
@@ -212,5 +216,9 @@ class Decoder(nn.Module):
             logits float32 [B, vocab] and the new keys and values [layers, 2, B, H, S, d].
         """
         x, new = self.hidden_states(inputs_embeds, positions, bias, past)
+        return self.head(x, last), torch.stack(new)
+
+    def head(self, x: Tensor, last: Tensor) -> Tensor:
+        """The last layer's output [B, S, D] -> logits float32 [B, vocab] of one position of each row."""
         rows = torch.arange(x.shape[0], device=x.device)
-        return self.lm_head(self.model.norm(x[rows, last])).float(), torch.stack(new)
+        return self.lm_head(self.model.norm(x[rows, last])).float()

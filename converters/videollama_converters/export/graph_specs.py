@@ -4,20 +4,21 @@ Its name and tensors stand in the core (`videollama_core.engines.specs`).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
+from videollama_converters.export.repeated_layers import LAYER_INPUT, LAYER_NEW, LAYER_OUTPUT, LAYERED, LOGITS
 from videollama_core.checkpoint.parts import CheckpointParts
 from videollama_core.checkpoint.shards import Sources
 from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, DECODER, EMBEDDING, VISION_ENCODER, Graph
 from videollama_core.media.video import MAX_FRAMES
 from videollama_core.model.audio import AudioEncoder
-from videollama_core.model.config import AudioConfig, ModelConfig
+from videollama_core.model.config import AudioConfig, LanguageConfig, ModelConfig
 from videollama_core.model.connector import Connector
-from videollama_core.model.decoder import Decoder
+from videollama_core.model.decoder import Decoder, rotary_tables
 from videollama_core.model.vision import VisionEncoder
 
 IMAGE_STEPS = 4  # frames in time that the connector is given of one frame at most: edges and the middle (frame_plan.py)
@@ -32,10 +33,11 @@ class GraphSpec:
     decided_by: Callable[[ModelConfig], object]  # all of the configuration that the module reads; hashable
     sources: Callable[[CheckpointParts], Sources]  # readers of the module's parameters
     inputs: Callable[[ModelConfig, int, Generator], tuple[Tensor, ...]]  # examples of so many rows
-    dynamic_axes: tuple[tuple[int, ...], ...]  # of each input; the last entry is that of all which follow it
+    dynamic_axes: tuple[tuple[int, ...], ...] = ()  # of each input; () where `cut` is exported instead
     profiles: Callable[[ModelConfig], list[Profile]] | None = (
         None  # of its TensorRT engine; None: it is built into none
     )
+    cut: Graph | None = None  # that of one layer, from which it is made (repeated_layers.py); None: exported as it is
 
 
 class Embedding(nn.Module):
@@ -56,6 +58,26 @@ class DecoderStep(Decoder):
     def forward(self, inputs_embeds: Tensor, positions: Tensor, bias: Tensor, last: Tensor, *past: Tensor) -> Any:  # type: ignore[override]
         pairs = list(zip(past[::2], past[1::2], strict=True))
         return super().forward(inputs_embeds, positions, bias, last, pairs)
+
+
+class CutDecoder(Decoder):
+    """A decoder of one layer, cut behind it: the head is given what all layers make, the layer what it is to take."""
+
+    def forward(  # type: ignore[override]
+        self,
+        positions: Tensor,
+        bias: Tensor,
+        last: Tensor,
+        x: Tensor,
+        layered: Tensor,
+        past_key: Tensor,
+        past_value: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        assert layered.shape == x.shape  # so that the exporter knows their sizes by one name
+        cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
+        (layer,) = self.model.layers
+        x, new = layer(x, cos, sin, bias, past_key, past_value)
+        return x, new.unsqueeze(0), self.head(layered, last)
 
 
 def _vision_inputs(config: ModelConfig, rows: int, generator: Generator) -> tuple[Tensor, ...]:
@@ -124,6 +146,20 @@ def _decoder_inputs(config: ModelConfig, rows: int, generator: Generator) -> tup
     )
 
 
+def _cut_inputs(config: ModelConfig, rows: int, generator: Generator) -> tuple[Tensor, ...]:
+    embeds, positions, bias, last, *past = _decoder_inputs(config, rows, generator)
+    return positions, bias, last, embeds, embeds, *past[:2]
+
+
+def _one_layer(config: ModelConfig) -> LanguageConfig:
+    return replace(config.language, layers=1)
+
+
+CUT_DECODER = Graph(
+    "cut_decoder",
+    ("positions", "bias", "last", LAYER_INPUT, LAYERED, "past_key_0", "past_value_0"),
+    (LAYER_OUTPUT, LAYER_NEW, LOGITS),
+)
 SPECS = {
     spec.graph: spec
     for spec in (
@@ -173,7 +209,15 @@ SPECS = {
             decided_by=lambda config: config.language,
             sources=CheckpointParts.language_sources,
             inputs=_decoder_inputs,
-            dynamic_axes=((0, 1), (0, 1), (0, 2, 3), (0,), (0, 2)),
+            cut=CUT_DECODER,
+        ),
+        GraphSpec(
+            CUT_DECODER,
+            module=lambda config: CutDecoder(_one_layer(config)),
+            decided_by=_one_layer,
+            sources=CheckpointParts.language_sources,
+            inputs=_cut_inputs,
+            dynamic_axes=((0, 1), (0, 2, 3), (0,), (0, 1), (0, 1), (0, 2), (0, 2)),
         ),
     )
 }

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -20,9 +19,10 @@ from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
 from torch.nn import functional
 
-from videollama_converters.export.graph_specs import SPECS, example_inputs, graph_sources
+from videollama_converters.export.graph_specs import CUT_DECODER, SPECS, example_inputs, graph_sources
 from videollama_converters.export.int8_weights import store_in_int8
 from videollama_converters.export.kept_graphs import kept_or_made
+from videollama_converters.export.repeated_layers import repeat_layer
 from videollama_converters.export.tidy_graph import tidy
 from videollama_core.checkpoint.parts import CheckpointParts
 from videollama_core.checkpoint.shards import Sources
@@ -78,11 +78,14 @@ def trace_graph(graph: Graph, config: ModelConfig, dtype: torch.dtype = torch.fl
     conversion for TensorRT needs the graphs of the conversion, and models of one family share most of theirs. That a shared
     graph is the right one is held by compare.py, which runs it beside the module of each configuration.
     """
-    key = (graph, SPECS[graph].decided_by(config), dtype)
+    exported = SPECS[graph].cut or graph
+    key = (exported, SPECS[exported].decided_by(config), dtype)
     if key not in _traced:
-        named = repr((graph.name, *key[1:]))
-        _traced[key] = kept_or_made(named, __name__, lambda: _export(graph, config, dtype))
+        named = repr((exported.name, *key[1:]))
+        _traced[key] = kept_or_made(named, __name__, lambda: _export(exported, config, dtype))
     model = _traced[key].clone()
+    if exported is CUT_DECODER:
+        repeat_layer(model, config.language.layers)
     tidy(model)
     return model
 
@@ -96,7 +99,7 @@ def _export(graph: Graph, config: ModelConfig, dtype: torch.dtype) -> ir.Model:
             module,
             meta_inputs,
             dynamo=True,
-            dynamic_shapes=_dynamic_shapes(graph, len(meta_inputs)),
+            dynamic_shapes=tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in SPECS[graph].dynamic_axes),
             input_names=list(graph.inputs_of(config)),
             output_names=list(graph.outputs),
             opset_version=OPSET,
@@ -108,16 +111,6 @@ def _export(graph: Graph, config: ModelConfig, dtype: torch.dtype) -> ir.Model:
         program.model
     )  # nine tenths of the file: the exporter's notes, with our sources' paths
     return program.model
-
-
-def _dynamic_shapes(graph: Graph, num_inputs: int) -> tuple[Any, ...]:
-    """Of each argument of the module's `forward`: inputs beyond those that are named one by one are its `*past`."""
-    named = SPECS[graph].dynamic_axes
-    shapes = [dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in named]
-    if num_inputs == len(named):
-        return tuple(shapes)
-    *single, repeated = shapes
-    return (*single, (repeated,) * (num_inputs - len(single)))
 
 
 def export_graph(
