@@ -3,7 +3,7 @@
 import importlib
 import json
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -62,6 +62,22 @@ def test_the_process_is_named_once_with_the_first_text_or_before_it(entry_stage)
     assert reply.sent == [({"process"}, False), ({"text", "output_ids"}, False)]
     question.say_that_it_works()
     assert reply.sent[2:] == [({"process"}, False)]
+
+
+def test_what_waits_long_introduces_itself_and_nothing_else_does(entry_stage, monkeypatch):
+    stage, loop = entry_stage.EntryStage.__new__(entry_stage.EntryStage), []
+    stage._working, stage._running, stage._told = set(), 0, 0
+    stage._loop = SimpleNamespace(call=loop.append)
+    replies = [Replied() for _ in range(3)]
+    for place, reply in enumerate(replies):
+        monkeypatch.setattr(entry_stage, "INTRODUCE_SECONDS", 60 if place == 0 else 0)
+        stage._working.add(entry_stage.QuestionReply(reply, b"1-a", Watch()))
+    next(one for one in stage._working if one._reply is replies[1]).send(Piece("a", [5]))
+    stage.look()
+    assert len(loop) == 1 and not replies[2].sent  # it is said in the loop's thread
+    loop.pop()()
+    stage.look()
+    assert not loop and [reply.sent for reply in (replies[0], replies[2])] == [[], [({"process"}, False)]]
 
 
 def test_a_piece_becomes_outputs_of_the_contract(entry_stage):

@@ -141,7 +141,7 @@ class DecoupledStage(PythonStage):
         self._running = self._told = 0
         self._lock = threading.Lock()
         publish_running(self.contract.name, 0)
-        self.callers = CallerWatch(self.look_seconds, self._tell_running)
+        self.callers = CallerWatch(self.look_seconds, self.look)
         super().initialize(args)
 
     def answer_all(self, requests: list[Any]) -> None:
@@ -161,6 +161,7 @@ class DecoupledStage(PythonStage):
                     self._threads.submit(self._run, inputs, reply)
                 else:
                     self._run(inputs, reply)
+                self.callers.add(reply)  # last: the thread that it wakes would take turns with the question's
 
     def _enter(self, reply: Reply) -> None:
         with self._lock:
@@ -168,15 +169,14 @@ class DecoupledStage(PythonStage):
                 raise Overloaded(f"{self._running} requests are being answered already; try again later")
             self._running += 1
         reply.when_ended(self._leave)
-        self.callers.add(reply)
 
     def _leave(self) -> None:
         with self._lock:
             self._running -= 1
         self.callers.wake()
 
-    def _tell_running(self) -> None:
-        """From the thread that looks for callers, soon after a change."""
+    def look(self) -> None:
+        """From the thread that looks for callers, once a round while requests run and once when the last has ended."""
         if self._running != self._told:
             self._told = self._running
             publish_running(self.contract.name, self._told)

@@ -41,7 +41,7 @@ from videollama_server.stages.watch import (
 )
 
 SHORT_BYTES = 4096  # of a question: half a millisecond's work
-INTRODUCE_SECONDS = 0.05  # how long a question's first message waits for its first text
+INTRODUCE_SECONDS = 0.05  # how long a question's first message waits for its first text, at least
 
 
 def read_conversation(question: np.ndarray | None, messages: np.ndarray | None) -> Conversation:
@@ -79,8 +79,13 @@ class QuestionReply:
 
     def __init__(self, reply: Reply, process: bytes, watch: QuestionWatch) -> None:
         self._reply, self._process, self._watch = reply, process, watch
-        self._introduced = False
+        self._introduced, self._due = False, time.monotonic() + INTRODUCE_SECONDS
         self.is_cancelled = reply.is_cancelled
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the first message has waited long enough. May be asked in any thread."""
+        return not self._introduced and time.monotonic() >= self._due
 
     def introduce(self) -> None:
         """Unless a text has."""
@@ -160,7 +165,6 @@ class EntryStage(DecoupledStage):
         question = QuestionReply(reply, self._process, watch)
         self._working.add(question)
         reply.when_ended(lambda: self._working.discard(question))
-        self._loop.later(INTRODUCE_SECONDS, question.introduce)
         try:
             asked = _read_question(inputs, reply.caller)
             watch.asked(asked)
@@ -173,6 +177,14 @@ class EntryStage(DecoupledStage):
     def failed(self, error: Exception, reply: Reply) -> None:
         tell_failed(self._publisher, error, reply.request_id, Span(reply.traceparent).trace_id)
         self._measures_of(reply).failed(self.contract.name, time.time() - reply.began, kind_of(error))
+
+    def look(self) -> None:
+        """What waits long introduces itself. A timer of the loop for each question would wake the loop's thread while the
+        question's own is at work."""
+        super().look()
+        for question in list(self._working):
+            if question.is_due:
+                self._loop.call(question.introduce)
 
     def _measures_of(self, reply: Reply) -> Measures:
         """A request that a gateway measures is measured there alone: sums over both count each once."""
