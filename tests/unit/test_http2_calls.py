@@ -172,6 +172,20 @@ def test_the_end_of_a_connection_ends_its_calls_and_the_next_call_opens_another(
     assert run(target, work) == (channel.UNAVAILABLE, (0, ""))
 
 
+def test_a_call_is_begun_at_once_where_there_is_a_connection(target):
+    async def work(opened):
+        heard = [Heard() for _ in range(3)]
+        assert not opened.open_at_once(ECHO, b"x", heard[0])
+        await opened.open(ECHO, b"y", heard[1])
+        assert opened.open_at_once(ECHO, b"z", heard[2])
+        ends = [await one.ended for one in heard[1:]]
+        opened.close()
+        assert not opened.open_at_once(ECHO, b"x", heard[0])
+        return ends, [one.messages for one in heard], heard[0].ended.done()
+
+    assert run(target, work) == ([(0, "")] * 2, [[], [b"y"] * 2, [b"z"] * 2], False)
+
+
 def test_nobody_listens(tmp_path):
     async def work(opened):
         with pytest.raises(OSError):

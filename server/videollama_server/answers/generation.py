@@ -92,6 +92,8 @@ class AnswerLoop:
         self._running.discard(running)
 
     def send(self, message: bytes, listener: "GrpcGeneration | _Nobody") -> None:
+        if self.channel.open_at_once(_METHOD, message, listener):
+            return
         task = self._loop.create_task(self._send(message, listener))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -41,6 +41,24 @@ class Channel:
                 connection = self._connection
                 if connection is None or not connection.is_usable:
                     connection = self._connection = await self._connect()
+        return self._open(connection, path, message, listener, metadata)
+
+    def open_at_once(self, path: str, message: bytes, listener: Listener) -> bool:
+        """Begin it where there is a connection already; whether there was one."""
+        connection = self._connection
+        if connection is None or not connection.is_usable:
+            return False
+        self._open(connection, path, message, listener)
+        return True
+
+    def _open(
+        self,
+        connection: "_Connection",
+        path: str,
+        message: bytes,
+        listener: Listener,
+        metadata: Iterable[tuple[str, str]] = (),
+    ) -> Call:
         block = self._headers.get(path)
         if block is None:
             block = self._headers[path] = frames.request_headers(path)
