@@ -39,7 +39,7 @@ class Sampler:
 
     def __init__(self, sampling: ResolvedSampling) -> None:
         self._sampling = sampling
-        self._random = np.random.default_rng(sampling.seed)
+        self._random = None if sampling.greedy else np.random.default_rng(sampling.seed)
         self.generated: list[int] = []
 
     @property
@@ -53,7 +53,7 @@ class Sampler:
     def choose(self, logits: np.ndarray) -> int:
         """The next token from float32 [vocab] scores."""
         scores = penalise(logits, self.generated, self._sampling.repetition_penalty)
-        if self._sampling.greedy:
+        if self._random is None:
             token = int(scores.argmax())
         else:
             token = int(self._random.choice(len(scores), p=probabilities(scores, self._sampling)))
