@@ -136,19 +136,6 @@ def test_turns_are_asked_for_until_there_are_rows(calls, monkeypatch, tmp_path):
     assert [inputs for _, inputs in asked[1:]] == [{"caller": note}] * 2 and len(note[0]) == 32
 
 
-@pytest.mark.parametrize("rows", [1, 40, 70_000])
-def test_a_request_is_what_protobuf_would_write(calls, rows):
-    """The large table at its end is written by hand."""
-    table = np.random.default_rng(0).normal(size=(1, rows, 8)).astype(np.float32)
-    inputs = {"input_ids": np.array([[5, 6]], np.int32), "stop_words_list": [[[], []]], "prompt_embedding_table": table}
-    found = service_pb2.ModelInferRequest.FromString(calls[0]._message(inputs, "7", {"traceparent": "x"}))
-    assert (found.model_name, found.id, found.parameters["traceparent"].string_param) == ("tensorrt_llm", "7", "x")
-    assert [tensor.name for tensor in found.inputs] == list(inputs)
-    assert [list(tensor.shape) for tensor in found.inputs] == [[1, 2], [1, 2, 0], [1, rows, 8]]
-    assert found.raw_input_contents[0] == inputs["input_ids"].tobytes() and len(found.raw_input_contents) == 3
-    assert found.raw_input_contents[2] == table.tobytes()
-
-
 class LanguageModel(service_pb2_grpc.GRPCInferenceServiceServicer):
     """The language model's part of a server; `known` opens when it may take a request in, after its stops have come."""
 

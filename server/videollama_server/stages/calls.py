@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb
-from tritonclient.grpc import service_pb2
 
 from videollama_core.contrast import Noise
 from videollama_core.engines.media_cache import IsCancelled
@@ -23,13 +22,13 @@ from videollama_core.protocol.trace_context import TRACEPARENT
 from videollama_server.answers.answering import Generation, Listener
 from videollama_server.answers.generation import DIED, STOP_SECONDS, AnswerLoop, GrpcGeneration
 from videollama_server.answers.known_media import Interval, Media, Perception, Pixels
+from videollama_server.answers.request_message import request_message
 from videollama_server.processes import StageProcess
 from videollama_server.sandbox.callers import Callers
 from videollama_server.stages.python_backend import to_array, to_tensor
 
 _IDS, _CACHED = contract.OUTPUT_IDS.name, contract.REUSED_BLOCKS.name
 _GENERATED = [_IDS, contract.SEQUENCE_LENGTH.name, _CACHED]
-_RAW_CONTENTS = b"\x3a"  # protobuf's tag of ModelInferRequest.raw_input_contents: field 7, with a length
 _STOP = {"input_ids": [[0]], "input_lengths": [[1]], "request_output_len": [[1]], "stop": [[True]]}
 
 
@@ -241,31 +240,10 @@ def _over_bls(inputs: dict[str, Any], request_id: str, parameters: dict[str, str
 
 
 def _message(inputs: dict[str, Any], request_id: str, parameters: dict[str, str]) -> bytes:
-    """The same request for gRPC, serialised. The last tensor may be large: it is copied once, by hand, and not three times."""
+    """The same request for gRPC."""
     stage = contract.LANGUAGE_MODEL
-    request = service_pb2.ModelInferRequest(model_name=stage.name, id=request_id)
-    raw: Any = b""
-    for number, (name, value) in enumerate(inputs.items(), 1):
-        array = to_array(stage.input(name), value)
-        datatype = "FP16" if array.dtype == np.float16 else stage.input(name).wire_dtype  # TensorRT-LLM's tables
-        request.inputs.add(name=name, datatype=datatype, shape=array.shape)
-        raw = array.reshape(-1).view(np.uint8).data
-        if number < len(inputs):
-            request.raw_input_contents.append(bytes(raw))
-    for name, text in parameters.items():
-        request.parameters[name].string_param = text
-    for name in _GENERATED:
-        request.outputs.add(name=name)
-    return b"".join((request.SerializeToString(), _RAW_CONTENTS, _varint(len(raw)), raw))
-
-
-def _varint(number: int) -> bytes:
-    """As protobuf writes a length."""
-    found = bytearray()
-    while number > 127:
-        found.append(number & 127 | 128)
-        number >>= 7
-    return bytes((*found, number))
+    arrays = {name: to_array(stage.input(name), value) for name, value in inputs.items()}
+    return request_message(stage, arrays, _GENERATED, request_id, parameters)
 
 
 def _ask(stage: contract.Stage, inputs: dict[str, Any]) -> dict[str, Any]:
