@@ -65,8 +65,44 @@ def test_a_caller_that_leaves_before_the_first_event_holds_no_place():
     async def gone(message):
         raise OSError("the connection is closed")
 
+    async def listen():
+        await asyncio.Event().wait()
+
     answering = Answering()
     response = _EventStream(answering, Completion("1", "m"), {})
     with pytest.raises(ClientDisconnect):
-        asyncio.run(response({"type": "http", "asgi": {"spec_version": "2.4"}}, None, gone))
+        asyncio.run(response({"type": "http"}, listen, gone))
     assert answering.ended
+
+
+def test_a_caller_that_leaves_while_its_stream_stands_still_holds_no_place():
+    class Answering:
+        first, left, ended = "a", asyncio.Event(), False
+
+        async def rest(self):
+            self.left.set()
+            await asyncio.Event().wait()
+            yield "never"
+
+        def failed(self, error):
+            assert error is None
+
+        async def leave(self):
+            self.ended = True
+
+    sent = []
+
+    async def send(message):
+        sent.append(message.get("body"))
+
+    async def listen():
+        await answering.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def served():
+        async with asyncio.timeout(30):
+            await _EventStream(answering, Completion("1", "m"), {})({"type": "http"}, listen, send)
+
+    answering = Answering()
+    asyncio.run(served())
+    assert answering.ended and len(sent) == 2 and b'"content":"a"' in sent[1]
