@@ -178,12 +178,15 @@ def language_model():
     server.stop(0).wait()
 
 
-def ask(stages, seen=None):
+GREEDY = ResolvedSampling(100, True, 1.0, 0, 1.0, 1.0, 0)
+
+
+def ask(stages, seen=None, sampling=GREEDY):
     count = 0 if seen is None else seen.rows
     ids = np.array([5, *range(1024, 1024 + count)], np.int32)
     prompt = Prompt(ids, text_tokens=1, media_tokens=count, media_start=1)
     heard = Heard()
-    generation = stages.generate("17", prompt, seen, ResolvedSampling(100, True, 1.0, 0, 1.0, 1.0, 0), heard)
+    generation = stages.generate("17", prompt, seen, sampling, heard)
     generation.start()
     return generation, heard
 
@@ -208,6 +211,28 @@ def test_a_table_in_half_precision_goes_over_grpc_as_such(calls, language_model)
     assert request.inputs[table].datatype == "FP16" and list(request.inputs[table].shape) == [1, 3, 4]
     assert len(request.raw_input_contents[table]) == 3 * 4 * 2
     stages.loop.call(generation.stop)
+
+
+def test_only_what_may_change_the_answer_is_sent(calls, language_model):
+    """Draws need their numbers, and media their hash; an engine counts the penalty of greedy answers, too."""
+    stages = calls[0].TritonStages([2], None, language_model.address)
+    language_model.known.set()
+    chance = {"temperature", "runtime_top_p", "seed"}
+    seen = stages.perceive(Media("video", [b"x"], Segment()), None, lambda: False)
+    drawn = ResolvedSampling(100, False, 1.0, 0, 1.0, 1.0, 0)
+    for media, sampling, left_out in (
+        (None, GREEDY, chance | {"prompt_table_extra_ids"}),
+        (seen, GREEDY, chance),
+        (None, drawn, {"prompt_table_extra_ids"}),
+        (seen, drawn, set()),
+    ):
+        generation, heard = ask(stages, media, sampling)
+        assert heard.next() == [7]
+        sent = {tensor.name for tensor in language_model.requests.get(timeout=30).inputs}
+        assert (chance | {"prompt_table_extra_ids"}) - sent == left_out
+        assert {"input_ids", "runtime_top_k", "repetition_penalty", "end_id", "stop_words_list"} < sent
+        stages.loop.call(generation.stop)
+        assert "stopped" in str(heard.next())
 
 
 def test_a_table_on_the_gpu_never_leaves_the_server(calls, language_model):
