@@ -15,6 +15,7 @@ from service.servers import children
 from videollama_server.sandbox.decoding import WAITING, WORKING
 
 STAGES = ("videollama2", "tensorrt_llm", "preprocess", "encoder")
+SET_SECONDS = 0.03  # for a busy machine until the flag is set: what stops before is lost (machine/stub_health.py)
 CAUGHT = 5  # while a stage works
 STILL_SECONDS, FIRST_SECONDS = 1.5, 0.2  # Triton awakes so much earlier than its stages
 
@@ -47,6 +48,7 @@ def test_stages_outlive_a_machine_that_stands_still(server_of):
             thread.start()
             while thread.is_alive() and WORKING not in map(name_of, waiting):
                 time.sleep(0.001)
+            time.sleep(SET_SECONDS)
             if thread.is_alive():
                 caught += 1
                 stand_still([*triton, *stages], signal.SIGSTOP)

@@ -46,7 +46,7 @@ def main(words: list[str]) -> None:
     gc.freeze()  # pages that both processes share stay shared
     processes = Processes(parent, partial(Decoding, config, parts))
     while True:
-        processes.rest_until_asked()
+        processes.rest()
         data, memories, _, _ = socket.recv_fds(parent, HEAD_BYTES, 1)
         if not data:
             return
@@ -70,12 +70,12 @@ class Processes:
         self._last: Decoding | None = None
         self._fresh: Decoding | None = None
 
-    def rest_until_asked(self) -> None:
-        """Until a message comes, or the other side's end. What takes time is done here, while nobody waits."""
+    def rest(self) -> None:
+        """Before the next message is waited for: what takes time is done while nobody waits."""
         if self._last is not None and not self._last.may_be_kept():
             self._end_last()
         self._fresh = self._fresh or self._start()
-        if not select.select([self._parent], [], [], _KEPT_SECONDS)[0]:
+        if self._last is not None and not select.select([self._parent], [], [], _KEPT_SECONDS)[0]:
             self._end_last()
 
     def take(self, job: Job) -> Decoding:
