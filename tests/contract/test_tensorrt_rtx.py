@@ -1,6 +1,8 @@
 """--engine tensorrt-rtx on a machine without a GPU: built, checked, and loaded as far as NVIDIA's runtime goes without a driver."""
 
+import ast
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,18 +11,21 @@ import torch
 from conftest import checkpoint
 from videollama_converters.convert import convert
 from videollama_converters.engine_options import EngineOptions
-from videollama_converters.tensorrt.build_rtx import FP8_TARGETS, TARGETS
+from videollama_converters.tensorrt.build_rtx import FP8_TARGETS, TARGETS, settings_of
+from videollama_core.engines import tensorrt_rtx_encoders
 from videollama_core.engines.bundle import Bundle, engine_path, runtime_cache_path
 from videollama_core.engines.media_encoder import MediaEncoder
 from videollama_core.engines.specs import CONNECTOR, VISION_ENCODER
 from videollama_core.engines.table import ENCODER_ENGINES
-from videollama_core.engines.tensorrt_rtx import check_rtx_sidecar, rtx_version
+from videollama_core.engines.tensorrt_rtx import check_rtx_sidecar, rtx_logger, rtx_version
 from videollama_core.engines.tensorrt_rtx_encoders import RtxEngine
 from videollama_core.generation.language_models import load_runner
 from videollama_core.generation.torch_runner import TorchRunner
 from videollama_core.protocol.errors import ArtifactMismatch, InvalidRequest
 
-pytest.importorskip("tensorrt_rtx", reason="the extra tensorrt-rtx has wheels for Linux on x86-64 and Windows only")
+trt = pytest.importorskip(
+    "tensorrt_rtx", reason="the extra tensorrt-rtx has wheels for Linux on x86-64 and Windows only"
+)
 SMALL = "mistral-clip-8f"
 
 
@@ -37,6 +42,38 @@ def test_a_bundle_is_made_without_a_gpu(rtx_bundle):
         facts = check_rtx_sidecar(path, rtx_version(), 8.9)
         assert path.stat().st_size > 100_000 and facts["targets"] == list(TARGETS)
         assert set(facts["dtypes"]) == {*graph.inputs, *graph.outputs}
+
+
+def test_float32_is_not_computed_in_tf32(rtx_bundle):
+    """As NVIDIA's builder does by default."""
+    builder = trt.Builder(rtx_logger())
+    assert builder.create_builder_config().get_flag(trt.BuilderFlag.TF32)
+    for graph in (VISION_ENCODER, CONNECTOR):
+        settings = settings_of(builder, graph, rtx_bundle.config, TARGETS)
+        assert not settings.get_flag(trt.BuilderFlag.TF32)
+        assert (settings.num_optimization_profiles, settings.num_compute_capabilities) == (2, len(TARGETS))
+
+
+def test_only_names_of_the_library_are_used():
+    """What runs on a GPU alone: every attribute that is asked of the runtime's objects, held against the package."""
+    kinds = {
+        "trt": trt,
+        "_runtime": trt.Runtime,
+        "_engine": trt.ICudaEngine,
+        "_context": trt.IExecutionContext,
+        "_cache": trt.IRuntimeCache,
+        "settings": trt.IRuntimeConfig,
+    }
+    seen = set()
+    for node in ast.walk(ast.parse(Path(tensorrt_rtx_encoders.__file__).read_text("utf-8"))):
+        if isinstance(node, ast.Attribute):
+            owner = getattr(node.value, "attr", getattr(node.value, "id", ""))
+            if owner in kinds:
+                assert hasattr(kinds[owner], node.attr), f"{owner}.{node.attr}"
+                seen.add(owner)
+    assert seen == set(kinds)
+    assert hasattr(trt.DynamicShapesKernelSpecializationStrategy, "EAGER")
+    assert hasattr(trt.CudaGraphStrategy, "WHOLE_GRAPH_CAPTURE")
 
 
 def test_its_language_model_is_pytorchs(rtx_bundle):

@@ -50,8 +50,23 @@ def build(
     import tensorrt_rtx as trt
 
     builder, network, parser = _read(path)
+    settings = settings_of(builder, graph, config, targets)
+    said = rtx_logger()
+    said.start(log)
+    plan = builder.build_serialized_network(network, settings)
+    del parser  # owns the weights until here
+    if plan is None:
+        raise ArtifactMismatch(f"TensorRT-RTX {trt.__version__} cannot build {path}: {'; '.join(said.errors)}")
+    return bytes(plan)
+
+
+def settings_of(builder: Any, graph: Graph, config: ModelConfig, targets: tuple[float, ...]) -> Any:
+    """What the builder is told of a graph's engine, beside its network."""
+    import tensorrt_rtx as trt
+
     settings = builder.create_builder_config()
     settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    settings.clear_flag(trt.BuilderFlag.TF32)  # on by default: float32 would be computed with 10 bits of mantissa
     settings.num_compute_capabilities = len(targets)
     for place, target in enumerate(targets):
         settings.set_compute_capability(getattr(trt.ComputeCapability, f"SM{round(10 * target)}"), place)
@@ -60,13 +75,7 @@ def build(
         for name, (smallest, usual, largest) in shapes.items():
             profile.set_shape(name, smallest, usual, largest)
         settings.add_optimization_profile(profile)
-    said = rtx_logger()
-    said.start(log)
-    plan = builder.build_serialized_network(network, settings)
-    del parser  # owns the weights until here
-    if plan is None:
-        raise ArtifactMismatch(f"TensorRT-RTX {trt.__version__} cannot build {path}: {'; '.join(said.errors)}")
-    return bytes(plan)
+    return settings
 
 
 def write_engine(graph: Graph, config: ModelConfig, path: Path, engine: Path, is_fp8: bool = False) -> None:
