@@ -40,6 +40,18 @@ def vllm(bundle):
     scheduler.close()
 
 
+def test_beside_a_gpu_too_the_runner_is_one_that_takes_our_penalty(vllm, monkeypatch):
+    """Where there is a GPU, vLLM takes another one by default, whose processors have another interface: no server started."""
+    from vllm.config import vllm as config
+    from vllm.v1.worker.gpu.sample.logits_processor.loader import build_custom_logits_processors_params_validator
+
+    settings = vllm.steps.runner._engine.vllm_config
+    monkeypatch.setattr(config, "HAS_TRITON", True)
+    assert not settings.use_v2_model_runner
+    with pytest.raises(ValueError, match="Penalty is not a subclass"):  # when this fails, the newer one may be taken
+        build_custom_logits_processors_params_validator(settings.model_config.logits_processors)
+
+
 class Listener:
     def __init__(self) -> None:
         self.ids: list[int] = []

@@ -26,6 +26,8 @@ _PENALTY = "penalty_of_generated"
 _BLOCK = 128  # positions, the largest page of vLLM's caches
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in the stage's process and dies with it
+    # The newer runner, the default where its Triton finds a GPU, refuses a processor of this interface at the start.
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
