@@ -17,7 +17,7 @@ from videollama_core.protocol.errors import InvalidRequest
 MEDIA_TOKEN_MEMORIES = ("cpu", "gpu")
 FP8_CAPABILITY = QUANTIZATIONS["fp8"][1]
 # Of the recipe: options of vl2 convert that no other engine has.
-TENSORRT_LLM_OPTIONS = ("kv_dtype", "tp", "pp", "ep", "max_batch_size", "gpu")
+TENSORRT_LLM_OPTIONS = ("kv_dtype", "tp", "pp", "ep", "max_batch_size", "gpu", "calibration")
 
 
 def encoder_dtype(graph: Graph, dtype: str) -> str:

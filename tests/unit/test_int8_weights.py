@@ -89,6 +89,7 @@ def test_the_table_names_the_quantizations_of_tensorrt_llm():
             "--kv-dtype is TensorRT-LLM's, and torch runs the language model here",
         ),
         ({"recipe": Recipe(tp=2)}, "--tp is TensorRT-LLM's, and onnx runs"),
+        ({"recipe": Recipe(calibration="texts")}, "--calibration is TensorRT-LLM's"),
         (
             {"engine": "tensorrt-rtx", "dtype": "bfloat16", "recipe": Recipe(max_batch_size=8)},
             "--max-batch-size is TensorRT-LLM's",
