@@ -171,7 +171,7 @@ REQUESTS = st.fixed_dictionaries({one.name: st.one_of(st.none(), arrays(one)) fo
 @given(REQUESTS)
 def test_any_tensors_are_a_question_or_refused(entry_stage, inputs):
     try:
-        question = entry_stage._read_question(inputs)
+        question = entry_stage._read_question(inputs, "")
     except InvalidRequest as error:
         assert len(str(error)) < 500
         return
