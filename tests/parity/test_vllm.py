@@ -1,5 +1,6 @@
 """vLLM in the decoder's place says what our own decoder says. Runs where vLLM is installed (docs/gpu.md)."""
 
+import pickle
 import threading
 
 import numpy as np
@@ -50,6 +51,12 @@ def test_beside_a_gpu_too_the_runner_is_one_that_takes_our_penalty(vllm, monkeyp
     assert not settings.use_v2_model_runner
     with pytest.raises(ValueError, match="Penalty is not a subclass"):  # when this fails, the newer one may be taken
         build_custom_logits_processors_params_validator(settings.model_config.logits_processors)
+
+
+def test_processes_that_share_the_layers_can_be_sent_our_penalty(vllm):
+    """With tensor_parallel_size=2 a process that was not forked did not get it."""
+    (found,) = vllm.steps.runner._engine.vllm_config.model_config.logits_processors
+    assert pickle.loads(pickle.dumps(found)) is found
 
 
 class Listener:
@@ -168,10 +175,14 @@ def test_what_vllm_cannot_do_is_refused(vllm):
         submit(vllm, "pad", [1, 2], pad_id=2)
 
 
-def test_a_server_with_vllm_answers_as_one_without(bundle, tmp_path):
+def test_a_server_with_vllm_answers_as_one_without(bundle, tmp_path, monkeypatch):
+    """In one process, and in two that share the layers, started as beside a GPU that is in use: not forked."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     video = MEDIA / "plain_96x64.mp4"
     answers = []
-    for number, words in enumerate(((), ("--llm", "vllm"))):
+    with_vllm = ("--llm", "vllm")
+    for number, words in enumerate(((), with_vllm, (*with_vllm, "--vllm-arg", "tensor_parallel_size=2"))):
         with serving(bundle.root, tmp_path / f"{number}.log", *words) as server, server.client() as client:
             found = [client.ask(question, video=video, max_new_tokens=8) for question in ("What is it?", "And then?")]
             answers.append([answer.output_ids for answer in found])
@@ -180,4 +191,4 @@ def test_a_server_with_vllm_answers_as_one_without(bundle, tmp_path):
                 for _ in stream:
                     stream.cancel()
             assert client.ask("Are you free?", max_new_tokens=1).usage.completion_tokens == 1
-    assert answers[0] == answers[1]
+    assert answers[0] == answers[1] == answers[2]

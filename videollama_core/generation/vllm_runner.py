@@ -7,6 +7,7 @@ Written against vLLM 0.32. Greedy answers are those of our own decoder; sampled 
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -38,6 +39,7 @@ def _distribution() -> str:
     return metadata.packages_distributions()["vllm"][0]
 
 
+@cache
 def _penalty() -> Any:
     """vLLM's hook for scores, made here because its base class is vLLM's.
 
@@ -54,7 +56,15 @@ def _penalty() -> Any:
             # Of two arguments: a third would be the prompt's ids.
             return None if penalty == 1.0 else lambda generated, scores: penalise(generated, scores, penalty)
 
+    Penalty.__qualname__ = "Penalty"
     return Penalty
+
+
+def __getattr__(name: str) -> Any:
+    """`Penalty` by its name, as processes that share the layers look for it when they are sent the class."""
+    if name == "Penalty":
+        return _penalty()
+    raise AttributeError(name)
 
 
 def penalise(generated: list[int], scores: torch.Tensor, penalty: float) -> torch.Tensor:
