@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,6 +36,12 @@ def _source(module: str) -> Path:
 
 def _imported(source: bytes) -> list[str]:
     """Modules of ours that a source names, packages and their modules alike."""
+    return [name for name in _named(source) if name.split(".")[0] in _OURS and _is_module(name)]
+
+
+@cache  # the steps of one conversion share most of their sources
+def _named(source: bytes) -> tuple[str, ...]:
+    """What may be a module, of all that a source imports."""
     names: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -42,7 +49,7 @@ def _imported(source: bytes) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.append(node.module)
             names += [f"{node.module}.{alias.name}" for alias in node.names]
-    return [name for name in names if name.split(".")[0] in _OURS and _is_module(name)]
+    return tuple(names)
 
 
 def _is_module(name: str) -> bool:
