@@ -156,7 +156,7 @@ def running() -> Iterator[Hub]:
         server.daemon_threads = True
         hub.url = f"http://127.0.0.1:{server.server_port}"
         hub.other_host = f"http://localhost:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)  # its end waits so long
         thread.start()
         try:
             yield hub

@@ -165,7 +165,7 @@ def collecting():
             return metric_messages.ExportMetricsServiceResponse()
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
+    threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
     server = grpc.server(ThreadPoolExecutor(4))
     add_TraceServiceServicer_to_server(Service(), server)
     add_MetricsServiceServicer_to_server(Metrics(), server)
