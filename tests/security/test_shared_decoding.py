@@ -10,7 +10,7 @@ from security.media_cases import clip
 from security.test_cage import CAGED, CONFIG, children, hostile
 from videollama_core.media.video import Segment
 from videollama_core.protocol import limits
-from videollama_core.protocol.errors import UnreadableMedia
+from videollama_core.protocol.errors import Cancelled, StageFailed, UnreadableMedia
 from videollama_server.sandbox.decoder import CagedDecoder
 
 pytestmark = pytest.mark.skipif(
@@ -82,6 +82,61 @@ def test_a_crash_that_an_earlier_file_may_have_caused_is_tried_again_and_a_file_
     decoder = counting("import ctypes; ctypes.string_at(0); ")
     with pytest.raises(UnreadableMedia, match="SIGSEGV"):
         asked(decoder, "one")
+
+
+def test_one_that_is_killed_takes_nothing_with_it(counting, monkeypatch):
+    monkeypatch.setattr(limits, "PICTURE_SECONDS", limits.Limit("picture_seconds", 1, "seconds", "of a test"))
+    decoder = counting("preprocess.had > 1 and exec('while True: pass'); ")
+    nursery = decoder._process
+    for _ in range(2):
+        asked(decoder, "one")
+        began = time.monotonic()
+        with pytest.raises(Cancelled):
+            decoder.prepare(
+                "image", [b"x"], Segment(), lambda began=began: time.monotonic() < began + 0.3, caller="one"
+            )
+        asked(decoder, "one")
+        with pytest.raises(UnreadableMedia, match="picture_seconds"):
+            asked(decoder, "one")
+    assert asked(decoder, "one")[1] == 1 and decoder._process is nursery and nursery.poll() is None
+
+
+KEEPS = {
+    "the memory of its request": "os.close = lambda file: None; ",
+    "a thread": "import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start(); ",
+}
+
+
+@pytest.mark.parametrize("what", KEEPS)
+def test_a_process_that_keeps_something_answers_no_other_request(what, counting):
+    decoder = counting(KEEPS[what])
+    assert [asked(decoder, "one")[1] for _ in range(3)] == [1, 1, 1]
+
+
+def test_memory_that_is_reserved_and_not_touched_counts_in_the_next_request(counting):
+    decoder = counting(
+        "import mmap; preprocess.kept = [*getattr(preprocess, 'kept', []), "
+        "mmap.mmap(-1, 800 * 2**20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)]; "
+    )
+    with pytest.raises(StageFailed, match="Cannot allocate memory"):
+        for _ in range(3):
+            asked(decoder, "one")
+
+
+def test_nothing_is_left_in_the_memory_of_a_request(counting, monkeypatch):
+    made, create = [], os.memfd_create
+
+    def kept(*words) -> int:
+        file = create(*words)
+        made.append(os.dup(file))
+        return file
+
+    decoder = counting()
+    monkeypatch.setattr(os, "memfd_create", kept)
+    asked(decoder, "one")
+    (file,) = made
+    assert os.fstat(file).st_size == 0
+    os.close(file)
 
 
 def test_each_request_has_its_own_time_and_one_that_ignores_its_end_is_killed(counting, monkeypatch):

@@ -51,17 +51,17 @@ def name_process(name: str) -> None:
 
 
 def set_limits(pid: int, cpu_seconds: int, memory: int, file_bytes: int, for_good: bool) -> None:
-    """Bound what a process takes beside what it has taken and holds already.
+    """Bound what a process takes.
 
     Args:
-        cpu_seconds: of processor time, until SIGXCPU ends it.
-        memory: bytes of data and stack.
+        cpu_seconds: of processor time beside what it has taken, until SIGXCPU ends it.
+        memory: bytes of data and stack, with what it holds already.
         file_bytes: of what it answers, which lies in memory too.
         for_good: it could not raise them again, nor could its parent; without it, seccomp alone keeps it from that.
     """
     limits = {
         resource.RLIMIT_CPU: math.ceil(processor_seconds(pid)) + cpu_seconds,
-        resource.RLIMIT_DATA: data_bytes(pid) + memory,
+        resource.RLIMIT_DATA: memory,
         resource.RLIMIT_FSIZE: file_bytes,
         resource.RLIMIT_CORE: 0,
     }

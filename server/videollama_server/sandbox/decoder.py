@@ -86,6 +86,7 @@ class CagedDecoder:
                 if error is None:
                     return message.read_answer(memory)
             finally:
+                os.ftruncate(memory, 0)  # the other process may still have it mapped
                 os.close(memory)
             if ended["was_fresh"] or not _crashed(ended):
                 raise error

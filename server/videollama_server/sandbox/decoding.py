@@ -6,7 +6,6 @@ import resource
 import select
 import signal
 import socket
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +51,9 @@ class Decoding:
         requests: that it was given.
     """
 
-    def __init__(self, config: ModelConfig, parts: tuple[str, ...], ours: Sequence[socket.socket]) -> None:
+    def __init__(self, config: ModelConfig, parts: tuple[str, ...]) -> None:
         """
-        Args:
-            parts: of the cage, that are in force here.
-            ours: sockets that the new process may not have.
+        Args: parts: of the cage, that are in force here.
         """
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.requests = 0
@@ -68,13 +65,12 @@ class Decoding:
         if not self.pid:
             try:
                 cage.die_with_parent()
-                for one in (self.socket, *ours):
-                    one.close()
+                _close_all_but(theirs.fileno())
                 _wait_and_work(theirs, config, parts)
             finally:
                 os._exit(0)
         theirs.close()
-        self._began_with = _resident(self.pid)
+        self._began_with, self._data_at_first = _resident(self.pid), cage.data_bytes(self.pid)
 
     def may_take(self, job: Job) -> bool:
         """False where it was killed meanwhile, or has seen another caller's media."""
@@ -88,8 +84,10 @@ class Decoding:
         allowed = limits.DECODE_MEMORY.value
         taken = allowed + 2 * job.media_bytes + on_gpu * _CUDA_MEMORY
         self._seconds_allowed = self.processor_seconds() + job.seconds + 1
-        with suppress(OSError):  # it died just now, as will be seen
-            cage.set_limits(self.pid, job.seconds, taken, allowed, for_good=not self._answers_again)
+        # Of what it holds by now no more than it may keep: else it could take as much again with every request.
+        held = min(cage.data_bytes(self.pid), self._data_at_first + _MOST_KEPT)
+        with suppress(ProcessLookupError, ConnectionError):  # it died just now, as will be seen
+            cage.set_limits(self.pid, job.seconds, held + taken, allowed, for_good=not self._answers_again)
             socket.send_fds(self.socket, [_JOB], [memory])
 
     def processor_seconds(self) -> float:
@@ -112,11 +110,23 @@ class Decoding:
         """Whether it may answer another request of its caller's: not after one that it refused, for what was hostile may have
         left something in it."""
         return (
-            self._answers_again
+            self._status is None
+            and self._answers_again
             and self._caller != ""
             and self.requests < _MOST_REQUESTS
-            and _resident(self.pid) < self._began_with + _MOST_KEPT
+            and self._holds_nothing()
         )
+
+    def _holds_nothing(self) -> bool:
+        """Of the last request: no memory to speak of, not the request's own, and no thread that goes on."""
+        try:
+            files = [os.readlink(file) for file in Path(f"/proc/{self.pid}/fd").iterdir()]
+            # After its files: a thread may have files that the process has not, and gives them to no other.
+            threads = os.listdir(f"/proc/{self.pid}/task")
+            is_small = _resident(self.pid) < self._began_with + _MOST_KEPT
+        except OSError:  # it has ended, or cannot be looked at
+            return False
+        return is_small and len(threads) == 1 and not any(file.startswith("/memfd:") for file in files)
 
     def end(self) -> int:
         """Kill it, unless it has ended; its status, as of wait(2)."""
@@ -132,6 +142,14 @@ def _resident(pid: int) -> int:
 
 
 # --- in the process itself -----------------------------------------------------------------------------------------------
+
+
+def _close_all_but(one: int) -> None:
+    """Of what was open where this process was forked: another's socket, say, or the memory of a request."""
+    for file in map(int, os.listdir("/proc/self/fd")):
+        if file > 2 and file != one:
+            with suppress(OSError):  # what listed them
+                os.close(file)
 
 
 def _wait_and_work(requests: socket.socket, config: ModelConfig, parts: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import av
@@ -59,14 +59,10 @@ def main(words: list[str]) -> None:
 
 
 class Processes:
-    """The process that answered the last request, for its caller's next one, and a fresh one for anybody's.
+    """The process that answered the last request, for its caller's next one, and a fresh one for anybody's."""
 
-    Args:
-        start: given sockets that the new process may not have.
-    """
-
-    def __init__(self, parent: socket.socket, start: Callable[[Sequence[socket.socket]], Decoding]) -> None:
-        self._parent, self._start_without = parent, start
+    def __init__(self, parent: socket.socket, start: Callable[[], Decoding]) -> None:
+        self._parent, self._start = parent, start
         self._last: Decoding | None = None
         self._fresh: Decoding | None = None
 
@@ -86,9 +82,6 @@ class Processes:
                 self._end_last()
                 self._last = self._start()
         return self._last
-
-    def _start(self) -> Decoding:
-        return self._start_without([self._parent] if self._last is None else [self._parent, self._last.socket])
 
     def _end_last(self) -> None:
         if self._last is not None:
