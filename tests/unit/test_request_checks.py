@@ -10,6 +10,7 @@ from tritonclient.grpc import service_pb2
 
 from videollama_client.wire import build_ping, build_question
 from videollama_core.protocol.errors import InvalidRequest, NotAllowed
+from videollama_core.protocol.trace_context import CALLER
 from videollama_server.endpoint.request_checks import _read, check_request
 
 ENTRY = ("videollama2",)
@@ -57,6 +58,13 @@ def test_questions_and_pings_of_our_client_pass():
     question = build_question("Who?", "id", {"video": b"x" * 1000, "start": 1.0, "stop": ["a", "b"], "seed": 2**64 - 1})
     assert not check_request(question.SerializeToString(), ENTRY).is_ping
     assert check_request(build_ping().SerializeToString(), ENTRY).is_ping
+
+
+def test_no_request_says_itself_who_sent_it():
+    question = build_question("Who?", "id", {"image": b"x"})
+    question.parameters[CALLER].string_param = "0123456789abcdef"
+    with pytest.raises(NotAllowed, match="x-vl2-caller"):
+        check_request(question.SerializeToString(), ENTRY)
 
 
 def test_data_inside_the_tensors_is_measured_too():

@@ -13,6 +13,7 @@ from tritonclient.grpc import service_pb2
 from videollama_core.protocol import contract, limits
 from videollama_core.protocol.errors import InvalidRequest, NotAllowed
 from videollama_core.protocol.tensors import Stage
+from videollama_core.protocol.trace_context import CALLER
 
 _RAW = service_pb2.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf
@@ -45,6 +46,8 @@ def check_request(message: bytes, exposed: Collection[str]) -> CheckedRequest:
     limits.REQUEST_ID_CHARACTERS.check(len(request.id), "the request id")
     if request.id and not request.id.isprintable():
         raise InvalidRequest("the request id holds other than printable characters")
+    if CALLER in request.parameters:  # Triton puts headers there, too
+        raise NotAllowed(f"the parameter {CALLER} is the server's own; leave it out")
     stage = contract.STAGES[request.model_name]
     for place, tensor in enumerate(request.inputs):
         if sizes:
