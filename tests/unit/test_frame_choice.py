@@ -113,6 +113,20 @@ def test_media_are_kept_apart_by_number_and_sampling(monkeypatch):
     assert stages.asked == segments  # once each
 
 
+def test_media_are_kept_apart_by_who_sent_them(monkeypatch):
+    """One of a key's files may take over the process that decodes its next: what that gives is for this key alone."""
+
+    class Bundle:
+        identity, keeps_media_tokens_on_gpu = b"x", False
+
+    stages = _Stages()
+    known = KnownMedia(Bundle(), stages, 2**20)
+    monkeypatch.setattr("videollama_server.answers.known_media.replace", lambda seen, **_: seen)
+    for caller in ("one", "two", "", "one", "two", ""):
+        known.perceive(Media("video", (b"x",), Segment(), caller), None, lambda: False)
+    assert len(stages.asked) == 3
+
+
 def tensors(request) -> dict[str, tuple[str, bytes]]:
     pairs = zip(request.inputs, request.raw_input_contents, strict=True)
     return {tensor.name: (tensor.datatype, content) for tensor, content in pairs}

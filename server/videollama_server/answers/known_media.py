@@ -88,7 +88,8 @@ class KnownMedia:
     def perceive(self, media: Media, noise: Noise | None, is_cancelled: IsCancelled) -> Perception:
         """Kept, or made now; ten callers with the same new media wait for one. Raises: what a stage reports, Cancelled."""
         decoder = os.environ.get(DECODER_VARIABLE)
-        options = {"segment": media.segment, "decoder": decoder}
+        # By caller, too: a process that one file of his took over may answer what it likes about his next (sandbox/decoding.py).
+        options = {"segment": media.segment, "decoder": decoder, "caller": media.caller}
         if not self._keeps_pixels:
             key = media_key(self._checkpoint, media.kind, media.files, noise=noise, **options)
             make = _while_restarting(lambda left: self._stages.perceive(media, noise, left))
