@@ -1,6 +1,7 @@
 """Decoding in a cage: the same pixels, nothing within reach, and a hostile file has its own process alone."""
 
 import ctypes
+import fcntl
 import os
 import platform
 import resource
@@ -89,6 +90,7 @@ FORBIDDEN = {
     "make a socket": socket.socket,
     "signal another process": lambda: os.kill(os.getppid(), signal.SIGTERM),
     "look into another process": lambda: ctypes_call("ptrace", 16, os.getppid(), 0, 0),
+    "have another process signalled": lambda: fcntl.fcntl(0, fcntl.F_SETOWN, os.getppid()),
     "raise its limits": lambda: resource.setrlimit(resource.RLIMIT_DATA, resource.getrlimit(resource.RLIMIT_DATA)),
 }
 
@@ -160,6 +162,17 @@ def test_a_file_ends_its_own_process_alone(name, monkeypatch, tmp_path):
         with pytest.raises(UnreadableMedia, match=message):
             decoder.prepare("image", [b"x"], Segment())
         assert decoder._process.pid == first and decoder._process.poll() is None
+    finally:
+        decoder.close()
+
+
+@pytest.mark.parametrize("kind", ["m.MAP_SHARED", "m.MAP_PRIVATE | 0x100"])  # MAP_GROWSDOWN
+def test_memory_that_is_no_data_has_a_limit(kind, monkeypatch, tmp_path):
+    body = f"import mmap as m; m.mmap(-1, 8 * 2**30, flags=m.MAP_ANONYMOUS | {kind})"
+    decoder = hostile(monkeypatch, tmp_path, body)
+    try:
+        with pytest.raises(StageFailed, match="Cannot allocate memory"):
+            decoder.prepare("image", [b"x"], Segment())
     finally:
         decoder.close()
 

@@ -50,24 +50,27 @@ def name_process(name: str) -> None:
     _libc.prctl(_PR_SET_NAME, name.encode())
 
 
-def set_limits(pid: int, cpu_seconds: int, memory: int, file_bytes: int, for_good: bool) -> None:
+def set_limits(pid: int, cpu_seconds: int, memory: int, mapped: int, file_bytes: int, for_good: bool) -> None:
     """Bound what a process takes.
 
     Args:
         cpu_seconds: of processor time beside what it has taken, until SIGXCPU ends it.
         memory: bytes of data and stack, with what it holds already.
+        mapped: bytes of all its memory: what is shared, made read-only or grows down counts in nothing else. -1 is no limit.
         file_bytes: of what it answers, which lies in memory too.
         for_good: it could not raise them again, nor could its parent; without it, seccomp alone keeps it from that.
     """
     limits = {
         resource.RLIMIT_CPU: math.ceil(processor_seconds(pid)) + cpu_seconds,
         resource.RLIMIT_DATA: memory,
+        resource.RLIMIT_AS: mapped,
         resource.RLIMIT_FSIZE: file_bytes,
         resource.RLIMIT_CORE: 0,
     }
     for name, limit in limits.items():
         most = resource.prlimit(pid, name)[1]
-        limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
+        if most != resource.RLIM_INFINITY:
+            limit = most if limit == resource.RLIM_INFINITY else min(limit, most)
         resource.prlimit(pid, name, (limit, limit if for_good else most))
 
 

@@ -23,6 +23,7 @@ WAITING, WORKING = "vl2-waiting", "vl2-decoding"  # names of the processes, at m
 _JOB, _ANSWERED, _REFUSED = b"job", b"answered", b"refused"
 _MOST_REQUESTS = 100  # of one process; a hundredth of what a new one costs is nothing
 _MOST_KEPT = 64 * 2**20  # bytes that a process may hold between two requests beside what it began with
+_MOST_RESERVED = 4 * 2**30  # bytes of addresses beside its memory: libraries, what threads reserve
 _CUDA_MEMORY = 2**30  # bytes of host memory for CUDA beside what decoding may take: a guess, never measured
 logger = logging.getLogger("preprocess")
 
@@ -87,7 +88,8 @@ class Decoding:
         # Of what it holds by now no more than it may keep: else it could take as much again with every request.
         held = min(cage.data_bytes(self.pid), self._data_at_first + _MOST_KEPT)
         with suppress(ProcessLookupError, ConnectionError):  # it died just now, as will be seen
-            cage.set_limits(self.pid, job.seconds, held + taken, allowed, for_good=not self._answers_again)
+            mapped = resource.RLIM_INFINITY if on_gpu else held + taken + _MOST_RESERVED
+            cage.set_limits(self.pid, job.seconds, held + taken, mapped, allowed, for_good=not self._answers_again)
             socket.send_fds(self.socket, [_JOB], [memory])
 
     def processor_seconds(self) -> float:

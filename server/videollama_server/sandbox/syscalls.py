@@ -1,6 +1,7 @@
 """The system calls that decoding needs, as a seccomp filter; every other one fails with EPERM.
 
-There is none to open or create a file, to start a program or a process, for the network, or that reaches another process.
+There is none to open or create a file, to start a program or a process, for the network, or that reaches another process: fcntl could
+have any process of the same user signalled.
 """
 
 import errno
@@ -35,7 +36,6 @@ _CALLS: dict[str, tuple[int, int]] = {  # x86-64, aarch64
         79,
     ),  # what glibc makes of fstat; of a path, Landlock and the rest give nothing away but its size
     "recvmsg": (47, 212),  # the next request, from the one socket that it has
-    "fcntl": (72, 25),
     "close": (3, 57),
     "mmap": (9, 222),
     "munmap": (11, 215),
