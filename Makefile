@@ -1,6 +1,6 @@
 # `make demo` and `make test` are the two commands; both make .venv first.
 PYTEST = .venv/bin/python -m pytest
-TWO = -n 2 --dist loadgroup  # processes, for two cores (tests/run_options.py)
+TWO = -n 2 --dist loadgroup --no-loadscope-reorder  # processes, for two cores (tests/run_options.py)
 MEASURES = $(filter-out %/measure_contrast.py,$(sort $(wildcard benchmarks/measure_*.py)))
 .DEFAULT_GOAL := help
 .PHONY: help setup demo fast test test-slow test-real-size test-page test-haproxy test-observability test-gpu gpu-wheels check security bench bench-fast docs clean test-clients

@@ -17,6 +17,16 @@ def pytest_configure(config):
         sys.meta_path.insert(0, _NoTorch())
 
 
+_SHARED = ("server_of", "typed_graph", "default_server")  # fixtures that cost more than a file of tests may gain
+_LONGEST_FIRST = (
+    "service",
+    "security",
+    "parity",
+    "contract",
+    "unit",
+)  # folders: a long file begun last is waited for alone
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(config, items):
     """Where two processes share the tests (`make test`): a file stays whole, and so do all that share what is costly."""
@@ -25,9 +35,14 @@ def pytest_collection_modifyitems(config, items):
     files: dict[Path, set[str]] = {}
     for item in items:
         files.setdefault(item.path, set()).update(getattr(item, "fixturenames", ()))
+    groups: dict[pytest.Item, tuple[int, str]] = {}
     for item in items:
-        shared = (name for name in ("server_of", "typed_graph", "default_server") if name in files[item.path])
-        item.add_marker(pytest.mark.xdist_group(next(shared, str(item.path))))
+        shared = [name for name in _SHARED if name in files[item.path]]
+        folder = item.path.parent.name
+        place = -1 if shared else _LONGEST_FIRST.index(folder) if folder in _LONGEST_FIRST else len(_LONGEST_FIRST)
+        groups[item] = place, shared[0] if shared else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(groups[item][1]))
+    items.sort(key=groups.__getitem__)
 
 
 def pytest_collection_finish(session):

@@ -155,7 +155,8 @@ ENDS = {
 @pytest.mark.parametrize("name", ENDS)
 def test_a_file_ends_its_own_process_alone(name, monkeypatch, tmp_path):
     body, message = ENDS[name]
-    monkeypatch.setattr(limits, "PICTURE_SECONDS", replace(limits.PICTURE_SECONDS, value=1))
+    if "loop" in name:
+        monkeypatch.setattr(limits, "PICTURE_SECONDS", replace(limits.PICTURE_SECONDS, value=1))
     decoder = hostile(monkeypatch, tmp_path, body)
     try:
         first = decoder._process.pid
