@@ -20,6 +20,7 @@ from videollama_core.telemetry.options import telemetry_options
 from videollama_core.telemetry.traces import open_tracer, with_endpoint
 
 _SERVICE = "videollama2-gateway"  # to a collector
+_STOPS = signal.SIGTERM, signal.SIGINT
 
 
 @click.command(
@@ -69,10 +70,7 @@ def gateway(
     log_to_stderr(logging.INFO, "%(asctime)s gateway %(levelname)s %(message)s", "gateway", log_style)
     listening = _listen(host, port)
     stopping = threading.Event()
-    for number in (
-        signal.SIGTERM,
-        signal.SIGINT,
-    ):  # until uvicorn listens for them; it raises them once more at its end
+    for number in _STOPS:
         signal.signal(number, lambda *_: stopping.set())
     asyncio.run(_serve(named, servers_file, connection, listening, max_body_bytes, examples, environment, stopping))
 
@@ -99,11 +97,14 @@ async def _serve(
     config = uvicorn.Config(
         app, log_config=None, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=30
     )
+    server = uvicorn.Server(config)
+    for number in _STOPS:  # uvicorn takes them over a moment after the address is told: none may be lost between
+        signal.signal(number, server.handle_exit)
     where = listening.getsockname()
     address = f"http://{where[0]}:{where[1]}"
     click.echo(f"the OpenAI API is at {address}/v1, a web page at {address}/, models: {', '.join(servers.models)}")
     if not stopping.is_set():
-        await uvicorn.Server(config).serve(sockets=[listening])
+        await server.serve(sockets=[listening])
     tracer.close()
     measures.close()
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import httpx2
 import pytest
 
-from service.servers import alive, children, start, stop
+from service.servers import alive, children, start, stop, vl2
 from videollama_core.protocol.errors import InvalidRequest, ServerFailed
 from videollama_server.gateway_process import GatewayAddress, GatewayProcess, read_openai
 
@@ -59,6 +59,25 @@ def test_a_gateway_ends_with_a_server_that_is_killed():
     while alive(int(pid)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_gateway_ends_by_a_signal_that_comes_with_its_address(number, tmp_path):
+    """Before uvicorn listens for signals, for which it is made to take its time."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import time, uvicorn\n"
+        "capture = uvicorn.Server.capture_signals\n"
+        "uvicorn.Server.capture_signals = lambda server: time.sleep(1) or capture(server)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    command = vl2("gateway", "--server", "127.0.0.1:1", "--port", 0)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert "/v1" in process.stdout.readline()
+            process.send_signal(number)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
 
 
 def test_what_openai_takes():
