@@ -80,6 +80,24 @@ def test_what_waits_long_introduces_itself_and_nothing_else_does(entry_stage, mo
     assert not loop and [reply.sent for reply in (replies[0], replies[2])] == [[], [({"process"}, False)]]
 
 
+def test_only_outputs_that_were_asked_for_are_made(entry_stage, monkeypatch):
+    """Triton's sender drops others without the interpreter's lock, and the heap of the stage's process breaks."""
+    decoupled = sys.modules["videollama_server.stages.decoupled"]
+    monkeypatch.setattr(decoupled, "respond", lambda _, values: values)
+    monkeypatch.setattr(decoupled, "pb", SimpleNamespace(TRITONSERVER_RESPONSE_COMPLETE_FINAL=1))
+    sent = []
+    request = SimpleNamespace(
+        get_response_sender=lambda: SimpleNamespace(send=lambda *words, flags: sent.append((words, flags))),
+        request_id=str,
+        parameters=str,
+        requested_output_names=lambda: ["text", "summary"],
+    )
+    reply = decoupled.Reply(contract.ENTRY, request)
+    reply.send({"text": [b"a"], "output_ids": [5], "process": [b"1-a"]})
+    reply.send({"text": [b"!"], "output_ids": [7], "summary": [b"{}"]}, last=True)
+    assert sent == [(({"text": [b"a"]},), 0), (({"text": [b"!"], "summary": [b"{}"]},), 1)]
+
+
 def test_a_piece_becomes_outputs_of_the_contract(entry_stage):
     outputs = entry_stage.outputs
     assert outputs(Piece("é", [5, 6])) == {"text": ["é".encode()], "output_ids": [5, 6]}

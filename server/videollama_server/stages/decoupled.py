@@ -34,6 +34,7 @@ class Reply:
     def __init__(self, stage: Stage, request: Any) -> None:
         self._stage = stage
         self._sender = request.get_response_sender()
+        self._wanted = frozenset(request.requested_output_names())
         self.request_id: str = request.request_id()
         self.began = time.time()
         self._parameters: str = request.parameters()
@@ -92,7 +93,8 @@ class Reply:
         self._on_end.append(tell)
 
     def send(self, values: dict[str, Any], last: bool = False) -> None:
-        self._send(respond(self._stage, values), last)
+        """What the caller asked for of it: Triton's sender drops the rest without the interpreter's lock, which breaks the heap."""
+        self._send(respond(self._stage, {name: value for name, value in values.items() if name in self._wanted}), last)
 
     def fail(self, error: Exception) -> None:
         self._send(refuse(self._stage, error), last=True)
