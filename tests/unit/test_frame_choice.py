@@ -92,7 +92,7 @@ class _Stages:
         self.asked = []
 
     def perceive(self, media, noise, is_cancelled):
-        self.asked.append(media.segment)
+        self.asked.append(media)
         return _Perceived()
 
 
@@ -100,31 +100,25 @@ class _Perceived:
     nbytes, spans = 8, {}
 
 
-def test_media_are_kept_apart_by_number_and_sampling(monkeypatch):
+SEGMENTS = [Segment(), Segment(num_frames=16), Segment(num_frames=32), KEYS, Segment(sampling="exact")]
+APART = {
+    "number and sampling": [Media("video", (b"x",), segment) for segment in SEGMENTS],
+    # One of a key's files may take over the process that decodes its next: what that gives is for this key alone.
+    "who sent them": [Media("video", (b"x",), Segment(), caller) for caller in ("one", "two", "")],
+}
+
+
+@pytest.mark.parametrize("what", APART)
+def test_media_are_kept_apart_by(what, monkeypatch):
     class Bundle:
         identity, keeps_media_tokens_on_gpu = b"x", False
 
     stages = _Stages()
     known = KnownMedia(Bundle(), stages, 2**20)
     monkeypatch.setattr("videollama_server.answers.known_media.replace", lambda seen, **_: seen)
-    segments = [Segment(), Segment(num_frames=16), Segment(num_frames=32), KEYS, Segment(sampling="exact")]
-    for segment in segments * 2:
-        known.perceive(Media("video", (b"x",), segment), None, lambda: False)
-    assert stages.asked == segments  # once each
-
-
-def test_media_are_kept_apart_by_who_sent_them(monkeypatch):
-    """One of a key's files may take over the process that decodes its next: what that gives is for this key alone."""
-
-    class Bundle:
-        identity, keeps_media_tokens_on_gpu = b"x", False
-
-    stages = _Stages()
-    known = KnownMedia(Bundle(), stages, 2**20)
-    monkeypatch.setattr("videollama_server.answers.known_media.replace", lambda seen, **_: seen)
-    for caller in ("one", "two", "", "one", "two", ""):
-        known.perceive(Media("video", (b"x",), Segment(), caller), None, lambda: False)
-    assert len(stages.asked) == 3
+    for media in APART[what] * 2:
+        known.perceive(media, None, lambda: False)
+    assert stages.asked == APART[what]  # once each
 
 
 def tensors(request) -> dict[str, tuple[str, bytes]]:

@@ -39,9 +39,8 @@ def data_bytes(pid: int) -> int:
 
 def processor_seconds(pid: int) -> float:
     """Of all threads of a process that was not waited for yet."""
-    fields = (
-        Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    )  # from field 3 of proc(5) on: a name may hold anything
+    # From field 3 of proc(5) on: the name before it may hold anything.
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 

@@ -128,8 +128,9 @@ class CagedDecoder:
 
 
 def _crashed(ended: dict[str, Any]) -> bool:
-    by_us = (0, signal.SIGKILL, signal.SIGTERM, signal.SIGXCPU)
-    return not ended["killed"] and ended["status"] & 127 not in by_us
+    """By a signal that nobody sent, such as SIGSEGV."""
+    not_its_own = (0, signal.SIGKILL, signal.SIGTERM, signal.SIGXCPU)
+    return not ended["killed"] and ended["status"] & 127 not in not_its_own
 
 
 def _error(ended: dict[str, Any], kind: str) -> VideoLlamaError | None:

@@ -33,8 +33,9 @@ class Job:
     """What must be known of a request before anybody looks at its media.
 
     Attributes:
-        caller: who sent it; "" where that is not known.
+        caller: the endpoint's mark of who sent it; "" where that is not known.
         seconds: of processor time that it may take.
+        media_bytes: of all its files.
         is_file: of a kind that some decoders need devices for.
     """
 
@@ -53,9 +54,7 @@ class Decoding:
     """
 
     def __init__(self, config: ModelConfig, parts: tuple[str, ...]) -> None:
-        """
-        Args: parts: of the cage, that are in force here.
-        """
+        """Args: parts: of the cage, that are in force here."""
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.requests = 0
         self._caller = ""
@@ -79,6 +78,7 @@ class Decoding:
         return is_alive and (not self.requests or job.caller == self._caller != "")
 
     def hand_over(self, job: Job, memory: int) -> None:
+        """The next request, in a memfd, with its limits."""
         self.requests += 1
         self._caller = job.caller
         on_gpu = cage.opens_devices() and job.is_file
@@ -93,6 +93,7 @@ class Decoding:
             socket.send_fds(self.socket, [_JOB], [memory])
 
     def processor_seconds(self) -> float:
+        """That it has taken, of all requests together."""
         return cage.processor_seconds(self.pid)
 
     def takes_too_long(self) -> bool:

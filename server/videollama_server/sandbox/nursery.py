@@ -75,6 +75,7 @@ class Processes:
             self._end_last()
 
     def take(self, job: Job) -> Decoding:
+        """One that waits, and has seen no other caller's media."""
         if self._last is None or not self._last.may_take(job):
             self._end_last()
             self._last, self._fresh = self._fresh or self._start(), None
