@@ -11,7 +11,7 @@ from videollama_core.protocol.limits import LIMITS, Limit
 
 def test_the_page_shows_every_limit(pytestconfig):
     rows = [f"| `{limit.name}` | {limit.value:,} | {limit.unit} | {limit.meaning} |" for limit in LIMITS.values()]
-    table = "\n".join(["| Limit | At most | Unit | Of what |", "|---|---|---|---|", *rows])
+    table = "\n".join(["| Limit | At most | Unit | Scope |", "|---|---|---|---|", *rows])
     block, text = f"<!-- limits -->\n{table}\n<!-- end of limits -->", PAGE.read_text("utf-8")
     if pytestconfig.getoption("--write-cases"):
         text = re.sub("<!-- limits -->.*?<!-- end of limits -->", lambda _: block, text, flags=re.DOTALL)
