@@ -1,4 +1,4 @@
-"""What the clients for ordinary code and for asyncio share: the connection, requests as they are sent, and those that run."""
+"""What the synchronous and the asyncio client share: the connection, building requests, and tracking active ones."""
 
 from abc import ABC, abstractmethod
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -27,7 +27,7 @@ StreamT = TypeVar("StreamT", bound=_Stream)
 
 
 class BaseClient(ABC, Generic[StreamT]):
-    """The arguments are explained at Client."""
+    """See `Client` for the arguments."""
 
     def __init__(
         self,
@@ -48,16 +48,16 @@ class BaseClient(ABC, Generic[StreamT]):
         self._channel = self._open(connection)
         self._stub = transport.Stub(self._channel)
         self._active: WeakValueDictionary[str, StreamT] = WeakValueDictionary()
-        self._met = False  # the server has answered before
-        self._server, self._are_several = "", False  # behind one address, that of a balancer
+        self._met = False  # whether the server has ever answered
+        self._server, self._are_several = "", False  # several servers: the address is that of a load balancer
         self._heartbeat = Heartbeat()
 
     @abstractmethod
     def _open(self, connection: Connection) -> Any:
-        """A channel of gRPC, of its own kind."""
+        """Open a gRPC channel of the client's kind, synchronous or asyncio."""
 
     def _request(self, question: Question, options: QuestionOptions) -> tuple[str, float | None, Any, Metadata]:
-        """The request's id, its timeout, its message, and what goes with its call. Raises: InvalidRequest."""
+        """Return the request id, timeout in seconds, request message and call metadata. Raises: InvalidRequest."""
         request_id, timeout = identity_of(cast("dict[str, Any]", options), self._timeout)
         metadata = traced(self._metadata, cast("dict[str, Any]", options))
         media_digest = options.pop("media_digest", None)
@@ -65,7 +65,7 @@ class BaseClient(ABC, Generic[StreamT]):
         return request_id, timeout, request, (*metadata, (MEDIA_HEADER, route_of(request, media_digest)))
 
     def cancel(self, request_id: str) -> bool:
-        """Cancel a running request that another thread or task waits for; False if it is not running."""
+        """Cancel a running request that another thread or task waits for; return False if it is not running."""
         stream = self._active.get(request_id)
         if stream is not None:
             stream.cancel()
@@ -79,8 +79,10 @@ class BaseClient(ABC, Generic[StreamT]):
         self._active.pop(request_id, None)
 
     def _meet(self, process: str | None) -> bool:
-        """Note which server has a request; whether there are several behind the address, so that one's ping says nothing
-        of another."""
+        """Record which server handles a request.
+
+        Returns: whether several servers share the address, so that a ping of one says nothing about another.
+        """
         server = server_of(process)
         self._are_several |= bool(server and self._server and server != self._server)
         self._server = server or self._server

@@ -1,4 +1,4 @@
-"""One gRPC call of the client for ordinary code, made and read in a thread of its own."""
+"""One gRPC call of the synchronous client, made and read in its own thread."""
 
 import queue
 import threading
@@ -8,13 +8,15 @@ from typing import Any
 
 from videollama_client import transport
 
-MESSAGES_AHEAD = 256  # that are read before anybody wants them; a caller who is slower slows the server down
-_LOOK_SECONDS = 0.01
+MESSAGES_AHEAD = 256  # read-ahead limit; beyond it, a slow caller slows the server down
+_POLL_SECONDS = 0.01
 
 
 class Call:
-    """Ctrl-C, which interrupts the main thread, in the midst of gRPC's code would leave a channel that never closes: the
-    main thread waits on a queue alone. The thread knows this object and not the stream, which may be dropped meanwhile.
+    """A response stream that a background thread reads into a queue.
+
+    Ctrl-C interrupts the main thread; inside gRPC's code it would leave a channel that never closes, so the main thread
+    only ever waits on the queue. The reading thread refers to this object, not to the stream, which may be dropped.
     """
 
     def __init__(self, make: Callable[[], Any], address: str) -> None:
@@ -33,23 +35,26 @@ class Call:
                     call.cancel()
                 for message in call:
                     while self._messages.qsize() >= MESSAGES_AHEAD and not self._unwanted:
-                        time.sleep(_LOOK_SECONDS)
+                        time.sleep(_POLL_SECONDS)
                     self._messages.put(message)
         except Exception as error:
             end = error
         self._messages.put(end)
 
     def get(self, seconds: float) -> Any:
-        """The next message; None at the end. Raises: queue.Empty after so long; what ended the call, VideoLlamaError."""
+        """Return the next message, None at the end.
+
+        Raises: queue.Empty after `seconds` without a message; the VideoLlamaError that ended the call.
+        """
         message = self._messages.get(timeout=seconds)
         if message is None or isinstance(message, Exception):
-            self._messages.put(message)  # for whoever asks again
+            self._messages.put(message)  # for the next caller of get
         if isinstance(message, Exception):
             raise message
         return message
 
     def cancel(self) -> None:
-        self._unwanted = True  # its thread looks at this when it has made the call
+        self._unwanted = True  # the reading thread checks this once it has made the call
         call = self._call
         if call is not None:
             call.cancel()

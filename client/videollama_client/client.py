@@ -1,4 +1,4 @@
-"""The client for ordinary code. `ask` is `stream`, joined."""
+"""The synchronous client. `ask` is `stream`, joined."""
 
 import queue
 import threading
@@ -28,7 +28,7 @@ from videollama_core.protocol.messages import Answer
 
 
 class AnswerStream:
-    """Pieces of an answer as they come. After the last one, `answer` is the whole.
+    """Iterate over the pieces of an answer as they arrive; `answer` is then the complete answer.
 
     A stream that is dropped, or left as a context manager, before its end is cancelled.
     """
@@ -41,7 +41,7 @@ class AnswerStream:
         self._state, self._metadata = RequestState(request_id, timeout, client._restart_seconds), metadata
         self._reader = self._state.reader
         self._call = Call(call, client.address)
-        client._active[request_id] = self  # whole: it may be cancelled from now on
+        client._active[request_id] = self  # fully built: from now on it may be cancelled
 
     def __iter__(self) -> Iterator[str]:
         try:
@@ -72,12 +72,14 @@ class AnswerStream:
             raise self._state.went_on()
 
     def _is_closed_by_server(self) -> bool:
-        """Whether it said nothing more and closed the stream, which it does at once: a channel that is closed before
-        cancels it."""
+        """Whether the server closed the stream without another message.
+
+        It does so at once; closing the channel before that would cancel the stream.
+        """
         try:
             return self._call.get(SILENCE_SECONDS) is None
         except (queue.Empty, VideoLlamaError):
-            return True  # whatever holds it up, the answer is whole or its error raised
+            return True  # whatever the delay, the answer is complete or its error was raised
 
     def _next_message(self) -> Any:
         heartbeat = None
@@ -90,12 +92,12 @@ class AnswerStream:
                 continue
             except VideoLlamaError as error:
                 raise self._state.of_lost_server(error, self._client._met) from error
-            self._state.heard()
+            self._state.note_message()
             self._client._met = True
             return message
 
     def cancel(self) -> None:
-        """Stop the answer; the server frees its place at once. Iterating on raises Cancelled."""
+        """Stop the answer; the server frees its slot at once. Further iteration raises Cancelled."""
         self._state.cancelled = True
         self._end_call()
 
@@ -115,7 +117,7 @@ class AnswerStream:
 
     @property
     def answer(self) -> Answer:
-        """The whole answer; reads what is left of it."""
+        """The complete answer; reads whatever of the stream is left."""
         if self._reader.answer is None:
             for _ in self:
                 pass
@@ -127,14 +129,16 @@ class Client(BaseClient[AnswerStream]):
 
     Args:
         address: host:port of the server's gRPC port.
-        timeout: seconds that a request may take unless it names its own; None waits as long as the server works.
-        tls: encrypt, and check the server's certificate; naming any of the next three implies it.
-        root_certificates: the authorities to trust, a path or PEM text as bytes; None means those of this machine.
-        certificate, key: your own, likewise, where the server asks for them (mutual TLS).
-        api_key: goes with every call as `authorization: Bearer KEY`; without TLS, everyone on the way can read it.
-        restart_seconds: how long a request that no process of the server has is sent again; 0 raises at once.
+        timeout: seconds that a request may take, unless it sets its own; None waits as long as the server works on it.
+        tls: encrypt, and verify the server's certificate; implied by any of the next three arguments.
+        root_certificates: the authorities to trust, as a path or PEM text in bytes; None means those of this machine.
+        certificate, key: the client's own, in the same forms, for servers that require them (mutual TLS).
+        api_key: sent with every call as `authorization: Bearer KEY`; without TLS, it can be read on the network.
+        restart_seconds: how long to resend a request that no server process has accepted; 0 raises at once.
 
-    A proxy is used only where the environment's `grpc_proxy` names one, and never for loopback addresses.
+    A proxy is used only if the environment variable `grpc_proxy` names one, and never for loopback addresses.
+
+    Raises: InvalidRequest for arguments that are invalid or contradict each other.
     """
 
     def _open(self, connection: Connection) -> Any:
@@ -142,23 +146,23 @@ class Client(BaseClient[AnswerStream]):
         return connection.open()
 
     def stream(self, question: Question, **options: Unpack[QuestionOptions]) -> AnswerStream:
-        """Ask, and iterate over the pieces of text as they come.
+        """Send a question and iterate over the pieces of text as they arrive.
 
         Args:
-            question: one user turn, or a list of {role, content} messages; media belongs to the first.
-            options: media and how to answer, see `QuestionOptions`.
-        Raises: an error of videollama_core.protocol.errors, here or while iterating.
+            question: one user turn, or a list of {role, content} messages; media belongs to the first user turn.
+            options: the media and how to answer; see `QuestionOptions`.
+        Raises: an error of videollama_core.protocol.errors, here or during iteration.
         """
         request_id, timeout, request, metadata = self._request(question, options)
         call = lambda: self._stub.ask(request, timeout=timeout, metadata=metadata)  # noqa: E731
         return AnswerStream(self, request_id, call, timeout, metadata)
 
     def ask(self, question: Question, **options: Unpack[QuestionOptions]) -> Answer:
-        """The whole answer; arguments and errors are those of `stream`."""
+        """Return the complete answer; arguments and errors are those of `stream`."""
         return self.stream(question, **options).answer
 
     def health(self) -> bool:
-        """True if the server answers questions."""
+        """Return whether the server is ready to answer questions."""
         try:
             return self._is_ready()
         except VideoLlamaError:
@@ -166,18 +170,23 @@ class Client(BaseClient[AnswerStream]):
 
     def _is_ready(self) -> bool:
         with transport.translated(self.address):
-            asked = transport.READY(name=ENTRY.name)
-            self._met = self._stub.ModelReady(asked, timeout=READY_SECONDS, metadata=self._metadata).ready
+            request = transport.READY(name=ENTRY.name)
+            self._met = self._stub.ModelReady(request, timeout=READY_SECONDS, metadata=self._metadata).ready
             return self._met
 
     def wait_until_ready(self, timeout: float = 60.0) -> None:
-        """Raises: ServerUnreachable after `timeout` seconds without a ready server; NotAllowed at once."""
+        """Block until the server is ready.
+
+        Args:
+            timeout: seconds, from 0.
+        Raises: ServerUnreachable after `timeout` seconds without a ready server; InvalidRequest or NotAllowed at once.
+        """
         deadline = time.monotonic() + checked_seconds(timeout, "timeout", or_zero=True)
         while True:
             try:
                 if self._is_ready():
                     return
-            except (InvalidRequest, NotAllowed):  # which no waiting mends
+            except (InvalidRequest, NotAllowed):  # waiting does not fix these
                 raise
             except VideoLlamaError:
                 pass
@@ -186,26 +195,26 @@ class Client(BaseClient[AnswerStream]):
             time.sleep(0.1)
 
     def _check_heartbeat(self, process: str | None, metadata: Metadata) -> Heartbeat:
-        """One ping for all requests that wait in silence: they must not be what keeps the server busy.
+        """Send one ping on behalf of all silent requests, so that pings do not load the server.
 
-        Behind a balancer, each goes the way of its request.
+        Behind a load balancer each request sends its own ping, with its own routing metadata.
         """
-        asked = time.monotonic()
+        now = time.monotonic()
         if self._meet(process):
             return self._ping(metadata)
         with self._heartbeat_lock:
-            if not self._heartbeat.counts_for(asked):
+            if not self._heartbeat.counts_for(now):
                 self._heartbeat = self._ping(metadata)
             return self._heartbeat
 
     def _ping(self, metadata: Metadata) -> Heartbeat:
         began, reader = time.monotonic(), AnswerReader()
-        request, more = build_ping(), {"timeout": PING_SECONDS, "metadata": metadata}
-        call = Call(lambda: self._stub.ask(request, **more), self.address)
+        request, call_options = build_ping(), {"timeout": PING_SECONDS, "metadata": metadata}
+        call = Call(lambda: self._stub.ask(request, **call_options), self.address)
         try:
             while (message := call.get(2 * PING_SECONDS)) is not None:
                 reader.read(message)
-        except queue.Empty:  # gRPC itself says nothing within its timeout: a machine that is very busy
+        except queue.Empty:  # gRPC did not even report its own timeout: this machine is very busy
             return Heartbeat(began, error=ServerUnreachable("a ping was not answered"))
         except VideoLlamaError as error:
             call.cancel()
@@ -213,6 +222,7 @@ class Client(BaseClient[AnswerStream]):
         return Heartbeat(began, reader.process)
 
     def close(self) -> None:
+        """Cancel the running requests and close the connection."""
         self._cancel_all()
         self._channel.close()
 

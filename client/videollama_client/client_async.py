@@ -1,4 +1,4 @@
-"""The client for asyncio; the same requests, answers and errors as client.py."""
+"""The asyncio client, with the same requests, answers and errors as client.py."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ from videollama_core.protocol.messages import Answer
 
 
 class AsyncAnswerStream:
-    """Pieces of an answer as they come. After the last one, `answer()` is the whole.
+    """Iterate over the pieces of an answer as they arrive; `answer()` then returns the complete answer.
 
     A stream that is dropped, or left as a context manager (`async with`), before its end is cancelled.
     """
@@ -84,12 +84,12 @@ class AsyncAnswerStream:
                 self._state.check_silence(heartbeat)
                 heartbeat = await self._client._check_heartbeat(self._reader.process, self._metadata)
             message = await read
-            self._state.heard()
+            self._state.note_message()
             self._client._met = True
             return message
         except grpc.RpcError as error:
-            ours = transport.translate(error, self._client.address)
-            raise self._state.of_lost_server(ours, self._client._met) from error
+            translated = transport.translate(error, self._client.address)
+            raise self._state.of_lost_server(translated, self._client._met) from error
         except asyncio.CancelledError:
             if self._state.cancelled:  # by `cancel`, not by the task's owner
                 raise Cancelled("the request was cancelled") from None
@@ -98,17 +98,17 @@ class AsyncAnswerStream:
             read.cancel()
 
     async def _is_closed_by_server(self) -> bool:
-        """Whether it said nothing more and closed the stream: a call that is dropped before is cancelled by grpc."""
+        """Whether the server closed the stream without another message; gRPC cancels a call dropped before that."""
         read = asyncio.ensure_future(self._call.read())
         await asyncio.wait({read}, timeout=SILENCE_SECONDS)
         if not read.done():
             read.cancel()
         elif not read.cancelled() and read.exception() is None:
             return read.result() is grpc.aio.EOF
-        return True  # whatever holds it up, the answer is whole or its error raised
+        return True  # whatever the delay, the answer is complete or its error was raised
 
     def cancel(self) -> None:
-        """Stop the answer; the server frees its place at once. Iterating on raises Cancelled."""
+        """Stop the answer; the server frees its slot at once. Further iteration raises Cancelled."""
         self._state.cancelled = True
         self._end_call()
 
@@ -124,11 +124,11 @@ class AsyncAnswerStream:
 
     def __del__(self) -> None:
         if hasattr(self, "_call"):
-            with contextlib.suppress(RuntimeError):  # its event loop is closed, and the call with it
+            with contextlib.suppress(RuntimeError):  # the event loop is closed, and the call with it
                 self._end_call()
 
     async def answer(self) -> Answer:
-        """The whole answer; reads what is left of it."""
+        """Return the complete answer; reads whatever of the stream is left."""
         if self._reader.answer is None:
             async for _ in self:
                 pass
@@ -136,23 +136,24 @@ class AsyncAnswerStream:
 
 
 class AsyncClient(BaseClient[AsyncAnswerStream]):
-    """A connection to one server for asyncio. Arguments and errors are those of Client."""
+    """An asyncio connection to one server. Arguments and errors are those of `Client`."""
 
     def _open(self, connection: Connection) -> Any:
         self._heartbeat_lock = asyncio.Lock()
         return connection.open_async()
 
     def stream(self, question: Question, **options: Unpack[QuestionOptions]) -> AsyncAnswerStream:
-        """Ask, and iterate (`async for`) over the pieces of text as they come; arguments and errors are those of `Client`."""
+        """Send a question and iterate (`async for`) over the text; arguments and errors are those of `Client.stream`."""
         request_id, timeout, request, metadata = self._request(question, options)
         call = lambda: self._stub.ask(request, timeout=timeout, metadata=metadata)  # noqa: E731
         return AsyncAnswerStream(self, request_id, call, timeout, metadata)
 
     async def ask(self, question: Question, **options: Unpack[QuestionOptions]) -> Answer:
-        """The whole answer."""
+        """Return the complete answer; arguments and errors are those of `Client.ask`."""
         return await self.stream(question, **options).answer()
 
     async def health(self) -> bool:
+        """Return whether the server is ready to answer questions."""
         try:
             return await self._is_ready()
         except VideoLlamaError:
@@ -160,12 +161,13 @@ class AsyncClient(BaseClient[AsyncAnswerStream]):
 
     async def _is_ready(self) -> bool:
         with transport.translated(self.address):
-            asked = transport.READY(name=ENTRY.name)
-            found = await self._stub.ModelReady(asked, timeout=READY_SECONDS, metadata=self._metadata)
-            self._met = found is not None and found.ready  # None is what grpc.aio makes of bytes that are no message
+            request = transport.READY(name=ENTRY.name)
+            response = await self._stub.ModelReady(request, timeout=READY_SECONDS, metadata=self._metadata)
+            self._met = response is not None and response.ready  # grpc.aio returns None for bytes that it cannot parse
             return self._met
 
     async def wait_until_ready(self, timeout: float = 60.0) -> None:
+        """Wait until the server is ready; arguments and errors are those of `Client.wait_until_ready`."""
         deadline = time.monotonic() + checked_seconds(timeout, "timeout", or_zero=True)
         while True:
             try:
@@ -180,11 +182,11 @@ class AsyncClient(BaseClient[AsyncAnswerStream]):
             await asyncio.sleep(0.1)
 
     async def _check_heartbeat(self, process: str | None, metadata: Metadata) -> Heartbeat:
-        asked = time.monotonic()
+        now = time.monotonic()
         if self._meet(process):
             return await self._ping(metadata)
         async with self._heartbeat_lock:
-            if not self._heartbeat.counts_for(asked):
+            if not self._heartbeat.counts_for(now):
                 self._heartbeat = await self._ping(metadata)
             return self._heartbeat
 
@@ -200,6 +202,7 @@ class AsyncClient(BaseClient[AsyncAnswerStream]):
         return Heartbeat(began, reader.process)
 
     async def close(self) -> None:
+        """Cancel the running requests and close the connection."""
         self._cancel_all()
         await self._channel.close()
 

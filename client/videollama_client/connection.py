@@ -1,4 +1,4 @@
-"""Where a server is, how it is reached, and who asks."""
+"""The server's address, how to connect to it, and the caller's credentials."""
 
 import ipaddress
 import os
@@ -11,20 +11,20 @@ import grpc.experimental
 from videollama_core.protocol.contract import MAX_ANSWER_BYTES
 from videollama_core.protocol.errors import InvalidRequest
 
-DEFAULT_ADDRESS = "localhost:8001"  # of a server that `vl2 serve` started on this machine
-Metadata = tuple[tuple[str, str], ...]  # of a call
+DEFAULT_ADDRESS = "localhost:8001"  # where `vl2 serve` listens by default
+Metadata = tuple[tuple[str, str], ...]  # of one gRPC call
 PemSource = str | os.PathLike[str] | bytes  # a path, or PEM text as bytes
 MAX_PEM_BYTES = 2**20
 
 
 @dataclass(frozen=True)
 class Connection:
-    """The address of a server and what it asks of its callers.
+    """The address of a server and the credentials for it.
 
     Args:
         address: host:port.
-        root_certificates, certificate, key: PEM text; each of them means TLS.
-    Raises: InvalidRequest where they cannot belong together.
+        root_certificates, certificate, key: PEM text; any of them turns TLS on.
+    Raises: InvalidRequest for an invalid address or API key, or a certificate without its key.
     """
 
     address: str
@@ -37,9 +37,13 @@ class Connection:
     def __post_init__(self) -> None:
         check_address(self.address)
         if (self.certificate is None) != (self.key is None):
-            raise InvalidRequest("a certificate of the caller's own comes with its key; name both, or neither")
-        if self.api_key is not None and not _can_be_sent(self.api_key):
-            raise InvalidRequest("the API key is empty or holds other than printable ASCII characters without spaces")
+            raise InvalidRequest(
+                "a client certificate needs its private key, and the key its certificate; name both, or neither"
+            )
+        if self.api_key is not None and not _is_valid_key(self.api_key):
+            raise InvalidRequest(
+                "the API key is empty or holds characters other than printable ASCII without spaces; name a valid one"
+            )
 
     @property
     def uses_tls(self) -> bool:
@@ -47,19 +51,25 @@ class Connection:
 
     @property
     def metadata(self) -> Metadata:
-        """What goes with every call."""
+        """The metadata sent with every call."""
         return () if self.api_key is None else (("authorization", f"Bearer {self.api_key}"),)
 
     @property
     def channel_options(self) -> list[tuple[str, int]]:
-        """Media is larger than gRPC's default of 4 MiB. A proxy is used only where gRPC's own variable names one, and
-        never for this machine: http_proxy is set for other programs."""
-        asked = bool(os.environ.get("grpc_proxy")) and not is_loopback(self.address)  # noqa: SIM112 - its name
+        """Messages may exceed gRPC's default of 4 MiB, because they carry media.
+
+        A proxy is used only if gRPC's own variable names one, and never for this machine: http_proxy is meant for other
+        programs.
+        """
+        use_proxy = bool(os.environ.get("grpc_proxy")) and not is_loopback(self.address)  # noqa: SIM112 - its name
         return [
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
-            ("grpc.enable_http_proxy", int(asked)),
-            ("grpc.max_reconnect_backoff_ms", 2_000),  # a server that comes back is found, however long it was away
+            ("grpc.enable_http_proxy", int(use_proxy)),
+            (
+                "grpc.max_reconnect_backoff_ms",
+                2_000,
+            ),  # reconnect soon after a server comes back, however long it was away
         ]
 
     def open(self) -> grpc.Channel:
@@ -69,7 +79,7 @@ class Connection:
 
     @property
     def _threaded_options(self) -> list[tuple[str, int]]:
-        """`Call` reads in a thread of its own: gRPC needs none of its own beside it."""
+        """`Call` reads in its own thread, so gRPC needs no extra one for each stream."""
         return [*self.channel_options, (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1)]
 
     def open_async(self) -> grpc.aio.Channel:
@@ -89,7 +99,7 @@ def connection_to(
     key: PemSource | None = None,
     api_key: str | None = None,
 ) -> Connection:
-    """The connection that these options of a client mean; files are read now. Raises: InvalidRequest."""
+    """Build a connection from the client's options, reading the PEM files now. Raises: InvalidRequest."""
     if not isinstance(tls, bool):
         raise InvalidRequest(f"tls is a {type(tls).__name__}; it takes True or False")
     return Connection(
@@ -103,7 +113,7 @@ def connection_to(
 
 
 def check_address(address: str) -> str:
-    """Raises: InvalidRequest unless it is host:port."""
+    """Return the address. Raises: InvalidRequest unless it is host:port."""
     host, _, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
     good = host and "//" not in host and host.isascii() and host.isprintable() and " " not in host
     if not good or not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 2**16):
@@ -114,7 +124,7 @@ def check_address(address: str) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether host:port names this machine by its loopback interface."""
+    """Whether host:port is on the loopback interface of this machine."""
     host = address.rpartition(":")[0].strip("[]").rstrip(".").lower()
     if host == "localhost" or host.endswith(".localhost"):
         return True
@@ -124,12 +134,12 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-def _can_be_sent(api_key: str) -> bool:
+def _is_valid_key(api_key: str) -> bool:
     return isinstance(api_key, str) and api_key.isascii() and api_key.isprintable() and api_key.split() == [api_key]
 
 
 def _read_pem(source: PemSource | None, name: str) -> bytes | None:
-    """Raises: InvalidRequest unless it holds PEM text; never with what it holds, which may be a key."""
+    """Raises: InvalidRequest unless it holds PEM text; the message never quotes the content, which may be a key."""
     if source is None:
         return None
     if isinstance(source, (bytes, bytearray)):

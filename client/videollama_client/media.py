@@ -1,4 +1,4 @@
-"""What a caller has in hand -> media as it travels: a kind, and encoded files or the URL of one."""
+"""Turn the caller's media into what is sent: a kind, and either encoded files or the URL of one."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ SOURCES = ("video", "image", "audio", "video_url", "image_url", "audio_url")
 class Media:
     kind: str  # of contract.MEDIA_KINDS
     files: tuple[bytes, ...] = ()
-    url: str | None = None  # in place of files: the server fetches it
+    url: str | None = None  # instead of files: the server fetches it
 
 
 def read_media(
@@ -36,7 +36,7 @@ def read_media(
     image_url: str | None = None,
     audio_url: str | None = None,
 ) -> Media | None:
-    """Read what a question is about.
+    """Read the media that a question is about; None if it has none.
 
     Args:
         video: path of a file or of a folder of frames, encoded bytes, uint8 [T, H, W, 3], or a list of frames (arrays,
@@ -44,14 +44,14 @@ def read_media(
         image: path, encoded bytes or uint8 [H, W, 3].
         audio: path or encoded bytes of an audio file.
         with_audio: use the video's audio track as well.
-        video_url, image_url, audio_url: where the server finds it.
+        video_url, image_url, audio_url: a URL that the server fetches.
     Raises: InvalidRequest, UnreadableMedia.
     """
     given = dict(zip(SOURCES, (video, image, audio, video_url, image_url, audio_url), strict=True))
-    found = [name for name, one in given.items() if one is not None]
-    if len(found) > 1:
+    names = [name for name, source in given.items() if source is not None]
+    if len(names) > 1:
         raise InvalidRequest(
-            f"found {' and '.join(found)}; one question is about one of them (with_audio uses the audio track of a video)"
+            f"found {' and '.join(names)}; send only one of them (with_audio uses the audio track of a video)"
         )
     if not isinstance(with_audio, (bool, np.bool_, type(None))):
         raise InvalidRequest(f"with_audio is {shown(with_audio)}; it takes True or False")
@@ -59,9 +59,9 @@ def read_media(
         raise InvalidRequest(
             "with_audio needs a video file: frames, folders, images and audio files have no audio track"
         )
-    if not found:
+    if not names:
         return None
-    name, kind = found[0], found[0].removesuffix("_url")
+    name, kind = names[0], names[0].removesuffix("_url")
     if with_audio:
         kind = "video_with_audio"
     if name.endswith("_url"):
@@ -80,7 +80,7 @@ def read_media(
 
 
 def digest_of(items: Sequence[bytes]) -> str:
-    """SHA-256 in hex of media as they travel: each file, or the URL, behind its length (4 bytes, little-endian)."""
+    """SHA-256, in hex, of media as sent: each file, or the URL, after its length (4 bytes, little-endian)."""
     digest = hashlib.sha256()
     for item in items:
         digest.update(struct.pack("<I", len(item)))
@@ -96,7 +96,7 @@ def _checked_url(name: str, url: Any) -> str:
 
 
 def _is_folder(path: str | os.PathLike[str]) -> bool:
-    return os.path.isdir(path)  # False too for what can be no path
+    return os.path.isdir(path)  # also False for what cannot be a path
 
 
 def _is_one_file(video: Video) -> bool:
@@ -106,7 +106,7 @@ def _is_one_file(video: Video) -> bool:
 
 
 def _read_all(sources: Sequence[Source]) -> tuple[bytes, ...]:
-    """Raises: InvalidRequest as soon as they are too many or too large together."""
+    """Raises: InvalidRequest for too many files, and as soon as their total size exceeds the limit."""
     MEDIA_FILES.check(len(sources), "the media")
     files: list[bytes] = []
     left = MEDIA_BYTES.value
@@ -119,14 +119,14 @@ def _read_all(sources: Sequence[Source]) -> tuple[bytes, ...]:
 def _read_one(source: Source, dimensions: int, most: int) -> bytes:
     """
     Args:
-        dimensions: of an array.
-        most: bytes that are still allowed.
+        dimensions: of an array, 4 for a video and 3 for a picture.
+        most: how many bytes the limit still allows.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != dimensions or source.shape[-1] != 3 or source.size == 0:
             shape = "[T, H, W, 3]" if dimensions == 4 else "[H, W, 3]"
             raise UnreadableMedia(
-                f"the array is {source.dtype} {list(source.shape)}; wanted uint8 {shape} with nothing empty"
+                f"the array is {source.dtype} {list(source.shape)}; wanted uint8 {shape} with no empty axis"
             )
         _check_size(source.nbytes, most)
         buffer = io.BytesIO()
@@ -143,36 +143,36 @@ def _read_one(source: Source, dimensions: int, most: int) -> bytes:
 def _read_file(source: str | os.PathLike[str], most: int) -> bytes:
     name = printable(str(source))[:200]
     try:
-        # A fifo or a device would be waited for, for ever, by an open without O_NONBLOCK.
+        # Without O_NONBLOCK, opening a fifo or a device may block forever.
         with open(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise UnreadableMedia(f"{name} is a folder, a pipe or a device; it takes a file")
-            _check_size(found.st_size, most)
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise UnreadableMedia(f"{name} is a folder, a pipe or a device; name a regular file")
+            _check_size(status.st_size, most)
             content = file.read(most + 1)
             _check_size(len(content), most)
             return content
     except OSError as error:
         raise UnreadableMedia(f"{name} cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError) as error:  # a NUL or half a character in it
-        raise UnreadableMedia(f"{name} cannot be the path of a file: {error}") from error
+    except (ValueError, TypeError) as error:  # it holds a NUL or a lone surrogate
+        raise UnreadableMedia(f"{name} is not a valid path: {error}") from error
 
 
 def _pictures_of(folder: Path) -> list[Path]:
-    """In the plain order of their names, as the reference sorts them (frame_10 comes before frame_2)."""
+    """The files of a folder in lexicographic order, as in the reference (frame_10 comes before frame_2)."""
     try:
         paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     except OSError as error:
         raise UnreadableMedia(f"{folder} cannot be read: {error.strerror}") from error
     if not paths:
-        raise UnreadableMedia(f"{folder} holds no files; a folder stands for the pictures of a video")
+        raise UnreadableMedia(f"{folder} holds no files; a folder must hold the frames of a video as pictures")
     return paths
 
 
 def _check_size(size: int, most: int) -> None:
     if size > most:
         whole = MEDIA_BYTES.value
-        rest = "" if most == whole else f", with what came before it {whole - most + size}"
+        rest = "" if most == whole else f", {whole - most + size} with the files before it"
         raise InvalidRequest(
-            f"the media has {size} bytes{rest}; the limit of a request is {whole}: cut or re-encode it"
+            f"the media has {size} bytes{rest}; the limit of a request is {whole}; shorten or re-encode it"
         )

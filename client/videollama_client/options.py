@@ -1,4 +1,4 @@
-"""What a caller may say with a question, once for every method of the sync and the async client."""
+"""The options of a question, defined once for every method of the synchronous and the asyncio client."""
 
 from collections.abc import Sequence
 from typing import TypedDict
@@ -9,35 +9,35 @@ Question = str | Sequence[dict[str, str]]  # one user turn, or {role, content} m
 
 
 class QuestionOptions(TypedDict, total=False):
-    """Keywords of `ask` and `stream`. An option left out, or None, means the checkpoint's own default.
+    """Keyword arguments of `ask` and `stream`. An option that is left out, or None, takes the checkpoint's own default.
 
     Attributes:
         video: path, folder of frames, bytes, uint8 [T, H, W, 3], or a list of frames or image paths.
         image: path, bytes or uint8 [H, W, 3].
         audio: path or bytes of an audio file; 30 s of it are used, from `start` on.
-        video_url, image_url, audio_url: where the server fetches it: https://..., or file://... on its own disk; only what its
+        video_url, image_url, audio_url: a URL that the server fetches: https://..., or file://... on its own disk; only what its
             operator allows.
         with_audio: use the video's audio track as well.
-        start: seconds; the first moment of the video or audio to use.
-        end: seconds; the last moment to use.
-        num_frames: how many frames of a video, gif or folder are looked at: the checkpoint's number, which is the default, to 32.
-        sampling: "exact", or "keyframes": the key frame of a video file that is nearest to each wanted frame. An approximation, seconds
-            apart where key frames are, which costs a small part of the decoding; `Answer.frames` tells what was looked at.
-        max_new_tokens: at most this many tokens.
-        temperature: 0 is greedy.
-        top_k: only the best K tokens; 0 is off.
-        top_p: nucleus, in (0, 1].
-        repetition_penalty: 1 is off; counts generated tokens only.
-        seed: the same seed gives the same text.
-        vcd_alpha: weight of visual contrastive decoding; above 0 turns it on, 1 is the paper's.
-        vcd_beta: its plausibility cutoff: tokens at least this many times as likely as the best; 0.1.
-        vcd_noise_step: diffusion steps of its noise, 0 to 999; 500.
-        stop: the text ends before the first of these strings.
+        start: seconds; where to begin in the video or audio.
+        end: seconds; where to stop.
+        num_frames: how many frames to sample from a video, gif or folder: from the checkpoint's number, the default, to 32.
+        sampling: "exact", or "keyframes": the keyframe of a video file that is nearest to each sampled frame. An approximation,
+            as far off as keyframes lie apart (seconds), for a fraction of the decoding; `Answer.frames` lists the frames used.
+        max_new_tokens: generate at most this many tokens.
+        temperature: sampling temperature; 0 decodes greedily.
+        top_k: sample among the K most likely tokens; 0 turns it off.
+        top_p: nucleus sampling, in (0, 1].
+        repetition_penalty: 1 turns it off; it applies to generated tokens only.
+        seed: of sampling; the same seed gives the same text.
+        vcd_alpha: weight of visual contrastive decoding; above 0 turns it on, 1 is the paper's value.
+        vcd_beta: its plausibility cutoff: keep tokens at least this many times as likely as the best; default 0.1.
+        vcd_noise_step: diffusion steps of its noise, 0 to 999; default 500.
+        stop: end the text before the first of these strings.
         timeout: seconds until DeadlineExceeded, above 0; None waits as long as the server works.
-        request_id: names the request in logs and for `cancel`: printable characters.
-        traceparent: the trace that the request is part of, in W3C's form; goes with the call as metadata.
-        measured: the caller sends the request's metrics to OpenTelemetry itself, so that the server sends none of it.
-        media_digest: what names the media for balancers, in place of their SHA-256, where it is known already.
+        request_id: identifies the request in logs and for `cancel`; printable characters.
+        traceparent: the trace that the request belongs to, in W3C's format; sent with the call as metadata.
+        measured: the caller reports the request's metrics to OpenTelemetry itself, so the server reports none for it.
+        media_digest: identifies the media to load balancers, instead of their SHA-256, if it is already known.
     """
 
     video: Video | None

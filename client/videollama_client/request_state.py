@@ -1,4 +1,4 @@
-"""What becomes of one request, and whether its server still lives. The sync and the async client share all of it."""
+"""The state of one request and the liveness of its server. Shared by the synchronous and the asyncio client."""
 
 import math
 import time
@@ -22,44 +22,47 @@ from videollama_core.protocol.errors import (
 from videollama_core.protocol.limits import REQUEST_ID_CHARACTERS, SILENT_SECONDS
 from videollama_core.protocol.trace_context import MEASURED, TRACEPARENT, YES, checked_traceparent
 
-SILENCE_SECONDS = 1.0  # after so long without a message, ask whether the process that has the request still lives
+SILENCE_SECONDS = 1.0  # without a message for this long, ping the process that holds the request
 PING_SECONDS = 10.0
-MOST_SECONDS = 10_000_000  # of a timeout
-READY_SECONDS = 5.0  # for one look whether the server is ready
+MOST_SECONDS = 10_000_000  # the longest timeout
+READY_SECONDS = 5.0  # timeout of one readiness check
 RESEND_SECONDS = 0.2
-RESTART_SECONDS = 15.0  # how long a request that was not accepted is sent again while the entry is being started again
+RESTART_SECONDS = 15.0  # how long to resend a request that was not accepted while the entry restarts
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """A ping of the entry: when it began, and which process answered or what went wrong."""
+    """A ping of the entry: when it was sent, and which process answered or what went wrong."""
 
     began: float = -math.inf
     process: str | None = None
     error: VideoLlamaError | None = None
 
-    def counts_for(self, asked: float) -> bool:
-        """Whether it tells about a request that has been silent for SILENCE_SECONDS at `asked`: it was sent later."""
-        return self.began >= asked - SILENCE_SECONDS
+    def counts_for(self, now: float) -> bool:
+        """Whether it was sent after a request went silent, SILENCE_SECONDS before `now`."""
+        return self.began >= now - SILENCE_SECONDS
 
     def check(self, process: str | None) -> None:
-        """Raises: StageFailed unless the process that has a request still answers; StageRestarting if none has it yet."""
+        """Check that the process that holds a request still answers; None if no process has accepted it yet.
+
+        Raises: StageFailed if it does not; StageRestarting if there is none.
+        """
         kind = StageRestarting if process is None else StageFailed
         if self.error is not None:
             raise kind(f"stage {ENTRY.name} does not answer ({self.error}); send the request again") from self.error
         if process is not None and server_of(self.process) != server_of(process):
-            return  # a balancer sent the ping elsewhere, which says nothing
+            return  # a load balancer sent the ping to another server, which proves nothing
         if self.process != process:
             raise kind(f"stage {ENTRY.name}: its process died while it answered; send the request again")
 
 
 def server_of(process: str | None) -> str:
-    """Which server a process is of; "" where it does not say."""
+    """The server that a process belongs to; "" if its name does not tell."""
     return (process or "").rpartition(":")[0]
 
 
 def identity_of(options: dict[str, Any], default_timeout: float | None) -> tuple[str, float | None]:
-    """Id and timeout of a request, taken out of its options. Raises: InvalidRequest."""
+    """Pop a request's id and timeout (seconds) from its options. Raises: InvalidRequest."""
     request_id, timeout = options.pop("request_id", None), options.pop("timeout", None)
     if request_id is None:
         request_id = uuid.uuid4().hex
@@ -70,7 +73,7 @@ def identity_of(options: dict[str, Any], default_timeout: float | None) -> tuple
 
 
 def traced(metadata: tuple[tuple[str, str], ...], options: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    """The metadata of a call with what its options say of its trace and metrics, taken out of them. Raises: InvalidRequest."""
+    """Pop traceparent and measured from the options and add them to the call's metadata. Raises: InvalidRequest."""
     traceparent, measured = options.pop("traceparent", None), options.pop("measured", None)
     if measured not in (None, False, True):
         raise InvalidRequest(f"measured is {shown(measured)}; it takes True or False")
@@ -84,7 +87,7 @@ def traced(metadata: tuple[tuple[str, str], ...], options: dict[str, Any]) -> tu
 
 
 def checked_seconds(seconds: Any, name: str, or_zero: bool = False) -> Any:
-    """None, or seconds above 0. Raises: InvalidRequest for anything else, 0 too unless it has a meaning."""
+    """Return seconds above 0 as float, or None; 0 only with `or_zero`. Raises: InvalidRequest for anything else."""
     if seconds is None:
         return None
     good = isinstance(seconds, (int, float, np.integer, np.floating)) and not isinstance(seconds, bool)
@@ -95,34 +98,34 @@ def checked_seconds(seconds: Any, name: str, or_zero: bool = False) -> Any:
 
 
 class RequestState:
-    """One request on its way: what was read of its answer, and whether it may be sent again."""
+    """One active request: what has been read of its answer, and whether it may be resent."""
 
     def __init__(self, request_id: str, timeout: float | None, restart_seconds: float = RESTART_SECONDS) -> None:
         self.reader = AnswerReader(request_id)
         self.cancelled = False
-        self._heard = time.monotonic()
+        self._last_message = time.monotonic()
         self._deadline = time.monotonic() + min(restart_seconds, timeout or restart_seconds)
 
-    def heard(self) -> None:
-        """A message came."""
-        self._heard = time.monotonic()
+    def note_message(self) -> None:
+        """Record that a message arrived."""
+        self._last_message = time.monotonic()
 
     def check_silence(self, heartbeat: Heartbeat | None) -> None:
         """
         Args:
-            heartbeat: that was asked for a second of silence ago: what a slow process sent before it has arrived.
-        Raises: StageFailed, StageRestarting where nothing more is to be expected.
+            heartbeat: the ping of the previous silent second; what a slow process sent before answering it has arrived.
+        Raises: StageFailed or StageRestarting if no further message can be expected.
         """
         if heartbeat is not None:
             heartbeat.check(self.reader.process)
-        if time.monotonic() - self._heard > SILENT_SECONDS.value:
+        if time.monotonic() - self._last_message > SILENT_SECONDS.value:
             raise StageFailed(
-                f"stage {ENTRY.name} answers pings and has said nothing about this request for {SILENT_SECONDS.value} s, "
-                "though it says every few seconds that it works on one; send the request again"
+                f"stage {ENTRY.name} answers pings but has sent nothing for this request in {SILENT_SECONDS.value} s, "
+                "although a working stage sends a keep-alive every few seconds; send the request again"
             )
 
     def send_again_or_raise(self, error: VideoLlamaError) -> None:
-        """Returns if the request is to be sent again after RESEND_SECONDS: no process had it.
+        """Return if the request may be resent after RESEND_SECONDS, because no process had accepted it.
 
         Raises: Cancelled if the caller cancelled; otherwise the error.
         """
@@ -134,13 +137,16 @@ class RequestState:
             raise error
 
     def went_on(self) -> StageFailed:
-        return StageFailed("the server went on after the last message of an answer; it is broken, or not vl2 serve")
+        """The error for a server that does not stop after the last message."""
+        return StageFailed(
+            "the server kept sending after the last message of an answer; it is faulty, or not vl2 serve"
+        )
 
     def of_lost_server(self, error: VideoLlamaError, met: bool) -> VideoLlamaError:
-        """A server that answered before and does not take a request now is being started again.
+        """Turn ServerUnreachable into StageRestarting for a server that has answered before: it is restarting.
 
         Args:
-            met: whether the client has had an answer from this server.
+            met: whether the client has ever had an answer from this server.
         """
         if isinstance(error, ServerUnreachable) and met and self.reader.process is None:
             return StageRestarting(str(error))

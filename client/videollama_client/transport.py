@@ -1,4 +1,4 @@
-"""gRPC's errors as ours."""
+"""Translate gRPC errors into this project's errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +25,9 @@ NOT_READY = "no server is ready at {} after {:g} s; start one with vl2 serve"
 
 
 class Stub(service_pb2_grpc.GRPCInferenceServiceStub):
-    """The server's calls; `ask` is ModelStreamInfer with the one request that a question is.
+    """The server's RPCs; `ask` is ModelStreamInfer called with a single request.
 
-    A stream of requests that holds one costs a thread more, and milliseconds before the first text.
+    A request stream of one message would cost another thread, and milliseconds before the first text.
     """
 
     def __init__(self, channel: Any) -> None:
@@ -40,14 +40,14 @@ class Stub(service_pb2_grpc.GRPCInferenceServiceStub):
 
 
 def translate(error: grpc.RpcError, address: str) -> VideoLlamaError:
-    """A gRPC failure as one of ours."""
+    """Return the project's error for a gRPC error of the server at `address`."""
     code, details = error.code(), printable(error.details() or "")
     if code == grpc.StatusCode.UNAVAILABLE:
         return ServerUnreachable(
             f"no server answers at {address} ({details}); start one with vl2 serve, or name another with --url"
         )
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineExceeded("the timeout passed before the answer was whole; allow more seconds or fewer tokens")
+        return DeadlineExceeded("the timeout passed before the answer was complete; allow more seconds or fewer tokens")
     if code == grpc.StatusCode.CANCELLED:
         return Cancelled("the request was cancelled")
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -55,21 +55,26 @@ def translate(error: grpc.RpcError, address: str) -> VideoLlamaError:
             return StageFailed(f"the server's answer cannot be read: it is too large ({details})")
         if "larger than max" in details:
             return InvalidRequest(f"the request is too large for the server: {details}")
-        found = from_wire(details)
-        if isinstance(found, Overloaded):
-            return found
-        return Overloaded(details or "the server takes no more requests now; send it again later")
+        reported = from_wire(details)
+        if isinstance(reported, Overloaded):
+            return reported
+        return Overloaded(details or "the server accepts no more requests now; send this one again later")
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-        found = from_wire(details)
-        return found if isinstance(found, NotAllowed) else NotAllowed(f"the server at {address} refuses: {details}")
-    found = from_wire(details)
-    if type(found) is StageFailed:  # perhaps none of ours
+        reported = from_wire(details)
+        return (
+            reported
+            if isinstance(reported, NotAllowed)
+            else NotAllowed(f"the server at {address} refuses the call: {details}")
+        )
+    reported = from_wire(details)
+    if type(reported) is StageFailed:  # also what from_wire makes of foreign text
         return StageFailed(f"the server at {address} failed ({code.name}): {details or 'it gives no reason'}")
-    return found
+    return reported
 
 
 @contextmanager
 def translated(address: str) -> Iterator[None]:
+    """Raise the project's errors in place of gRPC's inside the block."""
     try:
         yield
     except grpc.RpcError as error:

@@ -1,6 +1,6 @@
-"""Questions -> gRPC requests. The sync and the async client share all of it.
+"""Build gRPC requests from questions. Shared by the synchronous and the asyncio client.
 
-Beside answer_reader.py and transport.py the only file that knows Triton's messages (the KServe v2 protocol).
+Only this file, answer_reader.py and transport.py know Triton's messages (the KServe v2 protocol).
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _TIMED_KINDS = ("video", "video_with_audio", "folder", "audio")
 def build_question(
     question: Question, request_id: str | None, arguments: Mapping[str, Any]
 ) -> "service_pb2.ModelInferRequest":
-    """The request for `ask(question, **arguments)`. Raises: InvalidRequest and its kinds, before anything is sent."""
+    """Build the request of `ask(question, **arguments)`. Raises: InvalidRequest, before anything is sent."""
     unknown = sorted(set(arguments) - _OPTION_NAMES - _MEDIA_NAMES)
     if unknown:
         raise InvalidRequest(
@@ -51,8 +51,8 @@ def build_question(
     if media is not None:
         values["media_kind"] = [media.kind.encode()]
         values |= {"media": media.files} if media.url is None else {"media_url": [_utf8(media.url, "the URL")]}
-    which = {"start": start, "end": end, "num_frames": num_frames, "sampling": sampling and sampling.encode()}
-    optional = which | {name: getattr(options, name) for name in _NUMBERS}
+    selection = {"start": start, "end": end, "num_frames": num_frames, "sampling": sampling and sampling.encode()}
+    optional = selection | {name: getattr(options, name) for name in _NUMBERS}
     values |= {name: [value] for name, value in optional.items() if value is not None}
     if options.stop:
         values["stop"] = [_utf8(word, "stop") for word in options.stop]
@@ -63,7 +63,9 @@ def _utf8(text: str, name: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InvalidRequest(f"{name} holds half a character ({text[error.start]!r}), which is no text") from error
+        raise InvalidRequest(
+            f"{name} holds a lone surrogate ({text[error.start]!r}), which is not valid text"
+        ) from error
 
 
 def _stop_strings(stop: Any) -> tuple[str, ...]:
@@ -77,7 +79,7 @@ def _stop_strings(stop: Any) -> tuple[str, ...]:
 def _check_segment(start: float | None, end: float | None, media: Media | None) -> None:
     for name, value in (("start", start), ("end", end)):
         if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= sys.float_info.max):
-            raise BadSegment(f"{name} is {shown(value)}; it takes seconds from 0 on")
+            raise BadSegment(f"{name} is {shown(value)}; it takes seconds, 0 or more")
     if (start is not None or end is not None) and (media is None or media.kind not in _TIMED_KINDS):
         raise BadSegment("start and end need a video or an audio file")
     if start is not None and end is not None and start > end:
@@ -98,7 +100,7 @@ def _check_frames(num_frames: Any, sampling: Any, media: Media | None) -> None:
 
 
 def route_of(request: "service_pb2.ModelInferRequest", media_digest: Any) -> str:
-    """What its header says: the digest of its media, or for text something of its own. Raises: InvalidRequest."""
+    """Return the routing header: the media's digest, or for text a digest of the request id. Raises: InvalidRequest."""
     if media_digest is not None:
         if not (isinstance(media_digest, str) and _ROUTE.fullmatch(media_digest)):
             raise InvalidRequest(f"media_digest is {shown(media_digest)}; it takes 1 to 128 letters, digits and -._")
@@ -110,6 +112,7 @@ def route_of(request: "service_pb2.ModelInferRequest", media_digest: Any) -> str
 
 
 def build_ping() -> "service_pb2.ModelInferRequest":
+    """Build the request that the entry answers with its process name at once."""
     return _request({"ping": [True]}, None)
 
 

@@ -84,12 +84,12 @@ def test_an_error_is_one_line_and_the_chat_goes_on(server_of, tmp_path):
         "/media nowhere.mp4": "UnreadableMedia: nowhere.mp4 cannot be read: No such file",
         "/media": "InvalidRequest: /media takes a path",
         "/save": "InvalidRequest: /save takes a file",
-        f"/save {there}": "exists, and is not of this chat",
+        f"/save {there}": "exists and was not written by this chat",
         f"/save {tmp_path}/no/where.json": "no/where.json: No such file or directory",
         f"/save {'x' * 300}": "File name too long",
         f"/media {'x' * 300}": "File name too long",
         "/media ~no-such-person/\0.mp4": "UnreadableMedia: ~no-such-person/ .mp4 cannot be read: No such file",
-        "/mediax": "/mediax is not a command; they are /media, /reset, /save, /help, /quit",
+        "/mediax": "/mediax is not a command; the commands are /media, /reset, /save, /help, /quit",
         "x" * 200_000: "PromptTooLong",
     }
     found = piped("\n".join(["Who?", *wrong, "Why?"]), CLIP, *SHORT, "--url", server.grpc)

@@ -127,7 +127,7 @@ def test_what_a_summary_need_not_say(said, cached):
 def test_a_stream_without_an_end_is_an_error():
     reader = AnswerReader()
     reader.read(message(text="half", output_ids=[5]))
-    with pytest.raises(StageFailed, match="whole"):
+    with pytest.raises(StageFailed, match="complete"):
         reader.finish()
     with pytest.raises(UnreadableMedia, match="0 frames"):
         reader.read(

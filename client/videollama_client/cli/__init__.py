@@ -1,4 +1,4 @@
-"""The command `vl2`: the library, spoken. May import the client; other parts of ours are imported when they are called."""
+"""The command `vl2`. May import the client; the project's other packages are imported when their command is called."""
 
 from videollama_client.cli.commands import main as main
 from videollama_client.cli.commands import main_group as main_group

@@ -1,4 +1,4 @@
-"""`vl2 chat`: a conversation in the terminal about one medium. Answers go to stdout, everything else to stderr."""
+"""`vl2 chat`: a conversation in the terminal about one media file. Answers go to stdout, everything else to stderr."""
 
 import contextlib
 import importlib
@@ -21,11 +21,11 @@ from videollama_core.protocol.errors import Cancelled, InvalidRequest, VideoLlam
 from videollama_core.protocol.messages import Conversation
 
 HELP = """\
-/media PATH   talk about another video, image or audio file, all of it, from the beginning
-/reset        forget what was said
+/media PATH   start a new conversation about another video, image or audio file, all of it
+/reset        forget the conversation
 /save FILE    write the conversation as JSON
-/help         this list
-/quit         end; so does Ctrl-D. Ctrl-C stops the answer that is being written."""
+/help         show this list
+/quit         end the chat, as Ctrl-D does; Ctrl-C stops the current answer"""
 COMMANDS = ("/media", "/reset", "/save", "/help", "/quit")
 
 
@@ -34,11 +34,11 @@ def note(text: str) -> None:
 
 
 class Chat:
-    """One medium, and what was said about it.
+    """A conversation about one media file.
 
     Args:
-        options: keyword arguments of `Client.stream`, the medium among them.
-    Raises: InvalidRequest and its kinds where they can be of no question.
+        options: keyword arguments of `Client.stream`, the media among them.
+    Raises: InvalidRequest or a subclass for options that no question can have.
     """
 
     def __init__(self, client: Client, options: dict[str, Any]) -> None:
@@ -54,11 +54,11 @@ class Chat:
 
     @property
     def about(self) -> dict[str, Any]:
-        """The medium and what of it: those of video, image, audio and the options about it that are set."""
+        """The options about the media that are set: video, image, audio, start, end and so on."""
         return {name: value for name in ABOUT if (value := self._options.get(name)) not in (None, False)}
 
     def take(self, line: str) -> bool:
-        """Answer a question or do what a command says; False ends the chat. Raises: InvalidRequest and other kinds."""
+        """Answer a question or run a /command; False ends the chat. Raises: VideoLlamaError."""
         if line.startswith("/"):
             return self.command(line)
         if line:
@@ -66,13 +66,13 @@ class Chat:
         return True
 
     def answer(self, question: str) -> None:
-        """Print the answer as it comes and keep it; Ctrl-C stops it, and what was written of it is kept."""
-        asked = [*self._messages, {"role": "user", "content": question}]
+        """Print the answer as it arrives and keep it; Ctrl-C stops it and keeps what has arrived."""
+        messages = [*self._messages, {"role": "user", "content": question}]
         pieces: list[str] = []
         request_id = uuid.uuid4().hex
         try:
             with interrupts_call(lambda: self._client.cancel(request_id)) as interrupts:
-                stream = self._client.stream(asked, request_id=request_id, **self._options)
+                stream = self._client.stream(messages, request_id=request_id, **self._options)
                 if interrupts.came:  # before there was a request to cancel
                     stream.cancel()
                 for piece in stream:
@@ -82,19 +82,19 @@ class Chat:
             pass
         except VideoLlamaError:
             if pieces:
-                click.echo()  # the error has a line of its own
+                click.echo()  # put the error on its own line
             raise
         click.echo()
         if interrupts.came:
             note("(stopped)")
         if pieces or not interrupts.came:
-            self._messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
+            self._messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
 
     def command(self, line: str) -> bool:
-        """Do what a line that begins with / says; False ends the chat. Raises: InvalidRequest."""
+        """Run a /command; False ends the chat. Raises: InvalidRequest."""
         name, _, argument = line.partition(" ")
         if name not in COMMANDS:
-            raise InvalidRequest(f"{name} is not a command; they are {', '.join(COMMANDS)}")
+            raise InvalidRequest(f"{name} is not a command; the commands are {', '.join(COMMANDS)}")
         if name in ("/media", "/save") and not argument:
             raise InvalidRequest(f"{name} takes a {'path' if name == '/media' else 'file'}: {name} NAME")
         path = Path(os.path.expanduser(argument.strip().strip("'\"")))
@@ -105,7 +105,7 @@ class Chat:
                 self._save(path)
             elif name == "/reset":
                 self._messages = []
-                note("(what was said is forgotten)")
+                note("(conversation forgotten)")
             elif name == "/help":
                 note(HELP)
         except OSError as error:
@@ -113,7 +113,7 @@ class Chat:
         return name != "/quit"
 
     def _change_media(self, path: Path) -> None:
-        """The times were the other medium's; its audio track is used on where the new one is a video file too."""
+        """Drop the options about the old media, except --with-audio if the new one is a video file too."""
         others = {name: value for name, value in self._options.items() if name not in ABOUT}
         options = with_media(others, path)
         options["with_audio"] = bool(self._options.get("with_audio")) and "video" in options and not path.is_dir()
@@ -123,7 +123,7 @@ class Chat:
 
     def _save(self, path: Path) -> None:
         if path.exists() and path.resolve() not in self._saved:
-            raise InvalidRequest(f"{path} exists, and is not of this chat; name another file")
+            raise InvalidRequest(f"{path} exists and was not written by this chat; name another file")
         about = {name: str(value) if name in KINDS else value for name, value in self.about.items()}
         content = {"media": about, "messages": self._messages}
         path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", "utf-8")
@@ -132,9 +132,9 @@ class Chat:
 
 
 def read_line(interactive: bool) -> str | None:
-    """The next line; None at the end."""
+    """Return the next line, None at the end of the input."""
     if not interactive:
-        return sys.stdin.readline().replace("\0", " ") or None  # which no path may hold
+        return sys.stdin.readline().replace("\0", " ") or None  # a path must not hold a NUL
     try:
         return input("> ")
     except EOFError:
@@ -143,28 +143,28 @@ def read_line(interactive: bool) -> str | None:
 
 
 def converse(client: Client, options: dict[str, Any]) -> int:
-    """The whole conversation; returns the exit code: of lines from a pipe, that of the last error."""
+    """Run the conversation and return the exit code: 0 in a terminal, that of the last error for lines from a pipe."""
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
-    talk = Chat(client, options)
+    session = Chat(client, options)
     if interactive:
         with contextlib.suppress(ImportError):
             importlib.import_module("readline")  # input() then edits lines and recalls earlier ones
         about = next(
-            (str(talk.about[kind]) for kind in KINDS if kind in talk.about), "nothing: /media PATH names a medium"
+            (str(session.about[kind]) for kind in KINDS if kind in session.about), "no media; name one with /media PATH"
         )
         note(f"About {about}. /help lists the commands; Ctrl-D ends.")
     code = 0
     while True:
         try:
             line = read_line(interactive)
-            if line is None or not talk.take(line.strip()):
+            if line is None or not session.take(line.strip()):
                 break
         except VideoLlamaError as error:
             note(f"vl2: {error.kind}: {error}")
             code = error.exit_code
-        except KeyboardInterrupt:  # while no answer was being written
+        except KeyboardInterrupt:  # outside an answer
             if not interactive:
                 raise
             note("\n(Ctrl-D or /quit ends the chat)")
@@ -172,17 +172,17 @@ def converse(client: Client, options: dict[str, Any]) -> int:
 
 
 @click.command(
-    short_help="Talk about a video, an image, audio or nothing.",
+    short_help="Chat about a video, an image or audio, or without media.",
     epilog="Examples: vl2 chat clip.mp4; echo 'What happens?' | vl2 chat clip.mp4 --start 1.5",
 )
 @click.argument("media", required=False, type=click.Path(path_type=Path))
 @question_options
 @connection_options
 def chat(media: Path | None, connection: dict[str, Any], **options: Any) -> int:
-    """Talk about MEDIA (video, gif, folder of frames, image or audio), or about nothing: a line is a question.
+    """Chat about MEDIA (video, gif, folder of frames, image or audio), or without media: each line is a question.
 
-    Each question brings what was said before it. /help lists the commands: another medium, a new beginning, saving.
-    Lines may come from a pipe.
+    The conversation so far goes with each question. /help lists the commands for changing the media, starting over and
+    saving. Lines may come from a pipe.
     """
     with Client(**connection) as client:
         return converse(client, options if media is None else with_media(options, media))

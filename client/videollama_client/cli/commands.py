@@ -1,4 +1,4 @@
-"""The command `vl2`: the library, spoken. Results go to stdout, progress and errors to stderr."""
+"""The command `vl2` and its subcommands. Results go to stdout, progress and errors to stderr."""
 
 import dataclasses
 import importlib
@@ -16,18 +16,18 @@ from videollama_client.cli.connection_options import connection_options
 from videollama_client.cli.question_options import question_options, with_media
 from videollama_core.protocol.errors import VideoLlamaError
 
-# Commands of the other parts, imported when called: the bare install is the client alone.
+# Commands of the other packages, imported when called: the bare install contains only the client.
 _OTHER_COMMANDS = {
     "convert": ("videollama_converters.cli", "convert", "Convert a checkpoint into a folder that `vl2 serve` takes."),
-    "plan": ("videollama_converters.cli", "plan", "Tell which GPUs each published checkpoint needs."),
-    "doctor": ("videollama_server.doctor", "doctor", "Check whether this machine can serve, and say what is missing."),
+    "plan": ("videollama_converters.cli", "plan", "List the GPUs that each published checkpoint needs."),
+    "doctor": ("videollama_server.doctor", "doctor", "Check whether this machine can serve; report what is missing."),
     "serve": ("videollama_server.cli", "serve", "Start a Triton server on a converted checkpoint."),
     "train": ("videollama_training.cli", "train", "Train a checkpoint on your own data."),
-    "shapes": ("videollama_training.shapes.cli", "shapes", "Write a data set of moving shapes."),
-    "bench": ("videollama_benchmarks.load.cli", "bench", "Put load on a server and measure its answers."),
-    "gateway": ("videollama_gateway.cli", "gateway", "Offer the OpenAI API in front of running servers."),
-    "eval": ("videollama_benchmarks.cli", "evaluate", "Measure answers on a benchmark."),
-    "demo": ("videollama_benchmarks.demo", "demo", "Convert, serve and ask: the whole product in one command."),
+    "shapes": ("videollama_training.shapes.cli", "shapes", "Generate a data set of moving shapes."),
+    "bench": ("videollama_benchmarks.load.cli", "bench", "Load-test a server and measure its answers."),
+    "gateway": ("videollama_gateway.cli", "gateway", "Serve the OpenAI API in front of running servers."),
+    "eval": ("videollama_benchmarks.cli", "evaluate", "Evaluate answers on a benchmark."),
+    "demo": ("videollama_benchmarks.demo", "demo", "Convert, serve and ask in one command."),
 }
 
 
@@ -43,7 +43,7 @@ class _Commands(click.Group):
         return command
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Help without importing the other parts."""
+        """List all commands without importing the other packages."""
         own = {name: command.get_short_help_str(80) for name, command in self.commands.items()}
         rows = own | {name: text for name, (_, _, text) in _OTHER_COMMANDS.items()}
         with formatter.section("Commands"):
@@ -63,7 +63,7 @@ def main_group() -> None:
 
 
 @main_group.command(
-    short_help="Ask a question about a video, an image, audio or nothing.",
+    short_help="Ask a question about a video, an image or audio, or without media.",
     epilog='Example: vl2 ask clip.mp4 "What happens?" --start 1.5 --end 4',
 )
 @click.argument("words", nargs=-1, required=True, metavar="[MEDIA] QUESTION")
@@ -71,9 +71,9 @@ def main_group() -> None:
 @connection_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming text.")
 def ask(words: tuple[str, ...], connection: dict[str, Any], as_json: bool, **options: Any) -> None:
-    """Ask QUESTION about MEDIA (video, gif, folder of frames, image or audio), or about nothing."""
+    """Ask QUESTION about MEDIA (video, gif, folder of frames, image or audio), or without media."""
     if len(words) > 2:
-        raise click.UsageError(f"found {len(words)} words; put the question in quotes")
+        raise click.UsageError(f"expected [MEDIA] QUESTION, found {len(words)} arguments; put the question in quotes")
     *media, question = words
     if media:
         options = with_media(options, Path(media[0]))
@@ -91,16 +91,18 @@ main_group.add_command(chat)
 
 @main_group.command()
 @connection_options
-@click.option("--wait", "seconds", type=float, default=0.0, help="Wait at most so many seconds until it is ready.")
+@click.option(
+    "--wait", "seconds", type=float, default=0.0, help="Wait at most this many seconds for the server to become ready."
+)
 def health(connection: dict[str, Any], seconds: float) -> None:
-    """Tell whether a server answers questions."""
+    """Check whether a server is ready to answer questions."""
     with Client(**connection) as client:
         client.wait_until_ready(seconds)
     click.echo(f"{connection['address']} is ready")
 
 
 def run(command: Callable[..., Any]) -> int:
-    """The exit code of a command; an error becomes one line."""
+    """Run a command and return its exit code; an error is printed as one line."""
     try:
         code = command(standalone_mode=False)
     except VideoLlamaError as error:
@@ -113,7 +115,7 @@ def run(command: Callable[..., Any]) -> int:
         return 130
     except ModuleNotFoundError as error:
         click.echo(
-            f"vl2: this command needs the package {error.name}, which the bare install (the client) does not bring; "
+            f"vl2: this command needs the package {error.name}, which the bare install (the client) does not include; "
             "pip install 'videollama2-service[convert]', or '.[convert]' in the source tree",
             err=True,
         )

@@ -1,4 +1,4 @@
-"""The options of a connection on the command line: the same for each command that asks a server."""
+"""The connection options on the command line, shared by every command that talks to a server."""
 
 import functools
 import os
@@ -15,22 +15,31 @@ API_KEY_VARIABLE = "VL2_API_KEY"
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _OPTIONS = (
     click.option(
-        "--url", default=DEFAULT_ADDRESS, show_default=True, help="Ask the server at this gRPC address, host:port."
+        "--url",
+        default=DEFAULT_ADDRESS,
+        show_default=True,
+        help="Connect to the server at this gRPC address, host:port.",
     ),
-    click.option("--tls", is_flag=True, help="Encrypt, and check the server's certificate; --ca and --cert imply it."),
+    click.option("--tls", is_flag=True, help="Encrypt, and verify the server's certificate; --ca and --cert imply it."),
     click.option(
-        "--ca", type=_FILE, help="Trust the authorities of this PEM file; the default is those of this machine."
+        "--ca",
+        type=_FILE,
+        help="Trust the certificate authorities in this PEM file; the default is those of this machine.",
     ),
-    click.option("--cert", type=_FILE, help="Present the certificate of this PEM file, where the server asks for one."),
-    click.option("--key", type=_FILE, help="Use the private key of this PEM file with --cert."),
     click.option(
-        "--api-key-file", type=_FILE, help=f"File that holds your API key; else it is read from {API_KEY_VARIABLE}."
+        "--cert", type=_FILE, help="Present the client certificate in this PEM file, if the server asks for one."
+    ),
+    click.option("--key", type=_FILE, help="Use the private key in this PEM file with --cert."),
+    click.option(
+        "--api-key-file",
+        type=_FILE,
+        help=f"Read the API key from this file; the default is the variable {API_KEY_VARIABLE}.",
     ),
 )
 
 
 def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command with --url, TLS and key options; it gets `connection`, the keyword arguments of Client."""
+    """Add --url, TLS and API key options to a command; it receives `connection`, the keyword arguments of `Client`."""
 
     @functools.wraps(command)
     def connected(
@@ -58,11 +67,11 @@ def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _api_key(file: Path | None) -> str | None:
-    """Raises: InvalidRequest unless the file has one line."""
+    """Raises: InvalidRequest unless the file holds a single word."""
     if file is None:
         return os.environ.get(API_KEY_VARIABLE) or None
     with file.open("rb") as opened:
-        lines = opened.read(4096).split()
-    if len(lines) != 1 or not lines[0].isascii():
-        raise InvalidRequest(f"{file} holds {len(lines)} words; wanted one, the API key")
-    return lines[0].decode("ascii")
+        words = opened.read(4096).split()
+    if len(words) != 1 or not words[0].isascii():
+        raise InvalidRequest(f"{file} holds {len(words)} words; wanted one of ASCII characters, the API key")
+    return words[0].decode("ascii")

@@ -1,4 +1,4 @@
-"""Ctrl-C while an answer is written: it stops the answer, and interrupts no line of code."""
+"""Ctrl-C during an answer: it stops the answer without interrupting running code."""
 
 import contextlib
 import queue
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 
 class Interrupts:
-    """Whether there were any."""
+    """Whether Ctrl-C has been pressed."""
 
     def __init__(self) -> None:
         self.came = False
@@ -16,25 +16,25 @@ class Interrupts:
 
 @contextlib.contextmanager
 def interrupts_call(stop: Callable[[], object]) -> Iterator[Interrupts]:
-    """Call `stop`, in a thread of its own, at each Ctrl-C, which raises no KeyboardInterrupt meanwhile.
+    """Call `stop` in a separate thread at each Ctrl-C, instead of raising KeyboardInterrupt.
 
-    Only for the main thread. What the handler does must be possible wherever it interrupts, so it takes no lock:
-    `SimpleQueue.put` is made for this.
+    Only for the main thread. The handler may run at any point of the code, so it must not take a lock:
+    `SimpleQueue.put` is reentrant.
     """
-    interrupts, wanted = Interrupts(), queue.SimpleQueue[bool]()
+    interrupts, stops = Interrupts(), queue.SimpleQueue[bool]()
 
     def note(*_: object) -> None:
         interrupts.came = True
-        wanted.put(True)
+        stops.put(True)
 
-    def stop_when_wanted() -> None:
-        while wanted.get():
+    def stop_on_interrupt() -> None:
+        while stops.get():
             stop()
 
-    threading.Thread(target=stop_when_wanted, daemon=True).start()
+    threading.Thread(target=stop_on_interrupt, daemon=True).start()
     before = signal.signal(signal.SIGINT, note)
     try:
         yield interrupts
     finally:
         signal.signal(signal.SIGINT, before)
-        wanted.put(False)
+        stops.put(False)
