@@ -1,4 +1,4 @@
-"""One request at the servers: which of them has it, and what becomes of it when its server is lost."""
+"""One request on its way through the servers: which server handles it, and failover when that server is lost."""
 
 import asyncio
 import time
@@ -14,15 +14,15 @@ from videollama_gateway.watch import Watch
 
 
 class Answering:
-    """One request on its way: sent to another server while no text has come and its server is gone."""
+    """One active request. If its server is lost before the first text, it is sent to another server."""
 
-    def __init__(self, servers: Servers, asked: ChatRequest, request_id: str, watch: Watch) -> None:
-        self._servers, self._asked, self._watch = servers, asked, watch
-        self._names: Any = {
+    def __init__(self, servers: Servers, chat_request: ChatRequest, request_id: str, watch: Watch) -> None:
+        self._servers, self._chat_request, self._watch = servers, chat_request, watch
+        self._identity: Any = {
             "request_id": request_id,
             "traceparent": watch.traceparent,
             "measured": watch.is_measured,
-            "media_digest": asked.media_digest,
+            "media_digest": chat_request.media_digest,
         }
         self._stream: AsyncAnswerStream | None = None
         self._pieces: AsyncIterator[str] | None = None
@@ -30,46 +30,47 @@ class Answering:
         self.first: str | None = None
 
     async def begin(self) -> None:
-        """Until the first text is there, or the whole of an answer without text."""
-        deadline, lost = time.monotonic() + RESTART_SECONDS, None
+        """Wait until the first text has arrived, or the complete answer if it has no text. Raises: VideoLlamaError."""
+        deadline, last_error = time.monotonic() + RESTART_SECONDS, None
         while True:
             try:
-                server = self._servers.in_order(self._asked.model, self._asked.media_digest)[0]
+                server = self._servers.in_order(self._chat_request.model, self._chat_request.media_digest)[0]
                 await self._begin_at(server)
                 return
             except (ServerUnreachable, StageRestarting) as error:
-                if self._server is None:  # none is ready: one may be started again, if there was one just now
-                    if lost is None or time.monotonic() > deadline:
-                        raise lost or error from error
+                if self._server is None:  # no server is ready; one that this request has just lost may be restarting
+                    if last_error is None or time.monotonic() > deadline:
+                        raise last_error or error from error
                     await asyncio.sleep(RESEND_SECONDS)
                     continue
-                self._server.ready = False  # until it is asked again
+                self._server.ready = False  # until the next poll
                 await self.leave()
                 if time.monotonic() > deadline:
                     raise
-                lost = error
+                last_error = error
 
     async def _begin_at(self, server: Server) -> None:
         self._server = server
         server.running += 1
-        self._stream = server.client.stream(self._asked.messages, **self._names, **self._asked.options)
+        self._stream = server.client.stream(self._chat_request.messages, **self._identity, **self._chat_request.options)
         self._pieces = aiter(self._stream)
         self.first = await anext(self._pieces, None)
         if self.first is not None:
             self._watch.first_text()
 
     async def rest(self) -> AsyncIterator[str]:
-        """The text after the first."""
+        """Yield the pieces of text after the first."""
         assert self._pieces is not None
         async for piece in self._pieces:
             yield piece
 
     async def finish(self) -> None:
+        """Read the answer to its end."""
         async for _ in self.rest():
             pass
 
     async def answer(self) -> Any:
-        """Ends the request; the answer is whole by now."""
+        """Return the complete answer, after `rest` or `finish`, and release the server."""
         assert self._stream is not None
         answer = await self._stream.answer()
         self._watch.answered(answer)
@@ -77,7 +78,7 @@ class Answering:
         return answer
 
     async def leave(self) -> None:
-        """Free its place at the server, wherever the request is."""
+        """Cancel the request if it is still running, and release its slot on the server."""
         if self._server is not None:
             self._server.running -= 1
             self._server = None

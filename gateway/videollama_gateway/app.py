@@ -1,4 +1,4 @@
-"""The HTTP application: routes, bodies, streams, and who has left."""
+"""The HTTP application: routes, request bodies, event streams and disconnected clients."""
 
 import asyncio
 import contextlib
@@ -30,8 +30,8 @@ from videollama_gateway.servers import Servers
 from videollama_gateway.watch import Watch
 
 logger = logging.getLogger(__name__)
-MAX_BODY_BYTES = 768 * 2**20  # base64 of the 512 MiB that a request's media may have, and its text
-_OFF_LOOP_BYTES = 2**16  # larger bodies are read in a thread: 20 MB of base64 take 90 ms
+MAX_BODY_BYTES = 768 * 2**20  # the 512 MiB of media that a request may have, in base64, and its text
+_OFF_LOOP_BYTES = 2**16  # larger bodies are parsed in a thread: 20 MB of base64 take 90 ms
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _T = TypeVar("_T")
 
@@ -43,10 +43,11 @@ def make_app(
     tracer: Tracer = NO_TRACER,
     measures: Measures = NO_MEASURES,
 ) -> Starlette:
-    """The application; it polls the servers while it runs and closes them at the end.
+    """Build the application; it polls the servers while it runs and closes their clients on shutdown.
 
     Args:
-        examples: folder of media that the page offers.
+        max_body_bytes: the largest request body to accept.
+        examples: folder of media files that the web page offers.
     """
     metrics = Metrics()
     gateway = Gateway(servers, metrics, tracer, measures, max_body_bytes)
@@ -88,20 +89,20 @@ def make_app(
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, VideoLlamaError)
     headers = headers_of(error)
-    if found := getattr(request.state, "request_id", None):
-        headers["x-request-id"] = found
+    if request_id := getattr(request.state, "request_id", None):
+        headers["x-request-id"] = request_id
     return JSONResponse(body_of(error), status_of(error)[0], headers)
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
-    known = "POST /v1/chat/completions, POST /v1/responses, GET /v1/models, /health/live, /health/ready, /metrics"
+    routes = "POST /v1/chat/completions, POST /v1/responses, GET /v1/models, /health/live, /health/ready, /metrics"
     status = getattr(error, "status_code", 404)
-    text = f"nothing answers {request.method} {request.url.path[:80]}; there are {known}"
+    text = f"there is no route {request.method} {request.url.path[:80]}; the routes are {routes}"
     return JSONResponse(body_of(BadRequest(text, None, status, "not_found")), status)
 
 
 class Gateway:
-    """What the routes do."""
+    """The handlers of the API routes."""
 
     def __init__(
         self, servers: Servers, metrics: Metrics, tracer: Tracer, measures: Measures, max_body_bytes: int
@@ -120,11 +121,17 @@ class Gateway:
 
     async def chat(self, request: Request) -> Response:
         return await self._answer(
-            request, read_chat_request, lambda asked, name: Completion(name, asked.model, asked.include_usage)
+            request,
+            read_chat_request,
+            lambda chat_request, request_id: Completion(request_id, chat_request.model, chat_request.include_usage),
         )
 
     async def responses(self, request: Request) -> Response:
-        return await self._answer(request, read_responses_request, lambda asked, name: ResponseForm(name, asked.model))
+        return await self._answer(
+            request,
+            read_responses_request,
+            lambda chat_request, request_id: ResponseForm(request_id, chat_request.model),
+        )
 
     async def _answer(
         self, request: Request, read: Callable[[Any], ChatRequest], form_of: Callable[[ChatRequest, str], Form]
@@ -134,19 +141,19 @@ class Gateway:
         request.state.request_id = request_id
         watch = Watch(self._metrics, self._tracer, request, request_id, self._measures)
         try:
-            asked = await self._read(request, read)
+            chat_request = await self._read(request, read)
         except BaseException as error:
             watch.failed(_cause(error))
             raise
-        watch.begin(asked.model if asked.model in self._servers.models else None)
-        answering = Answering(self._servers, asked, request_id, watch)
+        watch.begin(chat_request.model if chat_request.model in self._servers.models else None)
+        answering = Answering(self._servers, chat_request, request_id, watch)
         try:
-            await _unless_left(request.receive, answering.begin())
-            form = form_of(asked, request_id)
+            await _unless_disconnected(request.receive, answering.begin())
+            form = form_of(chat_request, request_id)
             headers = {"x-request-id": request_id}
-            if asked.stream:
+            if chat_request.stream:
                 return _EventStream(answering, form, headers | {"cache-control": "no-cache"})
-            await _unless_left(request.receive, answering.finish())
+            await _unless_disconnected(request.receive, answering.finish())
             return JSONResponse(form.whole(await answering.answer()), 200, headers)
         except BaseException as error:
             watch.failed(_cause(error))
@@ -159,8 +166,13 @@ class Gateway:
         return _parse(body, read) if small else await asyncio.to_thread(_parse, body, read)
 
     async def _read_body(self, request: Request) -> bytes:
-        """Raises: BadRequest (413) as soon as it is known to be too large."""
-        too_large = BadRequest(f"the body is over the limit of {self._max_body_bytes} bytes", None, 413, "too_large")
+        """Raises: BadRequest (413) as soon as the body is known to be too large."""
+        too_large = BadRequest(
+            f"the body is larger than the limit of {self._max_body_bytes} bytes; send less media",
+            None,
+            413,
+            "too_large",
+        )
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > self._max_body_bytes:
             raise too_large
@@ -171,24 +183,24 @@ class Gateway:
                 if len(body) > self._max_body_bytes:
                     raise too_large
         except ClientDisconnect as error:
-            raise Cancelled("the caller left before its request was whole") from error
+            raise Cancelled("the client disconnected before its request was complete") from error
         return bytes(body)
 
 
 def _cause(error: BaseException) -> VideoLlamaError | None:
-    """Of a request that failed; None where its caller left."""
+    """The error of a failed request; None if its client disconnected."""
     return _typed(error) if isinstance(error, Exception) else None
 
 
 def _typed(error: Exception) -> VideoLlamaError:
-    """What is none of our errors is a fault of the gateway's own."""
+    """Any other exception is a fault in the gateway itself."""
     if isinstance(error, VideoLlamaError):
         return error
-    return StageFailed(f"the gateway: {type(error).__name__}: {error}")
+    return StageFailed(f"internal error of the gateway: {type(error).__name__}: {error}")
 
 
 async def _events(answering: Answering, form: Form) -> AsyncIterator[str]:
-    """Server-sent events. An error after the first text is an event: the status has been sent."""
+    """Server-sent events. An error after the first text is sent as an event, because the status is already sent."""
     try:
         yield form.begin(answering.first or "")
         async for piece in answering.rest():
@@ -203,9 +215,9 @@ async def _events(answering: Answering, form: Form) -> AsyncIterator[str]:
 
 
 class _EventStream(StreamingResponse):
-    """The events of an answer. However it ends, even before its first event was asked for, the request's place is freed.
+    """The event stream of an answer. However it ends, even before its first event, the request's slot is released.
 
-    Starlette's own way begins two tasks of anyio before the first event, which held it back for 0.3 ms.
+    Starlette's own implementation starts two anyio tasks first, which delayed the first event by 0.3 ms.
     """
 
     def __init__(self, answering: Answering, form: Form, headers: dict[str, str]) -> None:
@@ -214,32 +226,32 @@ class _EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            with contextlib.suppress(Cancelled):  # the caller left
-                await _unless_left(receive, self.stream_response(send))
-        except OSError as error:  # said by a server's `send`, instead
+            with contextlib.suppress(Cancelled):  # the client disconnected
+                await _unless_disconnected(receive, self.stream_response(send))
+        except OSError as error:  # raised by `send` of an ASGI server when the client has disconnected
             raise ClientDisconnect from error
         finally:
-            self._answering.failed(None)  # of a caller that left; nothing after an answer or an error
+            self._answering.failed(None)  # no effect after an answer or an error; otherwise the client disconnected
             await self._answering.leave()
 
 
-async def _unless_left(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
-    """The work's result; it is cancelled when the caller leaves. Raises: Cancelled then."""
-    doing = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_wait_until_left(receive))
+async def _unless_disconnected(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
+    """Return the result of `work`, or cancel it and raise Cancelled if the client disconnects first."""
+    task = asyncio.ensure_future(work)
+    disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
     try:
-        await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not doing.done():
-            raise Cancelled("the caller left")
-        return await doing
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Cancelled("the client disconnected")
+        return await task
     finally:
-        leaving.cancel()  # and is not waited for: what is done goes on at once
-        if not doing.done():
-            doing.cancel()
-            await asyncio.gather(doing, return_exceptions=True)
+        disconnect.cancel()  # without waiting for it, so as not to delay the response
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
-async def _wait_until_left(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -1,4 +1,4 @@
-"""`vl2 gateway`."""
+"""The command `vl2 gateway`."""
 
 import asyncio
 import logging
@@ -19,8 +19,8 @@ from videollama_core.telemetry.measures import open_measures
 from videollama_core.telemetry.options import telemetry_options
 from videollama_core.telemetry.traces import open_tracer, with_endpoint
 
-_SERVICE = "videollama2-gateway"  # to a collector
-_STOPS = signal.SIGTERM, signal.SIGINT
+_SERVICE = "videollama2-gateway"  # service.name in telemetry
+_STOP_SIGNALS = signal.SIGTERM, signal.SIGINT
 
 
 @click.command(
@@ -31,16 +31,16 @@ _STOPS = signal.SIGTERM, signal.SIGINT
     "named",
     multiple=True,
     metavar="[MODEL=]HOST:PORT",
-    help="Ask the server at this gRPC address; dns:NAME:PORT is one at each address of NAME, as they come and go. Repeat it for several servers of one model, or for several models. The default is --url.",
+    help="Forward to the server at this gRPC address; dns:NAME:PORT means a server at each address of NAME, looked up every second. Repeat it for several servers of one model, or for several models. The default is --url.",
 )
 @click.option(
     "--servers-file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Ask the servers of this file, too: one a line, as --server takes them. It is read again every second.",
+    help="Also forward to the servers in this file: one per line, in the format of --server. It is reread every second.",
 )
 @connection_options
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Listen on this address; 0.0.0.0 is every network."
+    "--host", default="127.0.0.1", show_default=True, help="Listen on this address; 0.0.0.0 means all interfaces."
 )
 @click.option("--port", default=8080, show_default=True, help="Listen on this port; 0 picks a free one.")
 @click.option(
@@ -61,7 +61,7 @@ def gateway(
     log_style: LogStyle,
     max_body_bytes: int | None,
 ) -> None:
-    """Offer the OpenAI API (chat completions with video, pictures and audio) and a web page in front of running servers."""
+    """Serve the OpenAI API (chat completions with video, pictures and audio) and a web page in front of running servers."""
     address = connection.pop("address")
     if not named and servers_file is None:
         named = (address,)
@@ -70,7 +70,7 @@ def gateway(
     log_to_stderr(logging.INFO, "%(asctime)s gateway %(levelname)s %(message)s", "gateway", log_style)
     listening = _listen(host, port)
     stopping = threading.Event()
-    for number in _STOPS:
+    for number in _STOP_SIGNALS:
         signal.signal(number, lambda *_: stopping.set())
     asyncio.run(_serve(named, servers_file, connection, listening, max_body_bytes, examples, environment, stopping))
 
@@ -98,10 +98,11 @@ async def _serve(
         app, log_config=None, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=30
     )
     server = uvicorn.Server(config)
-    for number in _STOPS:  # uvicorn takes them over a moment after the address is told: none may be lost between
+    # uvicorn installs its own handlers only some time after the address is printed; no signal may be lost in between.
+    for number in _STOP_SIGNALS:
         signal.signal(number, server.handle_exit)
-    where = listening.getsockname()
-    address = f"http://{where[0]}:{where[1]}"
+    listen_host, listen_port = listening.getsockname()[:2]
+    address = f"http://{listen_host}:{listen_port}"
     click.echo(f"the OpenAI API is at {address}/v1, a web page at {address}/, models: {', '.join(servers.models)}")
     if not stopping.is_set():
         await server.serve(sockets=[listening])
@@ -110,15 +111,15 @@ async def _serve(
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Raises: InvalidRequest where the address cannot be had."""
+    """Open the listening socket. Raises: InvalidRequest if the address cannot be bound."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        # Named as TCP: only then does asyncio turn off Nagle's algorithm, which holds the first text back for 40 ms.
+        # With IPPROTO_TCP named, asyncio turns off Nagle's algorithm, which would delay the first text by 40 ms.
         listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
         listening.listen(2048)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise InvalidRequest(f"{host}:{port} cannot be listened at: {reason}; name another --port or --host") from error
+        raise InvalidRequest(f"cannot listen on {host}:{port}: {reason}; name another --port or --host") from error
     return listening

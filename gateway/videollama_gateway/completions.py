@@ -1,4 +1,4 @@
-"""Answers in the form of the Chat Completions API. Whole answers, and chunks of a stream."""
+"""Format answers for the Chat Completions API: whole completions, and chunks of a stream."""
 
 import json
 import time
@@ -9,7 +9,7 @@ from videollama_core.protocol.messages import Answer
 
 
 class Form(Protocol):
-    """An answer in the form of one API: whole as JSON, or as server-sent events."""
+    """The format of one API's answers: a JSON object, or server-sent events."""
 
     def whole(self, answer: Answer) -> dict[str, Any]: ...
 
@@ -23,7 +23,7 @@ class Form(Protocol):
 
 
 class Completion:
-    """The answer to one request; every piece of it carries the same id, time and model."""
+    """The answer to one request; every chunk carries the same id, creation time and model."""
 
     def __init__(self, request_id: str, model: str, include_usage: bool = False) -> None:
         self._id, self._model, self._created = f"chatcmpl-{request_id}", model, int(time.time())
@@ -46,11 +46,11 @@ class Completion:
         return self._chunk({"content": text})
 
     def end(self, answer: Answer) -> str:
-        ends = self._chunk({}, answer.finish_reason)
+        events = self._chunk({}, answer.finish_reason)
         if self._include_usage:
             about = self._about("chat.completion.chunk")
-            ends += event(about | {"choices": [], "usage": usage_of(answer), "vl2": extra_of(answer)})
-        return ends + "data: [DONE]\n\n"
+            events += event(about | {"choices": [], "usage": usage_of(answer), "vl2": extra_of(answer)})
+        return events + "data: [DONE]\n\n"
 
     def error(self, body: dict[str, Any]) -> str:
         return event(body)
@@ -69,12 +69,12 @@ def event(content: dict[str, Any]) -> str:
 
 
 def was_cached(answer: Answer) -> bool:
-    """Whether the media's tokens were there from an earlier question."""
+    """Whether the media tokens came from the cache."""
     return bool(answer.usage.media_tokens) and not answer.seconds.get("encoder", 0.0)
 
 
 def usage_of(answer: Answer) -> dict[str, Any]:
-    """Media tokens are part of the prompt."""
+    """The usage object; media tokens count as prompt tokens."""
     used = answer.usage
     prompt = used.prompt_tokens + used.media_tokens
     return {
@@ -86,6 +86,6 @@ def usage_of(answer: Answer) -> dict[str, Any]:
 
 
 def extra_of(answer: Answer) -> dict[str, Any]:
-    """What OpenAI's form has no place for."""
+    """The `vl2` object: what OpenAI's schema has no field for."""
     frames = [asdict(frame) for frame in answer.frames]
     return {"media_tokens": answer.usage.media_tokens, "seconds": answer.seconds, "frames": frames}

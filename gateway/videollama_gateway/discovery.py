@@ -1,4 +1,4 @@
-"""Where the servers are: named on the command line, listed in a file that is read again, or found by DNS."""
+"""Server discovery: addresses named on the command line, listed in a file that is reread, or resolved by DNS."""
 
 import asyncio
 import socket
@@ -13,37 +13,37 @@ from videollama_core.protocol.errors import InvalidRequest
 DEFAULT_MODEL = "videollama2"
 FILE_BYTES = 2**20
 _DNS = "dns:"
-Found = dict[str, tuple[str, ...]]  # model -> addresses of its servers; a model may have none now
+Addresses = dict[str, tuple[str, ...]]  # model -> addresses of its servers, which may be none at the moment
 
 
 class Source(Protocol):
-    """Somewhere that tells of servers."""
+    """A source of server addresses."""
 
-    async def find(self) -> Found:
-        """Raises: InvalidRequest, OSError where nothing is known now; what was known then stays."""
+    async def find(self) -> Addresses:
+        """Return the current servers. Raises: InvalidRequest or OSError; the previous ones then stay in use."""
         ...
 
 
 @dataclass(frozen=True)
 class Named:
-    """Servers that stay."""
+    """A fixed list of servers."""
 
     servers: tuple[tuple[str, str], ...]  # model, address
 
-    async def find(self) -> Found:
+    async def find(self) -> Addresses:
         return _by_model(self.servers)
 
 
 @dataclass(frozen=True)
 class ByDns:
-    """A server at each address that a name has, such as a headless service of Kubernetes."""
+    """One server at each address of a DNS name, such as a headless Kubernetes service."""
 
     model: str
     name: str
     port: int
 
-    async def find(self) -> Found:
-        """Raises: OSError where the name has no address, or nobody can be asked."""
+    async def find(self) -> Addresses:
+        """Raises: OSError if the name has no address, or the lookup fails."""
         rows = await asyncio.get_running_loop().getaddrinfo(self.name, self.port, type=socket.SOCK_STREAM)
         hosts = sorted({str(row[4][0]) for row in rows})
         return {self.model: tuple(f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}" for host in hosts)}
@@ -51,24 +51,24 @@ class ByDns:
 
 @dataclass(frozen=True)
 class Listed:
-    """A file with a server a line, as --server takes it; blank lines and what follows a # say nothing."""
+    """A file with one server per line, in the format of --server; blank lines and comments after # are ignored."""
 
     path: Path
 
-    async def find(self) -> Found:
-        """Raises: OSError, InvalidRequest for the file as a whole: half a list is none."""
-        found: dict[str, list[str]] = {}
+    async def find(self) -> Addresses:
+        """Raises: OSError or InvalidRequest if any part of the file fails: a partial list is not used."""
+        models: dict[str, list[str]] = {}
         for source in self.read():
             for model, addresses in (await source.find()).items():
-                found.setdefault(model, []).extend(addresses)
-        return {model: tuple(dict.fromkeys(addresses)) for model, addresses in found.items()}
+                models.setdefault(model, []).extend(addresses)
+        return {model: tuple(dict.fromkeys(addresses)) for model, addresses in models.items()}
 
     def read(self) -> list[Source]:
-        """Raises: OSError, InvalidRequest."""
+        """Parse the file. Raises: OSError, InvalidRequest."""
         with self.path.open("rb") as file:
             content = file.read(FILE_BYTES + 1)
         if len(content) > FILE_BYTES:
-            raise InvalidRequest(f"{self.path} has more than {FILE_BYTES} bytes; wanted a server a line")
+            raise InvalidRequest(f"{self.path} has more than {FILE_BYTES} bytes; wanted one server per line")
         sources: list[Source] = []
         for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
             if text := line.partition("#")[0].strip():
@@ -80,11 +80,11 @@ class Listed:
 
 
 def read_server(text: str) -> Named | ByDns:
-    """What [MODEL=]HOST:PORT or [MODEL=]dns:NAME:PORT means. Raises: InvalidRequest."""
+    """Parse [MODEL=]HOST:PORT or [MODEL=]dns:NAME:PORT. Raises: InvalidRequest."""
     model, separator, address = text.rpartition("=")
     model = model.strip()
     if separator and not model:
-        raise InvalidRequest(f"{text}: the name of the model is empty; wanted MODEL=HOST:PORT")
+        raise InvalidRequest(f"{text}: the model name is empty; wanted MODEL=HOST:PORT")
     model, address = model or DEFAULT_MODEL, address.strip()
     if address.startswith(_DNS):
         name, _, port = check_address(address.removeprefix(_DNS)).rpartition(":")
@@ -92,8 +92,8 @@ def read_server(text: str) -> Named | ByDns:
     return Named(((model, check_address(address)),))
 
 
-def _by_model(servers: Iterable[tuple[str, str]]) -> Found:
-    found: dict[str, dict[str, None]] = {}
+def _by_model(servers: Iterable[tuple[str, str]]) -> Addresses:
+    models: dict[str, dict[str, None]] = {}
     for model, address in servers:
-        found.setdefault(model, {})[address] = None
-    return {model: tuple(addresses) for model, addresses in found.items()}
+        models.setdefault(model, {})[address] = None
+    return {model: tuple(addresses) for model, addresses in models.items()}

@@ -1,6 +1,6 @@
-"""Our errors as the OpenAI API words them: a status and a body.
+"""Map the project's errors to the OpenAI API's: an HTTP status and a body.
 
-Bad media is 400: clients send what failed with 429 or 5xx again, a whole video included.
+Bad media is 400, because clients retry 429 and 5xx, sending a whole video again.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from videollama_core.protocol.errors import (
     VideoLlamaError,
 )
 
-_STATUS: tuple[tuple[type[VideoLlamaError], int, str], ...] = (  # the first that fits
+_STATUS: tuple[tuple[type[VideoLlamaError], int, str], ...] = (  # the first match applies
     (InvalidRequest, 400, "invalid_request_error"),
     (MediaUnreachable, 400, "invalid_request_error"),
     (NotAllowed, 401, "authentication_error"),
@@ -28,11 +28,11 @@ _STATUS: tuple[tuple[type[VideoLlamaError], int, str], ...] = (  # the first tha
     (Cancelled, 499, "cancelled"),
     (VideoLlamaError, 500, "server_error"),
 )
-RETRY_SECONDS = 1  # of a Retry-After header
+RETRY_SECONDS = 1  # in the Retry-After header
 
 
 class BadRequest(InvalidRequest):
-    """A body that the API cannot mean; `parameter` names the field."""
+    """An invalid request; `parameter` names the field of the body."""
 
     def __init__(self, message: str, parameter: str | None = None, status: int = 400, code: str | None = None) -> None:
         super().__init__(message)
@@ -41,12 +41,12 @@ class BadRequest(InvalidRequest):
 
 def status_of(error: VideoLlamaError) -> tuple[int, str]:
     """HTTP status and OpenAI error type."""
-    status, kind = next((status, kind) for found, status, kind in _STATUS if isinstance(error, found))
+    status, kind = next((status, kind) for error_type, status, kind in _STATUS if isinstance(error, error_type))
     return (error.status, kind) if isinstance(error, BadRequest) else (status, kind)
 
 
 def body_of(error: VideoLlamaError) -> dict[str, Any]:
-    """`{"error": {message, type, param, code}}`; the code of ours is the error's kind."""
+    """`{"error": {message, type, param, code}}`; the code defaults to the error's kind."""
     parameter, code = (error.parameter, error.code) if isinstance(error, BadRequest) else (None, None)
     kind = "invalid_request" if isinstance(error, BadRequest) else error.kind
     return {
@@ -55,4 +55,5 @@ def body_of(error: VideoLlamaError) -> dict[str, Any]:
 
 
 def headers_of(error: VideoLlamaError) -> dict[str, str]:
+    """Retry-After for the errors that a retry may overcome."""
     return {"retry-after": str(RETRY_SECONDS)} if status_of(error)[0] in (429, 503) else {}

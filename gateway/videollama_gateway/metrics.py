@@ -1,4 +1,4 @@
-"""The gateway's figures, under their names in videollama_core/telemetry/figures.py."""
+"""The gateway's Prometheus metrics, as defined in videollama_core/telemetry/figures.py."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -7,7 +7,7 @@ from videollama_core.telemetry.figures import MODEL_LABEL, Figure
 
 
 class Metrics:
-    """One registry for each gateway."""
+    """The metrics of one gateway, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -31,4 +31,5 @@ class Metrics:
         return Counter(figure.name, figure.meaning, (MODEL_LABEL, *figure.labels), registry=self.registry)
 
     def expose(self) -> bytes:
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self.registry)

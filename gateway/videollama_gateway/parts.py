@@ -1,4 +1,4 @@
-"""Content parts of a message -> text and media. What would change the answer and cannot be done is refused."""
+"""Parse the content parts of a message into text and media. Unsupported options are refused, not ignored."""
 
 import base64
 import binascii
@@ -9,7 +9,7 @@ from typing import Any
 
 from videollama_gateway.failures import BadRequest
 
-# part type -> (key of its media, kind); input_image and input_text are those of the Responses API.
+# Part type -> (key of its media, kind); input_image and input_text belong to the Responses API.
 _MEDIA_PARTS = {
     "image_url": ("image_url", "image"),
     "input_image": ("image_url", "image"),
@@ -20,10 +20,10 @@ _MEDIA_PARTS = {
     "input_file": ("file", None),
 }
 _TEXT_PARTS = ("text", "input_text", "output_text")
-TIMES = ("start", "end", "with_audio", "num_frames", "sampling")  # extras that a question takes
-_FRAME_COUNTS = ("fps", "max_frames")  # extras that a question does not take
+TIMES = ("start", "end", "with_audio", "num_frames", "sampling")  # extra fields that a question takes
+_FRAME_COUNTS = ("fps", "max_frames")  # extra fields that are refused with advice
 _HARMLESS = ("type", "url", "detail", "uuid", "format", "data", "file_data", "filename", "mime_type")
-# The first bytes of a file -> kind.
+# Offset, magic bytes -> kind of the file.
 _MAGIC = (
     (0, b"\x89PNG", "image"),
     (0, b"\xff\xd8\xff", "image"),
@@ -44,19 +44,19 @@ _MAGIC = (
 
 
 @dataclass
-class Found:
-    """Text and media of a conversation, as they are read.
+class MediaParts:
+    """The media of a conversation, collected while its messages are read.
 
     Attributes:
-        media: (kind, bytes) of what was sent, or (kind, URL) of what the server is to fetch, in order.
-        extras: start, end, with_audio, num_frames, sampling, wherever they stood.
+        media: in order, (kind, bytes) of media that was sent, (kind, URL) of media for the server to fetch.
+        extras: start, end, with_audio, num_frames and sampling, from any level of the request.
     """
 
     media: list[tuple[str, bytes | str]] = field(default_factory=list)
     extras: dict[str, Any] = field(default_factory=dict)
 
     def add_extras(self, values: Any, where: str) -> None:
-        """Raises: BadRequest for what the service cannot do, or for two values of one extra."""
+        """Collect the extra fields among `values`. Raises: BadRequest for unsupported or contradictory ones."""
         if values is None:
             return
         if not isinstance(values, Mapping):
@@ -64,75 +64,80 @@ class Found:
         for name in _FRAME_COUNTS:
             if values.get(name) is not None:
                 raise BadRequest(
-                    f"{where}: {name} cannot be chosen: name the number of frames (num_frames), or leave it out for the "
+                    f"{where}: {name} is not supported; set the number of frames (num_frames), or leave it out for the "
                     "number that the checkpoint was trained on",
                     name,
                 )
         for name in TIMES:
             if (value := values.get(name)) is not None and self.extras.setdefault(name, value) != value:
-                raise BadRequest(f"{name} is both {self.extras[name]!r} and {value!r}", name)
+                raise BadRequest(f"{name} is both {self.extras[name]!r} and {value!r}; send it once", name)
 
 
-def read_content(content: Any, where: str, found: Found) -> str:
-    """The text of a message's content; its media goes to `found`. Raises: BadRequest."""
+def read_content(content: Any, where: str, media_parts: MediaParts) -> str:
+    """Return the text of a message's content and add its media to `media_parts`. Raises: BadRequest."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
         raise BadRequest(f"{where} is neither a string nor a list of parts", where)
     texts = []
-    for place, part in enumerate(content):
-        name = f"{where}[{place}]"
+    for index, part in enumerate(content):
+        name = f"{where}[{index}]"
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind in _TEXT_PARTS:
             if not isinstance(part.get("text"), str):
                 raise BadRequest(f"{name}.text is not a string", name)
             texts.append(part["text"])
         elif isinstance(kind, str) and kind in _MEDIA_PARTS:
-            _read_media(part, *_MEDIA_PARTS[kind], name, found)
+            _read_media(part, *_MEDIA_PARTS[kind], name, media_parts)
         else:
-            wanted = ", ".join((*_TEXT_PARTS[:2], *_MEDIA_PARTS))
-            raise BadRequest(f"{name} has type {kind!r}; parts are {wanted}", name)
+            types = ", ".join((*_TEXT_PARTS[:2], *_MEDIA_PARTS))
+            raise BadRequest(f"{name} has type {kind!r}; wanted one of {types}", name)
     return "\n".join(texts)
 
 
-def _read_media(part: Mapping[str, Any], key: str, kind: str | None, where: str, found: Found) -> None:
+def _read_media(part: Mapping[str, Any], key: str, kind: str | None, where: str, media_parts: MediaParts) -> None:
     value = part.get(key, part)
     inner: Mapping[str, Any] = value if isinstance(value, Mapping) else {"url": value}
     source = next((inner[name] for name in ("url", "data", "file_data") if inner.get(name) is not None), None)
     if not isinstance(source, str):
-        raise BadRequest(f"{where} brings no media; wanted a URL or base64 in {key}", where)
-    for holder in (part, inner):
-        unknown = set(holder) - {*TIMES, *_FRAME_COUNTS, *_HARMLESS, key}
+        raise BadRequest(f"{where} holds no media; wanted a URL or base64 in {key}", where)
+    for fields in (part, inner):
+        unknown = set(fields) - {*TIMES, *_FRAME_COUNTS, *_HARMLESS, key}
         if unknown:
-            raise BadRequest(f"{where} has the unknown field {sorted(unknown)[0]!r}", where)
-        found.add_extras(holder, where)
+            raise BadRequest(f"{where} has the unknown field {sorted(unknown)[0]!r}; leave it out", where)
+        media_parts.add_extras(fields, where)
     mime, content = read_source(source, where)
-    named = mime.partition("/")[0]
-    if isinstance(content, str):  # a URL; its name is all there is to go by
+    mime_kind = mime.partition("/")[0]
+    if isinstance(content, str):  # a URL: only its suffix can tell the kind
         kind = kind or _kind_of_url(content, where)
     elif kind is None:
-        kind = named if named in ("image", "video", "audio") else _kind_of_bytes(content)
-    elif named == "video" and kind == "image":
+        kind = mime_kind if mime_kind in ("image", "video", "audio") else _kind_of_bytes(content)
+    elif mime_kind == "video" and kind == "image":
         kind = "video"
     if kind is None:
         raise BadRequest(
-            f"{where} is neither a picture, a video nor an audio file that is known by its first bytes", where
+            f"{where} is not recognized as a picture, a video or an audio file; send it in a part of its kind", where
         )
-    found.media.append((kind, content))
+    media_parts.media.append((kind, content))
 
 
 def read_source(source: str, where: str) -> tuple[str, bytes | str]:
-    """(MIME type or "", bytes of a data: URL or of plain base64; or the URL itself)."""
+    """Return (MIME type or "", content): the bytes of a data: URL or of plain base64, or the URL itself.
+
+    Raises: BadRequest for another scheme or invalid base64.
+    """
     scheme, separator, rest = source.partition(":")
     if scheme.lower() in ("http", "https", "file") and separator:
         return "", source
     if scheme.lower() == "data" and separator:
         head, comma, body = rest.partition(",")
         if not comma or not head.lower().endswith(";base64"):
-            raise BadRequest(f"{where}: a data: URL is data:TYPE;base64,DATA", where)
+            raise BadRequest(f"{where}: the data: URL is malformed; wanted data:TYPE;base64,DATA", where)
         return head[: -len(";base64")].partition(";")[0].lower(), _decode(body, where)
     if separator:
-        raise BadRequest(f"{where}: the scheme {scheme[:20]!r} is none of data, https, http and file", where)
+        raise BadRequest(
+            f"{where}: the scheme {scheme[:20]!r} is not supported; wanted data, https, http or file", where
+        )
     return "", _decode(source, where)
 
 
@@ -140,7 +145,7 @@ def _decode(text: str, where: str) -> bytes:
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise BadRequest(f"{where} holds no base64: {error}", where) from error
+        raise BadRequest(f"{where} is not valid base64: {error}", where) from error
     if not content:
         raise BadRequest(f"{where} is empty", where)
     return content

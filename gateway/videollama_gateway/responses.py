@@ -1,4 +1,4 @@
-"""The Responses API: its bodies -> those of Chat Completions, and answers in its form. Nothing is stored."""
+"""The Responses API: translate its bodies to Chat Completions, and format its answers. Nothing is stored."""
 
 import json
 import time
@@ -11,17 +11,17 @@ from videollama_gateway.completions import extra_of, usage_of
 from videollama_gateway.failures import BadRequest
 from videollama_gateway.parts import TIMES
 
-# Fields whose names and meanings are those of Chat Completions; that API's reader checks them.
+# Fields with the name and meaning that they have in Chat Completions, whose parser checks them.
 _SAME = (
     *("model", "stream", "temperature", "top_p", "top_k", "seed", "max_output_tokens", "user", "metadata", "tools"),
     *("tool_choice", "parallel_tool_calls", "top_logprobs", "service_tier", *TIMES),
 )
-# Fields that would need what is not kept or not done, and the values of them that ask for nothing.
+# Unsupported fields -> the values that request nothing; any other value is refused.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "previous_response_id": (),
     "conversation": (),
     "background": (False,),
-    "store": (False, True),  # clients send true by themselves; GET of a response is 404
+    "store": (False, True),  # clients send true by default; GET of a response is 404
     "include": ([],),
     "truncation": ("disabled",),
     "text": ({"format": {"type": "text"}}, {}),
@@ -32,27 +32,27 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def read_responses_request(body: Any) -> ChatRequest:
-    """Raises: BadRequest for what is not understood or cannot be done."""
+    """Parse a decoded JSON body. Raises: BadRequest for invalid or unknown fields, and for unsupported values."""
     if not isinstance(body, Mapping):
         raise BadRequest("the body is not a JSON object")
     for name, value in body.items():
         if name in _NEUTRAL:
             if value is not None and value not in _NEUTRAL[name]:
-                raise BadRequest(f"{name} is not offered by this service; leave it out", name)
+                raise BadRequest(f"{name} is not supported by this service; leave it out", name)
         elif name not in (*_SAME, "input", "instructions") and value is not None:
-            raise BadRequest(f"unknown field {name!r}", name)
+            raise BadRequest(f"unknown field {name!r}; leave it out", name)
     chat = {name: body[name] for name in _SAME if name in body}
     messages: list[dict[str, Any]] = []
     if (instructions := body.get("instructions")) is not None:
         messages.append({"role": "system", "content": instructions})
-    asked = body.get("input")
-    if isinstance(asked, str):
-        asked = [{"role": "user", "content": asked}]
-    if not isinstance(asked, list) or not asked:
+    items = body.get("input")
+    if isinstance(items, str):
+        items = [{"role": "user", "content": items}]
+    if not isinstance(items, list) or not items:
         raise BadRequest("input is neither a string nor a list of messages", "input")
-    for place, item in enumerate(asked):
+    for index, item in enumerate(items):
         if not isinstance(item, Mapping) or item.get("type", "message") != "message":
-            raise BadRequest(f"input[{place}] is not a message", "input")
+            raise BadRequest(f"input[{index}] is not a message", "input")
         messages.append({"role": item.get("role"), "content": item.get("content")})
     return read_chat_request(chat | {"messages": messages})
 
@@ -66,10 +66,10 @@ class ResponseForm:
         self._number = 0
 
     def whole(self, answer: Answer) -> dict[str, Any]:
-        used, cut = usage_of(answer), answer.finish_reason == "length"
-        return self._about("incomplete" if cut else "completed") | {
-            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-            "output": [self._message("incomplete" if cut else "completed", answer.text)],
+        used, is_truncated = usage_of(answer), answer.finish_reason == "length"
+        return self._about("incomplete" if is_truncated else "completed") | {
+            "incomplete_details": {"reason": "max_output_tokens"} if is_truncated else None,
+            "output": [self._message("incomplete" if is_truncated else "completed", answer.text)],
             "usage": {
                 "input_tokens": used["prompt_tokens"],
                 "input_tokens_details": used["prompt_tokens_details"],
@@ -81,7 +81,7 @@ class ResponseForm:
         }
 
     def begin(self, text: str) -> str:
-        """Events up to the first text."""
+        """The events up to and including the first text."""
         created = self._about("in_progress")
         opened = (
             self._event("response.created", response=created),
@@ -95,18 +95,18 @@ class ResponseForm:
         return self._event("response.output_text.delta", **self._place(), delta=text, logprobs=[])
 
     def end(self, answer: Answer) -> str:
-        whole = self.whole(answer)
-        return "".join(self._ends(answer, whole))
+        response = self.whole(answer)
+        return "".join(self._ends(answer, response))
 
-    def _ends(self, answer: Answer, whole: dict[str, Any]) -> Iterator[str]:
+    def _ends(self, answer: Answer, response: dict[str, Any]) -> Iterator[str]:
         yield self._event("response.output_text.done", **self._place(), text=answer.text, logprobs=[])
         yield self._event("response.content_part.done", **self._place(), part=_text(answer.text))
-        yield self._event("response.output_item.done", output_index=0, item=whole["output"][0])
-        yield self._event(f"response.{whole['status']}", response=whole)
+        yield self._event("response.output_item.done", output_index=0, item=response["output"][0])
+        yield self._event(f"response.{response['status']}", response=response)
 
     def error(self, body: dict[str, Any]) -> str:
-        found = body["error"]
-        return self._event("error", code=found["code"], message=found["message"], param=found["param"])
+        error = body["error"]
+        return self._event("error", code=error["code"], message=error["message"], param=error["param"])
 
     def _event(self, kind: str, **content: Any) -> str:
         content = {"type": kind, "sequence_number": self._number, **content}

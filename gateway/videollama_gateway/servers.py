@@ -1,4 +1,4 @@
-"""The servers behind the gateway: which of them has a model, which is ready, which takes the next question."""
+"""The servers behind the gateway: their models, their readiness, and which one gets the next question."""
 
 import asyncio
 import hashlib
@@ -11,55 +11,55 @@ from typing import Any
 
 from videollama_client import AsyncClient
 from videollama_core.protocol.errors import InvalidRequest, ServerUnreachable
-from videollama_gateway.discovery import ByDns, Found, Listed, Source, read_server
+from videollama_gateway.discovery import Addresses, ByDns, Listed, Source, read_server
 from videollama_gateway.failures import BadRequest
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
-# Consistent hashing with bounded load: a server takes at most so many times its share of the running questions. What a
-# server's batch takes at once is no load: among few questions, shares say nothing.
+# Consistent hashing with bounded load: a server takes at most SPARE times its share of the running questions. Up to
+# NO_LOAD of them, which fit into one batch, do not count as load: among few questions, shares mean nothing.
 SPARE, NO_LOAD = 1.25, 8
 
 
 @dataclass(eq=False)
 class Server:
-    """One server: its client, whether it was ready when it was last asked, and how many questions it has."""
+    """One server: its client, its readiness at the last poll, and the number of its running questions."""
 
     address: str
     client: AsyncClient
     ready: bool = False
     running: int = 0
-    wanted: bool = True  # False: it takes no new question, and is left when the last has its answer
+    wanted: bool = True  # False: it gets no new questions and is dropped after its last answer
 
-    async def look(self) -> None:
-        """Ask whether it answers, now."""
+    async def poll(self) -> None:
+        """Update its readiness."""
         self.ready = await self.client.health()
 
 
 @dataclass
 class Servers:
-    """Models by name, each on one server or several, which may come and go.
+    """Models by name, each on one or more servers, which may come and go.
 
-    A question about media goes to the server that had the media before (rendezvous hashing on its digest), so that its
-    tokens are found there; unless that one has more than its share of the work.
+    A question about media goes to the server that had the media before (rendezvous hashing on its digest), whose cache
+    holds the media tokens, unless that server has more than its share of the load.
     """
 
     models: dict[str, list[Server]] = field(default_factory=dict)
     sources: Sequence[Source] = ()
     connection: Mapping[str, Any] = field(default_factory=dict)
-    _found: dict[Source, Found] = field(default_factory=dict)
+    _addresses: dict[Source, Addresses] = field(default_factory=dict)
     _failures: dict[Source, str] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @classmethod
     def connect(cls, named: Sequence[str], connection: Mapping[str, Any], file: Path | None = None) -> "Servers":
-        """Nothing is asked before `start`.
+        """Build from the command line, without contacting any server before `start`.
 
         Args:
-            named: [MODEL=]HOST:PORT or [MODEL=]dns:NAME:PORT, several of one model likewise.
+            named: [MODEL=]HOST:PORT or [MODEL=]dns:NAME:PORT; a model may occur several times.
             connection: further keyword arguments of AsyncClient.
-            file: a list of more of them, read again every second.
-        Raises: InvalidRequest where they mean nothing.
+            file: a list of further servers, reread every second.
+        Raises: InvalidRequest for invalid addresses or an unreadable file.
         """
         sources: list[Source] = [read_server(text) for text in named]
         inner = list(sources)
@@ -72,14 +72,16 @@ class Servers:
                 raise InvalidRequest(f"--servers-file {file} cannot be read: {error.strerror}") from error
         encrypted = any(connection.get(name) for name in ("tls", "root_certificates", "certificate"))
         if encrypted and any(isinstance(source, ByDns) for source in inner):
-            raise InvalidRequest("dns: gives addresses, and certificates name hosts; name the hosts, or leave TLS out")
+            raise InvalidRequest(
+                "dns: resolves to addresses, but certificates name hosts; name each host with --server, or leave TLS out"
+            )
         return cls({}, sources, connection)
 
     def in_order(self, model: str, media_digest: str | None) -> list[Server]:
-        """The ready servers of a model, the one to ask first. Raises: BadRequest (404), ServerUnreachable."""
+        """Return the ready servers of a model, the preferred one first. Raises: BadRequest (404), ServerUnreachable."""
         if model not in self.models:
             raise BadRequest(
-                f"the model {model!r} does not exist; there are {', '.join(self.models)}",
+                f"the model {model!r} does not exist; the models are {', '.join(self.models)}",
                 "model",
                 404,
                 "model_not_found",
@@ -91,62 +93,59 @@ class Servers:
             return sorted(ready, key=lambda server: server.running)
         most = max(NO_LOAD, math.ceil(SPARE * (sum(server.running for server in ready) + 1) / len(ready)))
         ranked = sorted(ready, key=lambda server: hashlib.sha256(f"{media_digest} {server.address}".encode()).digest())
-        return sorted(ranked, key=lambda server: server.running >= most)  # a stable sort: those with room first
+        return sorted(ranked, key=lambda server: server.running >= most)  # stable sort: servers below their bound first
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is a model, and each has a server that answers."""
+        """Whether there is at least one model, and every model has a ready server."""
         return bool(self.models) and all(any(server.ready for server in each) for each in self.models.values())
 
-    # --- who is there ---
-
     async def start(self) -> None:
-        """Find the servers, ask each whether it answers, and go on doing both until `close`."""
+        """Discover the servers, poll each once, and keep doing both in the background until `close`."""
         await self.discover()
-        await asyncio.gather(*(server.look() for servers in self.models.values() for server in servers))
+        await asyncio.gather(*(server.poll() for servers in self.models.values() for server in servers))
         self._begin(self._keep_discovering())
 
     async def discover(self) -> None:
-        """Take in new servers and let go of those that are gone. A source that fails keeps what it had."""
+        """Add new servers and retire those that are gone. A source that fails keeps its previous servers."""
         for source in self.sources:
             try:
-                self._found[source] = await source.find()
+                self._addresses[source] = await source.find()
                 self._failures.pop(source, None)
             except (InvalidRequest, OSError) as error:
                 if isinstance(source, ByDns):
-                    self._found.setdefault(source, {source.model: ()})
+                    self._addresses.setdefault(source, {source.model: ()})
                 if self._failures.get(source) != str(error):  # once, not every second
-                    logger.warning("%s tells of no servers now, those of before stay: %s", source, error)
+                    logger.warning("discovery failed, keeping the previous servers of %s: %s", source, error)
                 self._failures[source] = str(error)
         wanted: dict[str, dict[str, None]] = {}
-        for found in self._found.values():
-            for model, addresses in found.items():
+        for models in self._addresses.values():
+            for model, addresses in models.items():
                 wanted.setdefault(model, {}).update(dict.fromkeys(addresses))
-        self._take({model: list(addresses) for model, addresses in wanted.items()})
+        self._update({model: list(addresses) for model, addresses in wanted.items()})
 
-    def _take(self, wanted: Mapping[str, Sequence[str]]) -> None:
+    def _update(self, wanted: Mapping[str, Sequence[str]]) -> None:
         models: dict[str, list[Server]] = {}
         for model, addresses in wanted.items():
             known = {server.address: server for server in self.models.get(model, ())}
-            models[model] = [known.get(address) or self._meet(address) for address in addresses]
+            models[model] = [known.get(address) or self._add(address) for address in addresses]
         kept = {server for servers in models.values() for server in servers}
         for servers in self.models.values():
             for server in servers:
                 server.wanted = server in kept
         self.models = models
 
-    def _meet(self, address: str) -> Server:
-        server = Server(
-            address, AsyncClient(address, restart_seconds=0, **self.connection)
-        )  # another server may have it
+    def _add(self, address: str) -> Server:
+        # No resending by the client: the gateway sends the request to another server instead.
+        server = Server(address, AsyncClient(address, restart_seconds=0, **self.connection))
         self._begin(self._watch(server))
         return server
 
     async def _watch(self, server: Server) -> None:
-        """One task a server, so that one that does not answer holds up no other."""
+        """Poll in a task per server, so that an unresponsive one does not delay the others."""
         try:
             while server.wanted or server.running:
-                await server.look()
+                await server.poll()
                 await asyncio.sleep(POLL_SECONDS)
         finally:
             await server.client.close()
@@ -162,6 +161,7 @@ class Servers:
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
+        """Stop polling and close the clients."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -1,4 +1,4 @@
-"""What the gateway tells of one request: its figures, its span and its line of the log."""
+"""The telemetry of one request at the gateway: its metrics, its span and its log line."""
 
 import logging
 import time
@@ -16,12 +16,15 @@ from videollama_gateway.failures import status_of
 from videollama_gateway.metrics import Metrics
 
 logger = logging.getLogger(__name__)
-_UNKNOWN = "unknown"  # the model of a request that names none of ours, or could not be read
+_UNKNOWN = "unknown"  # the model label of a request for an unknown model, or that could not be parsed
 
 
 class Watch:
-    """One request: its span begins when made, its figures with `begin`; exactly one of `answered` and `failed` ends it,
-    further calls do nothing."""
+    """The telemetry of one request.
+
+    Its span begins at construction, its metrics with `begin`. The first call of `answered` or `failed` ends both;
+    further calls have no effect.
+    """
 
     def __init__(
         self, metrics: Metrics, tracer: Tracer, request: Request, request_id: str, measures: Measures = NO_MEASURES
@@ -38,25 +41,27 @@ class Watch:
 
     @property
     def traceparent(self) -> str | None:
-        """For the server that answers."""
+        """The trace context to pass to the server."""
         return self._span.traceparent
 
     @property
     def is_measured(self) -> bool:
-        """Whether its metrics go to OpenTelemetry from here: the server is told, lest it send them once more."""
+        """Whether the gateway reports its metrics to OpenTelemetry; the server must then not report them again."""
         return self._measures.is_on
 
     def begin(self, model: str | None) -> None:
-        """The request was read; None is a model that is none of ours."""
+        """Start the metrics once the request is parsed; `model` is None for an unknown one."""
         self._model, self._began, self._begun = model or _UNKNOWN, time.perf_counter(), True
         self._metrics.running.labels(self._model).inc()
 
     def first_text(self) -> None:
+        """Record the time to the first token."""
         if self._first is None:
             self._first = time.perf_counter()
             self._metrics.first_token.labels(self._model).observe(self._first - self._began)
 
     def answered(self, answer: Answer) -> None:
+        """End with a complete answer."""
         if not self._end():
             return
         now, metrics, model, usage = time.perf_counter(), self._metrics, self._model, answer.usage
@@ -66,7 +71,7 @@ class Watch:
         first_seconds = None if self._first is None else self._first - self._began
         self._measures.answered(model, now - self._began, first_seconds, usage.completion_tokens)
         for stage, seconds in answer.seconds.items():
-            if seconds:  # it worked for this request
+            if seconds:  # the stage ran for this request
                 metrics.stage.labels(model, stage).observe(seconds)
         prompt_tokens = usage.prompt_tokens + usage.media_tokens
         metrics.prompt_tokens.labels(model).inc(prompt_tokens)
@@ -97,10 +102,10 @@ class Watch:
         )
 
     def failed(self, error: VideoLlamaError | None) -> None:
-        """None: the caller left."""
+        """End with an error; None means that the client disconnected."""
         if not self._end():
             return
-        error = error or Cancelled("the caller left")
+        error = error or Cancelled("the client disconnected")
         status = status_of(error)[0]
         reason = "cancelled" if isinstance(error, Cancelled) else error.kind if status != 404 else "unknown_model"
         self._metrics.rejected.labels(self._model, reason).inc()
@@ -110,9 +115,9 @@ class Watch:
         level = logging.WARNING if status >= 500 else logging.INFO
         self._log(level, "failed", status=status, reason=reason, text=str(error) if self._content else None)
 
-    def _log(self, level: int, message: str, **found: object) -> None:
-        about = fields(request_id=self._request_id, trace_id=self._span.trace_id, model=self._model, **found)
-        logger.log(level, message, extra=about)
+    def _log(self, level: int, message: str, **values: object) -> None:
+        extra = fields(request_id=self._request_id, trace_id=self._span.trace_id, model=self._model, **values)
+        logger.log(level, message, extra=extra)
 
     def _end(self) -> bool:
         if self._ended:

@@ -194,7 +194,7 @@ def test_what_a_caller_can_mend_is_400_and_says_so(sdk):
             with pytest.raises(openai.BadRequestError) as raised:
                 sdk.chat.completions.create(model="videollama2", messages=messages, stream=stream, **more)
             assert raised.value.code == code and raised.value.body["message"]
-    with pytest.raises(openai.NotFoundError, match="there are videollama2"):
+    with pytest.raises(openai.NotFoundError, match="the models are videollama2"):
         sdk.chat.completions.create(model="gpt", messages=user())
     assert [model.id for model in sdk.models.list()] == ["videollama2"]
 

@@ -205,7 +205,7 @@ def test_two_kinds_and_media_of_later_turns_are_refused():
         {"role": "assistant", "content": "b"},
         {"role": "user", "content": [TEXT, clip]},
     ]
-    with pytest.raises(BadRequest, match="first message"):
+    with pytest.raises(BadRequest, match="first user message"):
         read_chat_request({"model": "m", "messages": turns})
 
 

@@ -93,7 +93,7 @@ def test_a_request_goes_to_another_server_before_its_first_text_alone():
         first.ends = "before"
         assert await ask(servers, digest) == "second" and (first.num_questions, second.num_questions) == (2, 1)
         first.ends = "after"
-        await servers.models["videollama2"][0].look()
+        await servers.models["videollama2"][0].poll()
         with pytest.raises(ServerUnreachable):
             await ask(servers, digest)
         assert (first.num_questions, second.num_questions) == (3, 1)

@@ -1,1 +1,1 @@
-"""The web page: static files and the examples it offers. May import Starlette alone."""
+"""The web page: static files and example media. May import only Starlette."""

@@ -1,4 +1,4 @@
-"""Routes of the page: three static files, and media that a visitor may try."""
+"""Routes of the web page: three static files, and example media."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from starlette.routing import BaseRoute, Route
 _FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
 _SUFFIXES = (".mp4", ".webm", ".mov", ".gif", ".png", ".jpg", ".jpeg", ".webp", ".wav", ".flac", ".mp3", ".ogg")
 MAX_EXAMPLES = 6
-# Everything comes from the gateway itself; media that a visitor chose are blobs.
+# Everything is loaded from the gateway itself; media that a visitor selects are blobs.
 _HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
@@ -19,8 +19,10 @@ _HEADERS = {
 
 
 def page_routes(examples: Path | None) -> list[BaseRoute]:
-    """Args:
-    examples: folder whose first media files the page offers; links in it are not followed out of it.
+    """Build the routes.
+
+    Args:
+        examples: folder whose first media files the page offers; symbolic links are skipped.
     """
     files = {path.name: path for path in _media_in(examples)} if examples else {}
 
@@ -45,5 +47,5 @@ def page_routes(examples: Path | None) -> list[BaseRoute]:
 
 
 def _media_in(folder: Path) -> list[Path]:
-    found = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in _SUFFIXES and not path.is_symlink()]
-    return found[:MAX_EXAMPLES]
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in _SUFFIXES and not path.is_symlink()]
+    return files[:MAX_EXAMPLES]
