@@ -1,1 +1,1 @@
-"""A checkpoint's parts -> ONNX graphs, encoder weights, the plain Hugging Face decoder. May import `steps`."""
+"""Exports a checkpoint's parts: ONNX graphs, encoder weights and a plain Hugging Face decoder. May import `steps`."""

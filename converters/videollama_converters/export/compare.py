@@ -1,4 +1,4 @@
-"""Parity: the same inputs through a graph and its PyTorch module."""
+"""Parity check: runs a graph and its PyTorch module on the same inputs."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -16,13 +16,13 @@ from videollama_core.engines.specs import Graph
 from videollama_core.model.config import ModelConfig
 from videollama_core.protocol.errors import ParityFailed
 
-# Largest relative difference allowed, |a - b| / max(1, largest |b|), in float32. Sums of different order move the last
-# bits: tiny models stay below 3e-6, real widths (1024 and more) below 5e-5.
+# Largest relative difference allowed, |a - b| / max(1, largest |b|), in float32. A different order of summation changes the
+# last bits: tiny models stay below 3e-6, real widths (1024 and more) below 5e-5.
 TOLERANCE = 2e-4
-# With matrices in int8, whose rounding is the point: 0.06 in tiny dense decoders of random weights, 0.26 in a Mixtral, where a
-# rounded score chooses another expert. A wrong layout differs by 1 and more.
+# With int8 matrices, which round by design: 0.06 was measured in tiny dense decoders with random weights, 0.26 in a Mixtral,
+# where a rounded router score selects another expert. A wrong layout differs by 1 or more.
 INT8_TOLERANCE = 0.6
-# A graph is compared while module, session and inputs fit this share of the memory.
+# A graph is compared only if module, session and inputs fit into this share of the memory.
 MEMORY_SHARE = 0.4
 
 
@@ -40,28 +40,32 @@ class Comparison:
 def compare(
     graph: Graph, config: ModelConfig, sources: Sources, path: Path, tolerance: float = TOLERANCE
 ) -> Comparison:
-    """Raises: ParityFailed beyond `tolerance`."""
+    """Run graph and module on the example inputs, in float32. Raises: ParityFailed beyond `tolerance`."""
     size = sum(file.stat().st_size for file in (path, path.with_name(path.name + ".data")) if file.is_file())
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if 3 * size > MEMORY_SHARE * memory:
-        note = f"not compared: the graph's {size / 2**30:.1f} GiB do not fit this machine's memory three times"
+        note = (
+            f"not compared: this machine's memory is too small for three copies of the graph ({size / 2**30:.1f} GiB)"
+        )
         return Comparison(graph.name, None, tolerance, note)
     inputs = example_inputs(graph, config)
     module = build_module(graph, config).to_empty(device="cpu")
     fill(module, sources, graph.name)
     with torch.inference_mode():
         outputs = module(*inputs)
-    wanted = outputs if isinstance(outputs, tuple) else (outputs,)
+    expected = outputs if isinstance(outputs, tuple) else (outputs,)
     engine = OnnxEngine(path, graph.inputs_of(config), graph.outputs)
-    found = engine.run({name: tensor.numpy() for name, tensor in zip(graph.inputs_of(config), inputs, strict=True)})
+    outputs_by_name = engine.run(
+        {name: tensor.numpy() for name, tensor in zip(graph.inputs_of(config), inputs, strict=True)}
+    )
     differences = [
-        float(np.abs(found[name] - tensor.numpy()).max() / max(1.0, float(tensor.abs().max())))
-        for name, tensor in zip(graph.outputs, wanted, strict=True)
+        float(np.abs(outputs_by_name[name] - tensor.numpy()).max() / max(1.0, float(tensor.abs().max())))
+        for name, tensor in zip(graph.outputs, expected, strict=True)
     ]
     result = Comparison(graph.name, max(differences), tolerance)
     if not result.difference <= tolerance:  # type: ignore[operator]  # NaN fails too
         raise ParityFailed(
-            f"{graph.name}: ONNX Runtime and PyTorch differ by {result.difference:.2e}; at most {tolerance:.0e} was wanted. "
-            "This is a defect of the conversion: please report it with the checkpoint's config.json"
+            f"{graph.name}: ONNX Runtime and PyTorch differ by {result.difference:.2e}; at most {tolerance:.0e} is allowed. "
+            "This is a defect in the conversion: please report it with the checkpoint's config.json"
         )
     return result

@@ -1,6 +1,6 @@
-"""What the converter knows of each graph: a new one is one entry of SPECS.
+"""How each graph is exported: a new graph is one entry of SPECS.
 
-Its name and tensors stand in the core (`videollama_core.engines.specs`).
+Names and tensors of the graphs are defined in the core (`videollama_core.engines.specs`).
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from videollama_core.model.connector import Connector
 from videollama_core.model.decoder import Decoder, rotary_tables
 from videollama_core.model.vision import VisionEncoder
 
-IMAGE_STEPS = 4  # frames in time that the connector is given of one frame at most: edges and the middle (frame_plan.py)
+IMAGE_STEPS = 4  # time steps that the connector computes at most for a single frame: edges and middle (frame_plan.py)
 _TABLE = "model.embed_tokens.weight"
 Profile = dict[str, tuple[tuple[int, ...], ...]]  # input -> (smallest, usual, largest shape)
 
@@ -30,14 +30,12 @@ Profile = dict[str, tuple[tuple[int, ...], ...]]  # input -> (smallest, usual, l
 class GraphSpec:
     graph: Graph
     module: Callable[[ModelConfig], nn.Module]
-    decided_by: Callable[[ModelConfig], object]  # all of the configuration that the module reads; hashable
+    decided_by: Callable[[ModelConfig], object]  # every part of the configuration that the module reads; hashable
     sources: Callable[[CheckpointParts], Sources]  # readers of the module's parameters
-    inputs: Callable[[ModelConfig, int, Generator], tuple[Tensor, ...]]  # examples of so many rows
+    inputs: Callable[[ModelConfig, int, Generator], tuple[Tensor, ...]]  # example inputs with this many rows
     dynamic_axes: tuple[tuple[int, ...], ...] = ()  # of each input; () where `cut` is exported instead
-    profiles: Callable[[ModelConfig], list[Profile]] | None = (
-        None  # of its TensorRT engine; None: it is built into none
-    )
-    cut: Graph | None = None  # that of one layer, from which it is made (repeated_layers.py); None: exported as it is
+    profiles: Callable[[ModelConfig], list[Profile]] | None = None  # of its TensorRT engine; None: it has none
+    cut: Graph | None = None  # the one-layer graph that this one repeats (repeated_layers.py); None: exported whole
 
 
 class Embedding(nn.Module):
@@ -53,7 +51,7 @@ class Embedding(nn.Module):
 
 
 class DecoderStep(Decoder):
-    """The decoder with its cached keys and values as arguments of their own: past_key_0, past_value_0, past_key_1, ..."""
+    """The decoder with each cached key and value as a separate argument: past_key_0, past_value_0, past_key_1, ..."""
 
     def forward(self, inputs_embeds: Tensor, positions: Tensor, bias: Tensor, last: Tensor, *past: Tensor) -> Any:  # type: ignore[override]
         pairs = list(zip(past[::2], past[1::2], strict=True))
@@ -61,7 +59,7 @@ class DecoderStep(Decoder):
 
 
 class CutDecoder(Decoder):
-    """A decoder of one layer, cut behind it: the head is given what all layers make, the layer what it is to take."""
+    """A decoder with one layer, disconnected from its head: `x` enters the layer, `layered` (all layers' output) the head."""
 
     def forward(  # type: ignore[override]
         self,
@@ -73,7 +71,7 @@ class CutDecoder(Decoder):
         past_key: Tensor,
         past_value: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        assert layered.shape == x.shape  # so that the exporter knows their sizes by one name
+        assert layered.shape == x.shape  # so that the exporter uses the same symbolic dimensions for both
         cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
         (layer,) = self.model.layers
         x, new = layer(x, cos, sin, bias, past_key, past_value)
@@ -87,10 +85,10 @@ def _vision_inputs(config: ModelConfig, rows: int, generator: Generator) -> tupl
 
 def _vision_profiles(config: ModelConfig) -> list[Profile]:
     size = config.pixels.size
-    one = (1, size, size, 3)
+    single = (1, size, size, 3)
     return [
-        {"frames": (one, one, one)},
-        {"frames": (one, (config.num_frames, size, size, 3), (MAX_FRAMES, size, size, 3))},
+        {"frames": (single, single, single)},
+        {"frames": (single, (config.num_frames, size, size, 3), (MAX_FRAMES, size, size, 3))},
     ]
 
 
@@ -221,7 +219,7 @@ SPECS = {
         ),
     )
 }
-ENGINE_GRAPHS = tuple(graph for graph, spec in SPECS.items() if spec.profiles)  # those that TensorRT runs
+ENGINE_GRAPHS = tuple(graph for graph, spec in SPECS.items() if spec.profiles)  # the graphs that TensorRT runs
 
 
 def graph_sources(graph: Graph, parts: CheckpointParts) -> Sources:
@@ -232,13 +230,13 @@ def graph_sources(graph: Graph, parts: CheckpointParts) -> Sources:
 def example_inputs(
     graph: Graph, config: ModelConfig, rows: int = 2, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, ...]:
-    """Inputs of the right shapes; seeded, so that two runs compare."""
-    found = SPECS[graph].inputs(config, rows, Generator().manual_seed(0))
-    return tuple(value.to(dtype) if value.is_floating_point() else value for value in found)
+    """Inputs of the right shapes, from a fixed seed so that two runs are comparable."""
+    inputs = SPECS[graph].inputs(config, rows, Generator().manual_seed(0))
+    return tuple(value.to(dtype) if value.is_floating_point() else value for value in inputs)
 
 
 def profiles(graph: Graph, config: ModelConfig) -> list[Profile]:
-    """One entry per optimisation profile of a graph's engine: an image, then videos."""
-    made = SPECS[graph].profiles
-    assert made is not None, graph
-    return made(config)
+    """One entry per optimization profile of a graph's engine: an image, then videos."""
+    make_profiles = SPECS[graph].profiles
+    assert make_profiles is not None, graph
+    return make_profiles(config)

@@ -1,7 +1,7 @@
-"""PyTorch modules -> ONNX graphs with external weights.
+"""Exports PyTorch modules as ONNX graphs with external weights.
 
-A module is exported on the meta device, where it has shapes and no values; its tensors are then read from the
-checkpoint one at a time while the file is written. Peak memory is one tensor, whatever the model's size.
+A module is exported on the meta device, where it has shapes but no values; its tensors are then read from the
+checkpoint one at a time while the file is written. Peak memory is one tensor, regardless of the model's size.
 """
 
 import logging
@@ -31,11 +31,11 @@ from videollama_core.engines.specs import DECODER, VISION_ENCODER, Graph
 from videollama_core.model.config import ModelConfig
 
 _traced: dict[object, ir.Model] = {}  # as exported; see trace_graph
-OPSET = 18  # what TensorRT 10 and ONNX Runtime both read; LayerNormalization is one node from 17 on
+OPSET = 18  # read by both TensorRT 10 and ONNX Runtime; LayerNormalization is a single node from 17 on
 
 
 class _Float32Norm(nn.LayerNorm):
-    """A LayerNorm that computes in float32 inside a graph of fewer bits, where its sums of squares overflow."""
+    """A LayerNorm that computes in float32 inside a graph of lower precision, where its sums of squares would overflow."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.float(), self.bias.float()
@@ -43,7 +43,7 @@ class _Float32Norm(nn.LayerNorm):
 
 
 def lower(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """In place: compute in `dtype`, norms in float32. The types of the graph are those of its engine (strong typing)."""
+    """In place: compute in `dtype`, norms in float32. The engine keeps the types of the graph (strong typing)."""
     for child in module.modules():
         if type(child) is nn.LayerNorm:
             child.__class__ = _Float32Norm
@@ -51,38 +51,38 @@ def lower(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def build_module(graph: Graph, config: ModelConfig, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The PyTorch module behind a graph, without values."""
+    """The PyTorch module behind a graph, on the meta device."""
     with torch.device("meta"):
         module = SPECS[graph].module(config).eval()
     return module if dtype is torch.float32 else lower(module, dtype)
 
 
 def unchanged(model: ir.Model) -> None:
-    """The edit that is none."""
+    """An edit that does nothing."""
 
 
 def float_pixels(model: ir.Model) -> None:
-    """The vision graph for ONNX Runtime: the cast of its first input to float32 finds float32 there.
+    """Give the vision graph for ONNX Runtime a float32 input; its cast to float32 then changes nothing.
 
-    Noised pixels (contrast.py) are no whole numbers. TensorRT's graph keeps uint8.
+    Noised pixels (contrast.py) are not integers. TensorRT's graph keeps uint8.
     """
     (frames,) = model.graph.inputs
     assert all(node.op_type == "Cast" for node, _ in frames.uses())
-    frames.type = ir.TensorType(ir.DataType.FLOAT)  # a new one: copies of a graph share theirs
+    frames.type = ir.TensorType(ir.DataType.FLOAT)  # a new object: copies of a graph share their types
 
 
 def trace_graph(graph: Graph, config: ModelConfig, dtype: torch.dtype = torch.float32) -> ir.Model:
-    """The graph of a module, its parameters without values: a copy of the caller's own.
+    """The graph of a module, its parameters without values: a copy that the caller may change.
 
-    Exporting is almost all of a small model's conversion, so each graph is exported once in a process: the check before a
-    conversion for TensorRT needs the graphs of the conversion, and models of one family share most of theirs. That a shared
-    graph is the right one is held by compare.py, which runs it beside the module of each configuration.
+    Exporting takes almost all the time of a small model's conversion, so each graph is exported once per process: the check
+    before a conversion for TensorRT needs the graphs of the conversion, and models of one family share most of theirs.
+    compare.py proves that a shared graph is the right one: it runs the graph and the module of each configuration.
     """
     exported = SPECS[graph].cut or graph
     key = (exported, SPECS[exported].decided_by(config), dtype)
     if key not in _traced:
-        named = repr((exported.name, *key[1:]))
-        _traced[key] = kept_or_made(named, __name__, lambda: _export(exported, config, dtype))
+        kept_key = repr((exported.name, *key[1:]))
+        _traced[key] = kept_or_made(kept_key, __name__, lambda: _export(exported, config, dtype))
     model = _traced[key].clone()
     if exported is CUT_DECODER:
         repeat_layer(model, config.language.layers)
@@ -109,7 +109,7 @@ def _export(graph: Graph, config: ModelConfig, dtype: torch.dtype) -> ir.Model:
     assert program is not None
     ClearMetadataAndDocStringPass()(
         program.model
-    )  # nine tenths of the file: the exporter's notes, with our sources' paths
+    )  # the exporter's notes, with paths of our sources: nine tenths of the file
     return program.model
 
 
@@ -143,7 +143,7 @@ def export_graph(
 def export_for_runtime(
     graph: Graph, parts: CheckpointParts, tick: Callable[[], None], in_int8: bool, folder: Path
 ) -> None:
-    """Write a graph for ONNX Runtime at its place below `folder`, its matrices in int8 where that is asked."""
+    """Write a graph for ONNX Runtime to its path below `folder`, its matrices in int8 if `in_int8`."""
     sources = graph_sources(graph, parts)
     if parts.config.language.tied and graph is DECODER:
         sources["lm_head.weight"] = sources["model.embed_tokens.weight"]
@@ -154,7 +154,7 @@ def export_for_runtime(
 
 
 def write_without_values(model: ir.Model, parameters: Collection[str], path: Path) -> None:
-    """Write a traced graph whose parameters are holes of a sparse file: enough for a parser, and no room on the disk."""
+    """Write a traced graph whose parameters are holes in a sparse file: enough for a parser, without using disk space."""
     data, end = path.name + ".data", 0
     for name, value in model.graph.initializers.items():
         if name in parameters:
@@ -182,7 +182,7 @@ def _lazy(
 
 
 class _quiet:
-    """Only errors of a logger and its children while it lasts."""
+    """A context in which a logger and its children report only errors."""
 
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)

@@ -1,7 +1,7 @@
-"""The language model's matrices in int8 for ONNX Runtime: a quarter of the bytes, which is what a decoding step waits for.
+"""Stores the language model's matrices in int8 for ONNX Runtime: a quarter of the bytes, which bound a decoding step's time.
 
-Each BLOCK of weights along the input shares a float32 scale: weight = (code - 128) * scale, codes 1 to 255. The operator is ONNX
-Runtime's own (com.microsoft.MatMulNBits), whose layout is that of a checkpoint's matrices, [out, in].
+Each BLOCK of weights along the input dimension shares a float32 scale: weight = (code - 128) * scale, codes 1 to 255. The
+operator is ONNX Runtime's own (com.microsoft.MatMulNBits), which uses a checkpoint's layout of matrices, [out, in].
 """
 
 from collections.abc import Callable
@@ -17,16 +17,16 @@ from torch.nn import functional
 from videollama_core.checkpoint.shards import Sources
 
 DOMAIN = "com.microsoft"
-BLOCK = 128  # a smaller one is slower: 32 gives half the speed-up, and errors two thirds as large
-# Products in int8 as well: each block of an input's row has a scale of its own, requests in one step share none. Products
-# in float32 (1) take five times as long as with float32 weights (docs/log.md).
+BLOCK = 128  # smaller blocks are slower: 32 gives half the speed-up, with errors two thirds as large
+# Multiply in int8 as well: each block of an input row has its own scale, so requests in one step do not affect each other.
+# Multiplying in float32 (level 1) takes five times as long as with float32 weights (docs/log.md).
 ACCURACY_LEVEL = 4
-ROUTER = ".block_sparse_moe.gate.weight"  # of Mixtral: small, and a rounded score may choose another expert
+ROUTER = ".block_sparse_moe.gate.weight"  # Mixtral's: small, and a rounded score may select another expert
 _ZERO = 128  # the code of 0
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """[out, in] -> codes uint8 [out, blocks, BLOCK], the last block filled up with zeros, and scales float32 [out, blocks]."""
+    """[out, in] -> codes uint8 [out, blocks, BLOCK], the last block padded with zeros, and scales float32 [out, blocks]."""
     blocks = functional.pad(weight.float(), (0, -weight.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
     scales = blocks.abs().amax(-1) / (_ZERO - 1)
     codes = torch.round(blocks / scales.clamp(min=torch.finfo(torch.float32).tiny)[..., None]) + _ZERO
@@ -34,10 +34,10 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def store_in_int8(model: ir.Model, sources: Sources, tick: Callable[[], None]) -> None:
-    """In place: every product with a matrix of the checkpoint, the routers' apart, takes it in int8.
+    """In place: make every product with a matrix of the checkpoint, except the routers', take it in int8.
 
     Args:
-        sources: reads each of the module's parameters; a matrix is read, and rounded, when the graph is written.
+        sources: reads each of the module's parameters; a matrix is read and rounded when the graph is written.
         tick: called for each matrix written.
     """
     graph = model.graph
@@ -58,7 +58,7 @@ def store_in_int8(model: ir.Model, sources: Sources, tick: Callable[[], None]) -
 def _stored(
     name: str, shape: tuple[int, ...], read: Callable[[], Tensor], tick: Callable[[], None]
 ) -> tuple[ir.Value, ir.Value]:
-    """Codes and scales of a matrix, which is read for each of them: nothing is kept between."""
+    """Codes and scales of a matrix, which is read once for each: nothing is kept in memory in between."""
     rows, blocks = shape[0], -(-shape[1] // BLOCK)
 
     def codes() -> ir.TensorProtocol:
@@ -80,19 +80,19 @@ def _lazy(name: str, load: Callable[[], ir.TensorProtocol], dtype: ir.DataType, 
 
 
 def _products(weight: ir.Value) -> list[ir.Node]:
-    """The nodes that multiply by a matrix: x @ weight.T, as MatMul behind Transpose or as Gemm."""
-    found: list[ir.Node] = []
+    """The nodes that multiply by a matrix: x @ weight.T, as MatMul after Transpose or as Gemm."""
+    products: list[ir.Node] = []
     for node, _ in weight.uses():
-        found += [user for user, _ in node.outputs[0].uses()] if node.op_type == "Transpose" else [node]
-    for node in found:
-        turned = node.op_type == "Gemm" and node.attributes["transB"].as_int() == 1 and len(node.inputs) == 2
-        assert node.op_type == "MatMul" or turned, f"{weight.name}: {node.op_type} is no plain product"
-    return found
+        products += [user for user, _ in node.outputs[0].uses()] if node.op_type == "Transpose" else [node]
+    for node in products:
+        transposed = node.op_type == "Gemm" and node.attributes["transB"].as_int() == 1 and len(node.inputs) == 2
+        assert node.op_type == "MatMul" or transposed, f"{weight.name}: {node.op_type} is not a plain product"
+    return products
 
 
 def _replace(graph: ir.Graph, product: ir.Node, stored: tuple[ir.Value, ir.Value], shape: tuple[int, ...]) -> None:
-    facts = {"N": shape[0], "K": shape[1], "bits": 8, "block_size": BLOCK, "accuracy_level": ACCURACY_LEVEL}
-    node = ir.node("MatMulNBits", [product.inputs[0], *stored], facts, domain=DOMAIN, name=product.name)
+    attributes = {"N": shape[0], "K": shape[1], "bits": 8, "block_size": BLOCK, "accuracy_level": ACCURACY_LEVEL}
+    node = ir.node("MatMulNBits", [product.inputs[0], *stored], attributes, domain=DOMAIN, name=product.name)
     old, new = product.outputs[0], node.outputs[0]
     new.shape, new.type = old.shape, old.type
     convenience.replace_nodes_and_values(graph, product, [product], [node], [old], [new])

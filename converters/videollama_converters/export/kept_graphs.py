@@ -1,7 +1,7 @@
-"""Exported graphs, kept on the disk for other processes where VL2_GRAPH_CACHE names a folder.
+"""A cache of exported graphs on disk, shared by processes, in the folder that VL2_GRAPH_CACHE names.
 
-Exporting is almost all of a small model's conversion, and what comes out is decided by the module's configuration alone. The
-tests convert a few families many times, in several processes.
+Exporting takes almost all the time of a small model's conversion, and its result depends only on the module's configuration.
+The tests convert a few families many times, in several processes.
 """
 
 import hashlib
@@ -16,21 +16,21 @@ import torch
 from videollama_converters.steps.code_hash import code_hash
 
 VARIABLE = "VL2_GRAPH_CACHE"
-_EXPORTERS = ("torch", "onnx-ir", "onnxscript")  # a graph is what these versions of them write
+_EXPORTERS = ("torch", "onnx-ir", "onnxscript")  # their versions decide what a graph looks like
 _NOWHERE = "values-are-elsewhere"
 
 
 def kept_or_made(key: str, module: str, make: Callable[[], ir.Model]) -> ir.Model:
-    """The graph of a key, whose parameters have no values.
+    """The graph of `key`, whose parameters have no values: from the cache, or made and stored there.
 
     Args:
-        module: whose code, with all that it imports, decides what `make` makes.
+        module: name of the module whose code, with everything it imports, decides what `make` returns.
     """
     folder = os.environ.get(VARIABLE)
     if not folder:
         return make()
-    words = "\n".join([key, code_hash(module), *map(version, _EXPORTERS)])
-    path = Path(folder) / f"{hashlib.sha256(words.encode()).hexdigest()}.onnx"
+    identity = "\n".join([key, code_hash(module), *map(version, _EXPORTERS)])
+    path = Path(folder) / f"{hashlib.sha256(identity.encode()).hexdigest()}.onnx"
     if path.is_file():
         return _read(path)
     model = make()
@@ -39,17 +39,17 @@ def kept_or_made(key: str, module: str, make: Callable[[], ir.Model]) -> ir.Mode
 
 
 def _write(model: ir.Model, path: Path) -> None:
-    """Beside, and moved when whole: another process may look for it."""
+    """Write to a temporary file and rename it when complete: another process may read the cache."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    copy, beside = model.clone(), path.with_suffix(f".{os.getpid()}")
+    copy, temporary = model.clone(), path.with_suffix(f".{os.getpid()}")
     for value in copy.graph.initializers.values():
         tensor = value.const_value
         if tensor is not None and isinstance(tensor.raw, torch.Tensor) and tensor.raw.is_meta:
             value.const_value = ir.ExternalTensor(
                 _NOWHERE, 0, 0, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name or ""
             )
-    ir.save(copy, beside, format="protobuf")
-    beside.replace(path)
+    ir.save(copy, temporary, format="protobuf")
+    temporary.replace(path)
 
 
 def _read(path: Path) -> ir.Model:

@@ -1,7 +1,7 @@
-"""A decoder's graph from that of one layer: the layer is copied as often as the model has it.
+"""Makes a decoder's graph from the graph of one layer, by copying that layer as often as the model has it.
 
-The exporter takes one to two seconds for a layer of a dense decoder and four for one of eight experts, whatever the sizes: half a
-minute to minutes for a published model. Equal layers are equal nodes, so one is exported, with what stands before and behind them all.
+The exporter takes one to two seconds for a layer of a dense decoder and four for one with eight experts, whatever the sizes: half a
+minute to minutes for a published model. Equal layers have equal nodes, so one is exported, with the nodes before and after the stack.
 """
 
 import re
@@ -12,23 +12,23 @@ import onnx_ir as ir
 
 from videollama_core.engines.specs import DECODER
 
-LAYER_INPUT = DECODER.inputs[0]  # of the first layer it is the decoder's own
-LAYERED = "layered"  # what the last layer gives: taken by the head, and fed by nothing yet
+LAYER_INPUT = DECODER.inputs[0]  # the first layer's input is the decoder's own
+LAYERED = "layered"  # the last layer's output: the head reads it, and nothing produces it yet
 LAYER_OUTPUT, LAYER_NEW = "layer_output", "layer_new"
 LOGITS, NEW = DECODER.outputs
-_NAME = re.compile(r"\b[a-z]\w*")  # of a size, alone or in a sum
-_FIRST, _PARAMETERS = "_0", "model.layers.{}."  # how inputs and parameters of the first layer are named
+_NAME = re.compile(r"\b[a-z]\w*")  # of a symbolic dimension, alone or in a sum
+_FIRST, _PARAMETERS = "_0", "model.layers.{}."  # suffix of the first layer's inputs, prefix of a layer's parameters
 
 
 def repeat_layer(model: ir.Model, layers: int) -> None:
-    """In place: the graph of a cut decoder (graph_specs.py) becomes that of a decoder of so many layers."""
+    """In place: turn the graph of a CutDecoder (graph_specs.py) into that of a decoder with `layers` layers."""
     graph = model.graph
     inputs = {value.name: value for value in graph.inputs}
     outputs = {value.name: value for value in graph.outputs}
     own_inputs = [inputs[name + _FIRST] for name in DECODER.per_layer]
     parameters = [value for name, value in graph.initializers.items() if name.startswith(_PARAMETERS.format(0))]
     layer = _made_from(graph, [inputs[LAYER_INPUT], *own_inputs, *parameters])
-    sizes = {name for value in graph.inputs for name in _sizes(value)}  # alike in all layers
+    sizes = {name for value in graph.inputs for name in _sizes(value)}  # the same in all layers
     x, new, past = outputs[LAYER_OUTPUT], [outputs[LAYER_NEW]], list(own_inputs)
     for number in range(1, layers):
         copies = Copies(number, {inputs[LAYER_INPUT]: x}, sizes)
@@ -47,13 +47,13 @@ def repeat_layer(model: ir.Model, layers: int) -> None:
 
 
 def _made_from(graph: ir.Graph, values: Iterable[ir.Value]) -> list[ir.Node]:
-    """The nodes that need one of these values, themselves or by others."""
-    reached, found = set(values), []
+    """The nodes that depend on one of these values, directly or through other nodes."""
+    reached, dependent = set(values), []
     for node in graph:
         if not reached.isdisjoint(node.inputs):
             reached.update(node.outputs)
-            found.append(node)
-    return found
+            dependent.append(node)
+    return dependent
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Copies:
 
     number: int
     of: dict[ir.Value, ir.Value]
-    sizes: set[str]  # names of sizes that this layer shares
+    sizes: set[str]  # names of symbolic dimensions that all layers share
 
     def add(self, value: ir.Value, name: str) -> ir.Value:
         shape = value.shape and ir.Shape(
@@ -72,7 +72,7 @@ class Copies:
         return self.of[value]
 
     def copy(self, node: ir.Node) -> ir.Node:
-        """A node on the copies of its inputs, and on what has none as it is."""
+        """A node on the copies of its inputs; an input without a copy is shared."""
         assert not any(attribute.type is ir.AttributeType.GRAPH for attribute in node.attributes.values()), node.name
         return ir.Node(
             node.domain,
@@ -83,18 +83,18 @@ class Copies:
             name=f"{node.name}.{self.number}",
         )
 
-    def _size(self, found: re.Match[str]) -> str:
-        """What a layer finds itself, as how many positions chose an expert, is another size in each: one name would be one size."""
-        return found[0] if found[0] in self.sizes else f"{found[0]}_{self.number}"
+    def _size(self, match: re.Match[str]) -> str:
+        """Rename a dimension that a layer computes, such as an expert's number of positions: equal names would mean equal sizes."""
+        return match[0] if match[0] in self.sizes else f"{match[0]}_{self.number}"
 
 
 def _sizes(value: ir.Value) -> list[str]:
-    """The names of sizes in a value's shape."""
+    """The names of symbolic dimensions in a value's shape."""
     return _NAME.findall(" ".join(str(size) for size in value.shape or () if isinstance(size, ir.SymbolicDim)))
 
 
 def _stacked(new: list[ir.Value]) -> ir.Node:
-    """[1, ...] of each layer, in one tensor."""
+    """A node that concatenates the layers' tensors [1, ...] to [layers, ...]."""
     node, shape = ir.node("Concat", new, {"axis": 0}, name=NEW), new[0].shape
     (value,) = node.outputs
     assert shape is not None

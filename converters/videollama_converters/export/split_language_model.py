@@ -1,4 +1,4 @@
-"""The decoder as a plain Hugging Face directory: what TensorRT-LLM, ModelOpt, vLLM and transformers read."""
+"""Writes the decoder as a plain Hugging Face directory, which TensorRT-LLM, ModelOpt, vLLM and transformers read."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ ARCHITECTURES = {
     "mixtral": ("MixtralForCausalLM", "mixtral"),
     "qwen2": ("Qwen2ForCausalLM", "qwen2"),
 }
-# Keys of config.json that belong to the video model or to training, not to the decoder.
+# config.json keys that belong to the video model or to training, not to the decoder.
 _VIDEO_KEYS = (
     "num_frames",
     "image_aspect_ratio",
@@ -35,7 +35,7 @@ _VIDEO_PREFIXES = ("mm_", "tune_mm", "use_mm")
 
 
 def split_language_model(parts: CheckpointParts, folder: Path, tick: Callable[[], None]) -> None:
-    """Write the language model's tensors, in their stored dtype, and its config and tokenizer.
+    """Write the language model's tensors in their stored dtype, its config and its tokenizer.
 
     Holds one output shard (2 GiB) at a time. `tick` is called for each tensor.
     """
@@ -51,6 +51,7 @@ def split_language_model(parts: CheckpointParts, folder: Path, tick: Callable[[]
 
 
 def write_config(source: Path, language: LanguageConfig, folder: Path) -> None:
+    """Write a plain decoder's config.json to `folder`, from that of the video model in `source`."""
     content = {
         key: value
         for key, value in read_json(source / "config.json").items()

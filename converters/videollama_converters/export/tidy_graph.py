@@ -1,6 +1,6 @@
-"""The exporter's graphs, rewritten where TensorRT's importer would stumble. The values that come out are the same.
+"""Rewrites the exporter's graphs where TensorRT's importer would fail, without changing their results.
 
-Nothing is folded beyond what is named here: the builder fails on graphs whose constants were all folded.
+No constants are folded beyond those named here: the builder fails on graphs whose constants were all folded.
 """
 
 import numpy as np
@@ -8,12 +8,13 @@ import onnx_ir as ir
 from onnx_ir import convenience
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-_SAME_VALUES = ("Cast", "Expand", "Identity", "Reshape", "Squeeze", "Unsqueeze")  # as those of their first input
+# Operators whose output holds the values of their first input.
+_SAME_VALUES = ("Cast", "Expand", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
 
 def tidy(model: ir.Model) -> None:
-    """In place: CastLike becomes Cast; the shape of a uint8 input is asked of what it is cast to; the axes of reductions are
-    stored; computed biases of zeros are dropped from convolutions."""
+    """In place: replace CastLike by Cast, take the shape of a uint8 input from its cast, store the axes of reductions as
+    initializers, and drop computed zero biases from convolutions."""
     for node in list(model.graph):
         if node.op_type == "CastLike":
             value, like = node.inputs
@@ -40,7 +41,7 @@ def tidy(model: ir.Model) -> None:
 
 
 def _store_axes(node: ir.Node, graph: ir.Graph) -> None:
-    """As an initializer: "Axis input must be an initializer", says the importer."""
+    """Store computed axes as an initializer; the importer otherwise fails with "Axis input must be an initializer"."""
     axes = node.inputs[1]
     if axes is None or axes.is_initializer():
         return
@@ -53,7 +54,7 @@ def _store_axes(node: ir.Node, graph: ir.Graph) -> None:
 
 
 def _drop_computed_bias(node: ir.Node) -> None:
-    """The exporter gives a convolution without bias one that it computes from the shape of the weights."""
+    """Drop the zero bias that the exporter computes, from the shape of the weights, for a convolution without one."""
     bias = node.inputs[2]
     if bias is None or bias.is_initializer():
         return
@@ -62,19 +63,19 @@ def _drop_computed_bias(node: ir.Node) -> None:
 
 
 def _constant_behind(value: ir.Value) -> np.ndarray:
-    """The constant that a value repeats in another shape or type."""
+    """The constant that a value holds in another shape or type."""
     node = value.producer()
     while node is not None and node.op_type in _SAME_VALUES:
         source = node.inputs[0]
         assert source is not None, node.name
         value, node = source, source.producer()
-    found = convenience.get_const_tensor(value)
-    assert found is not None, f"{value.name} is computed from the graph's inputs"
-    return found.numpy()
+    constant = convenience.get_const_tensor(value)
+    assert constant is not None, f"{value.name} is computed from the graph's inputs"
+    return constant.numpy()
 
 
 def _type_behind(value: ir.Value) -> ir.DataType:
-    """The type of a value that the exporter left open: that of the value from which it is made."""
+    """The type of a value that the exporter left untyped: that of the value from which it is computed."""
     while value.dtype is None:
         node = value.producer()
         assert node is not None, value.name
