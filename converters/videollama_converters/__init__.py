@@ -1,1 +1,1 @@
-"""Checkpoint -> ONNX graphs, engines, plain Hugging Face decoder, Triton model repository. May import the core and the server."""
+"""Converts a checkpoint into graphs, engines, a plain decoder and a Triton model repository. May import core and server."""

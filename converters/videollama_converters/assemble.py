@@ -1,6 +1,6 @@
-"""The model repository of a bundle: the tracked stages, ready for `tritonserver --model-repository`.
+"""Assembles the model repository of a bundle: the tracked stages, ready for `tritonserver --model-repository`.
 
-The tracked config.pbtxt files have no tensors: those are the contract's, and are written into each bundle.
+The tracked config.pbtxt files have no tensors: those are defined by the contract and written into each bundle.
 """
 
 import shutil
@@ -23,22 +23,20 @@ from videollama_core.protocol.errors import ArtifactMismatch
 
 
 def tracked_repository() -> Path:
-    """model_repository/ of this source tree, or the copy inside the installed package."""
+    """The folder model_repository/ of this source tree, or its copy in the installed package. Raises: ArtifactMismatch."""
     for folder in (
         Path(__file__).parents[2] / "model_repository",
         Path(str(resources.files("videollama_server") / "model_repository")),
     ):
         if (folder / "videollama2" / "config.pbtxt").is_file():
             return folder
-    raise ArtifactMismatch(
-        "the stages (model_repository/) are missing from this installation; install the package again"
-    )
+    raise ArtifactMismatch("the stages (model_repository/) are missing from this installation; reinstall the package")
 
 
 def assemble(target: Path, options: EngineOptions, config: ModelConfig) -> None:
-    """Copy every stage. An ensemble's version folder is empty, and Triton wants it there.
+    """Copy every stage to `target`. An ensemble's version folder is empty, but Triton requires it.
 
-    Paths in the config of TensorRT-LLM's backend are below the bundle; the server makes them absolute where it runs.
+    Paths in the config of TensorRT-LLM's backend are relative to the bundle; the server makes them absolute.
     """
     source = tracked_repository()
     for name in STAGES:
@@ -50,19 +48,19 @@ def assemble(target: Path, options: EngineOptions, config: ModelConfig) -> None:
         text = render_config(options.recipe, config, LANGUAGE_ENGINE, LANGUAGE_FOLDER)
         (language_model / "config.pbtxt").write_text(text, "utf-8")
         for stage in (ENCODER, PERCEPTION):
-            with _config(target, stage) as found:
-                (table,) = (output for output in found.output if output.name == "prompt_embedding_table")
+            with _config(target, stage) as stage_config:
+                (table,) = (output for output in stage_config.output if output.name == "prompt_embedding_table")
                 table.data_type = TYPE_FP16
     elif options.parameters():
-        with _config(target, LANGUAGE_MODEL) as found:
+        with _config(target, LANGUAGE_MODEL) as stage_config:
             for key, value in options.parameters().items():
-                found.parameters[key].string_value = value
+                stage_config.parameters[key].string_value = value
     if options.media_token_memory == "gpu":
         keep_media_tokens_on_gpu(target)
 
 
 def keep_media_tokens_on_gpu(target: Path) -> None:
-    """The encoder runs where its tables stay."""
+    """Run the encoder on GPU 0, where its media tokens stay."""
     with _config(target, ENCODER) as encoder:
         (group,) = encoder.instance_group
         group.kind, group.count = ModelInstanceGroup.KIND_GPU, 1
@@ -85,7 +83,7 @@ def _triton_type(tensor: Tensor) -> int:
 
 @contextmanager
 def _config(repository: Path, stage: Stage) -> Iterator[Any]:
-    """A stage's config.pbtxt as Triton's own message; what is changed in it is written."""
+    """A stage's config.pbtxt as Triton's own message; changes are written when the context ends."""
     path = repository / stage.name / "config.pbtxt"
     config = text_format.Parse(path.read_text("utf-8"), TritonConfig())
     yield config

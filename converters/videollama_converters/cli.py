@@ -1,4 +1,4 @@
-"""`vl2 convert`."""
+"""The commands `vl2 convert` and `vl2 plan`."""
 
 import json
 from functools import partial
@@ -22,14 +22,10 @@ _DEFAULTS, _RECIPE = EngineOptions(), Recipe()
     epilog="Examples: vl2 convert DAMO-NLP-SG/VideoLLaMA2.1-7B-16F --out build/2.1-7b; vl2 convert ./folder --out build/mine"
 )
 @click.argument("checkpoint")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Write this folder, such as build/NAME.")
-@click.option("--revision", help="Take this branch, tag or commit of CHECKPOINT on the hub; the default is main.")
-@click.option(
-    "--tower", help="Take the vision tower from this folder or id on the hub, where it is not near the checkpoint."
-)
-@click.option(
-    "--base", help="Take the base language model of a Base folder or an adapter from this folder or id on the hub."
-)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Write to this folder, such as build/NAME.")
+@click.option("--revision", help="Use this branch, tag or commit of CHECKPOINT on the hub; the default is main.")
+@click.option("--tower", help="Use the vision tower of this folder or hub id, if none is next to the checkpoint.")
+@click.option("--base", help="Use the language model of this folder or hub id as base of a Base folder or an adapter.")
 @click.option(
     "--engine",
     type=click.Choice(list(ENCODER_ENGINES)),
@@ -40,59 +36,61 @@ _DEFAULTS, _RECIPE = EngineOptions(), Recipe()
 @click.option(
     "--llm-engine",
     type=click.Choice(list(LANGUAGE_ENGINES)),
-    help="Run the language model on this engine, where --engine leaves a choice; the default is the same engine, and torch beside tensorrt-rtx.",
+    help="Run the language model on this engine, where --engine leaves a choice; the default is the same engine, or torch with tensorrt-rtx.",
 )
-@click.option("--dtype", help="Compute in this type; the default is float32 on onnx and bfloat16 on the others.")
+@click.option(
+    "--dtype", help="Compute in this data type; the default is float32 on onnx and bfloat16 on the other engines."
+)
 @click.option(
     "--max-seq-len",
     type=int,
-    help="Limit prompt and answer to this many positions; the default is the checkpoint's own number, on TensorRT 4096.",
+    help="Limit prompt and answer together to this many positions; the default is the checkpoint's own limit, or 4096 on TensorRT.",
 )
 @click.option(
     "--slots",
     type=int,
-    help="Let the language model answer this many concurrent requests; the default is 8 on a CPU and 16 on a GPU.",
+    help="Let the language model answer up to this many concurrent requests; the default is 8 on a CPU and 16 on a GPU.",
 )
 @click.option(
     "--quantize",
     type=click.Choice([name for engine in LANGUAGE_ENGINES.values() for name in engine.quantizations]),
-    help="Quantize the language model's weights: int8 on onnx, the others on TensorRT-LLM (fp8 and int8_sq: the activations, too).",
+    help="Quantize the language model's weights: int8 on onnx, the others on TensorRT-LLM (fp8 and int8_sq also quantize activations).",
 )
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
-    help='With --quantize on TensorRT-LLM: choose the scales by the texts of train.jsonl in this folder, {"text": ...} a line.',
+    help='With --quantize on TensorRT-LLM: calibrate on the texts of train.jsonl in this folder, one {"text": ...} per line.',
 )
 @click.option(
     "--fp8-tower",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="TensorRT: run the vision tower's layers in fp8, scaled by this video or picture. Repeat it for more.",
+    help="TensorRT: run the vision tower's linear layers in fp8, calibrated on this video or image. Repeat the option for more.",
 )
 @click.option(
     "--kv-dtype",
     type=click.Choice(list(KV_DTYPES)),
     default=_RECIPE.kv_dtype,
     show_default=True,
-    help="TensorRT-LLM: store the KV cache in this type; auto is the model's own.",
+    help="TensorRT-LLM: store the KV cache in this data type; auto is the model's own.",
 )
 @click.option(
     "--tp",
     default=_RECIPE.tp,
     show_default=True,
-    help="TensorRT-LLM: share each layer among this many GPUs (tensor parallelism).",
+    help="TensorRT-LLM: split each layer across this many GPUs (tensor parallelism).",
 )
 @click.option(
     "--pp",
     default=_RECIPE.pp,
     show_default=True,
-    help="TensorRT-LLM: share the layers among this many GPUs (pipeline parallelism).",
+    help="TensorRT-LLM: distribute the layers over this many GPUs (pipeline parallelism).",
 )
 @click.option(
     "--ep",
     default=_RECIPE.ep,
     show_default=True,
-    help="TensorRT-LLM: share the experts among this many groups of the --tp GPUs (expert parallelism).",
+    help="TensorRT-LLM: distribute the experts over this many groups of the --tp GPUs (expert parallelism).",
 )
 @click.option(
     "--max-batch-size",
@@ -112,9 +110,9 @@ _DEFAULTS, _RECIPE = EngineOptions(), Recipe()
     type=click.Choice(list(MEDIA_TOKEN_MEMORIES)),
     default=_DEFAULTS.media_token_memory,
     show_default=True,
-    help="TensorRT: keep media tokens in this memory between encoder and language model; gpu saves two copies of about 10 MB.",
+    help="TensorRT: pass media tokens from the encoder to the language model in this memory; gpu saves two copies of about 10 MB.",
 )
-@click.option("--dry-run", is_flag=True, help="TensorRT: print every command and setting, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="TensorRT: print every command and setting without writing anything.")
 def convert(
     checkpoint: str,
     out: Path,
@@ -138,12 +136,12 @@ def convert(
     media_token_memory: str,
     dry_run: bool,
 ) -> None:
-    """Convert CHECKPOINT, a VideoLLaMA 2 folder or its id on the Hugging Face hub, into a folder that `vl2 serve` takes.
+    """Convert CHECKPOINT, a VideoLLaMA 2 folder or its id on the Hugging Face hub, into a folder for `vl2 serve`.
 
-    What is named by an id is downloaded into the hub's cache (HF_HOME), with the tower and base model that it names; a path
-    that exists is taken first. A second run downloads and makes only what is missing or no longer valid.
+    A hub id is downloaded into the hub's cache (HF_HOME), with the tower and base model that its config names; an existing
+    path takes precedence. A second run downloads and converts only what is missing or no longer valid.
     """
-    # torch takes seconds to import; --help does not wait for it.
+    # Imported late: torch takes seconds to import, and --help must not wait for it.
     from videollama_converters.convert import check_before_download
     from videollama_converters.convert import convert as run
     from videollama_converters.locate import locate
@@ -151,10 +149,10 @@ def convert(
     try:
         texts = str(calibration or "")
         positions = max_seq_len or _RECIPE.max_seq_len
-        runs_llm = llm_engine or ENCODER_ENGINES[engine].language_engines[0]
-        ours = "" if LANGUAGE_ENGINES[runs_llm].is_backend else quantize or ""
-        theirs = "" if ours else quantize or ""
-        recipe = Recipe(_RECIPE.dtype, theirs, kv_dtype, tp, pp, ep, max_batch_size, positions, gpu, texts)
+        language_engine = llm_engine or ENCODER_ENGINES[engine].language_engines[0]
+        own_quantization = "" if LANGUAGE_ENGINES[language_engine].is_backend else quantize or ""
+        recipe_quantization = "" if own_quantization else quantize or ""
+        recipe = Recipe(_RECIPE.dtype, recipe_quantization, kv_dtype, tp, pp, ep, max_batch_size, positions, gpu, texts)
         options = EngineOptions(
             engine,
             dtype or ENCODER_ENGINES[engine].dtypes[0],
@@ -164,17 +162,17 @@ def convert(
             media_token_memory,
             fp8_tower,
             llm_engine or "",
-            ours,
+            own_quantization,
         )
         progress = ProgressBar()
-        look = partial(check_before_download, tower, options)
-        found = locate(checkpoint, tower, base, revision, progress, download=not dry_run, first_look=look)
+        check_early = partial(check_before_download, tower, options)
+        located = locate(checkpoint, tower, base, revision, progress, download=not dry_run, check_early=check_early)
         if dry_run:
             from videollama_converters.dry_run import describe
 
-            click.echo(describe(found.checkpoint, out, found.tower, found.base, options))
+            click.echo(describe(located.checkpoint, out, located.tower, located.base, options))
             return
-        run(found.checkpoint, out, found.tower, found.base, progress, options, found.origin)
+        run(located.checkpoint, out, located.tower, located.base, progress, options, located.origin)
     except VideoLlamaError:
         click.echo("", err=True)
         raise
@@ -182,12 +180,12 @@ def convert(
 
 
 @click.command(epilog="Example: vl2 plan --checkpoint VideoLLaMA2-72B")
-@click.option("--checkpoint", help="Plan for this published checkpoint only; the default is all eleven.")
+@click.option("--checkpoint", help="Plan only for this published checkpoint; the default is all eleven.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def plan(checkpoint: str | None, as_json: bool) -> None:
-    """Tell which GPUs each published checkpoint needs on TensorRT-LLM, and how many concurrent requests they serve.
+    """Show which GPUs each published checkpoint needs on TensorRT-LLM, and how many concurrent requests they serve.
 
-    Arithmetic from published shapes; nothing was measured.
+    The figures are computed from published shapes, not measured.
     """
     from videollama_converters.plan import as_dicts, as_table, make_plan
 

@@ -1,4 +1,4 @@
-"""The whole conversion of one checkpoint, in order."""
+"""Runs the whole conversion of one checkpoint, in order."""
 
 import hashlib
 from collections.abc import Mapping
@@ -36,10 +36,10 @@ def convert(
     """Convert a published checkpoint folder into a bundle (videollama_core/engines/bundle.py).
 
     Args:
-        tower: folder of the vision tower; needed when it is not near the checkpoint and not a published one.
+        tower: folder of the vision tower; needed if it is neither next to the checkpoint nor a published one.
         base: folder of the base language model, for Base folders and adapters.
-        options: what runs the converted parts.
-        origin: "hub id@commit" of the parts (checkpoint, tower, base) that were fetched from the hub.
+        options: engines and data types to convert for.
+        origin: "hub id@commit" of the parts (checkpoint, tower, base) that were downloaded from the hub.
     Returns: the bundle's folder.
     Raises: CheckpointMismatch, ParityFailed, ArtifactMismatch, OSError when the folder cannot be written.
     """
@@ -83,7 +83,7 @@ def convert(
 
 
 def check_config(config: ModelConfig, options: EngineOptions) -> dict[str, str]:
-    """Before hours of work, not after. Returns: what the engines will be bound to. Raises: InvalidRequest, ArtifactMismatch."""
+    """Check the options before hours of work. Returns: what the engines will be bound to. Raises: InvalidRequest, ArtifactMismatch."""
     options.check(config)
     if options.encoders.is_tensorrt:
         check_graphs(config, options)
@@ -93,9 +93,9 @@ def check_config(config: ModelConfig, options: EngineOptions) -> dict[str, str]:
 
 
 def check_before_download(tower: str | None, options: EngineOptions, checkpoint: Path) -> None:
-    """`check_config` of a checkpoint whose weights are not there yet, where its tower is known: of a folder or published.
+    """Run `check_config` for a checkpoint without its weights, if its tower is known: a local folder, or published.
 
-    Its weights alone tell of an audio tower, so the conversion checks again.
+    Only the weights show whether there is an audio tower, so the conversion checks again.
     """
     if tower is None and read_name(read_json(checkpoint / "config.json"), "mm_vision_tower") not in TOWERS:
         return
@@ -126,7 +126,7 @@ def plan_steps(of: Conversion) -> list[Step]:
 
 
 def check_source(parts: CheckpointParts, progress: Progress) -> None:
-    """Raises: CheckpointMismatch unless the checkpoint is complete and its tokenizer does its work."""
+    """Raises: CheckpointMismatch unless the checkpoint is complete and its tokenizer works."""
     progress.start("checking the checkpoint", 2)
     parts.check()
     progress.advance()
@@ -136,9 +136,9 @@ def check_source(parts: CheckpointParts, progress: Progress) -> None:
 
 
 def _read_source(parts: CheckpointParts, progress: Progress) -> dict[str, str]:
-    """Hash every file that the result depends on, named by its part.
+    """Hash every file that the result depends on, named by its part of the checkpoint.
 
-    The folder's own name would not do: in the hub's cache it is the commit, which changes with every note to a model card.
+    Not by its folder: in the hub's cache that is the commit, which changes with every edit of a model card.
     """
     folders = parts.folders
     places = [("checkpoint", folders.checkpoint), ("base", folders.language)]
@@ -151,8 +151,8 @@ def _read_source(parts: CheckpointParts, progress: Progress) -> dict[str, str]:
     progress.start("reading the checkpoint", len(files))
     hashes = {}
     for path in files:
-        found = (place for place in places if path.is_relative_to(place[1]))
-        part, folder = next(found, (path.parent.name, path.parent))
+        matches = (place for place in places if path.is_relative_to(place[1]))
+        part, folder = next(matches, (path.parent.name, path.parent))
         hashes[f"{part}/{path.relative_to(folder)}"] = sha256(path)
         progress.advance()
     progress.done(reused=False)

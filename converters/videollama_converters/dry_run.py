@@ -1,4 +1,4 @@
-"""What a conversion for TensorRT would do, command by command."""
+"""Describes what a conversion for TensorRT would do, command by command."""
 
 import shlex
 from pathlib import Path
@@ -16,10 +16,10 @@ from videollama_server.multi_gpu import with_ranks
 
 
 def describe(checkpoint: Path, out: Path, tower: Path | None, base: Path | None, options: EngineOptions) -> str:
-    """Raises: InvalidRequest, CheckpointMismatch, as the conversion itself would."""
+    """The description, as a commented shell script. Raises: InvalidRequest, CheckpointMismatch, as the conversion would."""
     if not options.language.is_backend:
         raise InvalidRequest(
-            f"--dry-run tells of --engine tensorrt; {options.engine} runs here, without commands of others"
+            f"--dry-run is for --engine tensorrt; the conversion for {options.engine} runs no external commands"
         )
     config = open_checkpoint(checkpoint, tower, base).config
     options.check(config)
@@ -28,13 +28,13 @@ def describe(checkpoint: Path, out: Path, tower: Path | None, base: Path | None,
         if graph in graphs_of(config):
             dtype = encoder_dtype(graph, options.dtype)
             fp8 = options.fp8_media if graph is VISION_ENCODER else ()
-            products = f" (products in fp8, scaled by {', '.join(map(str, fp8))})" if fp8 else ""
+            products = f" (products in fp8, calibrated on {', '.join(map(str, fp8))})" if fp8 else ""
             lines.append(
                 f"# {graph_path(graph.name)} in {dtype}{products}, strongly typed -> {engine_path(graph.name)}"
             )
             for number, shapes in enumerate(profiles(graph, config)):
-                told = ", ".join(f"{name} {' / '.join(map(str, sizes))}" for name, sizes in shapes.items())
-                lines.append(f"#   profile {number}: {told}")
+                ranges = ", ".join(f"{name} {' / '.join(map(str, sizes))}" for name, sizes in shapes.items())
+                lines.append(f"#   profile {number}: {ranges}")
     work = out / Path(LANGUAGE_ENGINE).parent
     lines.append(script(options.recipe, config, out / LANGUAGE_FOLDER, work))
     lines.append(f"# {REPOSITORY}/tensorrt_llm/config.pbtxt")

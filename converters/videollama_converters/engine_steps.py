@@ -1,6 +1,6 @@
-"""How the parts of a checkpoint are made ready for their engines: the steps of each entry of videollama_core.engines.table.
+"""The conversion steps of each engine in videollama_core.engines.table.
 
-A step is keyed by the hash of the modules that decide what it writes, so that a change elsewhere makes nothing again.
+A step's key has the hash of the modules that decide what it writes, so that a change elsewhere does not repeat it.
 """
 
 import logging
@@ -44,23 +44,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Conversion:
-    """What every step of one conversion is given."""
+    """What all steps of one conversion share."""
 
     parts: CheckpointParts
     source: dict[str, str]  # hashes of the checkpoint's files
     out: Path
     progress: Progress
     options: EngineOptions
-    machine: dict[str, str]  # what its engines are bound to; {} where none is
+    machine: dict[str, str]  # what its engines are bound to; {} if nothing
 
     def inputs(self, *modules: str) -> dict[str, object]:
-        """Of a step: the checkpoint, and the code of `modules` (of this package). Raises: ModuleNotFoundError."""
+        """A step's inputs: the checkpoint, and the code of `modules` of this package. Raises: ModuleNotFoundError."""
         code = code_hash(*(f"{__package__}.{module}" for module in modules))
         return {"source": self.source, "code": code, "format": FORMAT}
 
 
 def onnx_steps(of: Conversion) -> list[Step]:
-    """Graphs for ONNX Runtime, and their difference from the PyTorch modules."""
+    """Steps that write graphs for ONNX Runtime and compare them with the PyTorch modules."""
     steps = [
         Step(
             graph.name,
@@ -76,7 +76,7 @@ def onnx_steps(of: Conversion) -> list[Step]:
 
 
 def _weights(of: Conversion, graph: Graph) -> dict[str, object]:
-    """Of a step whose graph has weights of fewer bits."""
+    """Inputs of a step whose graph has quantized weights."""
     quantization = of.options.quantization if graph is DECODER else ""
     return {"quantization": quantization} if quantization else {}
 
@@ -85,14 +85,14 @@ def _compare_all(of: Conversion, to: Path) -> None:
     report, parts = [], of.parts
     for graph in graphs_of(parts.config):
         path, tolerance = of.out / graph_path(graph.name), INT8_TOLERANCE if _weights(of, graph) else TOLERANCE
-        found = compare(graph, parts.config, graph_sources(graph, parts), path, tolerance)
-        report.append(found.to_dict())
+        comparison = compare(graph, parts.config, graph_sources(graph, parts), path, tolerance)
+        report.append(comparison.to_dict())
         of.progress.advance()
     write_json(to / "parity.json", report)
 
 
 def torch_steps(of: Conversion) -> list[Step]:
-    """The encoders' weights in one file."""
+    """The step that writes the encoders' weights to one file."""
     dtype = of.options.dtype
     return [
         Step(
@@ -106,15 +106,15 @@ def torch_steps(of: Conversion) -> list[Step]:
 
 
 def tensorrt_steps(builder: str, build: Callable[[Conversion, Graph, bool, Path], None], of: Conversion) -> list[Step]:
-    """Typed graphs of the encoders, and their engines. Args: builder: the module whose code decides what `build` writes."""
-    found = []
+    """Steps that write the encoders' typed graphs and engines. Args: builder: the module whose code decides what `build` writes."""
+    steps = []
     for graph in ENGINE_GRAPHS:
         if graph not in graphs_of(of.parts.config):
             continue
         dtype = encoder_dtype(graph, of.options.dtype)
         media = of.options.fp8_media if graph is VISION_ENCODER else ()
         typed = {"dtype": dtype, "fp8": [sha256(path) for path in media]}
-        found.append(
+        steps.append(
             Step(
                 f"{graph.name} graph",
                 of.inputs("tensorrt.fp8") | typed,
@@ -124,7 +124,7 @@ def tensorrt_steps(builder: str, build: Callable[[Conversion, Graph, bool, Path]
             )
         )
         engine = engine_path(graph.name)
-        found.append(
+        steps.append(
             Step(
                 f"{graph.name} engine",
                 of.inputs("tensorrt.fp8", builder) | typed | {"machine": of.machine},
@@ -132,7 +132,7 @@ def tensorrt_steps(builder: str, build: Callable[[Conversion, Graph, bool, Path]
                 partial(build, of, graph, bool(media)),
             )
         )
-    return found
+    return steps
 
 
 def _build(of: Conversion, graph: Graph, is_fp8: bool, to: Path) -> None:
@@ -145,7 +145,7 @@ def _build_portable(of: Conversion, graph: Graph, is_fp8: bool, to: Path) -> Non
 
 
 def language_engine_steps(of: Conversion) -> list[Step]:
-    """TensorRT-LLM's own commands, where it runs the language model."""
+    """The step that runs TensorRT-LLM's own commands, if it runs the language model."""
     options, config, out = of.options, of.parts.config, of.out
     if not options.language.is_backend:
         return []
@@ -155,7 +155,7 @@ def language_engine_steps(of: Conversion) -> list[Step]:
         work.mkdir(parents=True)
         for words in options.recipe.commands(config, out / LANGUAGE_FOLDER, work):
             run_command(words)
-        shutil.rmtree(work / "checkpoint")  # as large as the model, and only the engine is served
+        shutil.rmtree(work / "checkpoint")  # as large as the model, while only the engine is served
 
     needs = of.inputs("export.split_language_model", "tensorrt_llm.recipe") | {
         "machine": of.machine,
@@ -166,28 +166,27 @@ def language_engine_steps(of: Conversion) -> list[Step]:
 
 
 def run_command(words: list[str]) -> None:
-    """Raises: ArtifactMismatch when the command is not there or fails; its own output is the operator's to read."""
+    """Run a command with its output on the terminal. Raises: ArtifactMismatch if it is missing or fails."""
     try:
         code = subprocess.run(words, check=False).returncode
     except FileNotFoundError as error:
         raise ArtifactMismatch(
-            f"{words[0]} is not on this machine: convert in the pinned container (docker/), or print the commands with --dry-run"
+            f"{words[0]} is not installed on this machine: convert in the pinned container (docker/), or print the commands with --dry-run"
         ) from error
     if code:
-        raise ArtifactMismatch(f"{shlex.join(words)} ended with code {code}; its output above says why")
+        raise ArtifactMismatch(f"{shlex.join(words)} exited with code {code}; its output above says why")
 
 
 @dataclass(frozen=True)
 class EncoderSteps:
-    """Of one encoder engine."""
+    """How one encoder engine's files are made."""
 
     make: Callable[[Conversion], list[Step]]
-    machine: Callable[[], dict[str, str]] = (
-        dict  # what its engines are bound to; raises ArtifactMismatch where none can be built
-    )
+    # What its engines are bound to. Raises ArtifactMismatch if none can be built on this machine.
+    machine: Callable[[], dict[str, str]] = dict
 
 
-# Name in ENCODER_ENGINES (videollama_core/engines/table.py) -> what makes a checkpoint's encoders ready for it.
+# Name in ENCODER_ENGINES (videollama_core/engines/table.py) -> steps that prepare a checkpoint's encoders for it.
 ENCODER_STEPS = {
     "onnx": EncoderSteps(onnx_steps),
     "torch": EncoderSteps(torch_steps),

@@ -1,4 +1,4 @@
-"""The GPUs that a plan is made for: what their makers state."""
+"""The GPUs that plans are made for, with their makers' specifications."""
 
 from dataclasses import dataclass
 

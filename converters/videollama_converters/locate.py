@@ -1,4 +1,4 @@
-"""Where the parts of a checkpoint are: folders of this machine, or repositories of the Hugging Face hub, which are fetched."""
+"""Locates the parts of a checkpoint: local folders, or repositories of the Hugging Face hub, which it downloads."""
 
 import re
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from videollama_core.checkpoint.variants import TOWERS
 from videollama_core.model import vision
 from videollama_core.protocol.errors import InvalidRequest
 
-# The hub's own rule for a repository's name.
+# The hub's own rule for repository names.
 _ID = re.compile(r"(?!.*(--|\.\.))(?!.*\.git$)[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(?<![-.])", re.ASCII)
 _LONGEST = 96
 
 
 @dataclass(frozen=True)
 class Located:
-    """The parts of a checkpoint as folders of this machine."""
+    """The parts of a checkpoint as local folders."""
 
     checkpoint: Path
     tower: Path | None
     base: Path | None
-    origin: dict[str, str]  # checkpoint, tower, base -> "hub id@commit", for those that the hub has
+    origin: dict[str, str]  # checkpoint, tower, base -> "hub id@commit", for parts from the hub
 
 
 def is_hub_id(name: str) -> bool:
@@ -41,17 +41,18 @@ def locate(
     revision: str | None = None,
     progress: Progress = SilentProgress(),
     download: bool = True,
-    first_look: Callable[[Path], None] | None = None,
+    check_early: Callable[[Path], None] | None = None,
 ) -> Located:
-    """Folders of a checkpoint and its parts; those that are named by a hub id are fetched. A path that exists always wins.
+    """Local folders of a checkpoint and its parts; parts named by a hub id are downloaded. An existing path takes precedence.
 
-    A checkpoint of the hub brings the tower and base model that its config names, where no folder is given or near.
+    For a checkpoint of the hub, the tower and base model that its config names are downloaded too, unless a folder is given
+    or lies next to it.
 
     Args:
-        revision: branch, tag or commit of the checkpoint; parts that the config names are taken as they are now.
-        download: False takes only what is in the cache.
-        first_look: sees a checkpoint of the hub when its weights, the gigabytes, are not there yet; may refuse it.
-    Raises: DownloadFailed and its kinds, InvalidRequest, Cancelled when Ctrl-C stops a download; what is there is kept.
+        revision: branch, tag or commit of the checkpoint; parts that the config names are taken from their main branch.
+        download: False uses only the cache.
+        check_early: called with the folder of a hub checkpoint before its weights are downloaded; may raise to refuse it.
+    Raises: DownloadFailed and its subclasses, InvalidRequest, Cancelled when Ctrl-C stops a download (downloaded data is kept).
     """
     origin: dict[str, str] = {}
 
@@ -59,7 +60,7 @@ def locate(
         if Path(name).exists() or not is_hub_id(name):
             return Path(name)
         from videollama_converters.hub.snapshot import (
-            fetch,  # a conversion of folders needs no huggingface_hub, or an older one
+            fetch,  # imported late: a conversion of folders works without huggingface_hub, or with an older one
         )
 
         folder = fetch(name, part, revision if part == "checkpoint" else None, weights, progress, download)
@@ -67,16 +68,16 @@ def locate(
         return folder
 
     if revision and (Path(checkpoint).exists() or not is_hub_id(checkpoint)):
-        raise InvalidRequest(f"--revision {revision} is of a repository of the hub, but {checkpoint} is a path")
-    if first_look and download and not Path(checkpoint).exists() and is_hub_id(checkpoint):
-        first_look(find("checkpoint", checkpoint, weights=False, progress=SilentProgress()))
+        raise InvalidRequest(f"--revision {revision} needs the id of a hub repository, but {checkpoint} is a path")
+    if check_early and download and not Path(checkpoint).exists() and is_hub_id(checkpoint):
+        check_early(find("checkpoint", checkpoint, weights=False, progress=SilentProgress()))
     folder = find("checkpoint", checkpoint)
-    if not folder.is_dir():  # which the conversion says
+    if not folder.is_dir():  # reported by the conversion
         return Located(folder, Path(tower) if tower else None, Path(base) if base else None, origin)
     content = read_json(folder / "config.json") if "checkpoint" in origin else {}
 
     def named(key: str) -> str | None:
-        """What the config of a fetched checkpoint names, unless a folder of that name is near."""
+        """The hub id that a downloaded checkpoint's config names, unless a folder of that name lies next to it."""
         name = str(content.get(key) or "")
         return name if is_hub_id(name) and find_named_folder(folder, name) is None else None
 

@@ -1,6 +1,6 @@
-"""Which GPUs each published checkpoint needs, and how many questions they hold: arithmetic from published shapes.
+"""Computes which GPUs each published checkpoint needs, and how many concurrent requests they hold, from published shapes.
 
-Weights are counted on modules without values. Nothing here was measured.
+Weights are counted on modules without values. Nothing here is measured.
 """
 
 from dataclasses import asdict, dataclass
@@ -23,12 +23,12 @@ from videollama_core.protocol.errors import InvalidRequest
 USABLE = 0.9  # of a GPU's memory
 RESERVE = 6e9  # bytes per GPU for activations, graphs and the CUDA context
 TEXT_TOKENS = 190 + 256  # of the longest published system prompt with a question, and of an answer
-LEAST_REQUESTS = 8  # a plan that holds fewer at a time takes more GPUs
+LEAST_REQUESTS = 8  # concurrent; a plan that holds fewer uses more GPUs
 TENSOR_PARALLEL = (1, 2, 4, 8)
-# quantization -> bytes per weight of the language model's matrices; int4: a float16 scale and zero per 128 weights
+# quantization -> bytes per weight of the language model's matrices; int4: a float16 scale and zero point per 128 weights
 WEIGHT_BYTES = {"": 2.0, "fp8": 1.0, "int4_awq": 0.53125, "int8_sq": 1.0}
 KV_BYTES = {"auto": 2.0, "fp8": 1.0}  # cache -> bytes per value
-# What is planned: the plain pair, and the smallest that each GPU has kernels for.
+# Planned (quantization, cache) pairs: unquantized, and the smallest for which each GPU has kernels.
 PAIRS = (("", "auto"), ("fp8", "auto"), ("fp8", "fp8"), ("int4_awq", "auto"))
 
 
@@ -45,12 +45,12 @@ class Row:
     language_gigabytes: float  # over all GPUs
     table_gigabytes: float  # on each GPU: the prompt tables of Recipe.max_batch_size requests
     kv_tokens: int
-    requests: int  # of a video each, at a time
+    requests: int  # concurrent, each with one video
 
 
 @cache
 def count_parameters(name: str) -> tuple[int, int, int]:
-    """(encoders, matrices of the language model's layers, its embedding, head and norms), as they are served."""
+    """Numbers of served parameters: (encoders, matrices of the language model's layers, its embedding, head and norms)."""
     config = published_config(name)
     with torch.device("meta"):
         encoders: list[torch.nn.Module] = [VisionEncoder(config.vision, config.pixels), Connector(config)]
@@ -66,7 +66,7 @@ def _size(module: torch.nn.Module) -> int:
 
 
 def plan_row(name: str, gpu: str, quantization: str, kv_dtype: str) -> Row | None:
-    """None where no number of GPUs may be converted for so (Recipe.check)."""
+    """The row of one checkpoint and kind of GPU; None if Recipe.check refuses every number of GPUs."""
     config, card = published_config(name), GPUS[gpu]
     recipes = [_recipe(config, gpu, quantization, kv_dtype, tp) for tp in TENSOR_PARALLEL]
     if not any(recipes):
@@ -76,26 +76,26 @@ def plan_row(name: str, gpu: str, quantization: str, kv_dtype: str) -> Row | Non
     table_bytes = float(Recipe().table_bytes(config))
     per_token = KV_BYTES[kv_dtype] * 2 * config.language.layers * config.language.kv_heads * config.language.head_dim
     per_request = Recipe.media_tokens(config) + TEXT_TOKENS
-    tokens, found = 0, 0
+    tokens, gpus = 0, 0
     for recipe in filter(None, recipes):
         room = (
             USABLE * card.gigabytes * 1e9 - RESERVE - encoder_bytes - table_bytes - language_bytes / recipe.tp
-        )  # on the GPU of the encoders
+        )  # on the GPU that also holds the encoders
         tokens = int(room / (per_token / min(recipe.tp, config.language.kv_heads)))
         if tokens >= LEAST_REQUESTS * per_request:
-            found = recipe.tp
+            gpus = recipe.tp
             break
     return Row(
         checkpoint=name,
         gpu=gpu,
         weights=quantization or "float16",
         cache="float16" if kv_dtype == "auto" else kv_dtype,
-        gpus=found,
+        gpus=gpus,
         encoder_gigabytes=round(encoder_bytes / 1e9, 2),
         language_gigabytes=round(language_bytes / 1e9, 1),
         table_gigabytes=round(table_bytes / 1e9, 1),
-        kv_tokens=tokens if found else 0,
-        requests=tokens // per_request if found else 0,
+        kv_tokens=tokens if gpus else 0,
+        requests=tokens // per_request if gpus else 0,
     )
 
 
@@ -110,7 +110,7 @@ def _recipe(config: ModelConfig, gpu: str, quantization: str, kv_dtype: str, tp:
 
 
 def make_plan() -> list[Row]:
-    """float16 and what is smaller, of the pairs that the GPU has kernels for; int4 where it has none for fp8."""
+    """Rows for float16 and the smaller types for which each GPU has kernels; int4 only where it has none for fp8."""
     rows = []
     for name in VARIANTS:
         for gpu, card in GPUS.items():
@@ -134,8 +134,8 @@ def as_table(rows: list[Row]) -> str:
         fits = f"{row.gpus}: {row.requests:,}" if row.gpus else "does not fit"
         cells.setdefault(line, {})[row.gpu] = fits
     names: dict[tuple[str, ...], list[str]] = {}
-    for (name, *facts), found in cells.items():
-        names.setdefault((*facts, *(found.get(gpu, "") for gpu in GPUS)), []).append(name)
+    for (name, *facts), cells_by_gpu in cells.items():
+        names.setdefault((*facts, *(cells_by_gpu.get(gpu, "") for gpu in GPUS)), []).append(name)
     header = ["checkpoint", "weights", "cache", "encoders GB", "language model GB", "tables GB", *GPUS]
-    table = [header, ["---"] * len(header), *([", ".join(same), *facts] for facts, same in names.items())]
+    table = [header, ["---"] * len(header), *([", ".join(equal), *facts] for facts, equal in names.items())]
     return "\n".join("| " + " | ".join(line) + " |" for line in table)

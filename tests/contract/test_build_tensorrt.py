@@ -137,9 +137,7 @@ def test_a_gpu_without_fp8_is_refused_before_anything_is_built(what, tmp_path, m
     options = EngineOptions("tensorrt", "float16", recipe=recipe, fp8_media=(PICTURE,) if what == "tower" else ())
     ampere = MACHINE | {"gpu": "NVIDIA A100-SXM4-80GB", "capability": "8.0"}
     monkeypatch.setitem(ENCODER_STEPS, "tensorrt", replace(ENCODER_STEPS["tensorrt"], machine=lambda: ampere))
-    with pytest.raises(
-        InvalidRequest, match=r"needs compute capability 8.9, and this machine's NVIDIA A100\S+ has 8.0"
-    ):
+    with pytest.raises(InvalidRequest, match=r"need compute capability 8.9, and this machine's NVIDIA A100\S+ has 8.0"):
         convert(checkpoint("mistral-clip-8f"), tmp_path / "out", options=options)
     assert not (tmp_path / "out").exists()
     options.check_machine(MACHINE)

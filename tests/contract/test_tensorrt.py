@@ -193,7 +193,7 @@ def test_the_check_before_a_conversion_exports_the_conversions_connector():
 def test_depthwise_bfloat16_is_refused(tmp_path):
     node, weights = convolution(8, 1, TensorProto.BFLOAT16)
     (found,) = check_graph(saved(tmp_path, node, TensorProto.BFLOAT16, [1, 8, 4, 4], weights))
-    assert "depthwise in BFLOAT16" in found.reason
+    assert "depthwise convolution in BFLOAT16" in found.reason
     node, weights = convolution(8, 1, TensorProto.FLOAT16)
     assert not check_graph(saved(tmp_path, node, TensorProto.FLOAT16, [1, 8, 4, 4], weights))
 
@@ -215,12 +215,12 @@ def test_norms_in_half_precision_are_refused(tmp_path):
     ("node", "kind", "shape", "opset", "reason"),
     [
         (helper.make_node("Swish", ["x"], ["y"]), TensorProto.FLOAT, [4], 18, "not in TensorRT 10.14's table"),
-        (helper.make_node("Add", ["x", "x"], ["y"]), TensorProto.FLOAT, [4], 23, "wanted 9 to 20"),
+        (helper.make_node("Add", ["x", "x"], ["y"]), TensorProto.FLOAT, [4], 23, "expected 9 to 20"),
         (helper.make_node("Sigmoid", ["x"], ["y"]), TensorProto.DOUBLE, [4], 18, "computes in DOUBLE"),
         (helper.make_node("Transpose", ["x"], ["y"]), TensorProto.UINT8, [4, 4], 18, "computes in UINT8"),
         (helper.make_node("Sigmoid", ["x"], ["y"]), TensorProto.FLOAT, [1] * 9, 18, "rank 9"),
         (helper.make_node("Conv", ["x", "x"], ["y"]), TensorProto.FLOAT, [1, 1, 1, 1], 18, "weights are computed"),
-        (helper.make_node("Fused", ["x"], ["y"], domain="own"), TensorProto.FLOAT, [4], 18, "domain of its own"),
+        (helper.make_node("Fused", ["x"], ["y"], domain="own"), TensorProto.FLOAT, [4], 18, "custom domain"),
     ],
 )
 def test_what_the_importer_does_not_take(node, kind, shape, opset, reason, tmp_path):
@@ -263,7 +263,7 @@ def test_without_tensorrt_the_conversion_says_so_at_once(tmp_path):
 
 def test_media_tokens_and_language_model_have_one_type(tmp_path):
     options = EngineOptions("tensorrt", "bfloat16", recipe=Recipe("bfloat16"))
-    with pytest.raises(InvalidRequest, match="media tokens it is given are float16"):
+    with pytest.raises(InvalidRequest, match="its media tokens are float16"):
         describe(checkpoint("mistral-clip-8f"), tmp_path / "out", None, None, options)
 
 

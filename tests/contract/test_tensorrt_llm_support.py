@@ -100,7 +100,7 @@ def test_a_dry_run_refuses_as_the_conversion_does(tmp_path, texts):
 
     with pytest.raises(InvalidRequest, match="a cache of int8 for mistral: .*would not start"):
         dry_run("mistral-clip-8f", kv_dtype="int8")
-    with pytest.raises(InvalidRequest, match="quantizes Mixtral to fp8 alone"):
+    with pytest.raises(InvalidRequest, match="quantizes Mixtral only to fp8"):
         dry_run("mixtral-clip-8f", quantization="int8_sq", calibration=texts)
     assert f"--calib_dataset {texts}" in dry_run(
         "mistral-clip-8f", quantization="fp8", kv_dtype="fp8", calibration=texts

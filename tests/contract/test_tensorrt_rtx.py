@@ -121,9 +121,10 @@ def test_the_two_engines_are_two_choices():
         for llm_engine in beside:
             assert EngineOptions(name, dtype, llm_engine=llm_engine).llm_engine == llm_engine
     with pytest.raises(
-        InvalidRequest, match="tensorrt-rtx has no language model on tensorrt-llm beside it; take torch or vllm"
+        InvalidRequest,
+        match="tensorrt-rtx cannot be combined with a language model on tensorrt-llm; use --llm-engine torch or vllm",
     ):
         EngineOptions("tensorrt-rtx", "bfloat16", llm_engine="tensorrt-llm")
-    with pytest.raises(InvalidRequest, match="hands media tokens to the language model over gRPC"):
+    with pytest.raises(InvalidRequest, match="sends media tokens to the language model over gRPC"):
         EngineOptions("tensorrt-rtx", "bfloat16", media_token_memory="gpu")
     assert all(target >= 8.9 for target in FP8_TARGETS)

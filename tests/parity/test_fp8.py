@@ -70,14 +70,14 @@ def test_every_product_with_a_weight_is_in_fp8_and_the_graph_holds_the_rules(tmp
 
 
 def test_fp8_is_refused_where_it_cannot_be():
-    with pytest.raises(InvalidRequest, match="fp8 is TensorRT's; engine torch takes bfloat16"):
+    with pytest.raises(InvalidRequest, match="fp8 needs TensorRT; engine torch supports bfloat16"):
         EngineOptions("torch", "bfloat16", fp8_media=SEEN)
     config = open_checkpoint(checkpoint("qwen2-siglip-16f")).config
     ampere = EngineOptions("tensorrt", "bfloat16", recipe=Recipe(gpu="A100-80", dtype="float16"), fp8_media=SEEN)
     with pytest.raises(InvalidRequest, match=r"needs compute capability 8.9, and A100-80 has 8.0"):
         ampere.check(config)
     gone = EngineOptions("tensorrt", "bfloat16", recipe=Recipe(dtype="float16"), fp8_media=(MEDIA / "gone.mp4",))
-    with pytest.raises(InvalidRequest, match=r"gone.mp4 is not a file; --fp8-tower wants videos or pictures"):
+    with pytest.raises(InvalidRequest, match=r"gone.mp4 is not a file; --fp8-tower needs videos or images"):
         gone.check(config)
 
 
@@ -85,4 +85,4 @@ def test_a_dry_run_says_what_will_be_in_fp8(tmp_path):
     words = [checkpoint("qwen2-siglip-16f"), "--out", tmp_path / "out", "--engine", "tensorrt", "--dry-run"]
     result = CliRunner().invoke(command, [*map(str, words), "--fp8-tower", str(SEEN[0])])
     assert result.exit_code == 0, result.output
-    assert "vision_encoder.onnx in bfloat16 (products in fp8, scaled by" in result.output
+    assert "vision_encoder.onnx in bfloat16 (products in fp8, calibrated on" in result.output

@@ -60,7 +60,7 @@ def test_a_hub_id_is_converted_as_its_folder_is_and_fetched_once(hub, tmp_path, 
     ("words", "reason"),
     [
         (("--engine", "tensorrt", "--kv-dtype", "int8"), "would not start"),
-        (("--max-seq-len", "1000000"), "was made for 32768 positions"),
+        (("--max-seq-len", "1000000"), "supports 32768 positions"),
         (("--engine", "tensorrt"), "the package tensorrt is missing|no GPU can be used"),
     ],
 )
@@ -141,7 +141,7 @@ def test_a_revision_is_taken_and_its_commit_told(here):
     assert locate(ID, revision=commit).checkpoint.name == commit
     with pytest.raises(NotOnHub, match="no revision 'v9'"):
         locate(ID, revision="v9")
-    with pytest.raises(InvalidRequest, match="--revision v1.0 is of a repository of the hub, but ./here is a path"):
+    with pytest.raises(InvalidRequest, match="--revision v1.0 needs the id of a hub repository, but ./here is a path"):
         locate("./here", revision="v1.0")
 
 
@@ -154,17 +154,17 @@ def without(*names: str):
 
 
 REFUSALS = {
-    "gated, not logged in": (refused(401, "GatedRepo"), AccessDenied, "is gated: ask for access at http.*HF_TOKEN"),
+    "gated, not logged in": (refused(401, "GatedRepo"), AccessDenied, "is gated: request access at http.*HF_TOKEN"),
     "gated, not allowed": (refused(403, "GatedRepo"), AccessDenied, "is gated"),
-    "a hub that is out of order": (refused(501), HubUnreachable, "the hub answers 501 for DAMO-NLP-SG/Tiny"),
-    "forbidden": (refused(403), AccessDenied, r"refuses DAMO-NLP-SG/Tiny \(403\)"),
-    "missing": (lambda hub: hub.repositories.pop(ID), NotOnHub, "is no folder here, and the hub has no such repository"),
+    "a hub that is out of order": (refused(501), HubUnreachable, "the hub answered 501 for DAMO-NLP-SG/Tiny"),
+    "forbidden": (refused(403), AccessDenied, r"denies access to DAMO-NLP-SG/Tiny \(403\)"),
+    "missing": (lambda hub: hub.repositories.pop(ID), NotOnHub, "is not a local folder, and the repository .*Tiny does not exist or is private"),
     "no config": (without("config.json"), NotOnHub, "has no config.json: it is not a checkpoint"),
     "lost shard": (without("model-00002-of-00003.safetensors"), NotOnHub, "lacks model-00002-of-00003.safetensors, which"),
     "no weights": (
         without("model.safetensors.index.json", *(f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3))),
         NotOnHub,
-        "has no weights: wanted model.safetensors or pytorch_model.bin",
+        "has no weights: expected model.safetensors or pytorch_model.bin",
     ),
 }  # fmt: skip
 
@@ -191,13 +191,15 @@ def test_without_a_connection_the_cache_must_have_it(here, monkeypatch):
     with pytest.raises(HubUnreachable, match=r"is not in the cache \(.*HF_HUB_OFFLINE is set"):
         locate(ID)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with pytest.raises(HubUnreachable, match="only the cache was to be looked at"):
+    with pytest.raises(HubUnreachable, match="only the cache was to be used"):
         locate(ID, download=False)
     found = locate(ID)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert locate(ID) == found
     (found.checkpoint / "model-00003-of-00003.safetensors").unlink()
-    with pytest.raises(HubUnreachable, match="in part only.*HF_HUB_OFFLINE is set.*run it again with a connection"):
+    with pytest.raises(
+        HubUnreachable, match="only a part of.*HF_HUB_OFFLINE is set.*run the command again with a connection"
+    ):
         locate(ID)
 
 
@@ -210,7 +212,7 @@ def test_an_index_that_is_none_is_said(here):
 def test_errors_of_the_command_are_one_line(hub, tmp_path):
     publish(hub, CHAT)
     code, stderr = run_convert(hub, tmp_path, "nobody/nothing")
-    assert code == 1 and "vl2: NotOnHub: nobody/nothing is no folder here" in stderr
+    assert code == 1 and "vl2: NotOnHub: nobody/nothing is not a local folder" in stderr
     code, stderr = run_convert(hub, tmp_path, ID, HF_HUB_OFFLINE="1")
     assert code == 3 and "vl2: HubUnreachable" in stderr and "HF_HUB_OFFLINE is set" in stderr
     code, stderr = run_convert(hub, tmp_path, "./nobody/nothing")

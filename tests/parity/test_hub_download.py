@@ -22,7 +22,7 @@ def test_a_disk_that_is_too_small_is_said_before(here, monkeypatch):
     size = sum(map(len, here.repositories[ID].files.values()))
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage._replace(free=size // 2))
-    with pytest.raises(DiskFull, match=r"takes 0\.00 GB more, but .* has 0\.00 GB free: .*HF_HOME"):
+    with pytest.raises(DiskFull, match=r"needs 0\.00 GB more, but .* has 0\.00 GB free: .*HF_HOME"):
         locate(ID)
     assert not [name for name in here.fetched() if name.endswith(".safetensors")]
 
@@ -54,7 +54,7 @@ def test_a_broken_connection_goes_on_in_the_middle(here, monkeypatch):
 def test_a_damaged_file_is_not_kept(here):
     publish(here, AUDIO)
     here.spoiled.add(digest(weights_of(here)))
-    with pytest.raises(DownloadFailed, match=r"model\.safetensors of .* arrived damaged and was deleted"):
+    with pytest.raises(DownloadFailed, match=r"model\.safetensors of .* arrived corrupted and was deleted"):
         locate(ID)
     here.spoiled.clear()
     assert (locate(ID).checkpoint / "model.safetensors").read_bytes() == weights_of(here)
@@ -78,7 +78,7 @@ def test_a_stopped_download_goes_on_where_it_stopped(end, here, tmp_path):
     _, stderr = process.communicate(timeout=60)
     if end == signal.SIGINT:
         assert process.returncode == 130 and "Traceback" not in stderr
-        assert "vl2: Cancelled: stopped with 0.01 of 0.02 GB" in stderr and "goes on from there" in stderr
+        assert "vl2: Cancelled: stopped with 0.01 of 0.02 GB" in stderr and "run the same command again" in stderr
     size = partial.stat().st_size
     assert 0 < size < len(data)
     before = len(here.requests)

@@ -98,7 +98,7 @@ TEMPLATES = {
     "reads attributes by a filter": ("{{ messages|attr('__class__') }}", "no place"),
     "includes a file": ("{% include '/etc/passwd' %}", "no place"),
     "prints no text": ("{{ messages }}", "no text"),
-    "is empty of the question": ("{{ 'hello' }}", "leaves out the question"),
+    "is empty of the question": ("{{ 'hello' }}", "omits the question"),
 }
 CHAT = tuple(
     Hostile(f"template {name}", tokens(chat_template=text), reason) for name, (text, reason) in TEMPLATES.items()
@@ -127,13 +127,13 @@ TOKENIZERS = (
     Hostile("chat_template is missing", tokens(chat_template=None), "no chat template"),
     Hostile("chat_template.jinja is no UTF-8", write("chat_template.jinja", b"\xff"), "UTF-8"),
     Hostile("tokenizer.model is damaged", slow(b"\x0a\xff\xff\xff\x7f"), "none can be made"),
-    Hostile("eos_token_id is 10^6", generation(eos_token_id=10**6), "wanted ids below 1000"),
+    Hostile("eos_token_id is 10^6", generation(eos_token_id=10**6), "expected at least one, all below 1000"),
     Hostile("eos_token_id is -1", generation(eos_token_id=-1), "whole numbers were wanted"),
     Hostile("eos_token_id is text", generation(eos_token_id=["2"]), "whole numbers were wanted"),
     Hostile("top_k is half", generation(top_k=0.5), "whole numbers were wanted"),
     Hostile("repetition_penalty is 0", generation(repetition_penalty=0), "repetition_penalty is 0"),
     Hostile("repetition_penalty is text", generation(repetition_penalty="1"), "repetition_penalty is '1'"),
-    Hostile("nothing ends an answer", endless, "ends answers with"),
+    Hostile("nothing ends an answer", endless, "has the end ids"),
 )
 PROMPTS = (*TOKENIZERS, *CHAT)
 
@@ -146,5 +146,5 @@ def growing(content: dict) -> None:
 
 # What only the limits of the process end.
 LIMITED = (
-    Hostile("tokenizer.json: a normalizer that makes 1 TB", tokenizer(growing), "takes more than 8 s or 768 MB"),
+    Hostile("tokenizer.json: a normalizer that makes 1 TB", tokenizer(growing), "needs more than 8 s or 768 MB"),
 )

@@ -61,7 +61,7 @@ def test_a_command_whose_packages_are_missing_says_which(command):
         (("chat", "a.mp4", "--image", "b.png"), 2, "name the media once"),
         (("chat", str(MEDIA / "image_90x50.png"), "--start", "1"), 2, "BadSegment"),
         (("plan", "--checkpoint", "VideoLLaMA3"), 2, "is not a published checkpoint; they are VideoLLaMA2-7B-Base"),
-        (("convert", str(checkpoint("qwen2-clip-8f")), "--out", "/tmp/x", "--dry-run"), 2, "--dry-run tells of"),
+        (("convert", str(checkpoint("qwen2-clip-8f")), "--out", "/tmp/x", "--dry-run"), 2, "--dry-run is for"),
         (
             (
                 "convert",

@@ -71,30 +71,30 @@ def test_the_table_names_the_quantizations_of_tensorrt_llm():
     [
         (
             {"engine": "torch", "dtype": "bfloat16", "quantization": "int8"},
-            "on torch has no --quantize int8 here: take none",
+            "on torch does not support --quantize int8: use no --quantize",
         ),
-        ({"llm_engine": "vllm", "quantization": "int8"}, "on vllm has no --quantize int8"),
-        ({"quantization": "int3"}, "on onnx has no --quantize int3 here: take one of int8"),
+        ({"llm_engine": "vllm", "quantization": "int8"}, "on vllm does not support --quantize int8"),
+        ({"quantization": "int3"}, "on onnx does not support --quantize int3: use one of int8"),
         (
             {"recipe": Recipe(quantization="fp8", calibration="texts")},
-            "on onnx has no --quantize fp8 .*take one of int8",
+            "on onnx does not support --quantize fp8: use one of int8",
         ),
         (
             {"engine": "tensorrt", "dtype": "float16", "recipe": Recipe(quantization="int8")},
-            "on tensorrt-llm has no --quantize int8 here: take one of fp8, int4_awq, int8_sq",
+            "on tensorrt-llm does not support --quantize int8: use one of fp8, int4_awq, int8_sq",
         ),
         ({"quantization": "int8", "recipe": Recipe(calibration="texts")}, "leave out --calibration"),
         (
             {"engine": "torch", "dtype": "bfloat16", "recipe": Recipe(kv_dtype="fp8")},
-            "--kv-dtype is TensorRT-LLM's, and torch runs the language model here",
+            "--kv-dtype is an option of TensorRT-LLM, but torch runs the language model here",
         ),
-        ({"recipe": Recipe(tp=2)}, "--tp is TensorRT-LLM's, and onnx runs"),
-        ({"recipe": Recipe(calibration="texts")}, "--calibration is TensorRT-LLM's"),
+        ({"recipe": Recipe(tp=2)}, "--tp is an option of TensorRT-LLM, but onnx runs"),
+        ({"recipe": Recipe(calibration="texts")}, "--calibration is an option of TensorRT-LLM"),
         (
             {"engine": "tensorrt-rtx", "dtype": "bfloat16", "recipe": Recipe(max_batch_size=8)},
-            "--max-batch-size is TensorRT-LLM's",
+            "--max-batch-size is an option of TensorRT-LLM",
         ),
-        ({"engine": "tensorrt", "dtype": "bfloat16", "slots": 8}, "tensorrt-llm has no --slots: name --max-batch-size"),
+        ({"engine": "tensorrt", "dtype": "bfloat16", "slots": 8}, "tensorrt-llm has no --slots: use --max-batch-size"),
     ],
 )
 def test_an_engine_refuses_what_it_has_not(options, reason):
@@ -105,11 +105,14 @@ def test_an_engine_refuses_what_it_has_not(options, reason):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (("--engine", "torch", "--quantize", "int8"), "on torch has no --quantize int8"),
-        (("--engine", "torch", "--ep", "2"), "--ep is TensorRT-LLM's"),
-        (("--engine", "tensorrt", "--quantize", "int8", "--dry-run"), "on tensorrt-llm has no --quantize int8"),
-        (("--quantize", "fp8"), "on onnx has no --quantize fp8"),
-        (("--quantize", "int8", "--llm-engine", "vllm"), "on vllm has no --quantize int8"),
+        (("--engine", "torch", "--quantize", "int8"), "on torch does not support --quantize int8"),
+        (("--engine", "torch", "--ep", "2"), "--ep is an option of TensorRT-LLM"),
+        (
+            ("--engine", "tensorrt", "--quantize", "int8", "--dry-run"),
+            "on tensorrt-llm does not support --quantize int8",
+        ),
+        (("--quantize", "fp8"), "on onnx does not support --quantize fp8"),
+        (("--quantize", "int8", "--llm-engine", "vllm"), "on vllm does not support --quantize int8"),
     ],
 )
 def test_the_command_refuses_before_it_reads_anything(words, reason, tmp_path):

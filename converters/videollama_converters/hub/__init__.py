@@ -1,1 +1,1 @@
-"""Checkpoints of the Hugging Face hub, downloaded into its cache. May import `steps`."""
+"""Downloads checkpoints of the Hugging Face hub into its cache. May import `steps`."""

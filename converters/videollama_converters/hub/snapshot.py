@@ -1,6 +1,6 @@
-"""Checkpoints named by their id on the Hugging Face hub, fetched into its cache when the user names one.
+"""Downloads a checkpoint, named by its Hugging Face hub id, into the hub's cache.
 
-huggingface_hub talks to the hub; HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are its settings.
+huggingface_hub talks to the hub, and is configured by HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
 """
 
 import errno
@@ -36,7 +36,7 @@ from videollama_core.protocol.errors import (
     NotOnHub,
 )
 
-# The files of a part beside its weights.
+# The files of each part, apart from its weights.
 SMALL_FILES = {
     "checkpoint": ("config.json", "adapter_config.json", *TOKENIZER_FILES),
     "base": ("config.json", *TOKENIZER_FILES),
@@ -52,18 +52,19 @@ def fetch(
     progress: Progress = SilentProgress(),
     download: bool = True,
 ) -> Path:
-    """The needed files of a repository, as a folder of the hub's cache that is named by its commit.
+    """Download the files of a repository that a conversion needs.
 
     Args:
         part: checkpoint, tower or base.
-        weights: False fetches its configs alone.
-        download: False takes only what is in the cache.
-    Raises: DownloadFailed and its kinds, Cancelled.
+        weights: False downloads only configs and tokenizer files.
+        download: False uses only the cache.
+    Returns: a folder of the hub's cache, named by its commit.
+    Raises: DownloadFailed and its subclasses, Cancelled.
     """
     with _translated(name, revision):
         hub, listing = HfApi(), None
         reason: Exception = OfflineModeIsEnabled()
-        # The commit that the cache remembers, where the hub cannot be asked.
+        # Falls back to the commit in the cache if the hub cannot be reached.
         commit = hub.resolve_revision(name, revision=revision, local_files_only=not download).resolved
         try:
             if download:
@@ -86,10 +87,10 @@ def fetch(
 
 
 def needed_files(name: str, names: Collection[str], part: str, weights: bool, read: Callable[[str], Path]) -> list[str]:
-    """Of a repository's files those that a conversion reads, weights last, in one format.
+    """Names of the files of a repository that a conversion reads: weights last, and in one format only.
 
     Args:
-        read: brings a file of the repository to this machine; an index names the shards.
+        read: downloads one file; used for the index, which names the shards.
     Raises: NotOnHub.
     """
     small = [file for file in SMALL_FILES[part] if file in names]
@@ -104,37 +105,37 @@ def _weight_files(name: str, names: Collection[str], read: Callable[[str], Path]
         adapters = [file for file in ADAPTER_FILES if file in names][:1]
         if adapters:
             return [*adapters, *(file for file in (NON_LORA_FILE,) if file in names)]
-        raise NotOnHub(f"{name} on the hub is a repository of adapters, but has neither {' nor '.join(ADAPTER_FILES)}")
+        raise NotOnHub(f"{name} on the hub is an adapter repository, but has neither {' nor '.join(ADAPTER_FILES)}")
     for file in WEIGHT_FILES:
         index = f"{file}.index.json"
         if index in names:
             weight_map = read_json(read(index)).get("weight_map")
             shards = sorted({str(shard) for shard in weight_map.values()}) if isinstance(weight_map, dict) else []
-            lost = [shard for shard in shards if shard not in names]
-            if lost:
-                raise NotOnHub(f"{name} on the hub lacks {lost[0]}, which its {index} names")
+            missing = [shard for shard in shards if shard not in names]
+            if missing:
+                raise NotOnHub(f"{name} on the hub lacks {missing[0]}, which its {index} names")
             return [index, *shards]
         if file in names:
             return [file]
-    raise NotOnHub(f"{name} on the hub has no weights: wanted {' or '.join(WEIGHT_FILES)}, whole or in shards")
+    raise NotOnHub(f"{name} on the hub has no weights: expected {' or '.join(WEIGHT_FILES)}, whole or in shards")
 
 
 def _check_cached(name: str, folder: Path, part: str, weights: bool, reason: Exception) -> None:
-    """Raises: HubUnreachable unless the cache has all; weights come last, so what is missing is one of them."""
+    """Raises: HubUnreachable unless the cache is complete; weights are downloaded last, so a missing file is one of them."""
     names = {path.name for path in folder.iterdir()}
     try:
         needed = needed_files(name, names, part, weights, lambda file: folder / file)
     except NotOnHub as error:
         raise HubUnreachable(
-            f"the cache ({folder}) has {name} in part only, and the hub was not asked ({_in_words(reason)}): "
-            "run it again with a connection"
+            f"the cache ({folder}) holds only a part of {name}, and the hub was not queried ({_in_words(reason)}): "
+            "run the command again with a connection"
         ) from error
     assert all(file in names for file in needed)
 
 
 @contextmanager
 def _translated(name: str, revision: str | None) -> Iterator[None]:
-    """huggingface_hub's errors as ours."""
+    """Translate huggingface_hub's errors into ours."""
     try:
         yield
     except (EntryNotFoundError, HTTPError, OfflineModeIsEnabled, RevisionResolutionError) as error:
@@ -144,7 +145,7 @@ def _translated(name: str, revision: str | None) -> Iterator[None]:
         if error.errno != errno.ENOSPC:
             raise
         raise DiskFull(
-            f"the disk of {constants.HF_HUB_CACHE} is full: make room, or name a folder of another disk with HF_HOME"
+            f"the disk of {constants.HF_HUB_CACHE} is full: free disk space, or set HF_HOME to a folder on another disk"
         ) from error
 
 
@@ -152,18 +153,18 @@ def _as_ours(error: BaseException, name: str, revision: str | None) -> DownloadF
     page = f"{constants.ENDPOINT}/{name}"
     if isinstance(error, GatedRepoError):
         return AccessDenied(
-            f"{name} is gated: ask for access at {page}, then log in with `hf auth login` or set HF_TOKEN"
+            f"{name} is gated: request access at {page}, then log in with `hf auth login` or set HF_TOKEN"
         )
     if isinstance(error, RevisionNotFoundError):
         return NotOnHub(f"{name} on the hub has no revision {revision!r}; see {page}/commits/main")
     if isinstance(error, RepositoryNotFoundError):
         return NotOnHub(
-            f"{name} is no folder here, and the hub has no such repository ({page}), or a private one: "
+            f"{name} is not a local folder, and the repository {page} does not exist or is private: "
             "check the name, or log in with `hf auth login` or set HF_TOKEN"
         )
     if isinstance(error, (LocalEntryNotFoundError, RevisionResolutionError)):
         return HubUnreachable(
-            f"{name} is no folder here, is not in the cache ({constants.HF_HUB_CACHE}), and the hub did not answer: "
+            f"{name} is not a local folder, is not in the cache ({constants.HF_HUB_CACHE}), and the hub did not answer: "
             f"{_in_words(error.__cause__ or error)}"
         )
     if isinstance(error, EntryNotFoundError):
@@ -172,15 +173,15 @@ def _as_ours(error: BaseException, name: str, revision: str | None) -> DownloadF
         code = error.response.status_code
         if code in (401, 403):
             return AccessDenied(
-                f"the hub refuses {name} ({code}): check HF_TOKEN or `hf auth login`, and its access at {page}"
+                f"the hub denies access to {name} ({code}): check HF_TOKEN or `hf auth login`, and your access at {page}"
             )
-        return HubUnreachable(f"the hub answers {code} for {name} ({page}): try again later")
-    return HubUnreachable(f"{name} cannot be fetched: {_in_words(error)}")
+        return HubUnreachable(f"the hub answered {code} for {name} ({page}): try again later")
+    return HubUnreachable(f"{name} cannot be downloaded: {_in_words(error)}")
 
 
 def _in_words(reason: BaseException) -> str:
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     if isinstance(reason, (OfflineModeIsEnabled, LocalEntryNotFoundError, RevisionResolutionError)):
-        return "only the cache was to be looked at"
+        return "only the cache was to be used"
     return f"no connection to {constants.ENDPOINT} ({reason})"

@@ -1,1 +1,1 @@
-"""What a conversion step is, when it is valid, and how far it is. Imports nothing else of the converters."""
+"""Conversion steps: what one is, when its result is still valid, its progress. Imports nothing else of the converters."""

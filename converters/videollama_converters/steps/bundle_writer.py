@@ -1,7 +1,7 @@
-"""Conversion steps: each writes its files beside and moves them into place when whole, and is reused while valid.
+"""Runs conversion steps: each writes to a temporary folder, is moved into place when complete, and is reused while valid.
 
-A step is valid while its key (source files, settings, code) is the recorded one and every file still has its hash. The
-manifest is removed before the first change and written after the last one: a killed conversion never looks whole.
+A step is valid while its key (source files, settings, code) equals the recorded one and every file still has its hash. The
+manifest is removed before the first change and written after the last one: a killed conversion never looks complete.
 """
 
 import fcntl
@@ -26,28 +26,30 @@ LOCK = ".lock"
 class Step:
     """One part of a conversion.
 
-    `run(folder)` writes files below an empty folder; they end at the same place below the bundle. `owns` names the
-    files and folders of the bundle that belong to the step.
+    `run(folder)` writes files below an empty folder; they are moved to the same relative paths of the bundle. `owns` names
+    the files and folders of the bundle that belong to the step.
     """
 
     name: str
-    inputs: object  # JSON: everything that decides the output
+    inputs: object  # serializable as JSON: everything that decides the output
     owns: tuple[str, ...]
     run: Callable[[Path], None]
-    work: int = 1  # calls of Progress.advance
+    work: int = 1  # number of calls to Progress.advance
 
 
 def sha256(path: Path) -> str:
+    """A file's SHA-256 in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def files_below(folder: Path) -> list[Path]:
+    """All files of a folder and its subfolders, sorted."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 class BundleWriter:
-    """The bundle's folder while it is made."""
+    """Writes a bundle's folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -57,11 +59,11 @@ class BundleWriter:
             try:
                 self._state = json.loads(state.read_text("utf-8"))
             except ValueError:
-                self._state = {}  # cut off while it was written: everything is made again
+                self._state = {}  # truncated by a crash: every step runs again
 
     @contextmanager
     def locked(self) -> Iterator["BundleWriter"]:
-        """Raises: ArtifactMismatch if another conversion writes here."""
+        """Hold the folder's lock. Raises: ArtifactMismatch if another conversion holds it."""
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / LOCK).open("w") as lock:
             try:
@@ -77,6 +79,7 @@ class BundleWriter:
                 shutil.rmtree(self.root / PARTIAL, ignore_errors=True)
 
     def is_valid(self, step: Step) -> bool:
+        """Whether the step's recorded result can be reused."""
         record = self._state.get(step.name)
         if record is None or record["key"] != _key(step):
             return False
@@ -88,6 +91,7 @@ class BundleWriter:
         )
 
     def make(self, step: Step) -> None:
+        """Run a step and replace its files. Removes the manifest."""
         (self.root / MANIFEST).unlink(missing_ok=True)
         self._state.pop(step.name, None)
         self._save()
@@ -108,7 +112,7 @@ class BundleWriter:
         self._save()
 
     def files(self) -> dict[str, dict]:
-        """Every file of every step, with size and hash."""
+        """Path -> {"bytes", "sha256"} of every file of every step."""
         return {name: entry for record in self._state.values() for name, entry in record["files"].items()}
 
     def write_manifest(self, content: dict) -> None:
@@ -130,7 +134,7 @@ def _remove(path: Path) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Whole or not at all."""
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    os.replace(beside, path)
+    """Write a JSON file atomically."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    os.replace(temporary, path)

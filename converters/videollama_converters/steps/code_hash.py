@@ -1,4 +1,4 @@
-"""A hash of the code that decides what a conversion step writes: the step's modules and all of ours that they import."""
+"""Hashes the code that decides what a conversion step writes: the step's modules, and all of ours that they import."""
 
 import ast
 import hashlib
@@ -10,9 +10,9 @@ _OURS = ("videollama_core", "videollama_converters")
 
 
 def code_hash(*modules: str) -> str:
-    """SHA-256 over the sources of the modules and of every module of ours that they import, near or far.
+    """SHA-256 over the sources of the modules and of every module of ours that they import, directly or indirectly.
 
-    Raises: ModuleNotFoundError for a name that is no module: a step that names one wrongly must not look unchanged.
+    Raises: ModuleNotFoundError for a name that is not a module: a step with a misspelled name must not look unchanged.
     """
     sources: dict[str, bytes] = {}
     waiting = list(modules)
@@ -30,18 +30,18 @@ def code_hash(*modules: str) -> str:
 def _source(module: str) -> Path:
     spec = find_spec(module)
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"{module} is no module", name=module)
+        raise ModuleNotFoundError(f"{module} is not a module", name=module)
     return Path(spec.origin)
 
 
 def _imported(source: bytes) -> list[str]:
-    """Modules of ours that a source names, packages and their modules alike."""
+    """Modules of ours that a source imports, packages included."""
     return [name for name in _named(source) if name.split(".")[0] in _OURS and _is_module(name)]
 
 
 @cache  # the steps of one conversion share most of their sources
 def _named(source: bytes) -> tuple[str, ...]:
-    """What may be a module, of all that a source imports."""
+    """All imported names that may be modules."""
     names: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -55,5 +55,5 @@ def _named(source: bytes) -> tuple[str, ...]:
 def _is_module(name: str) -> bool:
     try:
         return find_spec(name) is not None
-    except ModuleNotFoundError:  # a class of a module, not a module of a package
+    except ModuleNotFoundError:  # a class or function, not a module
         return False

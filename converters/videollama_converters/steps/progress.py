@@ -1,4 +1,4 @@
-"""How far a conversion is: what it tells, and the bar that shows it."""
+"""Progress of a conversion: the interface that reports it, and the bar that shows it."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ import click
 
 
 class Progress(Protocol):
-    """Where a conversion tells how far it is."""
+    """Receives a conversion's progress: `start` a task, `advance` it `total` times, then `done`."""
 
     def start(self, task: str, total: int) -> None: ...
     def advance(self) -> None: ...
@@ -27,7 +27,7 @@ class SilentProgress:
 
 
 class ProgressBar:
-    """One line per step on stderr; a moving bar on a terminal."""
+    """Prints one line per step to stderr; on a terminal, an animated bar."""
 
     def __init__(self) -> None:
         self._moving = sys.stderr.isatty()

@@ -1,6 +1,6 @@
-"""ONNX graphs -> TensorRT 10.14 engines with their side-cars. Runs in the container that will serve.
+"""Builds TensorRT 10.14 engines, with their side-car files, from ONNX graphs. Runs in the container that will serve.
 
-Strongly typed: a graph's own types decide (export_onnx.py), so that the same code builds on 10.12 and later, 11 included.
+Engines are strongly typed: the graph's types decide (export/graphs.py), so the same code builds on 10.12 and later, 11 included.
 """
 
 import hashlib
@@ -23,11 +23,11 @@ WORKSPACE_BYTES = 8 * 2**30
 def build_engine(
     graph: Graph, config: ModelConfig, path: Path, engine: Path, timing_caches: Path, log: Callable[[str], None]
 ) -> None:
-    """Write `engine` and its side-car, then the timing cache, which a second build of the same kind is fast with.
+    """Write `engine` and its side-car, then the timing cache, which makes a second build of the same kind fast.
 
     Args:
-        timing_caches: folder of one cache for each TensorRT and compute capability; TensorRT refuses another's.
-    Raises: ArtifactMismatch when TensorRT refuses the graph; it says where.
+        timing_caches: folder with one cache per TensorRT version and compute capability; TensorRT refuses any other.
+    Raises: ArtifactMismatch if TensorRT refuses the graph, with TensorRT's reasons.
     """
     machine = describe_machine()
     import tensorrt as trt
@@ -51,7 +51,7 @@ def build_engine(
     kept = timing_caches / f"tensorrt-{machine['tensorrt']}-capability-{machine['capability']}.cache"
     cache = settings.create_timing_cache(kept.read_bytes() if kept.is_file() else b"")
     if cache is None or not settings.set_timing_cache(cache, ignore_mismatch=False):
-        log(f"{kept} is of another machine or damaged; it is left out")
+        log(f"{kept} is from another machine or damaged; it is ignored")
     log(f"{graph.name}: building for {machine['gpu']}, TensorRT {machine['tensorrt']}")
     plan = builder.build_serialized_network(network, settings)
     if plan is None:
@@ -66,13 +66,13 @@ def build_engine(
     }
     engine.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
     used = settings.get_timing_cache()
-    if used is not None:  # as after a cache that was refused
+    if used is not None:  # None if the cache was refused
         timing_caches.mkdir(parents=True, exist_ok=True)
         kept.write_bytes(bytes(used.serialize()))
 
 
 def tensor_types(path: Path) -> dict[str, str]:
-    """Types of a graph's inputs and outputs, as numpy names them; an engine keeps them."""
+    """numpy names of the types of a graph's inputs and outputs, which its engine keeps."""
     graph = onnx.load(str(path), load_external_data=False).graph
     return {
         value.name: str(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
@@ -81,15 +81,15 @@ def tensor_types(path: Path) -> dict[str, str]:
 
 
 def compare_engine(graph: Graph, config: ModelConfig, module: Any, run: Callable[..., Any]) -> float:
-    """Cosine between an engine's output and that of the PyTorch module, on the example inputs.
+    """Cosine similarity of an engine's output and the PyTorch module's, on the example inputs.
 
     Args:
-        run: inputs as torch tensors on the CPU -> output as a float32 torch tensor.
+        run: runs the engine: input torch tensors on the CPU -> output as a float32 torch tensor.
     """
     import torch
 
     inputs = example_inputs(graph, config)
     with torch.inference_mode():
-        wanted = module(*inputs).float().flatten()
-    found = run(*inputs).float().flatten()
-    return float(torch.nn.functional.cosine_similarity(found, wanted, dim=0))
+        expected = module(*inputs).float().flatten()
+    output = run(*inputs).float().flatten()
+    return float(torch.nn.functional.cosine_similarity(output, expected, dim=0))

@@ -1,6 +1,6 @@
-"""ONNX graphs -> TensorRT-RTX engines, on any machine: NVIDIA's parser and builder, which need neither GPU nor driver.
+"""Builds TensorRT-RTX engines from ONNX graphs on any machine: NVIDIA's parser and builder need neither GPU nor driver.
 
-The package is the extra `tensorrt-rtx`. Its parser is onnx-tensorrt's, so that what it refuses TensorRT 10 refuses too.
+The extra `tensorrt-rtx` installs the package. Its parser is onnx-tensorrt's: a graph that it refuses, TensorRT 10 refuses too.
 """
 
 import json
@@ -18,8 +18,8 @@ from videollama_core.engines.tensorrt_rtx import rtx_logger, rtx_version
 from videollama_core.model.config import ModelConfig
 from videollama_core.protocol.errors import ArtifactMismatch
 
-# Compute capabilities of one engine: A100, then RTX and data-centre cards of Ampere, Ada and Blackwell. The package has none for
-# Hopper (9.0) and data-centre Blackwell (10.0); Turing (7.5) wants an engine of its own.
+# Compute capabilities of one engine: A100, then RTX and data-center cards of Ampere, Ada and Blackwell. The package supports neither
+# Hopper (9.0) nor data-center Blackwell (10.0); Turing (7.5) needs a separate engine.
 TARGETS = (8.0, 8.6, 8.9, 12.0)
 FP8_TARGETS = tuple(target for target in TARGETS if target >= FP8_CAPABILITY)
 
@@ -29,7 +29,7 @@ def is_installed() -> bool:
 
 
 def parse(path: Path) -> None:
-    """Have NVIDIA's parser read a graph. Raises: ArtifactMismatch with the parser's reasons."""
+    """Check a graph with NVIDIA's parser. Raises: ArtifactMismatch with the parser's reasons."""
     _read(path)
 
 
@@ -40,28 +40,28 @@ def build(
     targets: tuple[float, ...] = TARGETS,
     log: Callable[[str], None] = lambda line: None,
 ) -> bytes:
-    """The engine of a graph, with the same optimisation profiles as TensorRT's.
+    """A graph's serialized engine, with the same optimization profiles as TensorRT's.
 
     Args:
-        targets: compute capabilities that it will run on.
-        log: takes each line that the builder says, verbose ones included.
+        targets: compute capabilities that it can run on.
+        log: called with each line of the builder's log, verbose ones included.
     Raises: ArtifactMismatch with the builder's errors.
     """
     import tensorrt_rtx as trt
 
     builder, network, parser = _read(path)
     settings = settings_of(builder, graph, config, targets)
-    said = rtx_logger()
-    said.start(log)
+    messages = rtx_logger()
+    messages.start(log)
     plan = builder.build_serialized_network(network, settings)
     del parser  # owns the weights until here
     if plan is None:
-        raise ArtifactMismatch(f"TensorRT-RTX {trt.__version__} cannot build {path}: {'; '.join(said.errors)}")
+        raise ArtifactMismatch(f"TensorRT-RTX {trt.__version__} cannot build {path}: {'; '.join(messages.errors)}")
     return bytes(plan)
 
 
 def settings_of(builder: Any, graph: Graph, config: ModelConfig, targets: tuple[float, ...]) -> Any:
-    """What the builder is told of a graph's engine, beside its network."""
+    """The builder configuration of a graph's engine."""
     import tensorrt_rtx as trt
 
     settings = builder.create_builder_config()
@@ -79,7 +79,7 @@ def settings_of(builder: Any, graph: Graph, config: ModelConfig, targets: tuple[
 
 
 def write_engine(graph: Graph, config: ModelConfig, path: Path, engine: Path, is_fp8: bool = False) -> None:
-    """Write `engine` and its side-car. Raises: ArtifactMismatch as `build`."""
+    """Write `engine` and its side-car. Raises: ArtifactMismatch, as `build` does."""
     targets = FP8_TARGETS if is_fp8 else TARGETS
     plan = build(graph, config, path, targets)
     engine.parent.mkdir(parents=True, exist_ok=True)

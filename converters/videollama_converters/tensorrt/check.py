@@ -1,4 +1,4 @@
-"""Whether TensorRT takes the graphs of a checkpoint: known before the weights are read, on any machine."""
+"""Checks that TensorRT accepts the graphs of a checkpoint, before the weights are read and on any machine."""
 
 import logging
 from dataclasses import replace
@@ -20,11 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 def check_graphs(config: ModelConfig, options: EngineOptions) -> None:
-    """The operator table, and NVIDIA's own parser where the package is installed. Raises: ArtifactMismatch."""
+    """Check against the operator table, and with NVIDIA's parser if it is installed. Raises: ArtifactMismatch."""
     config = _one_layer_each(config)
     has_parser = build_rtx.is_installed()
     if not has_parser:
-        logger.info("NVIDIA's parser is not installed (the extra tensorrt-rtx): the operator table alone is asked")
+        logger.info(
+            "NVIDIA's parser is not installed (extra tensorrt-rtx): graphs are checked by the operator table only"
+        )
     with TemporaryDirectory(prefix="vl2-graphs-") as folder:
         for graph in ENGINE_GRAPHS:
             if graph in graphs_of(config):
@@ -36,14 +38,14 @@ def check_graphs(config: ModelConfig, options: EngineOptions) -> None:
 
 
 def refuse_violations(path: Path) -> None:
-    """Raises: ArtifactMismatch where a graph is not in the operator table."""
+    """Raises: ArtifactMismatch if a graph violates the operator table."""
     violations = check_graph(path)
     if violations:
-        raise ArtifactMismatch("TensorRT would not take the graph: " + "; ".join(map(str, violations[:3])))
+        raise ArtifactMismatch("TensorRT would not accept the graph: " + "; ".join(map(str, violations[:3])))
 
 
 def _one_layer_each(config: ModelConfig) -> ModelConfig:
-    """A tower's layers are one piece of code: what is refused of the last is refused of the first, many seconds earlier."""
+    """Reduce the towers to one layer each: all layers share one code, so checking one is enough and many seconds faster."""
     audio = replace(config.audio, layers=1) if config.audio else None
     return replace(config, vision=replace(config.vision, select_layer=1), audio=audio)
 

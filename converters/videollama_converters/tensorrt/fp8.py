@@ -1,8 +1,8 @@
-"""The vision tower's linear layers in fp8, for TensorRT on Ada and Hopper.
+"""Quantizes the vision tower's linear layers to fp8, for TensorRT on Ada and Hopper.
 
-A strongly typed engine multiplies in fp8 where both factors of a product pass QuantizeLinear to FLOAT8E4M3FN and DequantizeLinear
-back; TensorRT folds the weights' pair into stored fp8. One scale per tensor: the largest value seen over 448, which is the
-largest of the type. Inputs are seen on media of the operator's choice, weights as they are.
+A strongly typed engine multiplies in fp8 where both factors of a product pass through QuantizeLinear to FLOAT8E4M3FN and
+DequantizeLinear back; TensorRT folds the weights' pair into stored fp8. One scale per tensor: its largest absolute value divided
+by 448, the largest value of the type. For inputs, that value is observed on calibration media that the operator chooses.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ OPSET = 19  # first with fp8
 
 @dataclass(frozen=True)
 class Scales:
-    """Of one linear layer: what its inputs and its weights are divided by."""
+    """Divisors of one linear layer's inputs and weights."""
 
     inputs: float
     weights: float
@@ -46,32 +46,34 @@ def export_typed(
     media: Sequence[Path],
     folder: Path,
 ) -> None:
-    """Write a graph of one type for TensorRT at its place below `folder`. Args: media: scales of a graph in fp8; none: no fp8."""
+    """Write a strongly typed graph for TensorRT to its path below `folder`. Args: media: calibrate fp8 scales; none: no fp8."""
     edit = partial(quantize, scales=calibrate(parts, media)) if media else unchanged
     path = folder / graph_path(graph.name)
     export_graph(graph, parts.config, graph_sources(graph, parts), path, tick, dtype, edit)
 
 
 def calibrate(parts: CheckpointParts, media: Sequence[Path]) -> dict[str, Scales]:
-    """Name of each linear layer's weight -> scales. Raises: UnreadableMedia, and InvalidRequest for layers that see nothing."""
+    """Name of each linear layer's weight -> scales. Raises: UnreadableMedia, and InvalidRequest if a layer's inputs are all zero."""
     tower = parts.vision_encoder()
     layers = {name: module for name, module in tower.named_modules() if isinstance(module, nn.Linear)}
     largest = dict.fromkeys(layers, 0.0)
 
-    def watch(name: str) -> None:
-        def see(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def observe(name: str) -> None:
+        def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             largest[name] = max(largest[name], float(inputs[0].abs().max()))
 
-        layers[name].register_forward_pre_hook(see)
+        layers[name].register_forward_pre_hook(record)
 
     for name in layers:
-        watch(name)
+        observe(name)
     with torch.inference_mode():
         for path in media:
             tower(torch.from_numpy(_frames(parts, path)))
-    blind = [name for name, value in largest.items() if not value > 0]
-    if blind:
-        raise InvalidRequest(f"layer {blind[0]} saw nothing in {len(media)} media; name ordinary videos or pictures")
+    unused = [name for name, value in largest.items() if not value > 0]
+    if unused:
+        raise InvalidRequest(
+            f"layer {unused[0]} had only zero inputs in {len(media)} media; use ordinary videos or images"
+        )
     return {
         f"{name}.weight": Scales(largest[name] / LARGEST, float(layer.weight.abs().max()) / LARGEST)
         for name, layer in layers.items()
@@ -79,34 +81,36 @@ def calibrate(parts: CheckpointParts, media: Sequence[Path]) -> dict[str, Scales
 
 
 def unit_scales(tower: nn.Module) -> dict[str, Scales]:
-    """Of the same layers, without their values: for a graph that is only read."""
-    return {f"{name}.weight": Scales(1.0, 1.0) for name, each in tower.named_modules() if isinstance(each, nn.Linear)}
+    """Scales of 1 for the same layers: for a graph that is only parsed."""
+    return {
+        f"{name}.weight": Scales(1.0, 1.0) for name, module in tower.named_modules() if isinstance(module, nn.Linear)
+    }
 
 
 def _frames(parts: CheckpointParts, path: Path) -> np.ndarray:
-    """uint8 [T, S, S, 3], as a question would see them."""
+    """Frames uint8 [T, S, S, 3], preprocessed as for a request."""
     try:
         files = [path.read_bytes()]
     except OSError as error:
-        raise InvalidRequest(f"{path} cannot be read: {error.strerror}; name videos or pictures") from error
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror}; use readable videos or images") from error
     kind = "image" if path.suffix.lower() in IMAGE_SUFFIXES else "video"
     return prepare(kind, files, Segment(), parts.config).frames
 
 
 def quantize(model: ir.Model, scales: dict[str, Scales]) -> None:
-    """In place: a pair of nodes before both inputs of each product with a weight that has scales."""
+    """In place: insert a quantize/dequantize pair before both inputs of each product whose weight has scales."""
     writer = _Writer(model)
     for node in list(model.graph):
         if node.op_type != "MatMul":
             continue
-        value, turned = node.inputs
-        transpose = turned.producer() if turned is not None else None
+        value, transposed = node.inputs
+        transpose = transposed.producer() if transposed is not None else None
         weight = transpose.inputs[0] if transpose is not None and transpose.op_type == "Transpose" else None
         if value is None or transpose is None or weight is None or weight.name not in scales:
             continue
-        found = scales[weight.name]
-        node.replace_input_with(0, writer.pair(value, found.inputs, f"{weight.name}.input"))
-        transpose.replace_input_with(0, writer.pair(weight, found.weights, weight.name))
+        layer_scales = scales[weight.name]
+        node.replace_input_with(0, writer.pair(value, layer_scales.inputs, f"{weight.name}.input"))
+        transpose.replace_input_with(0, writer.pair(weight, layer_scales.weights, weight.name))
     model.graph.sort()
     model.opset_imports[""] = OPSET
 
@@ -117,7 +121,7 @@ class _Writer:
         self._zero = self._constant("fp8_zero", np.zeros((), ml_dtypes.float8_e4m3fn))
 
     def pair(self, value: ir.Value, scale: float, name: str) -> ir.Value:
-        """The value rounded to fp8, in its own type again."""
+        """The value rounded to fp8, converted back to its own type."""
         assert value.dtype is not None, value.name
         factor = self._constant(f"{name}.scale", np.array(scale, value.dtype.numpy()))
         small = ir.node("QuantizeLinear", [value, factor, self._zero])

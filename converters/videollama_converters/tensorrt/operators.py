@@ -1,7 +1,7 @@
-"""What TensorRT 10.14's ONNX importer takes, and the traps of its kernels: a graph is checked before anybody builds it.
+"""The operators that TensorRT 10.14's ONNX importer accepts, and known kernel defects: graphs are checked before they are built.
 
-The table holds the operators that our graphs may have, with the types and ranks recorded for TensorRT 10.14 (onnx-tensorrt's
-docs/operators.md and the release notes). What is not in it is not used.
+The table lists the operators that our graphs may use, with the types and ranks documented for TensorRT 10.14 (onnx-tensorrt's
+docs/operators.md and the release notes). All others are refused.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto
 
 MAX_RANK = 8
-OPSETS = range(9, 21)  # 20 is the highest that a note of 10.x states
+OPSETS = range(9, 21)  # 20 is the highest that the release notes of 10.x name
 _FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16")
 _INTS = ("INT32", "INT64", "BOOL")
 _ALL = (*_FLOATS, *_INTS)
@@ -66,41 +66,41 @@ class Violation:
 
 
 def check_graph(path: Path) -> list[Violation]:
-    """Everything in a graph that TensorRT 10.14 would refuse, or is known to compute wrongly."""
+    """Everything in a graph that TensorRT 10.14 would refuse or is known to compute incorrectly."""
     model = onnx.load(str(path), load_external_data=False)
     foreign = [node for node in model.graph.node if node.domain not in ("", "ai.onnx")]
     if foreign:
-        reason = "an operator of a domain of its own is nobody else's"
+        reason = "an operator of a custom domain is not supported by TensorRT"
         return [Violation(path.name, f"{node.domain}.{node.op_type}", reason) for node in foreign]
     model = onnx.shape_inference.infer_shapes(model)
     types = _types(model.graph)
-    stored = {one.name: one for one in model.graph.initializer}
-    found = []
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    violations = []
 
     def bad(node: onnx.NodeProto, reason: str) -> None:
-        found.append(Violation(path.name, f"{node.op_type} {node.name or node.output[0]}", reason))
+        violations.append(Violation(path.name, f"{node.op_type} {node.name or node.output[0]}", reason))
 
     for opset in model.opset_import:
         if opset.domain in ("", "ai.onnx") and opset.version not in OPSETS:
-            found.append(Violation(path.name, "opset", f"{opset.version}; wanted {OPSETS[0]} to {OPSETS[-1]}"))
+            violations.append(Violation(path.name, "opset", f"{opset.version}; expected {OPSETS[0]} to {OPSETS[-1]}"))
     for node in model.graph.node:
         if node.op_type not in OPERATORS:
             bad(node, "not in TensorRT 10.14's table")
             continue
         kinds = [types[name] for name in node.input if name in types]
         if kinds and kinds[0][0] not in OPERATORS[node.op_type]:
-            bad(node, f"computes in {kinds[0][0]}; takes {', '.join(OPERATORS[node.op_type])}")
+            bad(node, f"computes in {kinds[0][0]}; supported are {', '.join(OPERATORS[node.op_type])}")
         for name in (*node.input, *node.output):
             rank = types.get(name, ("", 0))[1]
             if rank > MAX_RANK:
-                bad(node, f"{name} has rank {rank}; at most {MAX_RANK} is taken")
+                bad(node, f"{name} has rank {rank}; at most {MAX_RANK} is supported")
         if node.op_type in _NORMS and kinds and kinds[0][0] != "FLOAT":
-            bad(node, f"normalises in {kinds[0][0]}: sums of squares overflow; cast to FLOAT around it")
+            bad(node, f"normalizes in {kinds[0][0]}: sums of squares overflow; cast to FLOAT around it")
         if node.op_type.startswith("Reduce") and len(node.input) == 2 and node.input[1] not in stored:
-            bad(node, "its axes are computed; TensorRT wants them stored as an initializer")
+            bad(node, "its axes are computed; TensorRT needs them as an initializer")
         if node.op_type == "Conv":
             _check_convolution(node, stored, types, bad)
-    return found
+    return violations
 
 
 def _check_convolution(
@@ -113,25 +113,27 @@ def _check_convolution(
     kind, rank = types.get(node.input[0], ("", 0))
     weight = stored.get(node.input[1])
     if weight is None:
-        bad(node, "its weights are computed; TensorRT wants them stored")
+        bad(node, "its weights are computed; TensorRT needs them as an initializer")
         return
     if len(node.input) == 3 and node.input[2] not in stored:
-        bad(node, "its bias is computed; TensorRT 10.3 is reported to want it stored, or none")
+        bad(node, "its bias is computed; TensorRT 10.3 reportedly needs an initializer, or no bias")
     if rank not in (0, 3, 4, 5):
-        bad(node, f"input of rank {rank}; 3, 4 or 5 is taken")
+        bad(node, f"input has rank {rank}; 3, 4 or 5 is supported")
     per_group = weight.dims[1]
     if group > 1 and per_group == 1 and kind == "BFLOAT16":
-        bad(node, "depthwise in BFLOAT16 has no kernel everywhere: compute it in FLOAT16 or FLOAT")
+        bad(node, "depthwise convolution in BFLOAT16 lacks kernels on some GPUs: compute it in FLOAT16 or FLOAT")
     if group > 1 and per_group % 4 and kind in ("INT8", "UINT8"):
-        bad(node, f"{per_group} channels per group in INT8; wanted a multiple of 4")
+        bad(node, f"{per_group} channels per group in INT8; expected a multiple of 4")
 
 
 def _types(graph: onnx.GraphProto) -> dict[str, tuple[str, int]]:
-    """Tensor -> its type's name and rank."""
-    found = {
+    """Tensor name -> (type name, rank)."""
+    types = {
         value.name: (TensorProto.DataType.Name(value.type.tensor_type.elem_type), len(value.type.tensor_type.shape.dim))
         for value in (*graph.input, *graph.output, *graph.value_info)
         if value.type.HasField("tensor_type")
     }
-    found |= {one.name: (TensorProto.DataType.Name(one.data_type), len(one.dims)) for one in graph.initializer}
-    return found
+    types |= {
+        stored.name: (TensorProto.DataType.Name(stored.data_type), len(stored.dims)) for stored in graph.initializer
+    }
+    return types

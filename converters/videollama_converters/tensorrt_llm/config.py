@@ -1,6 +1,6 @@
-"""tensorrt_llm/config.pbtxt of TensorRT-LLM 1.2.1's C++ backend, complete: every tensor and parameter of its template.
+"""Renders tensorrt_llm/config.pbtxt for TensorRT-LLM 1.2.1's C++ backend, with every tensor and parameter of its template.
 
-Names, types, dims, reshapes, raggedness, what is optional, and parameters are those of
+Names, types, dims, reshapes, ragged and optional flags, and parameters are those of
 triton_backend/all_models/inflight_batcher_llm/tensorrt_llm/config.pbtxt at v1.2.1.
 """
 
@@ -20,7 +20,7 @@ class Field:
     dtype: str  # without TYPE_
     dims: tuple[int, ...]
     scalar: bool = False  # dims [1], reshaped to []
-    ragged: bool = False  # requests of several sizes may share a batch
+    ragged: bool = False  # requests of different sizes may share a batch
 
     def render(self, optional: bool) -> str:
         dims = ", ".join(map(str, self.dims))
@@ -120,19 +120,19 @@ OUTPUTS: tuple[Field, ...] = (
 
 
 def parameters(recipe: Recipe, engine: str, tokenizer: str) -> dict[str, str]:
-    """Every parameter of the template; "" is what the template's own scripts leave where nothing is chosen."""
+    """Every parameter of the template; "" is what the template's own scripts write for an unset one."""
     chosen = {
         "max_beam_width": "1",
-        "FORCE_CPU_ONLY_INPUT_TENSORS": "no",  # the table may stay on the GPU
+        "FORCE_CPU_ONLY_INPUT_TENSORS": "no",  # the prompt table may stay on the GPU
         "gpt_model_type": "inflight_fused_batching",
         "gpt_model_path": engine,
         "batch_scheduler_policy": "guaranteed_no_evict",
-        "kv_cache_free_gpu_mem_fraction": "0.85",  # the encoders' engines live on GPU 0 as well
+        "kv_cache_free_gpu_mem_fraction": "0.85",  # the encoders' engines share GPU 0
         "exclude_input_in_output": "true",
         "cancellation_check_period_ms": "100",
         "stats_check_period_ms": "100",
-        # Media positions of all videos hold the same ids. Without a hash for each the backend would take one video's keys and
-        # values for another's: reuse is on, because the entry sends `prompt_table_extra_ids` with every table.
+        # Media positions of all videos have the same token ids. Without a hash per position the backend would reuse one video's KV
+        # cache for another. Reuse is safe because the entry sends `prompt_table_extra_ids` with every table.
         "enable_kv_cache_reuse": "true",
         "normalize_log_probs": "true",
         "enable_chunked_context": "true",
@@ -197,7 +197,7 @@ PARAMETERS = (
 
 
 def render_config(recipe: Recipe, config: ModelConfig, engine: str, tokenizer: str, max_queue_size: int = 128) -> str:
-    """The whole file. Args: engine, tokenizer: paths as the server sees them. Raises: InvalidRequest."""
+    """The content of the file. Args: engine, tokenizer: paths as the server sees them. Raises: InvalidRequest."""
     recipe.check(config)
     table = TABLE_TYPES[recipe.dtype].removeprefix("TYPE_")
     inputs = [

@@ -1,8 +1,8 @@
-"""The language model on TensorRT-LLM 1.2.1: the exact commands from `llm/` to engines, and the C++ backend's config.
+"""The exact commands that build TensorRT-LLM 1.2.1 engines from the plain decoder in `llm/`.
 
 1.2.1 is the last release with engines and the C++ Triton backend. Nothing here imports it: the commands run in its
-container (CONTAINER), where its scripts lie below EXAMPLES. Flags and their values are held against the release's own by
-tests/contract/test_tensorrt_llm.py.
+container (CONTAINER), which has its scripts below EXAMPLES. tests/contract/test_tensorrt_llm.py checks flags and values against
+the release.
 """
 
 import shlex
@@ -18,20 +18,20 @@ from videollama_core.protocol.errors import InvalidRequest
 RELEASE = "1.2.1"
 CONTAINER = "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"
 EXAMPLES = "/app/examples"
-# Mistral has no script of its own: the Llama script reads it and Mixtral.
+# The Llama script converts Mistral and Mixtral too.
 CONVERT_SCRIPTS = {
     "mistral": "models/core/llama/convert_checkpoint.py",
     "mixtral": "models/core/llama/convert_checkpoint.py",
     "qwen2": "models/core/qwen/convert_checkpoint.py",
 }
 QUANTIZE_SCRIPT = "quantization/quantize.py"
-CALIBRATION_FILE = "train.jsonl"  # of the calibration folder: {"text": ...} a line
-# Words in a path that quantize.py takes for a model or a data set (tensorrt_llm/quantization/quantize_by_modelopt.py).
+CALIBRATION_FILE = "train.jsonl"  # in the calibration folder: one {"text": ...} per line
+# Words in a path that quantize.py mistakes for a model or data set (tensorrt_llm/quantization/quantize_by_modelopt.py).
 _MODEL_WORDS = ("mpt", "vila", "llava-onevision-qwen2")
 _DATASET_WORDS = ("cnn_dailymail", "scienceqa", "science_qa")
 DTYPES = ("bfloat16", "float16")
-TOKENS_PER_BLOCK = 32  # of the paged key-value cache
-CONTEXT_TOKENS = 8192  # positions that one iteration computes, over all requests
+TOKENS_PER_BLOCK = 32  # of the paged KV cache
+CONTEXT_TOKENS = 8192  # positions computed in one iteration, over all requests
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,21 @@ class Recipe:
 
     dtype: str = "float16"
     quantization: str = ""  # none, or one of QUANTIZATIONS
-    kv_dtype: str = "auto"  # of the key-value cache: auto (that of the model) or fp8
-    tp: int = 1  # GPUs that share each layer
-    pp: int = 1  # GPUs that share the layers
-    ep: int = 1  # of the tp GPUs, how many groups share the experts
+    kv_dtype: str = "auto"  # of the KV cache: auto (the model's) or fp8
+    tp: int = 1  # tensor parallelism: GPUs that split each layer
+    pp: int = 1  # pipeline parallelism: GPUs among which layers are distributed
+    ep: int = 1  # expert parallelism: groups of the tp GPUs among which experts are distributed
     max_batch_size: int = 64
     max_seq_len: int = 4096
     gpu: str = "H100"
-    calibration: str = ""  # folder of the texts that a quantization is calibrated with
+    calibration: str = ""  # folder with the texts for calibrating a quantization
 
     @property
     def world_size(self) -> int:
         return self.tp * self.pp
 
     def check(self, config: ModelConfig) -> None:
-        """Raises: InvalidRequest for what the release or the GPU cannot do; it says what was found, wanted, and helps."""
+        """Raises: InvalidRequest if the release or the GPU does not support this recipe for the checkpoint."""
         language, gpu = config.language, self.card
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("quantization", self.quantization, ("", *QUANTIZATIONS))
@@ -65,59 +65,60 @@ class Recipe:
         needed = self.needed_capability
         if gpu.capability < needed:
             raise InvalidRequest(
-                f"{self._pair} needs compute capability {needed}, and {self.gpu} has {gpu.capability}: take another GPU, "
+                f"{self._pair} needs compute capability {needed}, but {self.gpu} has {gpu.capability}: use another GPU, "
                 + ("or no --quantize" if language.experts else "or --quantize int4_awq or int8_sq")
             )
         if bool(self.quantization) != bool(self.calibration):
             raise InvalidRequest(
-                f"quantization is {self.quantization or 'none'} and calibration is {self.calibration or 'none'}: --quantize and "
-                f"--calibration go together; name a folder with {CALIBRATION_FILE}, a JSON object with a text a line"
+                f"quantization is {self.quantization or 'none'} and calibration is {self.calibration or 'none'}: --quantize needs "
+                f"--calibration and vice versa; name a folder with {CALIBRATION_FILE}, one JSON object with a text per line"
             )
         for name in ("tp", "pp", "ep", "max_batch_size"):
             if getattr(self, name) < 1:
-                raise InvalidRequest(f"{name} is {getattr(self, name)}; it is at least 1")
+                raise InvalidRequest(f"{name} is {getattr(self, name)}; it must be at least 1")
         if language.heads % self.tp or (language.kv_heads % self.tp and self.tp % language.kv_heads):
             raise InvalidRequest(
                 f"tp is {self.tp}, which does not divide {language.heads} heads and {language.kv_heads} key-value heads "
-                f"evenly; take one of {', '.join(map(str, _tensor_parallel_sizes(config)))}"
+                f"evenly; use one of {', '.join(map(str, _tensor_parallel_sizes(config)))}"
             )
         if language.mlp_width % self.tp:
             raise InvalidRequest(f"tp is {self.tp}, which does not divide the MLP's width of {language.mlp_width}")
-        cut = awq_refusal(language, self.tp) if self.quantization == "int4_awq" else ""
-        if cut:
-            raise InvalidRequest(f"tp is {self.tp}: {cut}")
+        awq_reason = awq_refusal(language, self.tp) if self.quantization == "int4_awq" else ""
+        if awq_reason:
+            raise InvalidRequest(f"tp is {self.tp}: {awq_reason}")
         if language.layers % self.pp:
             raise InvalidRequest(f"pp is {self.pp}, which does not divide {language.layers} layers")
         if self.ep > 1 and not language.experts:
             raise InvalidRequest(f"ep is {self.ep}, but {language.family} has no experts; leave it out")
         if self.ep > 1 and self.quantization:
             raise InvalidRequest(
-                f"ep is {self.ep} with {self.quantization}: the release's quantization divides experts among GPUs by --tp alone; "
+                f"ep is {self.ep} with {self.quantization}: the release's quantization divides experts among GPUs only by --tp; "
                 "leave out --ep"
             )
         if self.tp % self.ep or (language.experts and language.experts % self.ep):
             raise InvalidRequest(
-                f"ep is {self.ep}; it divides tp ({self.tp}) and the {language.experts} experts, or is left out"
+                f"ep is {self.ep}; it must divide tp ({self.tp}) and the {language.experts} experts, or be left out"
             )
         if self.max_seq_len > language.max_positions:
             raise InvalidRequest(
-                f"max-seq-len is {self.max_seq_len}, but the checkpoint was made for {language.max_positions} positions"
+                f"max-seq-len is {self.max_seq_len}, but the checkpoint supports {language.max_positions} positions; use at most those"
             )
         media = self.media_tokens(config)
         if self.max_seq_len < media + 64:
             raise InvalidRequest(
-                f"max-seq-len is {self.max_seq_len}, but media alone takes {media} positions; name at least {media + 64}"
+                f"max-seq-len is {self.max_seq_len}, but media alone take {media} positions; use at least {media + 64}"
             )
 
     @property
     def card(self) -> Gpu:
+        """The GPU to build for. Raises: InvalidRequest for an unknown one."""
         if self.gpu not in GPUS:
-            raise InvalidRequest(f"gpu is {self.gpu!r}; the plan knows {', '.join(GPUS)}")
+            raise InvalidRequest(f"gpu is {self.gpu!r}; it must be one of {', '.join(GPUS)}")
         return GPUS[self.gpu]
 
     @property
     def needed_capability(self) -> float:
-        """The least compute capability with kernels for these weights and this cache."""
+        """The lowest compute capability with kernels for these weights and this KV cache."""
         return max(QUANTIZATIONS[self.quantization][1] if self.quantization else 0.0, KV_DTYPES[self.kv_dtype])
 
     @property
@@ -126,27 +127,27 @@ class Recipe:
 
     @staticmethod
     def media_tokens(config: ModelConfig) -> int:
-        """Of a video, with its audio where the checkpoint has an audio tower."""
+        """Media tokens of a video, including its audio if the checkpoint has an audio tower."""
         return config.tokens_of("video_with_audio" if config.audio else "video")
 
     def table_rows(self, config: ModelConfig) -> int:
-        """Of the largest prompt table that the entry lets through; a larger one would end every running request.
+        """Rows of the largest prompt table that the entry accepts; a larger one would end every running request.
 
-        Raw frames may be more than the checkpoint's number, and no prompt is longer than max_seq_len
-        (prompt.check_length). Source: PromptTuningBuffers::validate, which holds a table against max_multimodal_len /
+        A request with raw frames may have more than the checkpoint's number of frames, and no prompt is longer than max_seq_len
+        (prompt.check_length). Source: PromptTuningBuffers::validate, which checks a table against max_multimodal_len /
         max_batch_size and throws in the executor's loop.
         """
         frames = media_token_count(config.connector, MAX_FRAMES, config.vision.grid)
         return min(max(frames, self.media_tokens(config)), self.max_seq_len)
 
     def table_bytes(self, config: ModelConfig) -> int:
-        """Of every GPU's memory, which the engine sets aside for prompt tables."""
+        """Memory that the engine reserves for prompt tables on every GPU."""
         return self.max_batch_size * self.table_rows(config) * config.language.width * 2
 
     # --- commands ---
 
     def commands(self, config: ModelConfig, llm: Path, out: Path) -> list[list[str]]:
-        """From `llm` (plain Hugging Face directory) to `out`/engine, to be run in CONTAINER, in order."""
+        """Commands from `llm` (plain Hugging Face directory) to `out`/engine, to be run in CONTAINER in this order."""
         self.check(config)
         checkpoint = out / "checkpoint"
         first = self._quantize(llm, checkpoint) if self.quantization else self._convert(config, llm, checkpoint)
@@ -162,11 +163,11 @@ class Recipe:
 
     def _quantize(self, llm: Path, out: Path) -> list[str]:
         for path, known in ((str(llm), _MODEL_WORDS), (self.calibration.lower(), _DATASET_WORDS)):
-            found = [word for word in known if word in path]
-            if found:
+            matches = [word for word in known if word in path]
+            if matches:
                 raise InvalidRequest(
-                    f"the path {path} contains {found[0]!r}, which the release's quantize.py takes for another model or data set "
-                    "than the one there: use a path without it"
+                    f"the path {path} contains {matches[0]!r}, by which the release's quantize.py would assume another model or "
+                    "data set: use a path without it"
                 )
         words = ["python3", f"{EXAMPLES}/{QUANTIZE_SCRIPT}", "--model_dir", str(llm), "--output_dir", str(out)]
         words += ["--dtype", self.dtype, "--qformat", QUANTIZATIONS[self.quantization][0]]
@@ -181,7 +182,7 @@ class Recipe:
         words = ["trtllm-build", "--checkpoint_dir", str(checkpoint), "--output_dir", str(engine)]
         sizes = {
             "max_batch_size": self.max_batch_size,
-            "max_input_len": self.max_seq_len - 1,  # counts the media's positions too
+            "max_input_len": self.max_seq_len - 1,  # includes media positions
             "max_seq_len": self.max_seq_len,
             "max_beam_width": 1,
             "max_num_tokens": max(CONTEXT_TOKENS, self.max_batch_size),
@@ -193,13 +194,13 @@ class Recipe:
             words += [f"--{name}", str(value)]
         features = {
             "gpt_attention_plugin": "auto",
-            # fp8 has kernels of its own; the others take the plugin's.
+            # fp8 has its own kernels; the other types use the plugin's.
             "gemm_plugin": "disable" if self.quantization == "fp8" else self.dtype,
             "context_fmha": "enable",
             "remove_input_padding": "enable",
             "kv_cache_type": "paged",
-            "use_paged_context_fmha": "enable",  # for chunked context and the reuse of the KV cache
-            "use_fp8_context_fmha": "enable" if self.kv_dtype == "fp8" else "disable",  # as the builder decides
+            "use_paged_context_fmha": "enable",  # needed for chunked context and KV cache reuse
+            "use_fp8_context_fmha": "enable" if self.kv_dtype == "fp8" else "disable",  # as the builder would decide
             "multiple_profiles": "enable",
         }
         if config.language.experts:
@@ -218,9 +219,9 @@ def _tensor_parallel_sizes(config: ModelConfig) -> list[int]:
     ]
 
 
-def _one_of(name: str, found: str, wanted: tuple[str, ...]) -> None:
-    if found not in wanted:
-        raise InvalidRequest(f"{name} is {found!r}; it is one of {', '.join(filter(None, wanted))}")
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InvalidRequest(f"{name} is {value!r}; it must be one of {', '.join(filter(None, choices))}")
 
 
 def script(recipe: Recipe, config: ModelConfig, llm: Path, out: Path) -> str:
