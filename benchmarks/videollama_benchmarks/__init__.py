@@ -1,1 +1,1 @@
-"""Benchmarks: the quality of answers, asked through the service or in one process."""
+"""Benchmarks of answer quality, through the service or in one process, and of speed."""

@@ -1,4 +1,4 @@
-"""`vl2 eval`."""
+"""The command `vl2 eval`."""
 
 import hashlib
 import os
@@ -27,56 +27,58 @@ _EPILOG = f"\b\nBenchmarks:\n{_LIST}\n\nExample: vl2 eval mvbench /data/MVBench 
     "--out",
     required=True,
     type=click.Path(path_type=Path),
-    help="Write answers, result.json and result.png to this folder.",
+    help="Write the answers, result.json and result.png to this folder.",
 )
 @connection_options
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),
-    help="Answer in this process with this checkpoint instead of asking a server.",
+    help="Run this checkpoint in the command's own process instead of asking a server.",
 )
 @click.option(
     "--tower",
     type=click.Path(path_type=Path),
-    help="Take the vision tower of --checkpoint from this folder, where it is not near.",
+    help="Use the vision tower of this folder for --checkpoint, if none is next to the checkpoint.",
 )
 @click.option("--concurrency", default=8, show_default=True, help="Send this many concurrent requests.")
-@click.option("--limit", type=int, help="Ask only the first this many items.")
+@click.option("--limit", type=int, help="Evaluate only this many items, the first of the benchmark.")
 @click.option(
-    "--max-new-tokens", type=int, help="Limit an answer to this many tokens; the default is what the benchmark needs."
+    "--max-new-tokens", type=int, help="Limit each answer to this many tokens; the default depends on the benchmark."
 )
-@click.option("--timeout", default=600.0, show_default=True, help="Give each answer this many seconds.")
+@click.option("--timeout", default=600.0, show_default=True, help="Wait at most this many seconds for each answer.")
 @click.option(
     "--order",
     type=click.Choice(("true", "shuffled", "reversed")),
     default="true",
     show_default=True,
-    help="Show the model the frames in this order, to measure what answers owe to time.",
+    help="Give the model the frames in this order, to measure how much answers depend on time.",
 )
 @click.option(
     "--num-frames",
     type=int,
-    help="State num_frames of the served checkpoint's config.json: --order and videomme-subtitles need it.",
+    help="Set num_frames of the served checkpoint's config.json, which --order and videomme-subtitles need.",
 )
 @click.option(
     "--without-audio",
     is_flag=True,
-    help="Ask about videos without their audio track, to measure what answers owe to it.",
+    help="Send videos without their audio track, to measure how much answers depend on it.",
 )
 @click.option(
-    "--vcd-alpha", type=float, help="Ask with visual contrastive decoding (VCD) of this weight; 1 is the paper's."
+    "--vcd-alpha", type=float, help="Use visual contrastive decoding (VCD) with this weight; the paper uses 1."
 )
-@click.option("--vcd-beta", type=float, help="VCD: keep tokens at least this many times as likely as the best.")
+@click.option(
+    "--vcd-beta", type=float, help="VCD: keep tokens whose probability is at least this fraction of the highest."
+)
 @click.option("--vcd-noise-step", type=int, help="VCD: add the noise of this diffusion step.")
 @click.option(
-    "--judge-url", help="Ask the judge at this OpenAI-compatible endpoint; its key is read from JUDGE_API_KEY."
+    "--judge-url", help="Use the judge at this OpenAI-compatible endpoint; its API key is read from JUDGE_API_KEY."
 )
-@click.option("--judge-model", help="Ask for the judge's model by this name.")
+@click.option("--judge-model", help="Use the model of this name as judge.")
 @click.option("--judge-concurrency", default=4, show_default=True, help="Send the judge this many concurrent requests.")
 @click.option(
     "--judge-prompts",
     type=click.Path(path_type=Path),
-    help="Take the judge's prompts from this JSON file (docs/evaluation.md); the default is our own wording.",
+    help="Read the judge's prompts from this JSON file (docs/evaluation.md); the default is this project's own wording.",
 )
 def evaluate(
     task: str,
@@ -100,28 +102,28 @@ def evaluate(
     judge_concurrency: int,
     judge_prompts: Path | None,
 ) -> None:
-    """Ask a server everything of BENCHMARK, whose published files lie in FOLDER, and add up how often it is right.
+    """Evaluate a server on BENCHMARK, whose published files are in FOLDER, and report its scores.
 
-    A run that was stopped goes on where it was; answers that failed are asked again.
+    An interrupted run resumes where it stopped; failed requests are sent again.
     """
     from videollama_benchmarks import report, run, sources
     from videollama_benchmarks.judge import Judge
     from videollama_client import Client
 
-    chosen = TASKS[task]
-    if chosen.judge and not (judge_url and judge_model):
-        raise click.UsageError(f"{task} is read by a judge: name --judge-url and --judge-model")
+    benchmark = TASKS[task]
+    if benchmark.judge and not (judge_url and judge_model):
+        raise click.UsageError(f"{task} is scored by a judge: give --judge-url and --judge-model")
     prompts = _judge_prompts(task, judge_prompts)
-    looked_at = _num_frames(checkpoint, tower, num_frames) if chosen.counts_frames or order != "true" else 0
-    items = (chosen.load(folder, looked_at) if chosen.counts_frames else chosen.load(folder))[:limit]
+    frame_count = _num_frames(checkpoint, tower, num_frames) if benchmark.counts_frames or order != "true" else 0
+    items = (benchmark.load(folder, frame_count) if benchmark.counts_frames else benchmark.load(folder))[:limit]
     if without_audio:
         items = [replace(item, kind="video") for item in items if item.kind == "video+audio"]
     run.check_names(items)
-    frames = sources.FrameOrder(order, looked_at) if order != "true" else None
-    tokens = max_new_tokens or chosen.max_new_tokens
+    frames = sources.FrameOrder(order, frame_count) if order != "true" else None
+    tokens = max_new_tokens or benchmark.max_new_tokens
     about = {"task": task, "order": order, "without_audio": without_audio, "max_new_tokens": tokens}
-    if looked_at:
-        about["num_frames"] = looked_at
+    if frame_count:
+        about["num_frames"] = frame_count
     contrast = {"vcd_alpha": vcd_alpha, "vcd_beta": vcd_beta, "vcd_noise_step": vcd_noise_step}
     contrast = {name: value for name, value in contrast.items() if value is not None}
     about |= contrast
@@ -134,23 +136,23 @@ def evaluate(
         else:
             client.wait_until_ready(10.0)
             answerer = sources.service(client, tokens, timeout, frames, **contrast)
-        outcome = run.ask_all(chosen, items, answerer, answers, concurrency)
-    if chosen.judge:
+        outcome = run.ask_all(benchmark, items, answerer, answers, concurrency)
+    if benchmark.judge:
         about |= {"judge": judge_model, "judge_prompts": str(judge_prompts or OWN_WORDING)}
         judge = Judge(str(judge_url), str(judge_model), prompts, os.environ.get("JUDGE_API_KEY", ""))
-        worded = hashlib.sha256(repr(prompts).encode()).hexdigest()[:16]
-        journal = run.Journal(out / "judged.jsonl", {**key, "judge": judge_model, "judge_prompts": worded})
-        outcome = run.judge_all(chosen, outcome, answers, judge, journal, judge_concurrency)
-    summary = report.write_report(out, about, outcome, chosen.measure)
+        prompts_hash = hashlib.sha256(repr(prompts).encode()).hexdigest()[:16]
+        journal = run.Journal(out / "judged.jsonl", {**key, "judge": judge_model, "judge_prompts": prompts_hash})
+        outcome = run.judge_all(benchmark, outcome, answers, judge, journal, judge_concurrency)
+    summary = report.write_report(out, about, outcome, benchmark.measure)
     click.echo(report.table(summary))
-    if chosen.judge and not judge_prompts:
-        click.echo(f"The judge was asked in {OWN_WORDING} (--judge-prompts).")
-    if chosen.export:
-        click.echo(f"for scoring elsewhere: {chosen.export(outcome.results, out)}")
+    if benchmark.judge and not judge_prompts:
+        click.echo(f"Judge prompts: {OWN_WORDING} (--judge-prompts).")
+    if benchmark.export:
+        click.echo(f"file for external scoring: {benchmark.export(outcome.results, out)}")
     for name, reason in list(outcome.failed.items())[:5]:
         click.echo(f"no answer to {name}: {reason}", err=True)
     if outcome.failed:
-        click.echo(f"{len(outcome.failed)} of {len(items)} items failed; run again to try them again", err=True)
+        click.echo(f"{len(outcome.failed)} of {len(items)} items failed; run the command again to retry them", err=True)
         raise SystemExit(1)
     click.echo(f"{out}/result.json, {out}/result.png")
 
@@ -158,7 +160,7 @@ def evaluate(
 def _judge_prompts(task: str, path: Path | None) -> dict[str, JudgePrompt]:
     own = OWN.get(task, {})
     if path and not own:
-        raise click.UsageError(f"{task} is read without a judge: leave out --judge-prompts")
+        raise click.UsageError(f"{task} is scored without a judge: leave out --judge-prompts")
     return read_prompts(path, task, own) if path else own
 
 
@@ -166,7 +168,7 @@ def _num_frames(checkpoint: Path | None, tower: Path | None, named: int | None) 
     if named:
         return named
     if not checkpoint:
-        raise click.UsageError("name --num-frames: num_frames in the config.json of the checkpoint that is served")
+        raise click.UsageError("give --num-frames: num_frames in the config.json of the served checkpoint")
     from videollama_core.checkpoint.read_config import read_model_config
 
     return read_model_config(checkpoint, tower).num_frames

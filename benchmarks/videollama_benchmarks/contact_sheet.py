@@ -1,4 +1,4 @@
-"""A picture of what the model looked at: the sampled frames of each clip in a row, with words below."""
+"""Draws a contact sheet of the model's input: one row of sampled frames per clip, with text below."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,21 +15,22 @@ GAP, LINE = 6, 18
 
 @dataclass(frozen=True)
 class Strip:
-    """One clip with what was asked and answered about it."""
+    """One clip with its question and answer."""
 
     frames: Sequence[np.ndarray]  # uint8 [H, W, 3]
-    seconds: Sequence[float]  # NaN where the media has no clock
+    seconds: Sequence[float]  # timestamps; NaN for media without
     lines: Sequence[tuple[str, str]]  # text and colour
 
 
 def read_strip(path: Path, num_frames: int, lines: Sequence[tuple[str, str]]) -> Strip:
-    """The frames that a checkpoint with `num_frames` frames looks at; a picture is one frame."""
+    """The frames that a checkpoint with `num_frames` frames is given; an image is one frame."""
     kind = "image" if path.suffix.lower() in (".png", ".jpg", ".jpeg") else "video"
     chosen = load_media(kind, [path.read_bytes()], Segment(), num_frames)
     return Strip(chosen.rgb, chosen.time.tolist(), lines)
 
 
 def draw_contact_sheet(strips: Sequence[Strip], path: Path) -> None:
+    """Write the strips as one image, below each other."""
     font = ImageFont.load_default(size=14)
     small = ImageFont.load_default(size=10)
     columns = max(len(strip.frames) for strip in strips)

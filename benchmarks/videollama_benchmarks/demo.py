@@ -1,4 +1,4 @@
-"""`vl2 demo`: what a user does, command by command, on what this source tree ships."""
+"""The command `vl2 demo`: converts, serves and queries the checkpoint that this source tree ships."""
 
 import json
 import signal
@@ -25,12 +25,13 @@ TOPICS = ("motion", "order", "change", "appearance", "count", "colour", "descrip
 
 
 @dataclass(frozen=True)
-class Asked:
+class AnsweredItem:
     item: Item
     answer: Answer
 
     @property
     def right(self) -> bool | None:
+        """None if the item has no true answer."""
         return None if self.item.truth is None else read_shapes(self.item, [self.answer.text]).right
 
 
@@ -41,7 +42,7 @@ class Asked:
     "--checkpoint",
     type=click.Path(path_type=Path),
     default=CHECKPOINT,
-    help="Convert this checkpoint; the default is tiny-shapes, which knows moving shapes and nothing else.",
+    help="Convert this checkpoint; the default is tiny-shapes, which was trained only on moving shapes.",
 )
 @click.option("--video", type=click.Path(path_type=Path), help="Ask about this video instead of the held-out clips.")
 @click.option(
@@ -49,18 +50,18 @@ class Asked:
     "questions",
     multiple=True,
     default=("What happens in the video?",),
-    help="Ask this about --video. Repeat it for more.",
+    help="Ask this question about --video. Repeat the option for more questions.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), default=_OUT, help="Write the converted checkpoint to this folder."
 )
-@click.option("--max-new-tokens", default=48, show_default=True, help="Limit an answer to this many tokens.")
+@click.option("--max-new-tokens", default=48, show_default=True, help="Limit each answer to this many tokens.")
 def demo(checkpoint: Path, video: Path | None, questions: tuple[str, ...], out: Path, max_new_tokens: int) -> None:
-    """Convert a small checkpoint, start a real Triton server on it, and ask it about clips that it never saw."""
+    """Convert a small checkpoint, start a Triton server on it, and ask it about held-out clips."""
     for path in (checkpoint, video or HELD_OUT):
         if not path.exists():
             raise click.UsageError(
-                f"{path} is missing; run the demo in the source tree, or name --checkpoint and --video"
+                f"{path} is missing; run the demo in the source tree, or give --checkpoint and --video"
             )
     items = choose_items() if video is None else [Item(text, "video", video, (text,), None) for text in questions]
     _say(f"vl2 convert {_short(checkpoint)} --out {_short(out)}")
@@ -71,25 +72,25 @@ def demo(checkpoint: Path, video: Path | None, questions: tuple[str, ...], out: 
     try:
         address = _wait_for_address(server)
         with Client(address) as client:
-            asked = [_ask(client, address, item, max_new_tokens) for item in items]
+            answered = [_ask(client, address, item, max_new_tokens) for item in items]
             _say(f"vl2 ask {_short(items[0].media)} {items[0].questions[0].splitlines()[0]!r}   (the same clip again)")
             _print_times(client.ask(items[0].questions[0], **_options(items[0], max_new_tokens)))
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(60)
-    _sum_up(asked, out)
+    _sum_up(answered, out)
 
 
 def choose_items(folder: Path = HELD_OUT) -> list[Item]:
-    """The first open question of each topic in the held-out set, each about another clip."""
+    """The first open question of each topic in the held-out set, each about a different clip."""
     chosen: dict[str, Item] = {}
-    taken: set[Path] = set()
+    used: set[Path] = set()
     for item in load_shapes(folder):
         topic = item.groups["topic"]
-        fits = item.kind == "video" and item.groups["form"] in ("open", "description")
-        if fits and topic in TOPICS and topic not in chosen and item.media not in taken:
+        is_open = item.kind == "video" and item.groups["form"] in ("open", "description")
+        if is_open and topic in TOPICS and topic not in chosen and item.media not in used:
             chosen[topic] = item
-            taken.add(item.media)
+            used.add(item.media)
     return [chosen[topic] for topic in TOPICS if topic in chosen]
 
 
@@ -97,7 +98,7 @@ def _options(item: Item, max_new_tokens: int) -> QuestionOptions:
     return {"video": item.media, "max_new_tokens": max_new_tokens}
 
 
-def _ask(client: Client, address: str, item: Item, max_new_tokens: int) -> Asked:
+def _ask(client: Client, address: str, item: Item, max_new_tokens: int) -> AnsweredItem:
     question = item.questions[0]
     _say(f'vl2 ask {_short(item.media)} "{question}" --url {address}')
     began = time.monotonic()
@@ -111,19 +112,19 @@ def _ask(client: Client, address: str, item: Item, max_new_tokens: int) -> Asked
         click.echo(piece, nl=False)
         sys.stdout.flush()
     ended = time.monotonic() - began
-    asked = Asked(item, stream.answer)
-    mark = {True: "   right", False: "   WRONG", None: ""}[asked.right]
-    click.secho(mark, fg="green" if asked.right else "red")
-    usage = asked.answer.usage
+    answered = AnsweredItem(item, stream.answer)
+    mark = {True: "   right", False: "   WRONG", None: ""}[answered.right]
+    click.secho(mark, fg="green" if answered.right else "red")
+    usage = answered.answer.usage
     click.echo(
         f"  {usage.media_tokens} media + {usage.prompt_tokens} text tokens in, {usage.completion_tokens} out, "
-        f"first text after {1000 * (first or 0.0):.0f} ms, all after {1000 * ended:.0f} ms"
+        f"first text after {1000 * (first or 0.0):.0f} ms, complete after {1000 * ended:.0f} ms"
     )
-    return asked
+    return answered
 
 
 def _print_times(answer: Answer) -> None:
-    """A bar per stage; bars share one scale."""
+    """One bar per stage, all on the same scale."""
     stages = {name: seconds for name, seconds in answer.seconds.items() if name not in ("perception", "total")}
     longest = max(stages.values()) or 1
     for name, seconds in stages.items():
@@ -132,23 +133,25 @@ def _print_times(answer: Answer) -> None:
     click.echo(f"  {'total':12}{1000 * answer.seconds['total']:9.1f} ms")
 
 
-def _sum_up(asked: Sequence[Asked], out: Path) -> None:
-    """How many were right, and the contact sheet."""
+def _sum_up(answered: Sequence[AnsweredItem], out: Path) -> None:
+    """Print how many answers were right, and write the contact sheet."""
     num_frames = json.loads((out / "manifest.json").read_text("utf-8"))["model"]["num_frames"]
     strips = []
-    for one in asked:
-        lines = [(one.item.questions[0], "black")]
-        if one.item.truth is not None:
-            lines.append((f"true answer: {one.item.truth}", "dimgray"))
-        lines.append((f"answer: {one.answer.text}", "darkred" if one.right is False else "darkgreen"))
-        strips.append(read_strip(one.item.media, num_frames, lines))
+    for result in answered:
+        lines = [(result.item.questions[0], "black")]
+        if result.item.truth is not None:
+            lines.append((f"true answer: {result.item.truth}", "dimgray"))
+        lines.append((f"answer: {result.answer.text}", "darkred" if result.right is False else "darkgreen"))
+        strips.append(read_strip(result.item.media, num_frames, lines))
     sheet = out / "contact_sheet.png"
     draw_contact_sheet(strips, sheet)
-    known = [one for one in asked if one.right is not None]
+    scored = [result for result in answered if result.right is not None]
     click.echo("")
-    if known:
-        click.echo(f"{sum(bool(one.right) for one in known)} of {len(known)} right, about clips that it never saw.")
-    click.echo(f"What it looked at: {_short(sheet)}. In a browser, at http://localhost:8080/, with these two commands:")
+    if scored:
+        right = sum(bool(result.right) for result in scored)
+        click.echo(f"{right} of {len(scored)} right, about held-out clips.")
+    click.echo(f"The frames that the model was given: {_short(sheet)}")
+    click.echo("To ask in a browser, at http://localhost:8080/, run these two commands:")
     click.echo(f"  .venv/bin/vl2 serve {_short(out)}")
     click.echo(f"  .venv/bin/vl2 gateway --examples {_short(HELD_OUT / 'held_out')}")
 
@@ -162,7 +165,7 @@ def _wait_for_address(server: "subprocess.Popen[str]") -> str:
             address = line.split()[1]
         if line.startswith("ready"):
             return address
-    raise ServerFailed("the server did not start; its reason stands above")
+    raise ServerFailed("the server did not start; its output above says why")
 
 
 def _vl2() -> list[str]:

@@ -1,4 +1,4 @@
-"""A judge behind any OpenAI-compatible endpoint: one chat completion per question, its reply read as the reference does."""
+"""A judge at any OpenAI-compatible endpoint: one chat completion per question, parsed as the reference parses it."""
 
 import ast
 import ssl
@@ -25,17 +25,20 @@ ATTEMPTS = 4
 
 @dataclass(frozen=True)
 class Judgement:
-    score: float  # as it was said
+    score: float  # as the judge gave it
     right: bool | None
 
 
 @dataclass(frozen=True)
 class Judge:
-    """
+    """A client of a judge.
+
     Args:
         url: base address, such as https://api.openai.com/v1.
-        prompts: by aspect.
-        key: sent as a bearer token; empty for an endpoint without keys.
+        prompts: aspect -> prompt.
+        key: sent as a bearer token, unless empty.
+        timeout: seconds for one reply.
+        retry_seconds: waiting time before the second attempt is twice this; it doubles with each attempt.
     """
 
     url: str
@@ -46,13 +49,13 @@ class Judge:
     retry_seconds: float = 1.0
 
     def ask(self, question: JudgeQuestion) -> Judgement:
-        """Raises: InvalidRequest when the endpoint refuses, ServerUnreachable or StageFailed after some attempts."""
-        error: VideoLlamaError = StageFailed("the judge was not asked")
+        """Raises: InvalidRequest if the endpoint refuses; ServerUnreachable, DeadlineExceeded or StageFailed after all attempts."""
+        error: VideoLlamaError = StageFailed("the judge was not queried")
         for attempt in range(ATTEMPTS):
             if attempt:
                 time.sleep(self.retry_seconds * 2**attempt)
             values = question.values
-            if attempt % 2 and question.reading == "pred":  # the reference's way with answers that are too long
+            if attempt % 2 and question.reading == "pred":  # as the reference shortens answers that are too long
                 values = {**values, "prediction": values["prediction"][:50]}
             try:
                 return read_reply(self._complete(question.aspect, values), question.reading)
@@ -64,7 +67,7 @@ class Judge:
         body = {
             "model": self.model,
             "messages": self.prompts[aspect].messages(values),
-            # The reference's settings: results are not exactly reproducible.
+            # The reference's settings, with which results are not exactly reproducible.
             "temperature": 0.7,
             "top_p": 0.95,
             "max_tokens": 800,
@@ -80,26 +83,27 @@ class Judge:
         if reply.status_code in (408, 429) or reply.status_code >= 500:
             raise StageFailed(f"the judge at {address} answered {reply.status_code}: {reply.text[:200]}")
         if reply.status_code != 200:
-            raise InvalidRequest(f"the judge at {address} refuses with {reply.status_code}: {reply.text[:200]}")
+            raise InvalidRequest(f"the judge at {address} refused with {reply.status_code}: {reply.text[:200]}")
         try:
             return reply.json()["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise StageFailed(f"the judge at {address} sent no chat completion: {reply.text[:200]}") from error
+            raise StageFailed(f"the judge at {address} did not send a chat completion: {reply.text[:200]}") from error
 
 
 @cache
 def _certificates() -> ssl.SSLContext:
-    """Those of the system, read once: reading them takes 0.1 s of processor time, more than a local request."""
+    """The system's certificates, read once: that takes 0.1 s of processor time, more than a local request."""
     return httpx.create_ssl_context()
 
 
 def read_reply(text: str, reading: str) -> Judgement:
-    """As the reference reads it: the whole reply is one literal of Python (which a JSON object of numbers and strings is).
+    """Parse a reply as the reference does: the whole reply is one Python literal, as a JSON object of numbers and strings is.
 
-    pred: yes and no anywhere in `pred`, neither counts in no accuracy; a score that is no number counts 0.
+    pred: right or wrong by a yes or no anywhere in `pred`; with neither, the item is left out of the accuracy. A score that is
+        not a number counts as 0.
     binary_pred: right if it is exactly yes, otherwise wrong; the score as above.
-    score, first: the number under "score", or the first value whatever its key.
-    Raises: StageFailed if it cannot be read; the judge is then asked again.
+    score, first: the number under "score", or the first value, whatever its key.
+    Raises: StageFailed if it cannot be parsed; the judge is then queried again.
     """
     try:
         content = ast.literal_eval(text)
@@ -110,8 +114,8 @@ def read_reply(text: str, reading: str) -> Judgement:
         score, verdict = _number(fields.get("score")), fields.get(reading)
         if reading == "binary_pred":
             return Judgement(score or 0.0, score is not None and verdict == "yes")
-        said = verdict.lower() if isinstance(verdict, str) and score is not None else ""
-        return Judgement(score or 0.0, True if "yes" in said else False if "no" in said else None)
+        word = verdict.lower() if isinstance(verdict, str) and score is not None else ""
+        return Judgement(score or 0.0, True if "yes" in word else False if "no" in word else None)
     values = list(content.values()) if isinstance(content, dict) else []
     score = _number(values[0] if reading == "first" and values else content["score"] if _has_score(content) else None)
     if score is None:
@@ -124,7 +128,7 @@ def _has_score(content: Any) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    """A number, or a string of a whole one; None otherwise."""
+    """A number, or a string that holds an integer; None otherwise."""
     try:
         int(value)
         return float(value)
@@ -134,4 +138,4 @@ def _number(value: Any) -> float | None:
 
 def _unreadable(text: str, reading: str) -> StageFailed:
     keys = {"pred": "pred and score", "binary_pred": "binary_pred and score"}.get(reading, "score")
-    return StageFailed(f"the judge said {text[:200]!r}; a JSON object with {keys}, and nothing else, was wanted")
+    return StageFailed(f"the judge replied {text[:200]!r}; expected a JSON object with {keys} and nothing else")

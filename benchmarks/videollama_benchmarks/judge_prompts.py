@@ -1,8 +1,8 @@
-"""What the judge is told: our own wording, or the prompts of a file (such as the published ones).
+"""Prompts for the judge: our own wording, or those of a file (such as the published ones).
 
-A prompt is a system and a user message. In both, {question}, {answer} (the correct one) and {prediction} stand for an
-item's; consistency of Video-ChatGPT has {question_1}, {question_2}, {answer}, {prediction_1} and {prediction_2}. Other
-braces are left as they are.
+A prompt is a system and a user message. In both, the placeholders {question}, {answer} (the correct one) and {prediction} are
+replaced by an item's texts; consistency of Video-ChatGPT has {question_1}, {question_2}, {answer}, {prediction_1} and
+{prediction_2}. Other braces are kept.
 """
 
 import json
@@ -24,10 +24,10 @@ class JudgePrompt:
     user: str
 
     def messages(self, values: Mapping[str, str]) -> list[dict[str, str]]:
-        """Every placeholder that has a value is replaced, in one pass: braces in a value stay."""
+        """Replace every placeholder that has a value, in one pass, so that braces in a value are kept."""
 
         def fill(text: str) -> str:
-            return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), text)
+            return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), text)
 
         return [
             {"role": "system", "content": fill(self.system)},
@@ -90,18 +90,18 @@ OWN: dict[str, dict[str, JudgePrompt]] = {
 
 
 def read_prompts(path: Path, task: str, aspects: Iterable[str]) -> dict[str, JudgePrompt]:
-    """{benchmark: {aspect: {"system": text, "user": text}}} -> the prompts of this benchmark.
+    """Read the prompts of one benchmark from a file {benchmark: {aspect: {"system": text, "user": text}}}.
 
-    Raises: BadSample if an aspect is missing or a prompt shows the judge no prediction.
+    Raises: BadSample if an aspect is missing or a prompt does not contain the prediction.
     """
     content = need(read_json_file(path), task, path)
     prompts = {}
     for aspect in aspects:
-        prompt: Any = need(content, aspect, path)
-        found = JudgePrompt(need(prompt, "system", path), need(prompt, "user", path))
-        if not isinstance(found.system, str) or not isinstance(found.user, str):
-            raise BadSample(f"{path}: {task}/{aspect} holds {json.dumps(prompt)[:200]}; two texts were wanted")
-        if "{prediction" not in found.user:
-            raise BadSample(f"{path}: {task}/{aspect} shows the judge no {{prediction}}")
-        prompts[aspect] = found
+        entry: Any = need(content, aspect, path)
+        prompt = JudgePrompt(need(entry, "system", path), need(entry, "user", path))
+        if not isinstance(prompt.system, str) or not isinstance(prompt.user, str):
+            raise BadSample(f"{path}: {task}/{aspect} is {json.dumps(entry)[:200]}; expected two strings")
+        if "{prediction" not in prompt.user:
+            raise BadSample(f"{path}: the user message of {task}/{aspect} lacks {{prediction}}")
+        prompts[aspect] = prompt
     return prompts

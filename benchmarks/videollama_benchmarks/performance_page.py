@@ -8,7 +8,7 @@ from typing import Any
 from videollama_benchmarks.recording import RESULTS, TREE
 
 PAGE = TREE / "docs/performance.md"
-BEGIN, END = "<!-- recorded results -->", "<!-- end of the recorded results -->"  # what is between them is made
+BEGIN, END = "<!-- recorded results -->", "<!-- end of the recorded results -->"  # the text in between is generated
 
 
 def result_lines(result: Mapping[str, Any]) -> list[str]:
@@ -25,7 +25,7 @@ def result_lines(result: Mapping[str, Any]) -> list[str]:
             [aim["what"], aim["measured"], f"{'>=' if aim['at_least'] else '<='} {_cell(aim['wanted'])}", _verdict(aim)]
             for aim in result["aims"]
         ]
-        lines += _table(("aim", "measured", "wanted", "holds"), rows)
+        lines += _table(("target", "measured", "required", "met"), rows)
     return [*lines, _origin(result), ""]
 
 
@@ -34,10 +34,11 @@ def _verdict(aim: Mapping[str, Any]) -> str:
 
 
 def _origin(result: Mapping[str, Any]) -> str:
-    found = result["machine"]
-    where = ", ".join(filter(None, (found["processor"], f"{found['cores']} cores", found["gpu"])))
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    return f"`{result['command']}`, {found['date'][:10]}, commit {found['commit']}; {where}; Python {found['python']}, {versions}."
+    machine = result["machine"]
+    hardware = ", ".join(filter(None, (machine["processor"], f"{machine['cores']} cores", machine["gpu"])))
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    origin = f"`{result['command']}`, {machine['date'][:10]}, commit {machine['commit']}"
+    return f"{origin}; {hardware}; Python {machine['python']}, {versions}."
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
@@ -54,18 +55,18 @@ def _cell(value: Any) -> str:
 
 
 def render(folder: Path = RESULTS) -> str:
-    """Every result of a folder, by name."""
+    """All results of a folder as Markdown, sorted by name."""
     results = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
     return "\n".join(line for result in results for line in result_lines(result))
 
 
-def put_into(page: str, made: str) -> str:
-    """The page with `made` between its marks. Raises: ValueError where it has no marks."""
+def put_into(page: str, generated: str) -> str:
+    """The page with `generated` between its markers. Raises: ValueError if it has none."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"{BEGIN} and {END} are not in the page")
-    return f"{before}{BEGIN}\n\n{made}\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{generated}\n{END}{after}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Results of the measuring scripts: JSON with the machine, the versions and the commit, small enough to be tracked.
+"""Records results of the measuring scripts as JSON with machine, versions and commit, small enough to be tracked in git.
 
 A script (`benchmarks/measure_*.py`) measures its variants in turn, makes tables and aims, and calls `record`;
 `performance_page.py` writes all of them into docs/performance.md.
@@ -22,7 +22,7 @@ from typing import Any
 
 FORMAT = 1
 TREE = Path(__file__).parents[2]
-RESULTS = TREE / "benchmarks/results"  # of whole runs; those of `--fast` go to FAST
+RESULTS = TREE / "benchmarks/results"  # of complete runs; results of `--fast` go to FAST
 FAST = TREE / "build/bench-fast"
 PACKAGES = ("av", "nvidia-pytriton", "numpy", "onnxruntime", "pillow", "torch", "tritonclient", "vllm")
 
@@ -38,7 +38,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Aim:
-    """A ratio or figure that must hold: `measured <= wanted`, or `>=` where `at_least`."""
+    """A target for a ratio or figure: `measured <= wanted`, or `measured >= wanted` if `at_least`."""
 
     what: str
     measured: float
@@ -51,7 +51,7 @@ class Aim:
 
 
 def machine() -> dict[str, Any]:
-    """What a figure depends on beside the script: processor, memory, GPU, versions, the commit of a source tree."""
+    """What a figure depends on apart from the script: processor, memory, GPU, versions, and the source tree's commit."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -81,14 +81,14 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """Of this source tree, with a + where tracked files differ from it; None outside of one."""
+    """The source tree's commit, with a + if tracked files differ from it; None outside a repository."""
     commit = _words("git", "-C", str(TREE), "rev-parse", "--short", "HEAD")
     changed = commit and _words("git", "-C", str(TREE), "status", "--porcelain", "--untracked-files=no")
     return f"{commit}+" if changed else commit
 
 
 def _words(*command: str) -> str | None:
-    """What a program prints; None where it is missing, fails or prints nothing."""
+    """A program's output; None if it is missing, fails or prints nothing."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
@@ -97,21 +97,21 @@ def _words(*command: str) -> str | None:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least, most and number of values."""
+    """Median, minimum, maximum and number of values."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values), "runs": len(values)}
 
 
 def in_turn(variants: Mapping[str, Callable[[], Any]], runs: int) -> dict[str, dict[str, list[float]]]:
-    """Run all variants, `runs` times one after the other, each round beginning with the next one.
+    """Run all variants in turn, `runs` times; each round begins with the next variant.
 
     Returns:
-        Variant -> `wall` and `cpu` (this process and its ended children), each the seconds of every run.
+        Variant -> `wall` and `cpu` (of this process and its finished children): seconds of every run.
     """
     names = list(variants)
     taken: dict[str, dict[str, list[float]]] = {name: {"wall": [], "cpu": []} for name in names}
     for number in range(runs):
-        place = number % len(names)
-        for name in names[place:] + names[:place]:
+        start = number % len(names)
+        for name in names[start:] + names[:start]:
             gc.collect()
             wall, cpu = time.perf_counter(), _cpu_seconds()
             variants[name]()
@@ -126,10 +126,12 @@ def _cpu_seconds() -> float:
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
-    """With `--fast` (a few seconds to a minute, for `make bench-fast`) and `--out`, the folder of the JSON."""
+    """A parser with `--fast` (a few seconds to a minute, for `make bench-fast`) and `--out`, the folder for the JSON file."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
-    parser.add_argument("--fast", action="store_true", help="measure a small part, for a first look")
-    parser.add_argument("--out", type=Path, help=f"folder of the JSON; {RESULTS.name}, or {FAST} with --fast")
+    parser.add_argument("--fast", action="store_true", help="Measure only a small part, for a quick check.")
+    parser.add_argument(
+        "--out", type=Path, help=f"Write the JSON file to this folder; the default is {RESULTS}, or {FAST} with --fast."
+    )
     return parser
 
 
@@ -143,11 +145,11 @@ def record(
     fast: bool = False,
     out: Path | None = None,
 ) -> Path:
-    """Print the result and write `OUT/NAME.json`; a later run of the same name takes its place.
+    """Print the result and write it to `OUT/NAME.json`, replacing an earlier result of that name.
 
     Args:
-        notes: what a reader must know to read the tables, a sentence or paragraph each.
-        samples: anything that JSON takes; it is not shown. Keep it small.
+        notes: paragraphs that a reader needs to understand the tables.
+        samples: raw values, serializable as JSON; not shown. Keep them small.
     """
     folder = out or (FAST if fast else RESULTS)
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,5 +173,5 @@ def record(
 
 
 def _relative(words: Sequence[str]) -> list[str]:
-    """Without the folder that this tree lies in."""
+    """The command with paths relative to this source tree."""
     return [word.replace(f"{TREE}/", "") for word in words]

@@ -1,4 +1,4 @@
-"""Results -> a table, a JSON file and a picture."""
+"""Reports results as a table, a JSON file and a plot."""
 
 import json
 from collections import defaultdict
@@ -18,8 +18,10 @@ _COMMON = ("items", "accuracy", "score")
 
 
 def summarise(results: Sequence[tuple[Item, Verdict]], measure: Measure | None = None) -> dict[str, Any]:
-    """Overall and by group: number, accuracy in percent (where answers are right or wrong), mean score (judged), and what
-    the task itself measures.
+    """Overall and by group: number of items, accuracy in percent (for answers that are right or wrong), mean score of the judge
+    (0 to 5), and the task's own metrics.
+
+    Returns: column -> value -> metric -> number; the overall row is under "overall", "all".
     """
     tables: dict[str, dict[str, list[tuple[Item, Verdict]]]] = defaultdict(lambda: defaultdict(list))
     for item, verdict in results:
@@ -29,8 +31,8 @@ def summarise(results: Sequence[tuple[Item, Verdict]], measure: Measure | None =
             tables[column][value].append((item, replace(verdict, right=right)))
     return {
         column: {
-            value: _numbers([verdict for _, verdict in found]) | (measure(found) if measure else {})
-            for value, found in sorted(rows.items())
+            value: _numbers([verdict for _, verdict in group]) | (measure(group) if measure else {})
+            for value, group in sorted(rows.items())
         }
         for column, rows in tables.items()
     }
@@ -48,6 +50,7 @@ def _numbers(verdicts: list[Verdict]) -> dict[str, float]:
 
 
 def table(summary: dict[str, Any]) -> str:
+    """The summary as lines of text."""
     lines = []
     for column, rows in summary.items():
         for value, numbers in rows.items():
@@ -62,7 +65,7 @@ def table(summary: dict[str, Any]) -> str:
 def write_report(
     folder: Path, about: dict[str, Any], outcome: Outcome, measure: Measure | None = None
 ) -> dict[str, Any]:
-    """result.json and result.png in the folder. Returns the summary."""
+    """Write result.json and result.png to the folder. Returns: the summary."""
     summary = summarise(outcome.results, measure)
     content = {
         **about,
@@ -85,7 +88,7 @@ def write_report(
 
 
 def draw(summary: dict[str, Any], title: str, path: Path) -> None:
-    """One bar per row of the tables: accuracy, or the judge's score."""
+    """Plot one bar per row of the tables: accuracy, or the judge's score."""
     from matplotlib import pyplot
 
     bars = [

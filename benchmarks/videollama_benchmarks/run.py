@@ -1,4 +1,4 @@
-"""Ask everything, concurrently and resumably; then judge, add up and report."""
+"""Runs a benchmark: sends all requests concurrently, resumes interrupted runs, and has answers judged."""
 
 import json
 import threading
@@ -23,12 +23,15 @@ from videollama_core.protocol.errors import (
     VideoLlamaError,
 )
 
-ATTEMPTS = 6  # at a server that is full or starting a stage again
+ATTEMPTS = 6  # while a server is overloaded or restarting a stage
 RETRY_SECONDS = 1.0
 
 
 class Journal:
-    """Results by name, a line each, written as they come: a run that was killed goes on where it stopped."""
+    """A file of results, one JSON line per item, written as they arrive, so that a killed run can resume.
+
+    Raises: ArtifactMismatch if the file belongs to a run with another key.
+    """
 
     def __init__(self, path: Path, key: dict[str, Any]) -> None:
         self._path, self._lock = path, threading.Lock()
@@ -40,11 +43,11 @@ class Journal:
             try:
                 entry = json.loads(line)
             except ValueError:
-                continue  # the last line of a killed run
+                continue  # a truncated last line of a killed run
             if "run" in entry:
                 if entry["run"] != key:
                     raise ArtifactMismatch(
-                        f"{path} belongs to another run ({entry['run']}); this one is {key}: name another --out"
+                        f"{path} belongs to another run ({entry['run']}); this one is {key}: use another --out"
                     )
             else:
                 self.results[entry["name"]] = entry["result"]
@@ -66,7 +69,7 @@ class Journal:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Items with what became of them, and those that could not be asked."""
+    """Evaluated items with their verdicts, and failed ones: name -> reason."""
 
     results: list[tuple[Item, Verdict]]
     failed: dict[str, str]
@@ -75,9 +78,10 @@ class Outcome:
 def work(
     title: str, names: Sequence[str], do: Callable[[str], Any], journal: Journal, concurrency: int
 ) -> dict[str, str]:
-    """Do what the journal lacks. Returns what failed, by name; it is tried again in the next run.
+    """Call `do` for every name that the journal lacks, and record the results.
 
-    Raises: ServerUnreachable, when there is nobody to ask.
+    Returns: failures, name -> error; the next run retries them.
+    Raises: ServerUnreachable.
     """
     failed: dict[str, str] = {}
     todo = [name for name in names if name not in journal.results]
@@ -103,7 +107,7 @@ def _with_restarts(do: Callable[[str], Any], name: str) -> Any:
     for attempt in range(ATTEMPTS):
         try:
             return do(name)
-        except (Overloaded, StageFailed):  # full, or a stage that died and is started again
+        except (Overloaded, StageFailed):  # a failed stage is restarted
             if attempt == ATTEMPTS - 1:
                 raise
             time.sleep(RETRY_SECONDS * 2**attempt)
@@ -111,7 +115,7 @@ def _with_restarts(do: Callable[[str], Any], name: str) -> Any:
 
 
 def ask_all(task: Task, items: Sequence[Item], answerer: Answerer, journal: Journal, concurrency: int) -> Outcome:
-    """Answers of all items, read where the task reads them itself."""
+    """Answer all items, and score the answers unless a judge does."""
     by_name = {item.name: item for item in items}
 
     def do(name: str) -> list[str]:
@@ -126,32 +130,32 @@ def ask_all(task: Task, items: Sequence[Item], answerer: Answerer, journal: Jour
 def judge_all(
     task: Task, outcome: Outcome, answers: Journal, judge: Judge, journal: Journal, concurrency: int
 ) -> Outcome:
-    """The judge's verdict on every answer."""
+    """Have the judge score every answer."""
     assert task.judge is not None
-    asked = {
+    questions_by_item = {
         item.name: {
             f"{item.name}#{question.aspect}#{place}": question
             for place, question in enumerate(task.judge(item, answers.results[item.name]))
         }
         for item, _ in outcome.results
     }
-    questions = {name: question for several in asked.values() for name, question in several.items()}
+    questions = {name: question for several in questions_by_item.values() for name, question in several.items()}
 
     def do(name: str) -> dict[str, Any]:
-        found = judge.ask(questions[name])
-        return {"score": found.score, "right": found.right}
+        judgement = judge.ask(questions[name])
+        return {"score": judgement.score, "right": judgement.right}
 
     failed = work(f"{task.name}: judge", list(questions), do, journal, concurrency)
     results = []
     for item, verdict in outcome.results:
         aspects: dict[str, list[str]] = {}
-        for name, question in asked[item.name].items():
+        for name, question in questions_by_item[item.name].items():
             aspects.setdefault(question.aspect, []).append(name)
         for aspect, names in aspects.items():
             if not all(name in journal.results for name in names):
                 continue
             replies = [journal.results[name] for name in names]
-            score = int(sum(reply["score"] for reply in replies) / len(replies))  # cut off, as the reference does
+            score = int(sum(reply["score"] for reply in replies) / len(replies))  # truncated, as in the reference
             groups = {"aspect": aspect} if aspect != "answer" else item.groups
             judged = Verdict(verdict.prediction, replies[0]["right"], score)
             results.append((replace(item, groups=groups), judged))
@@ -159,9 +163,9 @@ def judge_all(
 
 
 def check_names(items: Iterable[Item]) -> None:
-    """Raises: InvalidRequest if two items have one name."""
-    seen: set[str] = set()
+    """Raises: InvalidRequest if two items have the same name."""
+    names: set[str] = set()
     for item in items:
-        if item.name in seen:
-            raise InvalidRequest(f"two items are named {item.name!r}; each needs a name of its own")
-        seen.add(item.name)
+        if item.name in names:
+            raise InvalidRequest(f"two items are named {item.name!r}; names must be unique")
+        names.add(item.name)

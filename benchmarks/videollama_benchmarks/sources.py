@@ -1,4 +1,4 @@
-"""Who answers: a running server, or the checkpoint in this process. Both take an item and one question."""
+"""Sources of answers: a running server, or a checkpoint in this process. Both take an item and one question."""
 
 import io
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Answerer = Callable[[Item, str], str]
 def service(
     client: Client, max_new_tokens: int, timeout: float, frames: "FrameOrder | None", **sampling: Any
 ) -> Answerer:
-    """Answers over gRPC; `sampling` as in `ask`."""
+    """Answers of a server over gRPC; `sampling` as in `Client.ask`, `timeout` in seconds."""
 
     def answer(item: Item, question: str) -> str:
         media = _media(item, frames)
@@ -34,15 +34,14 @@ def service(
 def in_process(
     folder: Path, tower: Path | None, max_new_tokens: int, frames: "FrameOrder | None", **sampling: Any
 ) -> Answerer:
-    """Answers of the plain pipeline, one at a time."""
+    """Answers of the PyTorch pipeline, one at a time."""
     from videollama_core.media.video import Segment
     from videollama_core.pipeline import Pipeline
 
     pipeline = Pipeline(folder, tower)
 
     def answer(item: Item, question: str) -> str:
-        sent = _media(item, frames)
-        media = read_media(**sent)
+        media = read_media(**_media(item, frames))
         assert media is not None
         conversation = [{"role": "user", "content": question}]
         options = SamplingOptions(max_new_tokens=max_new_tokens, **sampling)
@@ -63,30 +62,34 @@ def _media(item: Item, frames: "FrameOrder | None") -> dict[str, Any]:
 
 
 def join_sound(video: Path, sound: Path) -> bytes:
-    """A file with the pictures of one and the sound of the other, neither coded again. Raises: UnreadableMedia."""
+    """Remux the video of one file and the audio of another, without transcoding. Raises: UnreadableMedia."""
     import av
 
     buffer = io.BytesIO()
     try:
-        with av.open(str(video)) as pictures, av.open(str(sound)) as heard, av.open(buffer, "w", format="mov") as whole:
-            found = [pictures.streams.video[0], heard.streams.audio[0]]
-            copies = [whole.add_stream_from_template(stream) for stream in found]
-            for source, stream, copy in zip((pictures, heard), found, copies, strict=True):
+        with (
+            av.open(str(video)) as video_file,
+            av.open(str(sound)) as audio_file,
+            av.open(buffer, "w", format="mov") as output,
+        ):
+            streams = [video_file.streams.video[0], audio_file.streams.audio[0]]
+            copies = [output.add_stream_from_template(stream) for stream in streams]
+            for source, stream, copy in zip((video_file, audio_file), streams, copies, strict=True):
                 for packet in source.demux(stream):
                     if packet.dts is not None:
                         packet.stream = copy
-                        whole.mux(packet)
+                        output.mux(packet)
     except (OSError, ValueError, IndexError, av.FFmpegError) as error:
-        raise UnreadableMedia(f"{video} and the sound {sound} cannot be put into one file: {error}") from error
+        raise UnreadableMedia(f"{video} and the audio {sound} cannot be joined into one file: {error}") from error
     return buffer.getvalue()
 
 
 class FrameOrder:
-    """The frames that a model would look at, in another order: what an answer owes to time.
+    """A model's frames in another order, to measure how much answers depend on time.
 
     Args:
         order: shuffled (seeded by the item's name) or reversed.
-        num_frames: what the checkpoint looks at.
+        num_frames: the checkpoint's number of frames.
     """
 
     def __init__(self, order: str, num_frames: int) -> None:

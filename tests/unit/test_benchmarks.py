@@ -252,11 +252,11 @@ def test_prompts_of_a_file(tmp_path):
     write(path, {"avsd": {"answer": prompt}})
     assert read_prompts(path, "avsd", OWN["avsd"])["answer"].system == "Be fair."
     for content, reason in (
-        ({"msvd-qa": {}}, "'avsd' was wanted"),
-        ({"avsd": {"correctness": prompt}}, "'answer' was wanted"),
-        ({"avsd": {"answer": {"system": "x"}}}, "'user' was wanted"),
-        ({"avsd": {"answer": prompt | {"user": "{question}"}}}, "shows the judge no {prediction}"),
-        ({"avsd": {"answer": prompt | {"user": 3}}}, "two texts were wanted"),
+        ({"msvd-qa": {}}, "'avsd' was expected"),
+        ({"avsd": {"correctness": prompt}}, "'answer' was expected"),
+        ({"avsd": {"answer": {"system": "x"}}}, "'user' was expected"),
+        ({"avsd": {"answer": prompt | {"user": "{question}"}}}, "lacks {prediction}"),
+        ({"avsd": {"answer": prompt | {"user": 3}}}, "expected two strings"),
     ):
         write(path, content)
         with pytest.raises(BadSample) as caught:
@@ -281,13 +281,13 @@ def test_a_folder_without_the_files_says_what_is_missing(name, tmp_path):
 
 def test_an_entry_of_another_format_says_what_was_wanted(tmp_path):
     write(tmp_path / "questions.json", [{"uid": "x"}])
-    with pytest.raises(BadSample, match="'q_uid' was wanted"):
+    with pytest.raises(BadSample, match="'q_uid' was expected"):
         load("egoschema", tmp_path)
     write(tmp_path / "tut2017_eval.jsonl", '{"audio": "a.wav", "gt": "car"}\n{')
     with pytest.raises(BadSample, match="line 2 cannot be read as JSON"):
         load("tut2017", tmp_path)
     write(tmp_path / "instruction_val.json", [{"video": "a.mp4", "conversations": []}])
-    with pytest.raises(BadSample, match="a question and an answer were wanted"):
+    with pytest.raises(BadSample, match="a question and an answer were expected"):
         load("avsd", tmp_path)
     with pytest.raises(BadSample, match="cannot be read as JSON"):
         write(tmp_path / "questions.json", "{")

@@ -151,7 +151,7 @@ def test_silent_pictures_and_their_sound_become_one_file(cmm):
         heard = np.concatenate([frame.to_ndarray().ravel() for frame in whole.decode(audio=0)])
     with wave.open(str(item.sound)) as file:
         assert np.array_equal(heard, np.frombuffer(file.readframes(file.getnframes()), np.int16))
-    with pytest.raises(UnreadableMedia, match="cannot be put into one file"):
+    with pytest.raises(UnreadableMedia, match="cannot be joined into one file"):
         join_sound(item.sound, item.media)
 
 

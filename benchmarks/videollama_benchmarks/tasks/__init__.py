@@ -1,1 +1,1 @@
-"""The benchmarks: how each is read, asked, and scored."""
+"""The benchmarks: how each is loaded, asked and scored."""

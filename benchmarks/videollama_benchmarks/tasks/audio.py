@@ -1,6 +1,6 @@
-"""Questions about audio that need no judge: ClothoAQA, TUT2017, VocalSound, MUSIC-AVQA.
+"""Audio benchmarks without a judge: ClothoAQA, TUT2017, VocalSound, MUSIC-AVQA.
 
-Each is loaded from the reference's own annotation file where FOLDER holds it, else from the files of the data set.
+Each is loaded from the reference's own annotation file if FOLDER has it, or else from the files of the data set.
 """
 
 import ast
@@ -67,7 +67,7 @@ VOCAL_QUESTION = _classes("Identify the human sound in the audio.", tuple(VOCAL_
 
 
 def load_clothoaqa(folder: Path) -> list[Item]:
-    """FOLDER/clothoAQA_eval.json ([{id, audio, conversations}]) and the audio files that it names, or
+    """Load FOLDER/clothoAQA_eval.json ([{id, audio, conversations}]) and the audio files that it names, or
     FOLDER/clotho_aqa_test.csv (file_name, QuestionText, answer, confidence) and audio_files/.
     """
     path = folder / "clothoAQA_eval.json"
@@ -97,7 +97,7 @@ def _word_item(name: str, audio: Path, question: str, answer: str) -> Item:
 
 
 def read_clothoaqa(item: Item, answers: Sequence[str]) -> Verdict:
-    """The table of yes/no questions takes no full stop after the word; the whole does."""
+    """A full stop after the word is accepted overall, but not in the table of yes/no questions, as in the reference."""
     verdict = read_word(item, answers)
     if item.groups["form"] == "word":
         return verdict
@@ -109,8 +109,8 @@ def read_word(item: Item, answers: Sequence[str]) -> Verdict:
 
 
 def load_tut2017(folder: Path) -> list[Item]:
-    """FOLDER/tut2017_eval.jsonl ({audio, gt} a line), or meta.txt (file and scene, separated by tabs), and the audio
-    files that it names.
+    """Load FOLDER/tut2017_eval.jsonl ({audio, gt} per line), or meta.txt (file and scene, separated by tabs), and the
+    audio files that it names.
     """
     path = folder / "tut2017_eval.jsonl"
     if path.is_file():
@@ -121,14 +121,14 @@ def load_tut2017(folder: Path) -> list[Item]:
     for row in rows:
         label = _SCENE_LABELS.get(row[1], row[1].replace("_", " ")) if len(row) > 1 else ""
         if label not in SCENES:
-            raise BadSample(f"{path}: the row {row} names none of the scenes {', '.join(SCENES)}")
+            raise BadSample(f"{path}: the row {row} has none of the scenes {', '.join(SCENES)}")
         items.append(_class_item(row[0], folder / row[0], SCENE_QUESTION, label, SCENES))
     return items
 
 
 def load_vocalsound(folder: Path) -> list[Item]:
-    """FOLDER/vocalsound_eval.jsonl ({audio, gt} a line), or te.json ({"data": [{wav, labels}]}, labels as AudioSet
-    ids), and audio_16k/.
+    """Load FOLDER/vocalsound_eval.jsonl ({audio, gt} per line), or te.json ({"data": [{wav, labels}]}, labels as
+    AudioSet ids), and audio_16k/.
     """
     labels = tuple(VOCAL_SOUNDS.values())
     path = folder / "vocalsound_eval.jsonl"
@@ -137,11 +137,11 @@ def load_vocalsound(folder: Path) -> list[Item]:
     path = folder / "te.json"
     items = []
     for entry in need(read_json_file(path), "data", path):
-        mark, wav = need(entry, "labels", path), need(entry, "wav", path)
-        if mark not in VOCAL_SOUNDS:
-            raise BadSample(f"{path}: label {mark!r} of {wav} is none of {', '.join(VOCAL_SOUNDS)}")
+        label, wav = need(entry, "labels", path), need(entry, "wav", path)
+        if label not in VOCAL_SOUNDS:
+            raise BadSample(f"{path}: label {label!r} of {wav} is none of {', '.join(VOCAL_SOUNDS)}")
         media = folder / "audio_16k" / Path(wav).name
-        items.append(_class_item(Path(wav).stem, media, VOCAL_QUESTION, VOCAL_SOUNDS[mark], labels))
+        items.append(_class_item(Path(wav).stem, media, VOCAL_QUESTION, VOCAL_SOUNDS[label], labels))
     return items
 
 
@@ -163,15 +163,15 @@ def _class_item(name: str, audio: Path, question: str, label: str, labels: Seque
 
 
 def read_class(item: Item, answers: Sequence[str]) -> Verdict:
-    """Right if the label is in the answer, or if the answer is a letter that stands for it, in brackets or not."""
-    said, wanted = answers[0].strip().upper(), item.truth.upper()
+    """Right if the answer contains the label, or is the label's letter, with or without brackets."""
+    text, truth = answers[0].strip().upper(), item.truth.upper()
     letters = {form: label for i, label in enumerate(item.options) for form in (letter_of(i), f"({letter_of(i)})")}
-    return Verdict(answers[0], wanted in said or wanted in letters.get(said, "").upper())
+    return Verdict(answers[0], truth in text or truth in letters.get(text, "").upper())
 
 
 def load_music_avqa(folder: Path) -> list[Item]:
-    """FOLDER/AVQA_music_test.json ([{video, conversations}]) and the videos that it names, or avqa-test.json and
-    videos/<video_id>.mp4; the answers of the latter are under the key `anser`, as published.
+    """Load FOLDER/AVQA_music_test.json ([{video, conversations}]) and the videos that it names, or avqa-test.json and
+    videos/<video_id>.mp4; the latter's answers are under the key `anser`, as published.
     """
     path = folder / "AVQA_music_test.json"
     if path.is_file():

@@ -1,4 +1,4 @@
-"""Multiple choice: MVBench, EgoSchema, Perception Test."""
+"""Multiple-choice benchmarks: MVBench, EgoSchema, Perception Test."""
 
 import json
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from videollama_benchmarks.tasks.items import Item, Task, Verdict, find_video, n
 from videollama_core.protocol.errors import BadSample
 
 LETTER_INSTRUCTION = "Answer with the option's letter from the given choices directly and only give the best option."
-# MVBench's tasks: file below json/, folder below video/, whether a part of the video is meant, whether it is a folder
-# of frames.
+# MVBench's tasks: file below json/, folder below video/, whether the question is about a segment, whether media are folders of
+# frames.
 MVBENCH = {
     "Action Sequence": ("action_sequence.json", "star/Charades_v1_480", True, False),
     "Action Prediction": ("action_prediction.json", "star/Charades_v1_480", True, False),
@@ -49,7 +49,7 @@ def _options(options: Sequence[str]) -> str:
 
 
 def load_mvbench(folder: Path) -> list[Item]:
-    """FOLDER/json/*.json and FOLDER/video/...; tasks whose file is missing are left out, but not all."""
+    """Load FOLDER/json/*.json and FOLDER/video/...; tasks without a file are skipped. Raises: BadSample if there is no file."""
     items = []
     for task, (file, videos, bounded, _) in MVBENCH.items():
         path = folder / "json" / file
@@ -67,7 +67,9 @@ def load_mvbench(folder: Path) -> list[Item]:
                     questions=(
                         f"Question: {need(entry, 'question', path)}\nOptions:\n{_options(options)}{LETTER_INSTRUCTION}",
                     ),
-                    truth=places[-1] if places else -1,  # no candidate is right: counted as wrong, as there
+                    truth=places[-1]
+                    if places
+                    else -1,  # without a right candidate every answer is wrong, as in the reference
                     options=tuple(options),
                     groups={"task": task},
                     start=need(entry, "start", path) if bounded else None,
@@ -75,19 +77,19 @@ def load_mvbench(folder: Path) -> list[Item]:
                 )
             )
     if not items:
-        raise BadSample(f"{folder}/json holds none of MVBench's files; the first is {MVBENCH['Action Sequence'][0]}")
+        raise BadSample(f"{folder}/json has none of MVBench's files; the first is {MVBENCH['Action Sequence'][0]}")
     return items
 
 
 def read_mvbench(item: Item, answers: Sequence[str]) -> Verdict:
-    """The letter, without any letter the first option named, else the third."""
+    """Take the letter; without any letter, the first option in the text, or else the third."""
     letters = letters_of(item.options)
     piece = find_piece(answers[0], letters, commas=True)
     if piece is None:
-        found = find_option(answers[0], [(option,) for option in item.options])
+        index = find_option(answers[0], [(option,) for option in item.options])
     else:
-        found = letters.index(piece) if piece in tuple(letters) else None
-    return _verdict(FALLBACK if found is None else found, item.truth)
+        index = letters.index(piece) if piece in tuple(letters) else None
+    return _verdict(FALLBACK if index is None else index, item.truth)
 
 
 def _verdict(index: int, truth: int | None) -> Verdict:
@@ -95,7 +97,7 @@ def _verdict(index: int, truth: int | None) -> Verdict:
 
 
 def load_egoschema(folder: Path) -> list[Item]:
-    """FOLDER/questions.json and FOLDER/good_clips_git/<q_uid>.mp4."""
+    """Load FOLDER/questions.json and FOLDER/good_clips_git/<q_uid>.mp4."""
     path = folder / "questions.json"
     items = []
     for entry in read_json_file(path):
@@ -124,15 +126,15 @@ def export_egoschema(results: list[tuple[Item, Verdict]], folder: Path) -> Path:
 
 
 def load_perception_test(folder: Path) -> list[Item]:
-    """FOLDER/mc_question_test.json (or _valid, _train) and FOLDER/videos."""
-    found = [folder / f"mc_question_{split}.json" for split in ("test", "valid", "train")]
-    path = next((path for path in found if path.is_file()), found[0])
+    """Load FOLDER/mc_question_test.json (or _valid, _train) and FOLDER/videos."""
+    paths = [folder / f"mc_question_{split}.json" for split in ("test", "valid", "train")]
+    path = next((path for path in paths if path.is_file()), paths[0])
     items = []
     for name, entry in read_json_file(path).items():
         for question in need(entry, "mc_question", path):
             options = need(question, "options", path)[:3]
             if len(options) < 3:
-                raise BadSample(f"{path}: a question about {name} has {len(options)} options; three were wanted")
+                raise BadSample(f"{path}: a question about {name} has {len(options)} options; three were expected")
             text = f"Question: {need(question, 'question', path)}\nOptions:\n{_options(options)}{LETTER_INSTRUCTION}"
             items.append(
                 Item(
@@ -149,12 +151,12 @@ def load_perception_test(folder: Path) -> list[Item]:
 
 
 def read_perception(item: Item, answers: Sequence[str]) -> Verdict:
-    """The letter, without any letter the option that equals the answer, else the third."""
+    """Take the letter; without any letter, the option that equals the answer, or else the third."""
     letter = find_letter(answers[0], "ABC")
     if letter:
         return _verdict("ABC".index(letter), item.truth)
-    said, options = without_answer(answers[0]).lower(), [option.lower() for option in item.options]
-    return _verdict(options.index(said) if said in options else FALLBACK, item.truth)
+    text, options = without_answer(answers[0]).lower(), [option.lower() for option in item.options]
+    return _verdict(options.index(text) if text in options else FALLBACK, item.truth)
 
 
 def export_perception_test(results: list[tuple[Item, Verdict]], folder: Path) -> Path:

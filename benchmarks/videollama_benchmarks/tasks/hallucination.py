@@ -1,6 +1,6 @@
-"""Does a model say yes to what is not there? CMM, POPE, and the same asked about the synthetic world.
+"""Hallucination benchmarks, which ask yes/no questions about absent things: CMM, POPE, and one on the synthetic world.
 
-Layouts, prompts and the reading of answers are those of the published files and scorers: DAMO-NLP-SG/CMM
+File layouts, prompts and scoring are those of the published files and scorers: DAMO-NLP-SG/CMM
 evaluation/calculate_score.py, AoiDragon/POPE evaluate.py.
 """
 
@@ -18,7 +18,7 @@ CMM_FILE = "all_data_final_reorg.json"
 CMM_SUFFIX = " Answer with yes or no."
 CMM_KINDS = {"visual": "video", "audio": "audio", "visual+audio": "video+audio"}
 POPE_SPLITS = ("random", "popular", "adversarial")
-POPE_SUFFIX = " Please answer this question with one word."  # of VCD's evaluation; POPE itself names none
+POPE_SUFFIX = " Please answer this question with one word."  # as in VCD's evaluation; POPE itself has none
 COLOURS, SHAPES = (
     ("red", "green", "blue", "yellow", "purple", "white"),
     ("circle", "square", "triangle", "cross", "star"),
@@ -26,7 +26,7 @@ COLOURS, SHAPES = (
 
 
 def read_rows(path: Path) -> list[Any]:
-    """A JSON list, or one object a line. Raises: BadSample."""
+    """Read a JSON list, or JSON lines. Raises: BadSample."""
     text = read_text_file(path)
     if text.lstrip().startswith("["):
         return read_json_file(path)
@@ -43,14 +43,14 @@ def read_rows(path: Path) -> list[Any]:
 def _truth(value: Any, path: Path) -> str:
     word = str(value).strip().lower()
     if word not in ("yes", "no"):
-        raise BadSample(f"{path}: an answer is {value!r}; yes or no was wanted")
+        raise BadSample(f"{path}: an answer is {value!r}; yes or no was expected")
     return word
 
 
 def load_cmm(folder: Path) -> list[Item]:
-    """FOLDER/all_data_final_reorg.json and the media that it names, below FOLDER/reorg_raw_files.
+    """Load FOLDER/all_data_final_reorg.json and the media that it names, below FOLDER/reorg_raw_files.
 
-    Where picture and audio are asked about together, the audio lies in a file of its own.
+    For questions about both video and audio, the audio is in a separate file.
     """
     path = folder / CMM_FILE
     items = []
@@ -58,13 +58,13 @@ def load_cmm(folder: Path) -> list[Item]:
         modality, question = need(entry, "modality", path), str(need(entry, "question", path)).strip()
         if modality not in CMM_KINDS:
             raise BadSample(
-                f"{path}: entry {place} has the modality {modality!r}; wanted one of {', '.join(CMM_KINDS)}"
+                f"{path}: entry {place} has the modality {modality!r}; expected one of {', '.join(CMM_KINDS)}"
             )
         video, audio = (_cmm_media(folder, entry.get(key)) for key in ("video_path", "audio_path"))
         kind = CMM_KINDS[modality]
         media = audio if kind == "audio" else video
         if media is None:
-            raise BadSample(f"{path}: entry {place} is about {modality} and names no such file")
+            raise BadSample(f"{path}: entry {place} has the modality {modality}, but names no such file")
         sub_category = str(need(entry, "sub_category", path))
         groups = {"category": str(need(entry, "category", path)), "sub_category": sub_category, "modality": modality}
         if entry.get("granularity"):
@@ -84,17 +84,17 @@ def load_cmm(folder: Path) -> list[Item]:
 
 
 def _cmm_media(folder: Path, name: str | None) -> Path | None:
-    """Published names begin with ./ and say "None" where there is no file."""
+    """Published names begin with ./, and "None" stands for no file."""
     return None if name in (None, "", "None") else folder / str(name)
 
 
 def read_cmm(item: Item, answers: Sequence[str]) -> Verdict:
-    """Right if the truth stands within the first five characters: "Not sure" says no, and "I know" does."""
+    """Right if the truth occurs in the first five characters; so "Not sure" and "I know" both count as no."""
     return Verdict(answers[0], item.truth in answers[0].strip().lower()[:5])
 
 
 def perception_and_resistance(results: Sequence[tuple[Item, Verdict]]) -> dict[str, float]:
-    """Percent right of what is there, and of what is not; 0 where there is none, as the published scorer says."""
+    """Accuracy in percent on present and on absent things; 0 if there are none, as in the published scorer."""
     shares = {}
     for name, truth in (("perception accuracy", "yes"), ("hallucination resistance", "no")):
         right = [bool(verdict.right) for item, verdict in results if item.truth == truth]
@@ -103,7 +103,7 @@ def perception_and_resistance(results: Sequence[tuple[Item, Verdict]]) -> dict[s
 
 
 def export_cmm(results: list[tuple[Item, Verdict]], folder: Path) -> Path:
-    """The file that the published scorer and the leaderboard take."""
+    """Write the file for the published scorer and the leaderboard."""
     path = folder / "cmm_output.json"
     with path.open("w", encoding="utf-8") as file:
         for item, verdict in results:
@@ -121,7 +121,7 @@ def export_cmm(results: list[tuple[Item, Verdict]], folder: Path) -> Path:
 
 
 def load_pope(folder: Path) -> list[Item]:
-    """FOLDER/coco_pope_{random,popular,adversarial}.json (or below output/coco), those that are there, and FOLDER/val2014."""
+    """Load those of FOLDER/coco_pope_{random,popular,adversarial}.json (or below output/coco) that exist, and FOLDER/val2014."""
     items = []
     for split in POPE_SPLITS:
         name = f"coco_pope_{split}.json"
@@ -140,48 +140,48 @@ def load_pope(folder: Path) -> list[Item]:
                 )
             )
     if not items:
-        raise BadSample(f"{folder} holds none of POPE's files; the first is coco_pope_{POPE_SPLITS[0]}.json")
+        raise BadSample(f"{folder} has none of POPE's files; the first is coco_pope_{POPE_SPLITS[0]}.json")
     return items
 
 
 def read_pope(item: Item, answers: Sequence[str]) -> Verdict:
-    """No if one of the words No, no and not stands in the first sentence, else yes."""
+    """No if the first sentence has one of the words No, no and not, else yes."""
     words = answers[0].partition(".")[0].replace(",", "").split(" ")
-    said = "no" if {"No", "no", "not"} & set(words) else "yes"
-    return Verdict(said, said == item.truth)
+    prediction = "no" if {"No", "no", "not"} & set(words) else "yes"
+    return Verdict(prediction, prediction == item.truth)
 
 
 def precision_and_recall(results: Sequence[tuple[Item, Verdict]]) -> dict[str, float]:
-    """In percent, of yes; 0 where nothing is divided."""
-    said = [(verdict.prediction == "yes", item.truth == "yes") for item, verdict in results]
-    hits, yes, true = sum(a and b for a, b in said), sum(a for a, _ in said), sum(b for _, b in said)
+    """Metrics of the class "yes" in percent; 0 if a denominator is 0."""
+    pairs = [(verdict.prediction == "yes", item.truth == "yes") for item, verdict in results]
+    hits, yes, true = sum(a and b for a, b in pairs), sum(a for a, _ in pairs), sum(b for _, b in pairs)
     shares = {
         "precision": hits / yes if yes else 0.0,
         "recall": hits / true if true else 0.0,
         "F1": 2 * hits / (yes + true) if yes + true else 0.0,
-        "yes ratio": yes / len(said),
+        "yes ratio": yes / len(pairs),
     }
     return {name: round(100 * share, 2) for name, share in shares.items()}
 
 
 def load_shapes_probing(folder: Path) -> list[Item]:
-    """The held-out clips of the synthetic world: each thing by its colour and by its shape, once as it is, once as it is not.
+    """Ask about each object's colour and shape in the held-out clips of the synthetic world, with a true and a false one each.
 
-    What is in a clip is read from its description; FOLDER is that of the benchmark `shapes`.
+    The objects of a clip are read from its description; FOLDER is that of the benchmark `shapes`.
     """
     path = folder / "held_out.json"
-    things: dict[str, tuple[str, dict[str, str]]] = {}
+    objects: dict[str, tuple[str, dict[str, str]]] = {}  # media -> (kind, shape -> colour)
     for entry in read_json_file(path):
         if need(entry, "form", path) == "description":
             kind = "image" if "image" in entry else "video"
             words = re.findall(rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})", entry["conversations"][1]["value"])
-            things[need(entry, kind, path)] = (kind, {shape: colour for colour, shape in words})
+            objects[need(entry, kind, path)] = (kind, {shape: colour for colour, shape in words})
     items = []
-    for media, (kind, seen) in things.items():
-        for shape, colour in seen.items():
+    for media, (kind, colour_of) in objects.items():
+        for shape, colour in colour_of.items():
             random = Random(f"{media} {shape}")
-            other_colour = random.choice([one for one in COLOURS if one not in seen.values()])
-            other_shape = random.choice([one for one in SHAPES if one not in seen])
+            other_colour = random.choice([absent for absent in COLOURS if absent not in colour_of.values()])
+            other_shape = random.choice([absent for absent in SHAPES if absent not in colour_of])
             for topic, question, truth in (
                 ("colour", f"Is the {shape} {colour}?", "yes"),
                 ("colour", f"Is the {shape} {other_colour}?", "no"),
@@ -194,15 +194,15 @@ def load_shapes_probing(folder: Path) -> list[Item]:
 
 
 def read_shapes_probing(item: Item, answers: Sequence[str]) -> Verdict:
-    """The world's answers say what is seen and then the verdict: "It is red, so no."."""
-    found = re.findall(r"\b(yes|no)\b", answers[0].lower())
-    return Verdict(answers[0], bool(found) and found[-1] == item.truth)
+    """Take the last yes or no: answers of the synthetic world first describe and then conclude ("It is red, so no.")."""
+    matches = re.findall(r"\b(yes|no)\b", answers[0].lower())
+    return Verdict(answers[0], bool(matches) and matches[-1] == item.truth)
 
 
 TASKS = [
-    Task("cmm", "CMM, hallucinations of vision, audio and language", load_cmm, read_cmm, export=export_cmm,
+    Task("cmm", "CMM, hallucination of vision, audio and language", load_cmm, read_cmm, export=export_cmm,
          measure=perception_and_resistance),
-    Task("pope", "POPE, objects of COCO", load_pope, read_pope, measure=precision_and_recall, max_new_tokens=1024),
-    Task("shapes-probing", "what is and is not there, in the synthetic world", load_shapes_probing, read_shapes_probing,
+    Task("pope", "POPE, COCO objects", load_pope, read_pope, measure=precision_and_recall, max_new_tokens=1024),
+    Task("shapes-probing", "presence questions on the synthetic world", load_shapes_probing, read_shapes_probing,
          measure=perception_and_resistance),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Free answers that a judge reads: ActivityNet-QA, MSVD-QA, Video-ChatGPT, MSVC, AVSD, AVSSD, Clotho."""
+"""Open-ended benchmarks that a judge scores: ActivityNet-QA, MSVD-QA, Video-ChatGPT, MSVC, AVSD, AVSSD, Clotho."""
 
 import csv
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from videollama_benchmarks.tasks.items import (
 )
 from videollama_core.protocol.errors import BadSample
 
-# Video-ChatGPT's files, and the aspects that a judge looks at.
+# Video-ChatGPT's files, and the aspects that the judge scores.
 VIDEO_CHATGPT = {
     "generic_qa.json": ("correctness", "detail", "context"),
     "temporal_qa.json": ("temporal",),
@@ -28,12 +28,12 @@ CAPTION_ASPECTS = ("correctness", "detailedness")
 
 
 def load_activitynet(folder: Path) -> list[Item]:
-    """FOLDER/test_q.json, test_a.json and all_test/v_<video_name>.mp4, or without the v_."""
+    """Load FOLDER/test_q.json, test_a.json and all_test/v_<video_name>.mp4, or without the v_."""
     return _questions_and_answers(folder, folder / "all_test")
 
 
 def load_msvd(folder: Path) -> list[Item]:
-    """FOLDER/test_q.json, test_a.json and videos/<video_name>.avi."""
+    """Load FOLDER/test_q.json, test_a.json and videos/<video_name>.avi."""
     return _questions_and_answers(folder, folder / "videos")
 
 
@@ -71,7 +71,7 @@ def _values(item: Item, answers: Sequence[str]) -> dict[str, str]:
 
 
 def load_video_chatgpt(folder: Path) -> list[Item]:
-    """FOLDER/{generic,temporal,consistency}_qa.json and Test_Videos/<video_name>.mp4."""
+    """Load FOLDER/{generic,temporal,consistency}_qa.json and Test_Videos/<video_name>.mp4."""
     items = []
     for file, aspects in VIDEO_CHATGPT.items():
         path = folder / file
@@ -100,7 +100,7 @@ def judge_video_chatgpt(item: Item, answers: Sequence[str]) -> list[JudgeQuestio
 
 
 def load_msvc(folder: Path) -> list[Item]:
-    """FOLDER/msvc.json or MSVC.json ({video_path, question, captions}) and the videos that it names."""
+    """Load FOLDER/msvc.json or MSVC.json ({video_path, question, captions}) and the videos that it names."""
     path = next((path for path in (folder / "msvc.json", folder / "MSVC.json") if path.is_file()), folder / "msvc.json")
     items = []
     for place, entry in enumerate(read_json_file(path)):
@@ -111,15 +111,15 @@ def load_msvc(folder: Path) -> list[Item]:
 
 
 def judge_msvc(item: Item, answers: Sequence[str]) -> list[JudgeQuestion]:
-    """All captions at once, as a list."""
+    """Compare with all captions at once, given as a list."""
     return [JudgeQuestion(aspect, _values(item, answers), "first") for aspect in CAPTION_ASPECTS]
 
 
 def load_clotho(folder: Path) -> list[Item]:
-    """FOLDER/clotho_captions_evaluation.csv (file_name, caption_1 to caption_5) and evaluation/.
+    """Load FOLDER/clotho_captions_evaluation.csv (file_name, caption_1 to caption_5) and evaluation/.
 
-    The reference has a judge for Clotho's captions but no script that asks for them: the question is that of its
-    README's example of audio.
+    The reference has a judge for Clotho's captions, but no script that generates them: the question is from the audio example in
+    its README.
     """
     path = folder / "clotho_captions_evaluation.csv"
     items = []
@@ -131,13 +131,13 @@ def load_clotho(folder: Path) -> list[Item]:
 
 
 def judge_clotho(item: Item, answers: Sequence[str]) -> list[JudgeQuestion]:
-    """One call for each caption; the item's score is their mean."""
+    """Compare with each caption separately; the item's score is the mean."""
     values = _values(item, answers)
     return [JudgeQuestion(aspect, {**values, "answer": text}) for aspect in CAPTION_ASPECTS for text in item.truth]
 
 
 def load_avsd(folder: Path) -> list[Item]:
-    """FOLDER/instruction_val.json ([{video, conversations}]) and the videos that it names, or avsd_test.json ({"dialogs":
+    """Load FOLDER/instruction_val.json ([{video, conversations}]) and the videos that it names, or avsd_test.json ({"dialogs":
     [{image_id, dialog: [{question, answer}]}]}) and videos/<image_id>.mp4.
     """
     path = folder / "instruction_val.json"
@@ -154,8 +154,8 @@ def load_avsd(folder: Path) -> list[Item]:
 
 
 def load_avssd(folder: Path) -> list[Item]:
-    """FOLDER/avssd_test.json ([{video, conversations}]) and the videos that it names, or vggsound.csv (YouTube id, start
-    second, label, split) and videos/<id>_<start with six digits>.mp4.
+    """Load FOLDER/avssd_test.json ([{video, conversations}]) and the videos that it names, or vggsound.csv (YouTube id,
+    start second, label, split) and videos/<id>_<start with six digits>.mp4.
     """
     path = folder / "avssd_test.json"
     if path.is_file():
@@ -165,7 +165,7 @@ def load_avssd(folder: Path) -> list[Item]:
     items = []
     for row in csv.reader(read_text_file(path).splitlines()):
         if len(row) != 4:
-            raise BadSample(f"{path}: a row holds {len(row)} columns; id, start, label and split were wanted")
+            raise BadSample(f"{path}: a row has {len(row)} columns; id, start, label and split were expected")
         if row[3] == "test":
             stem = f"{row[0]}_{int(row[1]):06d}"
             items.append(Item(stem, "video+audio", find_video(folder / "videos", stem), (AVSSD_QUESTION,), row[2]))

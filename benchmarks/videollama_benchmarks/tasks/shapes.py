@@ -1,4 +1,4 @@
-"""The held-out sets of the synthetic world: right is what equals the expected answer, letters by their letter."""
+"""The held-out sets of the synthetic world: answers must equal the expected one; multiple choice is scored by letter."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from videollama_benchmarks.tasks.items import Item, Task, Verdict, need, read_js
 
 
 def load_shapes(folder: Path) -> list[Item]:
-    """FOLDER/held_out.json, FOLDER/sounds_held_out.json, or both, and the media that they name, as `vl2 shapes` writes them."""
+    """Load FOLDER/held_out.json, FOLDER/sounds_held_out.json, or both, and the media that they name, as `vl2 shapes` writes them."""
     paths = [path for path in (folder / "held_out.json", folder / "sounds_held_out.json") if path.is_file()]
     return [_item(entry, path) for path in paths or [folder / "held_out.json"] for entry in read_json_file(path)]
 
@@ -31,16 +31,16 @@ def _item(entry: dict, path: Path) -> Item:
 
 
 def read_shapes(item: Item, answers: Sequence[str]) -> Verdict:
-    wanted = item.truth
+    truth = item.truth
     if item.groups["form"] == "choice":
         letter = find_letter(answers[0], "ABCD")
-        return Verdict(letter or answers[0], letter == find_letter(wanted, "ABCD"))
-    return Verdict(answers[0], same_word(answers[0], wanted))
+        return Verdict(letter or answers[0], letter == find_letter(truth, "ABCD"))
+    return Verdict(answers[0], same_word(answers[0], truth))
 
 
-def same_word(text: str, wanted: str) -> bool:
-    """Equality in upper case without spaces and full stops around."""
-    return text.strip(" .").upper() == wanted.strip(" .").upper()
+def same_word(text: str, truth: str) -> bool:
+    """Equality ignoring case, and spaces and full stops at both ends."""
+    return text.strip(" .").upper() == truth.strip(" .").upper()
 
 
 TASKS = [Task("shapes", "held-out clips of the synthetic world", load_shapes, read_shapes, max_new_tokens=48)]

@@ -1,4 +1,4 @@
-"""VideoMME, without and with subtitles."""
+"""The benchmark VideoMME, without and with subtitles."""
 
 import re
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ _DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "
 
 
 def load_videomme(folder: Path) -> list[Item]:
-    """FOLDER/*.parquet or FOLDER/videomme/*.parquet, and FOLDER/videos/<YouTube id>.mp4."""
+    """Load FOLDER/*.parquet or FOLDER/videomme/*.parquet, and FOLDER/videos/<YouTube id>.mp4."""
     return [_item(row, path, folder, "") for row, path in _rows(folder)]
 
 
 def load_videomme_subtitles(folder: Path, num_frames: int) -> list[Item]:
-    """Likewise, with FOLDER/subtitles/<YouTube id>.srt."""
+    """Load the same, with FOLDER/subtitles/<YouTube id>.srt."""
     subtitles = cache(lambda name: "\n".join(_subtitles(folder, name, num_frames)))
     return [
         _item(row, path, folder, f"This video's subtitles are listed below:\n{subtitles(_youtube_id(row, path))}\n")
@@ -34,16 +34,18 @@ def load_videomme_subtitles(folder: Path, num_frames: int) -> list[Item]:
 def _rows(folder: Path) -> list[tuple[dict[str, Any], Path]]:
     paths = sorted([*folder.glob("*.parquet"), *folder.glob("videomme/*.parquet")])
     if not paths:
-        raise BadSample(f"{folder} holds no parquet file of VideoMME (test-00000-of-00001.parquet)")
+        raise BadSample(f"{folder} has no parquet file of VideoMME (test-00000-of-00001.parquet)")
     return [(row, path) for path in paths for row in read_videomme_file(path)]
 
 
 def read_videomme_file(path: Path) -> list[dict[str, Any]]:
-    """The published parquet: one row per question."""
+    """Read the published parquet file, which has one row per question. Raises: BadSample."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        raise BadSample("VideoMME is published as parquet; pip install 'videollama2-service[eval]'") from error
+        raise BadSample(
+            "reading VideoMME's parquet files needs pyarrow; pip install 'videollama2-service[eval]'"
+        ) from error
     try:
         return parquet.read_table(path).to_pylist()
     except (OSError, ArrowException) as error:
@@ -74,20 +76,20 @@ def _item(row: dict[str, Any], path: Path, folder: Path, before: str) -> Item:
 
 
 def _words(option: str, path: Path) -> str:
-    """What stands between the letter and the last character, which the reference takes for the full stop."""
-    found = re.search(r"[A-D]\. (.*).", option)
-    if found is None:
+    """The text between the letter and the last character, which the reference assumes to be a full stop."""
+    match = re.search(r"[A-D]\. (.*).", option)
+    if match is None:
         raise BadSample(
-            f"{path}: an option is {option!r}; a letter, a full stop and words were wanted, as in 'A. Blue.'"
+            f"{path}: an option is {option!r}; a letter, a full stop and words were expected, as in 'A. Blue.'"
         )
-    return found[1]
+    return match[1]
 
 
 def read_videomme(item: Item, answers: Sequence[str]) -> Verdict:
     letter = find_letter(answers[0], "ABCD")
     if letter is None:
-        found = find_option(answers[0], [_spellings(option) for option in item.options])
-        letter = letter_of(FALLBACK if found is None else found)
+        index = find_option(answers[0], [_spellings(option) for option in item.options])
+        letter = letter_of(FALLBACK if index is None else index)
     return Verdict(letter, letter == item.truth)
 
 
@@ -96,14 +98,14 @@ def _spellings(option: str) -> tuple[str, ...]:
 
 
 def _subtitles(folder: Path, name: str, num_frames: int) -> list[str]:
-    """Nothing without an srt, and nothing for a video that cannot be opened: asking about it fails by itself."""
+    """Empty without an srt file, and for a video that cannot be opened: the request about it will fail by itself."""
     path = folder / "subtitles" / f"{name}.srt"
     length = video_length(find_video(folder / "videos", name))
     return shown_subtitles(path, *length, num_frames) if path.is_file() and length else []
 
 
 def video_length(path: Path) -> tuple[int, float] | None:
-    """Number of frames and frames per second, by the rules of OpenCV, which the reference asks. None if unreadable."""
+    """(number of frames, frames per second) by the rules of OpenCV, which the reference uses. None if unreadable."""
     import av
 
     try:
@@ -117,29 +119,29 @@ def video_length(path: Path) -> tuple[int, float] | None:
 
 
 def subtitle_frames(num_available: int, num_frames: int) -> list[int]:
-    """Frames whose moments pick the subtitles: another rule than the model's own frames (boundaries rounded first)."""
+    """Frames whose timestamps select the subtitles. Unlike for the model's own frames, boundaries are rounded first."""
     edge = float(num_available - 1) / num_frames
     bounds = [int(np.round(edge * index)) for index in range(num_frames + 1)]
     return [(low + high) // 2 for low, high in pairwise(bounds)]
 
 
 def shown_subtitles(srt: Path, num_available: int, rate: float, num_frames: int) -> list[str]:
-    """For each sampled moment the first cue on screen, so that a long one repeats; tags as pysubs2 spells them."""
+    """The first cue on screen at each sampled moment, so that a long one repeats; tags as pysubs2 writes them."""
     try:
         import pysubs2
     except ImportError as error:
-        raise BadSample("subtitles are read with pysubs2; pip install 'videollama2-service[eval]'") from error
+        raise BadSample("reading subtitles needs pysubs2; pip install 'videollama2-service[eval]'") from error
     try:
         cues = pysubs2.SSAFile.from_string(read_text_file(srt))
     except (pysubs2.Pysubs2Error, ValueError) as error:
         raise BadSample(f"{srt} cannot be read as subtitles: {error}") from error
-    shown = []
+    texts = []
     for index in subtitle_frames(num_available, num_frames):
         moment = round(index * (1000 / rate))  # milliseconds
         text = next((cue.text for cue in cues if cue.start < moment < cue.end), "").replace("\\N", " ")
         if text.strip():
-            shown.append(text)
-    return shown
+            texts.append(text)
+    return texts
 
 
 TASKS = [
