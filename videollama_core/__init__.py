@@ -1,1 +1,1 @@
-"""What VideoLLaMA 2 is, free of any server: no Triton, no gRPC. `pipeline.py` tells the whole story in one process."""
+"""VideoLLaMA 2 itself, independent of any server: no Triton, no gRPC. `pipeline.py` runs all of it in one process."""

@@ -1,6 +1,6 @@
-"""Visual contrastive decoding (VCD, arXiv 2311.16922): a second sequence sees noised pixels and says what language alone would.
+"""Visual contrastive decoding (VCD, arXiv 2311.16922): a second sequence on noised pixels shows what language alone predicts.
 
-Both facts, the noise and the scores, are those of the paper's code (DAMO-NLP-SG/VCD, vcd_utils). S image side.
+The noise and the scores are those of the paper's code (DAMO-NLP-SG/VCD, vcd_utils). S: image side.
 """
 
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from videollama_core.protocol.errors import BadSampling
 
 NOISE_STEPS = 1000
 NO_CONTRAST = (
-    "vcd_alpha needs an engine that scores two sequences together (onnx, torch); TensorRT and vLLM do not: leave it out"
+    "vcd_alpha needs an engine that scores two sequences together (onnx, torch); TensorRT and vLLM do not: omit it"
 )
 NO_PIXELS = (
-    "vcd_alpha contrasts with noised pixels, and there are none here: ask about a video or an image, or leave it out"
+    "vcd_alpha contrasts with noised pixels, and this request has no pixels: ask about a video or an image, or omit it"
 )
-_STREAM = 1  # of random numbers, apart from the sampler's of the same seed
+_STREAM = 1  # random stream, distinct from the sampler's for the same seed
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Of the pixels that the second sequence sees. Raises: BadSampling."""
+    """Noise in the pixels of the second sequence. Raises: BadSampling for a step out of range."""
 
     step: int  # of the diffusion, 0 to 999
     seed: int = 0  # same seed, same noise
@@ -33,18 +33,18 @@ class Noise:
 
 
 def kept_variance(step: int) -> float:
-    """The share of a pixel's variance that `step` + 1 steps of diffusion leave; the rest is noise."""
+    """The share of a pixel's variance that is left after `step` + 1 diffusion steps; the rest is noise."""
     betas = 1 / (1 + np.exp(-np.linspace(-6, 6, NOISE_STEPS))) * (0.5e-2 - 1e-5) + 1e-5
     return float(np.cumprod(1 - betas)[step])
 
 
 def add_noise(frames: np.ndarray, noise: Noise, pixels: PixelConfig) -> np.ndarray:
-    """Frames as the encoder takes them, such that they are noised once they are normalised.
+    """Add noise to frames before they are normalized, so that they equal the paper's noised pixels afterwards.
 
-    The paper noises normalised pixels; normalising is linear in each channel, so its inverse gives the same as colours, which
-    are no longer whole numbers nor within 0 to 255.
+    The paper adds noise to normalized pixels. Normalization is linear per channel, so its inverse gives equivalent colours,
+    which are neither integers nor within 0 to 255.
 
-    Args: frames uint8 [T, S, S, 3], each of which gets noise of its own.
+    Args: frames uint8 [T, S, S, 3]; each frame gets its own noise.
     Returns: float32 [T, S, S, 3].
     """
     kept = kept_variance(noise.step)
@@ -54,9 +54,9 @@ def add_noise(frames: np.ndarray, noise: Noise, pixels: PixelConfig) -> np.ndarr
 
 
 def contrast(scores: np.ndarray, noised: np.ndarray, alpha: float, beta: float) -> np.ndarray:
-    """Scores of the next token, float32 [vocab]: what noised pixels do not explain, among the plausible tokens.
+    """Contrasted scores of the next token, float32 [vocab], over the plausible tokens.
 
-    A token below log(beta) + the best plain score is implausible and gets -inf, whatever the contrast says; beta 0 keeps all.
+    A token below log(beta) + the best plain score is implausible and gets -inf, whatever its contrast; beta 0 keeps all.
 
     Args: scores, noised: of the two sequences, float32 [vocab].
     """

@@ -1,4 +1,4 @@
-"""Media + question -> answer, in one process and in plain PyTorch: the service's whole story, and the tests' oracle."""
+"""Media + question -> answer: the whole service in one process and plain PyTorch; the tests use it as their oracle."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
@@ -25,11 +25,11 @@ from videollama_core.protocol.messages import (
 from videollama_core.sampling import Sampler
 from videollama_core.text import Tokenizer, read_generation_defaults
 
-Steps = Generator[np.ndarray, int, None]  # scores of the next token, float32 [vocab]; send() the token that was chosen
+Steps = Generator[np.ndarray, int, None]  # scores of the next token, float32 [vocab]; send() the chosen token
 
 
 def contrasted(plain: Steps, noised: Steps, sampling: ResolvedSampling) -> Steps:
-    """Two sequences, the second about noised pixels, as one."""
+    """Decode two sequences in step, the second on noised pixels, and yield their contrasted scores."""
     scores = [next(plain), next(noised)]
     while True:
         token = yield contrast(scores[0], scores[1], sampling.vcd_alpha, sampling.vcd_beta)
@@ -38,7 +38,7 @@ def contrasted(plain: Steps, noised: Steps, sampling: ResolvedSampling) -> Steps
 
 @dataclass
 class Pipeline:
-    """A checkpoint of any published layout, loaded as float32."""
+    """A checkpoint of any published layout, loaded as float32. Raises: CheckpointMismatch."""
 
     folder: Path
     tower: Path | None = None
@@ -56,7 +56,7 @@ class Pipeline:
     def prepare(
         self, kind: str, files: Sequence[bytes], segment: Segment = Segment(), pad: bool = False
     ) -> EncoderInputs:
-        """Media -> pixels and filterbank."""
+        """Media -> pixels and filterbank. Raises: InvalidRequest, UnreadableMedia or BadSegment."""
         return prepare(kind, files, segment, self.config, pad, self.video_decoder)
 
     def media_tokens(self, media: EncoderInputs) -> torch.Tensor:
@@ -78,7 +78,7 @@ class Pipeline:
 
     def encode_audio(self, filterbank: np.ndarray) -> torch.Tensor:
         """float32 [R, F] -> float32 [N, D]."""
-        assert self.audio is not None  # `prepare` refuses sound where there is none
+        assert self.audio is not None  # `prepare` rejects audio for a checkpoint without an audio tower
         return self.audio(torch.from_numpy(filterbank)[None])[0]
 
     def prompt(self, conversation: Conversation, modality: str, num_media_tokens: int) -> Prompt:
@@ -89,7 +89,7 @@ class Pipeline:
         return prompt
 
     def inputs_embeds(self, prompt: Prompt, media_tokens: torch.Tensor | None) -> torch.Tensor:
-        """float32 [1, L + N, D]: text embeddings with the media tokens in their place."""
+        """float32 [1, L + N, D]: text embeddings, with the media tokens at the media positions."""
         ids = torch.from_numpy(prompt.input_ids).long()
         vocab_size = self.config.language.vocab_size
         embeds = self.decoder.embed(ids.clamp(max=vocab_size - 1))
@@ -99,7 +99,7 @@ class Pipeline:
         return embeds[None]
 
     def logits(self, prompt: Prompt, media_tokens: torch.Tensor | None) -> Steps:
-        """Scores of the next token, float32 [vocab]; send() the token that was chosen."""
+        """Yield scores of the next token, float32 [vocab]; send() the chosen token."""
         config = self.config.language
         embeds = self.inputs_embeds(prompt, media_tokens)
         visible = torch.from_numpy(prompt.input_ids != self.tokenizer.pad_id)  # the reference masks literal pad tokens
@@ -124,6 +124,13 @@ class Pipeline:
         segment: Segment = Segment(),
         options: SamplingOptions = SamplingOptions(),
     ) -> Answer:
+        """Answer a conversation about the media, or about its text alone.
+
+        Args:
+            kind: one of MEDIA_KINDS; None without media.
+            files: the media's encoded files; several for "frames" and "folder".
+        Raises: InvalidRequest or one of its subclasses.
+        """
         sampling = self.defaults.resolve(options)
         if sampling.contrasts and kind in (None, "audio"):
             raise InvalidRequest(NO_PIXELS)

@@ -1,4 +1,4 @@
-"""Question -> prompt ids with room for the media tokens."""
+"""Question -> prompt ids with positions for the media tokens."""
 
 from dataclasses import dataclass
 
@@ -18,8 +18,8 @@ MODALITIES = {
     "audio": "audio",
     "video_with_audio": "video",
 }
-# Mistral and Mixtral checkpoints answer below Llama 2's safety prompt; its tags are part of the message, as in the
-# reference. A single newline between the paragraphs and two spaces after "while being safe." are its spelling.
+# Mistral and Mixtral checkpoints use Llama 2's safety prompt; its tags are part of the message, as in the reference.
+# The single newline between the paragraphs and the two spaces after "while being safe." are the reference's.
 SYSTEM_FAMILIES = ("mistral", "mixtral")
 SYSTEM_FORM = "<<SYS>>\n{}\n<</SYS>>"
 SYSTEM_TEXT = SYSTEM_FORM.format(
@@ -39,31 +39,31 @@ class Prompt:
     media_start: int  # position of the first media token
 
     def extra_ids(self, media_hash: int | None) -> np.ndarray:
-        """uint64 [L + N], exactly as long as the ids: the media's hash at each of its positions, 0 at those of text.
+        """uint64 [L + N], one per id: the media's hash at each media position, 0 at text positions.
 
-        Media positions of all videos hold the same ids; by this alone TensorRT-LLM tells whose keys and values it may
-        reuse. A list of another length it would drop without a word. Raises: InvalidRequest for media without a hash.
+        Media positions of all videos hold the same ids; this hash alone tells TensorRT-LLM which KV cache blocks it may
+        reuse. It silently ignores a list of any other length. Raises: InvalidRequest for media without a hash.
         """
         if self.media_tokens and not media_hash:
             raise InvalidRequest(
-                "media_hash is missing: media tokens without it would be mistaken for those of other media"
+                "media_hash is missing: without it, media tokens could be taken for those of other media"
             )
-        found = np.zeros(len(self.input_ids), np.uint64)
-        found[self.media_start : self.media_start + self.media_tokens] = media_hash or 0
-        return found
+        hashes = np.zeros(len(self.input_ids), np.uint64)
+        hashes[self.media_start : self.media_start + self.media_tokens] = media_hash or 0
+        return hashes
 
 
 def render_prompt(tokenizer: Tokenizer, family: str, conversation: Conversation, modality: str) -> str:
     """The prompt string: placeholder and newline before the user's first message, the system text, the template.
 
-    A system message of the caller replaces the family's own text, in the family's form. In text mode the placeholder is
-    empty but the newline stays, as in the reference.
-    Raises: InvalidRequest if the template refuses the roles, or the text holds the placeholder of its own media.
+    A system message in the conversation replaces the family's own text and keeps the family's form. In text mode the
+    placeholder is empty but the newline stays, as in the reference.
+    Raises: InvalidRequest if the template rejects the roles, or the text contains the placeholder of its own media.
     """
     placeholder = PLACEHOLDERS[modality]
     if placeholder and any(placeholder in message["content"] for message in conversation):
         raise InvalidRequest(
-            f"the text holds {placeholder}, which marks the place of the media; write the word without the brackets"
+            f"the text contains {placeholder}, which marks the place of the media; write the word without the brackets"
         )
     in_form = family in SYSTEM_FAMILIES
     system = [{"role": "system", "content": SYSTEM_TEXT}] if in_form else []
@@ -76,16 +76,17 @@ def render_prompt(tokenizer: Tokenizer, family: str, conversation: Conversation,
 
 
 def tokenize_prompt(tokenizer: Tokenizer, prompt: str, modality: str, num_media_tokens: int, vocab_size: int) -> Prompt:
-    """Tokenise the text around the placeholder piece by piece and put the media positions between.
+    """Tokenize the text before and after the placeholder separately and put the media positions in between.
 
     Args:
         num_media_tokens: N, rows of the prompt embedding table; 0 in text mode.
         vocab_size: rows of the embedding; media position k becomes vocab_size + k.
+    Raises: InvalidRequest unless the prompt contains its placeholder exactly once.
     """
     placeholder = PLACEHOLDERS[modality]
     pieces = prompt.split(placeholder) if placeholder else [prompt]
     if len(pieces) != (2 if placeholder else 1):
-        raise InvalidRequest(f"the prompt holds {placeholder} {len(pieces) - 1} times; exactly one is wanted")
+        raise InvalidRequest(f"the prompt contains {placeholder} {len(pieces) - 1} times; expected exactly one")
     ids = [tokenizer.encode(piece) for piece in pieces]
     media = list(range(vocab_size, vocab_size + num_media_tokens)) if placeholder else []
     joined = ids[0] + media + (ids[1] if placeholder else [])
@@ -98,5 +99,5 @@ def check_length(prompt: Prompt, max_positions: int) -> None:
     if length >= max_positions:
         raise PromptTooLong(
             f"the prompt has {prompt.text_tokens} text and {prompt.media_tokens} media tokens; the context holds "
-            f"{max_positions} with at least 1 new one: shorten the question by {length - max_positions + 1} tokens"
+            f"{max_positions}, at least 1 new one included: shorten the question by {length - max_positions + 1} tokens"
         )

@@ -6,32 +6,33 @@ from videollama_core.protocol.messages import ResolvedSampling
 
 
 def penalise(logits: np.ndarray, generated: list[int], penalty: float) -> np.ndarray:
-    """Scores of tokens generated so far (never the prompt's): divided by the penalty if above 0, else multiplied.
+    """Apply the repetition penalty to tokens generated so far, never to the prompt's: divide positive scores by it,
+    multiply the others.
 
     Args: logits float32 [vocab].
     """
     if penalty == 1 or not generated:
         return logits
-    seen = np.unique(generated)
-    scores = logits[seen]
+    repeated = np.unique(generated)
+    scores = logits[repeated]
     logits = logits.copy()
-    logits[seen] = np.where(scores > 0, scores / np.float32(penalty), scores * np.float32(penalty))
+    logits[repeated] = np.where(scores > 0, scores / np.float32(penalty), scores * np.float32(penalty))
     return logits
 
 
 def probabilities(scores: np.ndarray, sampling: ResolvedSampling) -> np.ndarray:
-    """Chances of each token after temperature, top-k and top-p: float64 [vocab], summing to 1."""
+    """Token probabilities after temperature, top-k and top-p: float64 [vocab], summing to 1."""
     scores = scores.astype(np.float64) / sampling.temperature
     if 0 < sampling.top_k < len(scores):
         scores = np.where(scores < np.partition(scores, -sampling.top_k)[-sampling.top_k], -np.inf, scores)
-    chances = np.exp(scores - scores.max())
-    chances /= chances.sum()
+    probs = np.exp(scores - scores.max())
+    probs /= probs.sum()
     if sampling.top_p < 1:
-        order = np.argsort(-chances, kind="stable")
-        before = np.cumsum(chances[order]) - chances[order]  # what better tokens hold; the best one always stays
-        chances[order[before >= sampling.top_p]] = 0
-        chances /= chances.sum()
-    return chances
+        order = np.argsort(-probs, kind="stable")
+        before = np.cumsum(probs[order]) - probs[order]  # mass of the better tokens; the best one is always kept
+        probs[order[before >= sampling.top_p]] = 0
+        probs /= probs.sum()
+    return probs
 
 
 class Sampler:
@@ -51,7 +52,7 @@ class Sampler:
         return self._sampling.repetition_penalty
 
     def choose(self, logits: np.ndarray) -> int:
-        """The next token from float32 [vocab] scores."""
+        """Choose the next token from float32 [vocab] scores."""
         scores = penalise(logits, self.generated, self._sampling.repetition_penalty)
         if self._random is None:
             token = int(scores.argmax())
@@ -60,6 +61,6 @@ class Sampler:
         return self.take(token)
 
     def take(self, token: int) -> int:
-        """Go on with a token that was chosen elsewhere."""
+        """Append a token that was chosen elsewhere."""
         self.generated.append(token)
         return token

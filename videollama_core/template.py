@@ -1,9 +1,9 @@
-"""Chat templates, which strangers write: Jinja rendered within a budget of steps, characters and seconds.
+"""Chat templates from untrusted checkpoints: Jinja rendered within a budget of steps, characters and seconds.
 
-Jinja's sandbox keeps a template from Python, but lets it loop for ever and build strings of gigabytes. Here its syntax tree
-is rewritten before it is compiled, so that everything that repeats or grows goes through a function that spends from a
-budget first: loops, calls, filters, tests, literals, slices, arithmetic and output. What chat templates have no use for is
-refused. What a template within its budget says is exactly what Jinja says.
+Jinja's sandbox keeps a template away from Python, but lets it loop forever and build strings of gigabytes. Here its syntax
+tree is rewritten before it is compiled, so that everything that repeats or grows first spends from a budget: loops, calls,
+filters, tests, literals, slices, arithmetic and output. Constructs that chat templates do not need are rejected. A template
+that stays within its budget renders exactly as with plain Jinja.
 """
 
 import functools
@@ -23,11 +23,11 @@ from videollama_core.template_budget import (
     BUDGET,
     Budget,
     Exceeded,
+    charged,
+    charged_loop,
     check_size,
-    checked,
-    each,
+    checked_arguments,
     guard,
-    made,
     string,
     text,
 )
@@ -110,7 +110,7 @@ _METHODS = set(
 
 
 class ChatTemplate:
-    """A compiled chat template. Raises: InvalidRequest where it is none, or wants what a chat template has no use for."""
+    """A compiled chat template. Raises: InvalidRequest if it is not valid Jinja or uses a construct that is not allowed."""
 
     def __init__(self, text: str) -> None:
         TEMPLATE_CHARACTERS.check(len(text), "the checkpoint's chat template")
@@ -118,7 +118,7 @@ class ChatTemplate:
             self._template = _Environment().from_string(text)
 
     def render(self, **values: Any) -> str:
-        """Raises: InvalidRequest where the template refuses the values, or goes beyond its budget."""
+        """Raises: InvalidRequest if the template rejects the values or exceeds its budget."""
         with _translated():
             token = BUDGET.set(Budget())
             try:
@@ -129,21 +129,21 @@ class ChatTemplate:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Whatever a template brings about is a refusal."""
+    """Turn whatever a template raises into InvalidRequest."""
     try:
         yield
     except InvalidRequest:
         raise
     except Exception as error:
-        words = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InvalidRequest(f"the checkpoint's chat template refuses the conversation: {words}") from error
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InvalidRequest(f"the checkpoint's chat template rejects the conversation: {reason}") from error
 
 
 class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "-", "*", "%"})
 
     def __init__(self) -> None:
-        # Constants are not folded: folding would run before there is a budget.
+        # Constant folding is off: it would run before there is a budget.
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], optimized=False, cache_size=0
         )
@@ -152,18 +152,18 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.globals["raise_exception"] = _raise_exception
         filters: dict[str, Any] = dict(self.filters)
         self.filters = {name: guard(name, run, name in _FILTERS) for name, run in filters.items()}
-        self.filters |= {"_each": each, "_made": made, "_string": string, "_text": text}
+        self.filters |= {"_loop": charged_loop, "_charged": charged, "_string": string, "_text": text}
         tests: dict[str, Any] = dict(self.tests)
         self.tests = {name: guard(name, run, True) for name, run in tests.items()}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
-        if sum(1 for _ in _below(tree)) > _MOST_NODES:
+        if sum(1 for _ in _descendants(tree)) > _MOST_NODES:
             raise SecurityError(f"it has more than {_MOST_NODES} parts")
-        for node in _below(tree):
+        for node in _descendants(tree):
             if isinstance(node, _REFUSED) or (isinstance(node, nodes.For) and node.recursive):
-                raise SecurityError(f"{type(node).__name__} in line {node.lineno} has no place in a chat template")
-        self._macro_cost = 1 + sum(1 for _ in _below(tree)) // 16
+                raise SecurityError(f"{type(node).__name__} in line {node.lineno} is not allowed in a chat template")
+        self._macro_cost = 1 + sum(1 for _ in _descendants(tree)) // 16
         _Rewrite().visit(tree)
         tree.set_environment(self)
         return tree
@@ -175,68 +175,68 @@ class _Environment(ImmutableSandboxedEnvironment):
             BUDGET.get().spend(__self._macro_cost)
         elif not (
             known
-            or any(__obj is one for one in __self._callables)
+            or any(__obj is allowed for allowed in __self._callables)
             or (isinstance(owner, LoopContext) and name == "cycle")
         ):
-            raise SecurityError(f"it calls {name or type(__obj).__name__}, which has no place in a chat template")
+            raise SecurityError(f"it calls {name or type(__obj).__name__}, which is not allowed in a chat template")
         given = {key: value for key, value in kwargs.items() if key not in ("_loop_vars", "_block_vars")}  # Jinja's own
-        args = checked(name, (owner, *args), given, joined=1)[1:]
-        return made(super().call(__context, __obj, *args, **kwargs))
+        args = checked_arguments(name, (owner, *args), given, joined=1)[1:]
+        return charged(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "%" and not isinstance(left, (int, float)):
-            raise SecurityError("% of text has no place in a chat template")
-        for one, other in ((left, right), (right, left)):
-            if operator == "*" and isinstance(one, (str, list, tuple)) and isinstance(other, int):
-                check_size(len(one) * other)
-            if isinstance(one, int) and one.bit_length() > _NUMBER_BITS:
-                raise Exceeded(f"it counts beyond {_NUMBER_BITS} bits")
+            raise SecurityError("% on text is not allowed in a chat template")
+        for operand, other in ((left, right), (right, left)):
+            if operator == "*" and isinstance(operand, (str, list, tuple)) and isinstance(other, int):
+                check_size(len(operand) * other)
+            if isinstance(operand, int) and operand.bit_length() > _NUMBER_BITS:
+                raise Exceeded(f"it uses integers of more than {_NUMBER_BITS} bits")
         if operator == "+" and isinstance(left, str) and isinstance(right, str):
             check_size(len(left) + len(right))
-        return made(super().call_binop(context, operator, left, right))
+        return charged(super().call_binop(context, operator, left, right))
 
 
 class _Rewrite(NodeTransformer):
-    """Puts the functions below around whatever repeats or grows."""
+    """Wraps everything that repeats or grows in a filter that spends from the budget."""
 
     def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
-        size = sum(1 for _ in _below(node)) if isinstance(node, nodes.For) else 0  # before it is made larger
+        size = sum(1 for _ in _descendants(node)) if isinstance(node, nodes.For) else 0  # before the rewrite adds nodes
         node = super().generic_visit(node, *args, **kwargs)
         if isinstance(node, nodes.Output):
             texts = [
                 nodes.Const(part.data, lineno=part.lineno) if isinstance(part, nodes.TemplateData) else part
                 for part in node.nodes
             ]
-            node.nodes = [_around(part, "_text") for part in texts]
+            node.nodes = [_filtered(part, "_text") for part in texts]
         elif isinstance(node, nodes.For):
-            node.iter = _around(node.iter, "_each", nodes.Const(1 + size // 16))
+            node.iter = _filtered(node.iter, "_loop", nodes.Const(1 + size // 16))
         elif isinstance(node, nodes.Compare):
-            node.expr = _around(node.expr, "_made")
+            node.expr = _filtered(node.expr, "_charged")
             for operand in node.ops:
-                operand.expr = _around(operand.expr, "_made")
+                operand.expr = _filtered(operand.expr, "_charged")
         elif isinstance(node, nodes.Concat):
-            parts = [_around(part, "_string") for part in node.nodes]
+            parts = [_filtered(part, "_string") for part in node.nodes]
             return functools.reduce(lambda left, right: nodes.Add(left, right, lineno=node.lineno), parts)
         elif (
             isinstance(node, (nodes.List, nodes.Dict))
             or (isinstance(node, nodes.Tuple) and node.ctx == "load")
             or (isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice))
         ):
-            return _around(node, "_made")
+            return _filtered(node, "_charged")
         return node
 
 
-def _around(node: Any, name: str, *args: nodes.Expr) -> nodes.Expr:
+def _filtered(node: Any, name: str, *args: nodes.Expr) -> nodes.Expr:
     return nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno)
 
 
-def _below(node: nodes.Node) -> Iterable[nodes.Node]:
+def _descendants(node: nodes.Node) -> Iterable[nodes.Node]:
     stack = [node]
     while stack:
-        found = stack.pop()
-        yield found
-        stack.extend(found.iter_child_nodes())
+        child = stack.pop()
+        yield child
+        stack.extend(child.iter_child_nodes())
 
 
 def _raise_exception(message: object) -> None:
-    raise InvalidRequest(f"the checkpoint's chat template refuses the conversation: {string(message)[:1000]}")
+    raise InvalidRequest(f"the checkpoint's chat template rejects the conversation: {string(message)[:1000]}")

@@ -1,8 +1,8 @@
 """Text <-> token ids, and the checkpoint's chat template.
 
-Decoding works on bytes: each id stands for some bytes, and text is the UTF-8 reading of their concatenation. An
-incremental UTF-8 decoder therefore gives the same text piece by piece as all at once, whatever character is split over
-tokens. It reproduces the slow (pure-python) tokenizers of the reference, byte errors included.
+Decoding works on bytes: each id maps to bytes, and the text is their concatenation decoded as UTF-8. An incremental
+UTF-8 decoder therefore gives the same text piece by piece as all at once, even for characters that span tokens. It
+reproduces the slow (pure Python) tokenizers of the reference, invalid bytes included.
 """
 
 import codecs
@@ -21,7 +21,7 @@ _KEPT_TOKENS = 2**17
 
 
 def _one_mark_per_byte(error: UnicodeError) -> tuple[str, int]:
-    """SentencePiece puts one U+FFFD for each byte that is not UTF-8."""
+    """SentencePiece emits one U+FFFD for each invalid byte."""
     assert isinstance(error, UnicodeDecodeError)
     return "\ufffd" * (error.end - error.start), error.end
 
@@ -39,7 +39,7 @@ def _byte_level_alphabet() -> dict[str, int]:
 class Tokenizer:
     """The tokenizer of a `llm/` folder: tokenizer.json, tokenizer_config.json and the chat template.
 
-    Raises: ArtifactMismatch if a file is missing or the vocabulary is of an unknown kind.
+    Raises: ArtifactMismatch if a file is missing or invalid, or the vocabulary is of an unknown kind.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,23 +53,23 @@ class Tokenizer:
         self.config = read_json(folder / "tokenizer_config.json")
         stored = _read_template(folder, self.config)
         if not stored:
-            raise ArtifactMismatch(f"{folder} has no chat template; the checkpoint's tokenizer must bring one")
+            raise ArtifactMismatch(f"{folder} has no chat template; the checkpoint's tokenizer must include one")
         self._template_text: str = stored
         decoder = read_json(path).get("decoder") or {}
         kinds = {step.get("type") for step in decoder.get("decoders", [decoder])}
         self._byte_level = "ByteLevel" in kinds
         if not self._byte_level and "ByteFallback" not in kinds:
-            raise ArtifactMismatch(f"{path} decodes with {sorted(map(str, kinds))}; wanted ByteLevel or ByteFallback")
-        self._bytes: dict[int, bytes] = {}  # of the ids that were met first
+            raise ArtifactMismatch(f"{path} decodes with {sorted(map(str, kinds))}; expected ByteLevel or ByteFallback")
+        self._bytes: dict[int, bytes] = {}  # cache, filled first come, first served
         self._special = {index for index, token in self._rust.get_added_tokens_decoder().items() if token.special}
         self._added = {index: token.content for index, token in self._rust.get_added_tokens_decoder().items()}
 
     def token(self, name: str) -> str | None:
-        """Text of a named token such as "eos_token"; None if the tokenizer has none."""
+        """Text of a named token such as "eos_token"; None if the tokenizer has none. Raises: ArtifactMismatch."""
         value = self.config.get(name)
         text = value.get("content") if isinstance(value, dict) else value
         if not isinstance(text, str | None):
-            raise ArtifactMismatch(f"{name} of tokenizer_config.json is {shown(text)}; a text was wanted")
+            raise ArtifactMismatch(f"{name} of tokenizer_config.json is {shown(text)}; expected a string")
         return text
 
     def token_id(self, name: str) -> int | None:
@@ -78,7 +78,7 @@ class Tokenizer:
 
     @property
     def pad_id(self) -> int | None:
-        """The pad token's id; the unknown token's where there is no pad token, as in the reference."""
+        """The pad token's id; without a pad token, the unknown token's, as in the reference."""
         pad = self.token_id("pad_token")
         return self.token_id("unk_token") if pad is None else pad
 
@@ -91,13 +91,13 @@ class Tokenizer:
         return _byte_level_alphabet()
 
     def token_bytes(self, index: int) -> bytes:
-        """Bytes that an id adds to the text; none for special tokens and ids beyond the vocabulary."""
-        found = self._bytes.get(index)
-        if found is None:
-            found = self._bytes_of(index)
+        """The bytes that an id adds to the text; empty for special tokens and ids beyond the vocabulary."""
+        data = self._bytes.get(index)
+        if data is None:
+            data = self._bytes_of(index)
             if len(self._bytes) < _KEPT_TOKENS:
-                self._bytes[index] = found
-        return found
+                self._bytes[index] = data
+        return data
 
     def _bytes_of(self, index: int) -> bytes:
         if index in self._special:
@@ -114,9 +114,9 @@ class Tokenizer:
         return piece.replace("\u2581", " ").encode()
 
     def check(self, vocab_size: int) -> None:
-        """Raises: ArtifactMismatch unless each id is a row of the embedding, of so many rows, and stands for bytes.
+        """Raises: ArtifactMismatch unless every id is below `vocab_size`, the rows of the embedding, and maps to bytes.
 
-        Ids beyond the embedding are those of the media: a tokenizer that has them could write media into a question.
+        Ids from `vocab_size` on mark media positions: a tokenizer with such ids could inject media into a question.
         """
         largest = max(self._rust.get_vocab(with_added_tokens=True).values(), default=0)
         if largest >= vocab_size:
@@ -126,7 +126,7 @@ class Tokenizer:
                 self.token_bytes(index)
         except (KeyError, ValueError) as error:
             piece = shown(self._rust.id_to_token(index))
-            raise ArtifactMismatch(f"the tokenizer's piece {index}, {piece}, stands for no bytes") from error
+            raise ArtifactMismatch(f"the tokenizer's piece {index}, {piece}, maps to no bytes") from error
 
     def decoder(self) -> "TextDecoder":
         return TextDecoder(self)
@@ -141,7 +141,7 @@ class Tokenizer:
 
     @property
     def drops_first_space(self) -> bool:
-        """SentencePiece vocabularies put a space before the first word that the text does not have."""
+        """Whether decoding drops the space that SentencePiece vocabularies put before the first word."""
         return not self._byte_level
 
     @cached_property
@@ -151,7 +151,7 @@ class Tokenizer:
     def render(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt string of a conversation, up to where the answer begins (or ended, without generation prompt).
 
-        Raises: InvalidRequest where the template refuses it, or goes beyond its budget.
+        Raises: InvalidRequest if the template rejects the conversation or exceeds its budget.
         """
         tokens = {name: self.token(name) or "" for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
         return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **tokens)
@@ -165,7 +165,7 @@ def _read_template(folder: Path, config: dict[str, Any]) -> str | None:
         if path.is_file():
             return path.read_text("utf-8")
     except ValueError as error:
-        raise ArtifactMismatch(f"{path} is no UTF-8 text") from error
+        raise ArtifactMismatch(f"{path} is not UTF-8 text") from error
     if isinstance(value, list):
         named = {
             entry.get("name"): entry.get("template")
@@ -174,12 +174,12 @@ def _read_template(folder: Path, config: dict[str, Any]) -> str | None:
         }
         value = named.get("default")
     if not isinstance(value, str | None):
-        raise ArtifactMismatch(f"chat_template of {folder} is {shown(value)}; a text was wanted")
+        raise ArtifactMismatch(f"chat_template of {folder} is {shown(value)}; expected a string")
     return value
 
 
 class TextDecoder:
-    """Ids in, text out as soon as it is certain."""
+    """Incremental detokenizer: emits text as soon as its characters are complete."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -194,14 +194,14 @@ class TextDecoder:
         return self._utf8.decode(data)
 
     def finish(self) -> str:
-        """What the bytes still held back read as, now that nothing follows."""
+        """Text of the bytes still held back, now that no more will come."""
         return self._utf8.decode(b"", final=True)
 
 
 class AnswerText:
-    """The answer's text in pieces: stripped on both ends, and cut before the first stop string.
+    """The answer's text in pieces: stripped at both ends, and cut before the first stop string.
 
-    Text that might still be cut (trailing whitespace, the beginning of a stop string) is held back, so that the joined
+    Text that may still be cut (trailing whitespace, the beginning of a stop string) is held back, so that the joined
     pieces equal the whole text.
     """
 
@@ -213,7 +213,7 @@ class AnswerText:
         self.stopped = False  # a stop string was found
 
     def push(self, ids: list[int]) -> str:
-        """Text that is now certain."""
+        """Append ids; return the text that can no longer be cut."""
         if self.stopped:
             return ""
         self._held += "".join(self._decoder.push(index) for index in ids)
@@ -226,10 +226,10 @@ class AnswerText:
         return self._release(final=True)
 
     def _release(self, final: bool) -> str:
-        found = [place for place in (self._held.find(word) for word in self._stop) if place >= 0]
-        if found:
+        matches = [place for place in (self._held.find(word) for word in self._stop) if place >= 0]
+        if matches:
             self.stopped = final = True
-            self._held = self._held[: min(found)]
+            self._held = self._held[: min(matches)]
         if not self._started:
             self._held = self._held.lstrip()
         keep = 0 if final else self._beginning_of_stop()
@@ -239,7 +239,7 @@ class AnswerText:
         return certain
 
     def _beginning_of_stop(self) -> int:
-        """Length of the longest end of the held text with which a stop string begins."""
+        """Length of the longest suffix of the held text that is a prefix of a stop string."""
         return max(
             (
                 size
@@ -254,7 +254,7 @@ class AnswerText:
 def read_generation_defaults(folder: Path, tokenizer: Tokenizer) -> GenerationDefaults:
     """End ids, top-k and repetition penalty from generation_config.json; the tokenizer's end token counts too.
 
-    Raises: ArtifactMismatch for values that are none.
+    Raises: ArtifactMismatch for values of another type or out of range.
     """
     path = folder / "generation_config.json"
     content = read_json(path) if path.is_file() else {}
@@ -263,7 +263,9 @@ def read_generation_defaults(folder: Path, tokenizer: Tokenizer) -> GenerationDe
     ends = [*(ids if isinstance(ids, list) else [ids]), tokenizer.token_id("eos_token")]
     ends = [index for index in ends if index is not None]
     if not all(type(value) is int and 0 <= value < 2**31 for value in (*ends, top_k)):
-        raise ArtifactMismatch(f"{path}: eos_token_id {shown(ids)} and top_k {shown(top_k)}; whole numbers were wanted")
+        raise ArtifactMismatch(f"{path}: eos_token_id {shown(ids)} and top_k {shown(top_k)}; expected integers from 0")
     if type(penalty) not in (int, float) or not 0 < penalty <= 100:
-        raise ArtifactMismatch(f"{path}: repetition_penalty is {shown(penalty)}; a number up to 100 was wanted")
+        raise ArtifactMismatch(
+            f"{path}: repetition_penalty is {shown(penalty)}; expected a number above 0, at most 100"
+        )
     return GenerationDefaults(tuple(dict.fromkeys(ends)), top_k, penalty)

@@ -158,9 +158,9 @@ def test_sampled_ids_are_the_seeds_on_every_engine(bundle_of):
 
 def test_where_no_noise_can_be(bundle_of, monkeypatch):
     found, made = prepared(CASES[3]), encoder(bundle_of("av-qwen2-siglip"))
-    with pytest.raises(InvalidRequest, match="there are none here"):
+    with pytest.raises(InvalidRequest, match="has no pixels"):
         made.encode(found.frames[:0], found.filterbank, Noise(500))
-    with pytest.raises(InvalidRequest, match="there are none here"):
+    with pytest.raises(InvalidRequest, match="has no pixels"):
         pipeline("av-qwen2-siglip").answer([{"role": "user", "content": "x"}], options=OPTIONS)
     bundle = Bundle.open(bundle_of("av-qwen2-siglip"))
     monkeypatch.setattr(encode, "load_encoders", lambda bundle: made._encoders)

@@ -98,7 +98,7 @@ def test_leaving_frees_both_slots(server):
 @pytest.mark.parametrize(
     ("options", "kind", "reason"),
     [
-        ({"vcd_alpha": 1.0}, InvalidRequest, "there are none here"),
+        ({"vcd_alpha": 1.0}, InvalidRequest, "has no pixels"),
         ({"vcd_alpha": 1.0, "audio": MEDIA / "tone_16k_mono_4s.wav"}, InvalidRequest, "vcd_alpha"),
         ({"vcd_alpha": -1.0}, BadSampling, "vcd_alpha is -1.0"),
         ({"vcd_noise_step": 400}, BadSampling, "without vcd_alpha"),

@@ -207,7 +207,7 @@ def test_a_contrast_asks_for_noise_with_the_requests_seed(bundle):
 def test_a_contrast_that_cannot_be_is_refused_before_the_media_is_looked_at(bundle):
     options = SamplingOptions(vcd_alpha=1)
     for more in ({}, {"kind": "audio", "files": (b"x",)}):
-        with pytest.raises(InvalidRequest, match="there are none here"):
+        with pytest.raises(InvalidRequest, match="has no pixels"):
             run(bundle, stages := Stages(), ask(options=options, **more))
         assert not hasattr(stages, "noise")
     tensorrt = Bundle(bundle.root, bundle.config, bundle.manifest | {"engine": "tensorrt"})

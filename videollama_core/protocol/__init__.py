@@ -1,1 +1,1 @@
-"""What crosses a process: tensors, errors, messages and limits. Standard library and numpy only; all that the client may import."""
+"""What processes exchange: tensors, errors, messages and limits. Standard library and numpy only; the client imports nothing else."""

@@ -1,4 +1,4 @@
-"""Every tensor that crosses a process, named once.
+"""Every tensor that processes exchange, defined once.
 
 Stages are Triton models. `dims` are written as in config.pbtxt: -1 is dynamic; a stage with `max_batch_size` above 0 has
 one more leading batch dimension on the wire. The tensors of `tensorrt_llm` are those of TensorRT-LLM 1.2.1's C++ backend
@@ -20,12 +20,12 @@ SAMPLINGS = ("exact", "keyframes")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}  # names of files that hold one picture
 
 
-# Media, as the caller sends it.
+# Media, as the client sends it.
 MEDIA = Tensor(
     "media",
     "STRING",
     (-1,),
-    "encoded file, or several (frames, folder); .npy bytes hold raw RGB: uint8 [H,W,3], or [T,H,W,3] alone",
+    "encoded file, or several (frames, folder); .npy bytes hold raw RGB: uint8 [H,W,3], or [T,H,W,3] as the only file",
     most=limits.MEDIA_FILES,
 )
 MEDIA_KIND = Tensor(
@@ -39,26 +39,26 @@ MEDIA_URL = Tensor(
     "media_url",
     "STRING",
     (1,),
-    "in place of media, one file of a kind that is one: https://HOST/PATH or file:///PATH, where the server takes it",
+    "instead of media, for kinds of one file: https://HOST/PATH or file:///PATH, where the server allows it",
     optional=True,
 )
-START = Tensor("start", "FP64", (1,), "seconds; first moment of the video or audio to use", optional=True)
-END = Tensor("end", "FP64", (1,), "seconds; last moment to use", optional=True)
+START = Tensor("start", "FP64", (1,), "seconds; where the part of the video or audio to use begins", optional=True)
+END = Tensor("end", "FP64", (1,), "seconds; where it ends", optional=True)
 NUM_FRAMES = Tensor(
     "num_frames",
     "INT32",
     (1,),
-    "of a video, gif or folder to look at: the checkpoint's number, which is the default, to 32",
+    "frames to sample from a video, gif or folder: the checkpoint's number, which is the default, to 32",
     True,
 )
 SAMPLING = Tensor(
     "sampling",
     "STRING",
     (1,),
-    "exact, or keyframes: of a video file the key frame nearest to each wanted frame, in a fraction of the time",
+    "exact, or keyframes: the key frame of a video file nearest to each chosen frame, in a fraction of the time",
     optional=True,
 )
-WHICH = (START, END, NUM_FRAMES, SAMPLING)  # of a video
+WHICH = (START, END, NUM_FRAMES, SAMPLING)  # part and frames of a video
 
 # The question and how to answer it. An absent option means the checkpoint's own default.
 QUESTION = Tensor("question", "STRING", (1,), "one user turn", optional=True)
@@ -71,13 +71,13 @@ OPTIONS = (
     Tensor("repetition_penalty", "FP32", (1,), "above 0; on generated tokens only", optional=True),
     Tensor("seed", "UINT64", (1,), "same seed, same text", optional=True),
 )
-# What TensorRT-LLM has no tensor for: visual contrastive decoding (contrast.py).
+# Visual contrastive decoding (contrast.py), for which TensorRT-LLM has no tensors.
 VCD_ALPHA = Tensor("vcd_alpha", "FP32", (1,), "weight of the contrast to noised pixels; 0 is off", optional=True)
 VCD_BETA = Tensor("vcd_beta", "FP32", (1,), "plausibility cutoff in [0, 1]; default 0.1", optional=True)
-VCD_NOISE_STEP = Tensor("vcd_noise_step", "INT32", (1,), "of the diffusion, 0 to 999; default 500", optional=True)
+VCD_NOISE_STEP = Tensor("vcd_noise_step", "INT32", (1,), "diffusion step, 0 to 999; default 500", optional=True)
 OWN_OPTIONS = (VCD_ALPHA, VCD_BETA, VCD_NOISE_STEP)
 STOP = Tensor("stop", "STRING", (-1,), "the text ends before the first of these strings", True, limits.STOP_STRINGS)
-# A header of a question: equal for questions about equal media, so that a balancer can bring them to one server.
+# Header of a question, equal for questions about equal media, so that a load balancer can route them to one server.
 MEDIA_HEADER = "x-vl2-media"
 PING = Tensor("ping", "BOOL", (1,), "true: answer at once with `process` alone", optional=True)
 
@@ -98,11 +98,11 @@ FILTERBANK = Tensor(
 )
 FRAME_INDEX = Tensor("frame_index", "INT64", (-1,), "[T] position of each frame in the video, -1 for black padding")
 FRAME_TIME = Tensor("frame_time", "FP64", (-1,), "[T] seconds into the video, NaN where unknown")
-PREPROCESS_SPAN = Tensor("preprocess_span", "FP64", (2,), "Unix seconds when the work began and ended")
-PERCEPTION_SPANS = Tensor("perception_spans", "FP64", (4,), "preprocess_span, then the same of the encoder")
+PREPROCESS_SPAN = Tensor("preprocess_span", "FP64", (2,), "Unix seconds at which the work began and ended")
+PERCEPTION_SPANS = Tensor("perception_spans", "FP64", (4,), "preprocess_span, then the encoder's")
 TEXT = Tensor("text", "STRING", (1,), "UTF-8")
 
-# TensorRT-LLM's.
+# TensorRT-LLM's own.
 INPUT_IDS = Tensor("input_ids", "INT32", (-1,), "prompt; media position k holds vocab_size + k", most=limits.POSITIONS)
 INPUT_LENGTHS = Tensor("input_lengths", "INT32", (1,), "length of input_ids")
 REQUEST_OUTPUT_LEN = Tensor("request_output_len", "INT32", (1,), "at most this many new tokens")
@@ -112,7 +112,7 @@ STOP_WORDS_LIST = Tensor(
     "stop_words_list",
     "INT32",
     (2, -1),
-    "row 0 ids of all words, row 1 their running end offsets padded with -1",
+    "row 0: ids of all words; row 1: their cumulative end offsets, padded with -1",
     True,
     limits.STOP_WORD_IDS,
 )
@@ -120,7 +120,7 @@ TEMPERATURE = Tensor("temperature", "FP32", (1,), "softmax temperature", optiona
 RUNTIME_TOP_K = Tensor("runtime_top_k", "INT32", (1,), "1 is greedy, 0 is off", optional=True)
 RUNTIME_TOP_P = Tensor("runtime_top_p", "FP32", (1,), "nucleus", optional=True)
 REPETITION_PENALTY = Tensor("repetition_penalty", "FP32", (1,), "1 is off", optional=True)
-SEED = Tensor("seed", "UINT64", (1,), "of the request's own generator", optional=True)
+SEED = Tensor("seed", "UINT64", (1,), "of the request's own random generator", optional=True)
 RETURN_GENERATION_LOGITS = Tensor(
     "return_generation_logits", "BOOL", (1,), "also return generation_logits", optional=True
 )
@@ -138,35 +138,37 @@ GENERATION_LOGITS = Tensor(
     "generation_logits",
     "FP32",
     (-1, -1, -1),
-    "[beams, n, vocab] before any penalty or filter; with vcd_alpha the contrast",
+    "[beams, n, vocab] before any penalty or filter; contrasted with vcd_alpha",
 )
-# TensorRT-LLM's blocks have more positions; its backend says it for `return_perf_metrics` alone, which the entry does not send.
+# TensorRT-LLM's blocks have more positions; its backend returns this only with `return_perf_metrics`, which the entry does not send.
 REUSED_BLOCKS = Tensor(
     "kv_cache_reused_blocks",
     "INT32",
     (1,),
-    "with the first ids: blocks of the prompt whose keys and values were there, if any; a block is one position",
+    "with the first ids: prompt blocks reused from the KV cache, if any; a block is one position",
 )
 
-CALLER = Tensor("caller", "STRING", (1,), "the entry's note of who waits: the work ends with it", optional=True)
+CALLER = Tensor(
+    "caller", "STRING", (1,), "the entry's id of the waiting request; work stops when it ends", optional=True
+)
 PREPROCESS = Stage(
     "preprocess",
     (MEDIA, MEDIA_KIND, *WHICH, CALLER),
     (FRAMES, FILTERBANK, FRAME_INDEX, FRAME_TIME, PREPROCESS_SPAN),
 )
-# Batched shapes ([1,N,D], [1,1]) leave the encoder, because the language model's stage has a batch dimension.
+# The encoder returns batched shapes ([1,N,D], [1,1]) because the language model's stage has a batch dimension.
 ENCODED_TABLE = Tensor(
     "prompt_embedding_table",
     "FP32",
     (1, -1, -1),
-    "[1,N,D] media tokens; [1,2N,D] with noise: then those of noised pixels",
+    "[1,N,D] media tokens; with noise [1,2N,D], those of noised pixels last",
 )
-ENCODED_SIZE = Tensor("prompt_vocab_size", "INT32", (1, 1), "[1,1] rows of the table; 0: ask again")
-# Both or neither.
+ENCODED_SIZE = Tensor("prompt_vocab_size", "INT32", (1, 1), "[1,1] rows of the table; 0: call again")
+# Sent together or not at all.
 NOISE = (VCD_NOISE_STEP, Tensor("seed", "UINT64", (1,), "of the noise", optional=True))
-MEDIA_HASH = Tensor("media_hash", "UINT64", (1, 1), "[1,1] of what was encoded, never 0: the KV cache is reused by it")
-# With a caller the encoder works by turns: no rows means that there is more to do, and that the caller asks again by its note
-# alone. Without one it answers when it is done.
+MEDIA_HASH = Tensor("media_hash", "UINT64", (1, 1), "[1,1] of what was encoded, never 0; decides KV cache reuse")
+# With a caller, the encoder works in turns: no rows means that work is left, and the caller calls again with its id
+# alone. Without a caller, it answers when it is done.
 ENCODER = Stage(
     "encoder",
     (FRAMES.as_optional(), FILTERBANK.as_optional(), PREPROCESS_SPAN.as_optional(), *NOISE, CALLER),
@@ -193,9 +195,9 @@ PROMPT = Stage(
     (QUESTION, MESSAGES, MEDIA_KIND.as_optional(), ENCODED_SIZE.as_optional(), MEDIA_HASH.as_optional(), *OPTIONS),
     tuple(tensor.batched() for tensor in (*_PROMPT_AND_SAMPLING, PROMPT_EXTRA_IDS)),
 )
-# Ours alone: TensorRT-LLM's backend has no such tensors, and the entry refuses the options there.
+# Ours alone: TensorRT-LLM's backend has no such tensors, and the entry rejects these options there.
 OWN_SAMPLING = (VCD_ALPHA, VCD_BETA)
-# Tensor of the language model -> field of ResolvedSampling. Left out are those whose values depend on one another.
+# Tensor of the language model -> field of ResolvedSampling. Tensors whose values depend on one another are left out.
 SAMPLING_FIELDS = {
     TEMPERATURE.name: "temperature",
     RUNTIME_TOP_P.name: "top_p",
@@ -219,14 +221,14 @@ LANGUAGE_MODEL = Stage(
     decoupled=True,
     max_batch_size=1,
 )
-# The ids leave detokenize again: an ensemble of Triton 2.51 never answers a request for some of its outputs when one of
-# the others is also an input of a step.
+# detokenize returns the ids as well: an ensemble of Triton 2.51 never answers a request for a subset of its outputs if
+# another output is also an input of a step.
 _GENERATED = (OUTPUT_IDS.batched(), SEQUENCE_LENGTH.batched())
 DETOKENIZE = Stage("detokenize", _GENERATED, (TEXT, *_GENERATED))
 ENSEMBLE = Stage(
     "ensemble",
     (QUESTION, MESSAGES, MEDIA, MEDIA_KIND, START, END, *OPTIONS),
-    # Nothing of perception: outputs of an ensemble may not mix steps before and after a decoupled one.
+    # No outputs of perception: an ensemble may not mix outputs of steps before and after a decoupled one.
     DETOKENIZE.outputs,
     decoupled=True,
 )
@@ -246,13 +248,13 @@ ENTRY = Stage(
     ),
     (
         TEXT,
-        Tensor("output_ids", "INT32", (-1,), "ids behind this piece; held-back text may make pieces and ids lag"),
+        Tensor("output_ids", "INT32", (-1,), "ids behind this piece; text that is held back comes after its ids"),
         Tensor("summary", "STRING", (1,), "on the last message: JSON with finish_reason, usage, seconds, frames"),
         Tensor(
             "process",
             "STRING",
             (1,),
-            "SERVER:PROCESS that answers; another one of the same server means that the old one died",
+            "SERVER:PROCESS that answers; another process of the same server means that the earlier one died",
         ),
     ),
     decoupled=True,

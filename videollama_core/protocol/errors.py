@@ -1,32 +1,32 @@
 """Every failure a user, a file or a server can cause, as one tree.
 
     VideoLlamaError
-    +-- InvalidRequest            the caller can mend it
+    +-- InvalidRequest            the caller can fix it
     |   +-- UnreadableMedia       the media cannot be decoded
-    |   +-- BadSegment            start/end do not name a part of the video
+    |   +-- BadSegment            start/end do not select a part of the video
     |   +-- BadSampling           a generation option is out of range
     |   +-- PromptTooLong         prompt and media tokens do not fit the context
-    +-- MediaUnreachable          the media's URL did not hand it over to the server
-    +-- NotAllowed                the server wants a key or a certificate that the caller has not
+    +-- MediaUnreachable          the server could not fetch the media from its URL
+    +-- NotAllowed                the server requires a key or a certificate that the caller lacks
     +-- Overloaded                try again later
     +-- ServerUnreachable         nothing answers at the address (client only)
     +-- DeadlineExceeded          the caller's own timeout passed (client only)
-    +-- Cancelled                 the caller left
-    +-- StageFailed               a stage of the server broke; the operator reads its log
-    |   +-- StageRestarting       its process is being started again; the request was not begun
-    |       +-- StageDied         likewise, and its process died with this request on it: it may be what kills it
+    +-- Cancelled                 the caller cancelled the request or disconnected
+    +-- StageFailed               a stage of the server failed; the operator reads its log
+    |   +-- StageRestarting       its process is being restarted; the request was not started
+    |       +-- StageDied         its process died while it ran this request, which may be the cause, and is restarted
     +-- ArtifactMismatch          converted files are missing, damaged or of another version
     +-- CheckpointMismatch        a checkpoint is incomplete, or not of this family
     +-- ParityFailed              a converted graph disagrees with the PyTorch module
     +-- ServerFailed              the server did not start
     +-- BadSample                 a sample of a data set cannot be used (training and evaluation)
-    +-- DownloadFailed            a checkpoint cannot be fetched from the hub whole
+    +-- DownloadFailed            a checkpoint cannot be downloaded completely from the hub
         +-- NotOnHub              the hub has no such repository, revision or file
         +-- AccessDenied          the repository is gated or private
         +-- HubUnreachable        no network, offline mode, or the hub does not answer
-        +-- DiskFull              what is to be fetched does not fit on the disk
+        +-- DiskFull              the download does not fit on the disk
 
-An error crosses a process as the text `Kind: message`: Triton 2.51 drops the status code of an error that passes an
+Between processes an error is the text `Kind: message`: Triton 2.51 drops the status code of an error that passes an
 ensemble inside a BLS call, and a gRPC stream carries only the text.
 """
 
@@ -158,12 +158,12 @@ def _leaves(root: type[VideoLlamaError]) -> list[type[VideoLlamaError]]:
 KINDS = {kind.__name__: kind for kind in _leaves(VideoLlamaError)}
 _WIRE = re.compile(rf"\b({'|'.join(sorted(KINDS, key=len, reverse=True))}): (.*)", re.DOTALL)
 NO_SHARED_MEMORY = (
-    "the server has too little shared memory for this medium beside what it answers already; try again later, send a smaller "
-    "one, or give the server more: vl2 doctor tells how much"
+    "the server has too little shared memory for this file beside the requests it is answering; try again later, send a "
+    "smaller file, or give the server more: vl2 doctor says how much"
 )
 _NO_SHARED_MEMORY = re.compile(r"shared memory (pool size|region)")
-# What Triton itself says, and what it means to a caller.
-_TRITON_SAYS: list[tuple[re.Pattern[str], type[VideoLlamaError]]] = [
+# Triton's own messages, and what they mean to a caller.
+_TRITON_MESSAGES: list[tuple[re.Pattern[str], type[VideoLlamaError]]] = [
     (re.compile(r"Stub process '\w+' is not healthy"), StageDied),
     (re.compile(r"has no available versions|is not ready"), StageRestarting),
     (re.compile(r"[Ee]xceeds maximum queue size"), Overloaded),
@@ -177,7 +177,7 @@ _TRITON_SAYS: list[tuple[re.Pattern[str], type[VideoLlamaError]]] = [
 
 
 def shown(value: object) -> str:
-    """A value as an error says it: short, printable, and whatever it is (a number of 5,000 digits has no repr)."""
+    """The repr of any value for an error message, cut to 80 characters; some values have no repr (an int of 5,000 digits)."""
     try:
         text = repr(value)
     except Exception:
@@ -186,20 +186,20 @@ def shown(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """A foreign text as an error says it: what a terminal would obey is taken out, what is longer than a page is cut."""
-    return "".join(one if one.isprintable() or one == "\n" else "?" for one in text[:4000])
+    """Foreign text for an error message: control characters become "?", and it is cut to 4,000 characters."""
+    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text[:4000])
 
 
 def from_wire(message: str) -> VideoLlamaError:
-    """The error that a message from the server stands for; StageFailed when it is none of ours and none known."""
+    """The error that a message from the server denotes; StageFailed for an unknown message."""
     message = printable(message)
-    found = _WIRE.search(message)
-    if found:
-        return KINDS[found[1]](found[2] or "the server gives no reason")
+    match = _WIRE.search(message)
+    if match:
+        return KINDS[match[1]](match[2] or "the server gave no reason")
     if _NO_SHARED_MEMORY.search(message):
         return Overloaded(NO_SHARED_MEMORY)
-    for pattern, kind in _TRITON_SAYS:
+    for pattern, kind in _TRITON_MESSAGES:
         if pattern.search(message):
-            advice = "; the stage is being started again, or the server is stopping: send the request again"
+            advice = "; the stage is restarting, or the server is stopping: send the request again"
             return kind(message + (advice if issubclass(kind, StageRestarting) else ""))
     return StageFailed(message)

@@ -1,6 +1,6 @@
-"""Every limit on what one request or checkpoint may ask for, in one table; docs/security.md shows it.
+"""Every limit on one request or checkpoint, in one table; docs/security.md shows it.
 
-A limit is checked before work or memory is spent on what it limits: `LIMIT.check(found, "the question")`.
+A limit is checked before work or memory is spent on what it limits: `LIMIT.check(count, "the question")`.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,10 @@ class Limit:
     unit: str
     meaning: str
 
-    def check(self, found: float, what: str, error: Callable[[str], VideoLlamaError] = InvalidRequest) -> None:
-        """Raises: `error` where `found` is above the limit. `what` begins the sentence: "the question"."""
-        if found > self.value:
-            raise error(f"{what} has {found} {self.unit}; the limit is {self.value} ({self.name})")
+    def check(self, count: float, what: str, error: Callable[[str], VideoLlamaError] = InvalidRequest) -> None:
+        """Raises: `error` if `count` is above the limit; its message begins with `what`, such as "the question"."""
+        if count > self.value:
+            raise error(f"{what} has {count} {self.unit}; the limit is {self.value} ({self.name})")
 
 
 LIMITS: dict[str, Limit] = {}  # by name, in the order of the page

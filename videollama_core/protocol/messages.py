@@ -1,4 +1,4 @@
-"""What flows between the stages, as plain data. T frames, S image side, N media tokens, D language model width."""
+"""What the stages exchange, as plain data. T: frames, S: image side, N: media tokens, D: width of the language model."""
 
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -25,7 +25,7 @@ class Frames:
 
 
 def _option(low: float, high: float, meaning: str, whole: bool = False, open_low: bool = False) -> Any:
-    """A number that may be left out. Args: whole: it is an integer; open_low: it lies above `low`."""
+    """An optional number. Args: whole: it must be an integer; open_low: it must be above `low`, not equal to it."""
     return field(default=None, metadata={"range": (low, high, whole, open_low), "meaning": meaning})
 
 
@@ -33,15 +33,15 @@ def _option(low: float, high: float, meaning: str, whole: bool = False, open_low
 class EncoderInputs:
     """Media as the encoders take them."""
 
-    frames: np.ndarray  # uint8 [T, S, S, 3]; T = 0 for sound alone, 1 for an image
-    filterbank: np.ndarray  # float32 [R, F]; R = 0 for pictures alone
+    frames: np.ndarray  # uint8 [T, S, S, 3]; T = 0 for audio alone, 1 for an image
+    filterbank: np.ndarray  # float32 [R, F]; R = 0 without audio
     index: np.ndarray  # int64 [T], as in Frames
     time: np.ndarray  # float64 [T], as in Frames
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How to choose tokens. None means the checkpoint's own default (`resolve`)."""
+    """How to choose tokens. None means the checkpoint's own default (`resolve`). Raises: BadSampling."""
 
     max_new_tokens: int | None = _option(1, MAX_NEW_TOKENS, "Generate at most this many tokens.", whole=True)
     temperature: float | None = _option(0, 100, "Divide the scores by this; 0 is greedy, and the default.")
@@ -64,7 +64,7 @@ class SamplingOptions:
         for option in number_options():
             self._check(option.name, *option.metadata["range"])
         if self.vcd_alpha is None and (self.vcd_beta, self.vcd_noise_step) != (None, None):
-            raise BadSampling("vcd_beta and vcd_noise_step came without vcd_alpha, which turns the contrast on")
+            raise BadSampling("vcd_beta and vcd_noise_step have no effect without vcd_alpha; set vcd_alpha as well")
         if isinstance(self.stop, str) or not all(isinstance(word, str) and word for word in self.stop):
             raise BadSampling(f"stop is {shown(self.stop)}; it takes a list of strings that are not empty")
         STOP_STRINGS.check(len(self.stop), "stop", BadSampling)
@@ -77,10 +77,8 @@ class SamplingOptions:
         kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
         good = isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high  # not NaN
         if not good or (open_low and value == low):
-            wanted = f"{'above' if open_low else 'at least'} {low:g} and at most {high}"
-            raise BadSampling(
-                f"{name} is {shown(value)}; it takes {'a whole number' if whole else 'a number'} {wanted}"
-            )
+            bounds = f"{'above' if open_low else 'at least'} {low:g} and at most {high}"
+            raise BadSampling(f"{name} is {shown(value)}; it takes {'an integer' if whole else 'a number'} {bounds}")
 
 
 @cache
@@ -91,7 +89,7 @@ def number_options() -> "tuple[Field[Any], ...]":
 
 @dataclass(frozen=True)
 class ResolvedSampling:
-    """`SamplingOptions` with the checkpoint's defaults filled in; the defaults here change nothing."""
+    """`SamplingOptions` with the checkpoint's defaults filled in; the defaults of these fields are neutral."""
 
     max_new_tokens: int
     greedy: bool
@@ -106,20 +104,20 @@ class ResolvedSampling:
 
     @property
     def contrasts(self) -> bool:
-        """Whether a second sequence runs, about noised pixels."""
+        """Whether a second sequence is decoded, on noised pixels."""
         return self.vcd_alpha > 0
 
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """What the checkpoint's generation_config.json decides."""
+    """The defaults in the checkpoint's generation_config.json."""
 
     end_ids: tuple[int, ...]
     top_k: int = 50
     repetition_penalty: float = 1.0
 
     def resolve(self, options: SamplingOptions) -> ResolvedSampling:
-        """The reference's rules: greedy unless a temperature is asked for, top-p 0.9, 2048 tokens."""
+        """Apply the reference's rules: greedy unless a temperature is given, top-p 0.9, 2048 tokens."""
         temperature = 0.0 if options.temperature is None else float(options.temperature)
         if options.seed is not None:
             seed = int(options.seed)
@@ -142,11 +140,12 @@ class GenerationDefaults:
 
 
 def as_conversation(question: "str | Sequence[dict[str, str]]") -> Conversation:
-    """A question or a list of messages, as messages. Raises: InvalidRequest if it is neither, or over a limit."""
+    """A question or a list of messages, as a checked list. Raises: InvalidRequest if it is neither, or over a limit."""
     if isinstance(question, str):
         question = [{"role": "user", "content": question}]
     if not isinstance(question, (list, tuple)) or not question:
-        raise InvalidRequest(f"found {type(question).__name__}; the question is a string or a list of messages")
+        found = "empty" if isinstance(question, (list, tuple)) else f"of type {type(question).__name__}"
+        raise InvalidRequest(f"the question is {found}; expected a string or a list of messages")
     MESSAGES.check(len(question), "the conversation")
     for position, message in enumerate(question):
         if (
@@ -154,25 +153,27 @@ def as_conversation(question: "str | Sequence[dict[str, str]]") -> Conversation:
             or set(message) != {"role", "content"}
             or not all(isinstance(value, str) for value in message.values())
         ):
-            raise InvalidRequest(f"message {position} must be an object with the strings role and content alone")
+            raise InvalidRequest(f"message {position} must be an object of exactly two strings, role and content")
         if message["role"] not in ("user", "assistant", "system"):
             raise InvalidRequest(
                 f"message {position} has role {shown(message['role'])}; roles are user and assistant, and system for the first"
             )
         if message["role"] == "system" and position:
-            raise InvalidRequest(f"message {position} has role 'system'; a system message is the first one")
-    asked = question[1:] if question[0]["role"] == "system" else question
-    if not asked or asked[0]["role"] != "user":
-        found = repr(asked[0]["role"]) if asked else "nothing"
+            raise InvalidRequest(
+                f"message {position} has role 'system'; only the first message may be a system message"
+            )
+    turns = question[1:] if question[0]["role"] == "system" else question
+    if not turns or turns[0]["role"] != "user":
+        role = repr(turns[0]["role"]) if turns else "nothing"
         raise InvalidRequest(
-            f"the conversation begins with {found}; after a system message, if any, it is the user's turn"
+            f"the conversation begins with {role}; it must begin with the user, after a system message if there is one"
         )
     QUESTION_CHARACTERS.check(sum(len(message["content"]) for message in question), "the question")
     for message in question:
         try:
             message["content"].encode()
         except UnicodeEncodeError as error:
-            raise InvalidRequest(f"a lone surrogate stands in the text, at character {error.start}") from None
+            raise InvalidRequest(f"the text contains a lone surrogate at character {error.start}") from None
     return [dict(message) for message in question]
 
 
@@ -183,14 +184,14 @@ class Usage:
     prompt_tokens: int  # text of the prompt, template included, media excluded
     media_tokens: int
     completion_tokens: int  # the end token counts, if there was one
-    # Of the prompt, media included: those whose keys and values were there from an earlier prompt that began alike.
-    # 0 where the engine does not say (TensorRT-LLM, vLLM).
+    # Tokens of the prompt, media included, that were reused from the KV cache of an earlier prompt with the same prefix.
+    # 0 where the engine does not report it (TensorRT-LLM, vLLM).
     cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class FrameSeen:
-    """A frame that the model looked at."""
+    """A frame that was given to the model."""
 
     index: int  # its position in the video, from 0
     seconds: float | None  # into the video, by its own timestamps; None where it has none
@@ -203,4 +204,4 @@ class Answer:
     finish_reason: str  # "stop" (end token or stop string) or "length"
     usage: Usage
     seconds: dict[str, float]  # by stage, and "total"
-    frames: tuple[FrameSeen, ...] = ()  # in order; none of a picture, of audio or of text
+    frames: tuple[FrameSeen, ...] = ()  # in order; empty for a picture, audio or text

@@ -1,4 +1,4 @@
-"""Questions as they come over the wire: checked by their size before they are parsed, and typed errors whatever they hold."""
+"""Questions as they are received: their size is checked before they are parsed, and any bad content is a typed error."""
 
 from collections.abc import Sequence
 from json import JSONDecodeError, JSONDecoder
@@ -21,19 +21,19 @@ _SPACE = " \t\r\n"  # of JSON
 
 
 def read_text(data: bytes, name: str, most: Limit) -> str:
-    """A string of the wire, of at most so many characters. Raises: InvalidRequest."""
+    """Decode a UTF-8 string of at most `most` characters. Raises: InvalidRequest."""
     if len(data) > most.value * _MOST_BYTES_OF_CHARACTER:
         raise InvalidRequest(f"{name} has {len(data)} bytes; the limit is {most.value} {most.unit} ({most.name})")
     try:
-        found = data.decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from None
-    most.check(len(found), name)
-    return found
+    most.check(len(text), name)
+    return text
 
 
 def read_question(data: bytes) -> Conversation:
-    """One turn of a user. Raises: InvalidRequest."""
+    """One user message. Raises: InvalidRequest."""
     return as_conversation(read_text(data, "question", QUESTION_CHARACTERS))
 
 
@@ -44,53 +44,54 @@ def read_messages(data: bytes) -> Conversation:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"messages is not UTF-8: {error.reason} at byte {error.start}") from None
-    found: list[dict[str, str]] = []
+    messages: list[dict[str, str]] = []
     mark, place = _mark(text, 0, "[")
     while mark != "]":
-        MESSAGES.check(len(found) + 1, "the conversation")
+        MESSAGES.check(len(messages) + 1, "the conversation")
         message, place = _message(text, place)
-        found.append(message)
+        messages.append(message)
         mark, place = _mark(text, place, ",]")
     if text[place:].strip(_SPACE):
         raise _not_messages(text, place, "the end")
-    return as_conversation(found)
+    return as_conversation(messages)
 
 
 def _message(text: str, place: int) -> tuple[dict[str, str], int]:
-    """An object of two strings, and the place behind it. Anything else is refused where it begins: a whole parser would make
-    a million lists first."""
-    found: dict[str, str] = {}
+    """An object of two strings, and the position after it. Anything else is rejected where it begins: a general parser
+    would build a million lists first."""
+    message: dict[str, str] = {}
     for before in "{,":
         _, place = _mark(text, place, before)
         key, place = _string(text, place)
         _, place = _mark(text, place, ":")
-        found[key], place = _string(text, place)
+        message[key], place = _string(text, place)
     _, place = _mark(text, place, "}")
-    return found, place
+    return message, place
 
 
 def _string(text: str, place: int) -> tuple[str, int]:
     _, place = _mark(text, place, '"')
     try:
-        found, place = _JSON.raw_decode(text, place - 1)  # one value, and a string by its first character
+        string, place = _JSON.raw_decode(text, place - 1)  # one value; its first character makes it a string
     except JSONDecodeError as error:
         raise InvalidRequest(f"messages is not JSON: {error}") from None
-    return found, place
+    return string, place
 
 
-def _mark(text: str, place: int, wanted: str) -> tuple[str, int]:
-    """The next character that is no space, which must be one of those wanted, and the place behind it."""
+def _mark(text: str, place: int, expected: str) -> tuple[str, int]:
+    """The next character that is not whitespace, which must be one of `expected`, and the position after it."""
     while place < len(text) and text[place] in _SPACE:
         place += 1
-    if place == len(text) or text[place] not in wanted:
-        raise _not_messages(text, place, " or ".join(wanted))
+    if place == len(text) or text[place] not in expected:
+        raise _not_messages(text, place, " or ".join(expected))
     return text[place], place + 1
 
 
-def _not_messages(text: str, place: int, wanted: str) -> InvalidRequest:
+def _not_messages(text: str, place: int, expected: str) -> InvalidRequest:
     found = repr(text[place : place + 20]) if place < len(text) else "its end"
     return InvalidRequest(
-        f"messages is a JSON list of objects of two strings, role and content; at character {place} stands {found}, wanted {wanted}"
+        "messages must be a JSON list of objects of two strings, role and content; "
+        f"found {found} at character {place}, expected {expected}"
     )
 
 
@@ -101,7 +102,7 @@ def read_stop(words: Sequence[bytes]) -> tuple[str, ...]:
 
 
 def check_request_id(request_id: str) -> None:
-    """Raises: InvalidRequest for one that is too long, or that would forge lines of a log."""
+    """Raises: InvalidRequest for an id that is too long, or not printable: it could forge log lines."""
     REQUEST_ID_CHARACTERS.check(len(request_id), "the request id")
     if not request_id.isprintable():
-        raise InvalidRequest("the request id holds characters that cannot be printed; it takes one line of text")
+        raise InvalidRequest("the request id contains unprintable characters; it must be one line of printable text")

@@ -1,4 +1,4 @@
-"""What a tensor and a stage are, and whether a tensor that came is one of the contract's."""
+"""Tensors and stages as the contract defines them, and the check of a received tensor against its definition."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ class Tensor:
     dims: tuple[int, ...]
     meaning: str
     optional: bool = False
-    most: Limit | None = None  # values of all, where a dimension is dynamic
+    most: Limit | None = None  # on the total number of values, where a dimension is dynamic
 
     @property
     def wire_dtype(self) -> str:
@@ -33,27 +33,28 @@ class Tensor:
         return replace(self, dims=(1, *self.dims), optional=False)
 
     def check(self, shape: Sequence[int], datatype: str | None = None, data_bytes: int | None = None) -> None:
-        """Raises: InvalidRequest unless it may be read. To be asked before anything is made of a tensor.
+        """Check what a request declares of a tensor; call this before its data is read.
 
         Args:
-            datatype, data_bytes: KServe's name of its type and the size of its data, where they have come with it.
+            datatype, data_bytes: KServe's name of its type and the size of its data, where the request has them.
+        Raises: InvalidRequest.
         """
         if datatype not in (None, self.wire_dtype):
-            raise InvalidRequest(f"{self.name} is {datatype!r}; wanted {self.wire_dtype}")
+            raise InvalidRequest(f"{self.name} is {datatype!r}; expected {self.wire_dtype}")
         fits = len(shape) == len(self.dims) and all(
-            found >= 0 and wanted in (-1, found) for found, wanted in zip(shape, self.dims, strict=True)
+            size >= 0 and dim in (-1, size) for size, dim in zip(shape, self.dims, strict=True)
         )
         if not fits:
-            raise InvalidRequest(f"{self.name} has the shape {list(shape[:9])}; wanted {list(self.dims)}")
+            raise InvalidRequest(f"{self.name} has the shape {list(shape[:9])}; expected {list(self.dims)}")
         count = prod(shape)
         if self.most is not None:
             self.most.check(count, self.name)
         if data_bytes is None:
             return
-        size = _ITEM_BYTES.get(self.dtype)  # a string comes with its length: 4 bytes before it
-        if data_bytes != count * size if size else data_bytes < count * 4:
+        item_bytes = _ITEM_BYTES.get(self.dtype)  # None for strings: each has a prefix of 4 bytes, its length
+        if data_bytes != count * item_bytes if item_bytes else data_bytes < count * 4:
             raise InvalidRequest(
-                f"{self.name} has {data_bytes} bytes of data; they do not fill its shape {list(shape)}"
+                f"{self.name} has {data_bytes} bytes of data, which do not match its shape {list(shape)}"
             )
 
 
@@ -66,13 +67,13 @@ class Stage:
     max_batch_size: int = 0
 
     def input(self, name: str) -> Tensor:
-        """Raises: InvalidRequest where the stage has no such input."""
-        found = self._inputs.get(name)
-        if found is None:
+        """Raises: InvalidRequest if the stage has no such input."""
+        tensor = self._inputs.get(name)
+        if tensor is None:
             raise InvalidRequest(
-                f"{self.name} has no tensor {name[:99]!r}; it takes {', '.join(one.name for one in self.inputs)}"
+                f"{self.name} has no tensor {name[:99]!r}; it takes {', '.join(each.name for each in self.inputs)}"
             )
-        return found
+        return tensor
 
     @cached_property
     def _inputs(self) -> dict[str, Tensor]:
@@ -81,11 +82,11 @@ class Stage:
     @cached_property
     def _on_the_wire(self) -> dict[str, Tensor]:
         """With the batch dimension where the stage has one."""
-        return {name: one.batched() if self.max_batch_size else one for name, one in self._inputs.items()}
+        return {name: tensor.batched() if self.max_batch_size else tensor for name, tensor in self._inputs.items()}
 
     def check_input(
         self, name: str, shape: Sequence[int], datatype: str | None = None, data_bytes: int | None = None
     ) -> None:
-        """`Tensor.check` of an input as it lies on the wire, with the batch dimension where the stage has one."""
-        self.input(name)  # is there
+        """`Tensor.check` of an input on the wire, with the batch dimension where the stage has one. Raises: InvalidRequest."""
+        self.input(name)  # raises if there is none
         self._on_the_wire[name].check(shape, datatype, data_bytes)

@@ -1,1 +1,1 @@
-"""What the service tells its operator: figures, traces, log lines; for server and gateway. Imports the protocol alone."""
+"""Observability of server and gateway: metrics, traces and log lines. Imports the protocol alone."""

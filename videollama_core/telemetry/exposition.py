@@ -1,18 +1,18 @@
-"""Figures of one process as text for Prometheus, and the texts of several processes as one."""
+"""Metrics of one process in Prometheus' text format, and the texts of several processes merged into one."""
 
 from collections.abc import Iterable
 from itertools import accumulate
 
 from videollama_core.telemetry.figures import MODEL_LABEL, Figure
 
-UNFINISHED = ".new"  # the end of the name of a file that such a text is being written to
+UNFINISHED = ".new"  # suffix of a file to which such a text is still being written
 
 
 class Exposition:
-    """The values of some figures; those without labels of their own are there from the beginning, as 0.
+    """Current values of some metrics; metrics without labels of their own start at 0.
 
     Args:
-        model: whose figures they are, the first label of each; empty for figures that name it otherwise.
+        model: value of the model's label, the first of each metric; empty for metrics that name the model otherwise.
     """
 
     def __init__(self, model: str, figures: Iterable[Figure]) -> None:
@@ -25,11 +25,11 @@ class Exposition:
                 self._histograms[figure] = {} if figure.labels else {(): [0] * (len(figure.buckets) + 1)}
 
     def set(self, figure: Figure, value: float, *labels: str) -> None:
-        """Of a gauge, or a counter that is kept elsewhere."""
+        """Set a gauge, or a counter that is counted elsewhere."""
         self._values[figure][labels] = value
 
     def add(self, figure: Figure, value: float, *labels: str) -> None:
-        """What a histogram observes, or a counter grows by."""
+        """Observe a value of a histogram, or add to a counter."""
         values = self._values[figure]
         values[labels] = values.get(labels, 0) + value
         if figure.buckets:
@@ -37,6 +37,7 @@ class Exposition:
             counts[sum(bound < value for bound in figure.buckets)] += 1
 
     def text(self) -> str:
+        """The metrics in Prometheus' text format."""
         lines = []
         for figure, values in self._values.items():
             lines += [f"# HELP {figure.name} {figure.meaning}", f"# TYPE {figure.name} {figure.kind}"]
@@ -61,7 +62,7 @@ def _sample(name: str, labels: dict[str, str], value: float) -> str:
 
 
 def joined(texts: Iterable[str]) -> str:
-    """Texts of `Exposition.text`, a figure's lines together and explained once, as the format wants them."""
+    """Merge texts of `Exposition.text`: a metric's samples together, below one HELP and TYPE, as the format requires."""
     explained: dict[str, list[str]] = {}
     samples: dict[str, list[str]] = {}
     for text in texts:

@@ -1,4 +1,4 @@
-"""Log lines of server and gateway: as text, or one JSON object a line. What callers send stands in them only where asked for."""
+"""Log lines of server and gateway: text, or one JSON object per line. What callers send is logged only on request."""
 
 import json
 import logging
@@ -14,15 +14,15 @@ from typing import Any
 FORMAT_VARIABLE, CONTENT_VARIABLE = "VL2_LOG_FORMAT", "VL2_LOG_CONTENT"
 TEXT, JSON = FORMATS = ("text", "json")
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
-_FIELDS = "vl2_fields"  # of a record: what it says beside its message
+_FIELDS = "vl2_fields"  # attribute of a record: its fields besides the message
 
 
 @dataclass(frozen=True)
 class LogStyle:
-    """How a process and those that it starts write.
+    """How a process and its child processes write log lines.
 
     Args:
-        content: whether questions, answers and texts of errors, which quote them, may be in it.
+        content: whether to log questions, answers, and error texts, which quote them.
     """
 
     format: str = TEXT
@@ -37,20 +37,20 @@ class LogStyle:
 
 
 class LogFormatter(logging.Formatter):
-    """Control characters are escaped, and each further line of a record (a traceback's, or forged) is indented: nobody but
-    the program can begin a line."""
+    """Escapes control characters and indents the further lines of a record (of a traceback, or forged), so that only the
+    program itself can begin a line."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record) + "".join(f" {name}={_word(value)}" for name, value in _fields(record).items())
-        return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text).replace("\n", "\n    ")
+        return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text).replace("\n", "\n    ")
 
 
 class JsonFormatter(logging.Formatter):
-    """`time`, `level`, `process`, `message`, what the record says beside it, and `error` of an exception.
+    """`time`, `level`, `process`, `message`, the record's further fields, and `error` for an exception.
 
     Args:
-        process: which one writes.
-        content: with the text of an exception, too, which may quote what a caller sent.
+        process: name of the process that writes.
+        content: whether to include the text of an exception, which may quote what a caller sent.
     """
 
     def __init__(self, process: str, content: bool) -> None:
@@ -72,18 +72,18 @@ class JsonFormatter(logging.Formatter):
 
     def _error(self, error: BaseException) -> dict[str, Any]:
         frames = traceback.extract_tb(error.__traceback__)
-        found: dict[str, Any] = {
+        entry: dict[str, Any] = {
             "type": type(error).__name__,
             "frames": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames],
         }
-        return found | ({"text": str(error)} if self._content else {})
+        return entry | ({"text": str(error)} if self._content else {})
 
 
 def log_to_stderr(level: int | str, form: str, process: str, style: LogStyle | None = None) -> None:
-    """What every logger of this process writes: in `form` (logging.Formatter's), or as JSON.
+    """Send the records of all loggers of this process to stderr: in `form` (logging.Formatter's), or as JSON.
 
     Args:
-        style: None takes that of the environment.
+        style: None for the one that the environment names.
     """
     style = style or LogStyle.of()
     handler = logging.StreamHandler(sys.stderr)
@@ -91,14 +91,14 @@ def log_to_stderr(level: int | str, form: str, process: str, style: LogStyle | N
     logging.basicConfig(level=level, handlers=[handler])
 
 
-def fields(**found: Any) -> dict[str, Any]:
-    """For `extra` of a logger's call: what a record says beside its message; None says nothing."""
-    return {_FIELDS: {name: value for name, value in found.items() if value not in (None, "")}}
+def fields(**values: Any) -> dict[str, Any]:
+    """For `extra` of a logging call: the record's fields besides its message; None and "" are left out."""
+    return {_FIELDS: {name: value for name, value in values.items() if value not in (None, "")}}
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    found: dict[str, Any] = getattr(record, _FIELDS, {})
-    return found
+    values: dict[str, Any] = getattr(record, _FIELDS, {})
+    return values
 
 
 def _word(value: Any) -> str:

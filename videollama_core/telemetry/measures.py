@@ -1,4 +1,4 @@
-"""Metrics of answers under the names of OpenTelemetry's GenAI conventions. Nothing of OpenTelemetry is imported unless it is on."""
+"""Metrics of answers under the names of OpenTelemetry's GenAI conventions. OpenTelemetry is imported only when enabled."""
 
 import logging
 import os
@@ -10,29 +10,30 @@ logger = logging.getLogger(__name__)
 
 
 class Measures:
-    """Takes what is measured of a request, once when it has ended. This one drops it: no metrics are sent."""
+    """Records the metrics of each request, once it has ended. This base class discards them."""
 
     is_on = False
 
     def answered(self, model: str, seconds: float, first_seconds: float | None, output_tokens: int) -> None:
-        """A whole answer.
+        """Record a complete answer.
 
         Args:
-            model: a name that the operator gave, never a caller's text.
+            model: a name set by the operator, never a caller's text.
             seconds: from the request to the end of its answer.
-            first_seconds: to the first token or text; None where none came.
+            first_seconds: from the request to the first token or text; None if there was none.
         """
 
     def failed(self, model: str | None, seconds: float, error: str) -> None:
-        """A request without a whole answer.
+        """Record a request without a complete answer.
 
         Args:
-            model: None where it named none of ours, or could not be read.
-            error: the kind of the error, "Cancelled" where the caller left.
+            model: None if the request named an unknown one, or could not be read.
+            seconds: from the request to its error.
+            error: the kind of the error; "Cancelled" if the caller disconnected.
         """
 
     def close(self) -> None:
-        """Send what is left, for a second at most."""
+        """Send what is pending, for at most one second."""
 
 
 NO_MEASURES = Measures()
@@ -41,16 +42,16 @@ NO_MEASURES = Measures()
 def open_measures(
     service: str, environment: Mapping[str, str] = os.environ, resource: Mapping[str, str] = NONE
 ) -> Measures:
-    """The measures of this process: sent where the environment asks for it and the packages are installed.
+    """The metrics recorder of this process; it sends if the environment asks for it and the packages are installed.
 
     Args:
-        service: its name, unless OpenTelemetry's variables give one.
-        resource: what else is said of this process.
+        service: name of the service, unless OpenTelemetry's variables set one.
+        resource: further resource attributes.
     """
     if not is_asked_for(environment, "METRICS"):
         return NO_MEASURES
     if not can_trace():
-        logger.warning("OTEL_* name a collector, and OpenTelemetry's packages are not installed: no metrics are sent")
+        logger.warning("OTEL_* name a collector, but OpenTelemetry's packages are not installed: no metrics are sent")
         return NO_MEASURES
     from videollama_core.telemetry.otlp_measures import OtlpMeasures
 

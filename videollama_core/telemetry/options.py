@@ -1,4 +1,4 @@
-"""The options of telemetry on the command line: the same for server and gateway."""
+"""The command-line options of telemetry, shared by server and gateway."""
 
 import functools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ _OPTIONS = (
     click.option(
         "--otlp-endpoint",
         metavar="URL",
-        help="Send traces and metrics to this OpenTelemetry collector, such as http://localhost:4318; the variables OTEL_* say the rest.",
+        help="Send traces and metrics to this OpenTelemetry collector, such as http://localhost:4318; the OTEL_* variables configure the rest.",
     ),
     click.option(
         "--log-format",
@@ -20,24 +20,24 @@ _OPTIONS = (
         default=FORMATS[0],
         show_default=True,
         envvar=FORMAT_VARIABLE,
-        help="Write log lines as text, or one JSON object a line.",
+        help="Write log lines as text, or as one JSON object per line.",
     ),
     click.option(
         "--log-content",
         is_flag=True,
         envvar=CONTENT_VARIABLE,
-        help="Let questions, answers and texts of errors stand in the log; else they do not.",
+        help="Include questions, answers and error texts in the log; they are left out by default.",
     ),
 )
 
 
 def telemetry_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command with --otlp-endpoint, --log-format and --log-content; it gets `otlp_endpoint` and `log_style`."""
+    """Add --otlp-endpoint, --log-format and --log-content to a command; it receives `otlp_endpoint` and `log_style`."""
 
     @functools.wraps(command)
-    def told(log_format: str, log_content: bool, **others: Any) -> Any:
+    def with_options(log_format: str, log_content: bool, **others: Any) -> Any:
         return command(log_style=LogStyle(log_format, log_content), **others)
 
     for option in reversed(_OPTIONS):
-        told = option(told)
-    return told
+        with_options = option(with_options)
+    return with_options

@@ -1,4 +1,4 @@
-"""Spans sent by OTLP, with OpenTelemetry's SDK: its variables (OTEL_*) choose protocol, headers, sampling and limits."""
+"""Spans sent by OTLP with OpenTelemetry's SDK, whose variables (OTEL_*) choose protocol, headers, sampling and limits."""
 
 import threading
 import uuid
@@ -22,14 +22,14 @@ from opentelemetry.trace import Tracer as OtelTracer
 from videollama_core.telemetry.traces import ENDPOINT_VARIABLE, NONE, TRACES_VARIABLE, Attributes, Span, Tracer
 
 _CLOSE_SECONDS = 2.0
-_LEFT = "Cancelled"
+_CANCELLED = "Cancelled"  # no failure: the caller disconnected
 _INSTANCE = str(uuid.uuid4())  # of this process
 
 
 def resource_of(service: str, environment: Mapping[str, str], more: Mapping[str, str]) -> Resource:
-    """What all that this process sends says of it. OpenTelemetry's variables go before what we say.
+    """The resource attributes of this process; OpenTelemetry's variables take precedence over ours.
 
-    Several servers have one name: without an instance, a collector would take their counts for those of one.
+    Several servers share a name: without an instance id, a collector would take their counts for those of one.
     """
     named = environment.get("OTEL_RESOURCE_ATTRIBUTES", "")
     ours = dict(more)
@@ -52,7 +52,7 @@ def _exporter(environment: Mapping[str, str]) -> SpanExporter:
 
 
 class OtlpTracer(Tracer):
-    """Spans go to the collector in batches, from a thread of the SDK's: no request waits for it."""
+    """Sends spans to the collector in batches, from a thread of the SDK: no request waits for it."""
 
     def __init__(self, service: str, environment: Mapping[str, str], resource: Mapping[str, str]) -> None:
         self._provider = TracerProvider(resource=resource_of(service, environment, resource))
@@ -75,8 +75,8 @@ class OtlpTracer(Tracer):
 
 class _OtlpSpan(Span):
     def __init__(self, tracer: OtelTracer, span: OtelSpan) -> None:
-        found = span.get_span_context()
-        super().__init__(f"00-{found.trace_id:032x}-{found.span_id:016x}-{found.trace_flags:02x}")
+        context = span.get_span_context()
+        super().__init__(f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}")
         self._tracer, self._span = tracer, span
 
     def child(self, name: str, began: float, ended: float, attributes: Attributes = NONE) -> None:
@@ -87,7 +87,7 @@ class _OtlpSpan(Span):
     def end(self, error: str | None = None, attributes: Attributes = NONE) -> None:
         if error is not None:
             attributes = {**attributes, "error.type": error}
-            if error != _LEFT:
+            if error != _CANCELLED:
                 self._span.set_status(Status(StatusCode.ERROR, error))
         self._span.set_attributes(attributes)
         self._span.end()

@@ -1,7 +1,7 @@
 """The server metrics of OpenTelemetry's GenAI conventions, sent by OTLP with OpenTelemetry's SDK.
 
-Names, units, bounds and attributes are those of the semantic conventions v1.41.0 (docs/gen-ai/gen-ai-metrics.md; status: development), the last
-of that repository to hold them; they are kept on in semantic-conventions-genai.
+Names, units, bounds and attributes are those of the semantic conventions v1.41.0 (docs/gen-ai/gen-ai-metrics.md; status: development), the
+last release to contain them; they have moved to semantic-conventions-genai.
 """
 
 import threading
@@ -14,7 +14,7 @@ from videollama_core.telemetry.measures import Measures
 from videollama_core.telemetry.otlp import resource_of
 from videollama_core.telemetry.traces import ENDPOINT_VARIABLE, METRICS_VARIABLE
 
-PROVIDER = "videollama2"  # none of the values that the conventions know
+PROVIDER = "videollama2"  # not among the conventions' known values
 _CLOSE_SECONDS = 1.0
 _REQUEST_BOUNDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 _FIRST_BOUNDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -34,7 +34,7 @@ def _exporter(environment: Mapping[str, str]) -> MetricExporter:
 
 
 class OtlpMeasures(Measures):
-    """Histograms that a thread of the SDK's sends now and then (OTEL_METRIC_EXPORT_INTERVAL): no request waits for it."""
+    """Histograms that a thread of the SDK sends periodically (OTEL_METRIC_EXPORT_INTERVAL): no request waits for it."""
 
     is_on = True
 
@@ -52,13 +52,13 @@ class OtlpMeasures(Measures):
         self._first = make(
             "gen_ai.server.time_to_first_token",
             "s",
-            "From a request to the first text of its answer; answers that became whole.",
+            "From a request to the first text of its answer; complete answers only.",
             explicit_bucket_boundaries_advisory=_FIRST_BOUNDS,
         )
         self._per_token = make(
             "gen_ai.server.time_per_output_token",
             "s",
-            "Mean of a whole answer between two tokens, the first left out.",
+            "Mean time per token of a complete answer after the first.",
             explicit_bucket_boundaries_advisory=_TOKEN_BOUNDS,
         )
 
