@@ -130,8 +130,8 @@ def test_listening_to_the_network_without_either_is_warned_of(tmp_path):
     (tmp_path / "keys").write_text(GOOD)
     (tmp_path / "keys").chmod(0o600)
     keys = {"api_keys": str(tmp_path / "keys")}
-    assert "everybody" in Access().warnings("0.0.0.0")[0]
-    assert "in the clear" in Access(**keys).warnings("0.0.0.0")[0]
+    assert "everyone" in Access().warnings("0.0.0.0")[0]
+    assert "unencrypted" in Access(**keys).warnings("0.0.0.0")[0]
     assert Access().warnings("127.0.0.1") == Access(**keys).warnings("localhost") == []
     (tmp_path / "keys").chmod(0o644)
     assert "chmod 600" in Access(**keys).warnings("127.0.0.1")[0]
@@ -244,7 +244,7 @@ def test_keys_are_read_again(endpoint, keys, tmp_path):
                 time.sleep(0.1)
         with pytest.raises(NotAllowed):
             good.ask("Who?", timeout=5)
-        keys.write_text("\xff broken", "latin-1")  # the former keys stay
+        keys.write_text("\xff broken", "latin-1")  # the previous keys stay
         time.sleep(1.5)
         assert answers(other)
     log = (tmp_path / "endpoint.log").read_text()
@@ -270,7 +270,7 @@ def test_a_key_that_leaves_goes_with_its_running_answer_untouched(endpoint, keys
     [
         ("", "holds no API key"),
         ("# nothing\n", "holds no API key"),
-        (f"{GOOD}\n{GOOD}\n", "line 2: this key is on an earlier line"),
+        (f"{GOOD}\n{GOOD}\n", "line 2: this key is also on an earlier line"),
         (f"{GOOD} alice requests=3\n", "line 1: after key and name"),
         (f"{GOOD} concurrent=-1\n", "line 1: after key and name"),
         ("schl\u00fcssel\n", "not ASCII"),

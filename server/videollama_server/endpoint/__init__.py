@@ -1,4 +1,4 @@
-"""The only process that faces the network: it checks each request and hands it on to Triton's Unix socket.
+"""The only process that faces the network: it checks each request and forwards it to Triton's Unix socket.
 
-May import the core's protocol, http2, gRPC and the KServe messages; it knows neither the supervisor nor the stages.
+May import the core's protocol, http2, gRPC and the KServe messages, but neither the supervisor nor the stages.
 """

@@ -1,4 +1,4 @@
-"""The endpoint's process: `python -m videollama_server.endpoint CONFIG`, started by the supervisor alone."""
+"""The endpoint process, `python -m videollama_server.endpoint CONFIG`. Only the supervisor starts it."""
 
 import asyncio
 import logging
@@ -21,20 +21,20 @@ from videollama_server.http2.channel import Channel
 
 logger = logging.getLogger(__name__)
 _WATCH_SECONDS, _SEEK_SECONDS = 1.0, 0.05
-_LAST_SECONDS = 0.5  # at the end, for what is written and still on its way
+_LAST_SECONDS = 0.5  # grace period at the end, for responses that are already written
 _MESSAGE_BYTES = limits.MEDIA_BYTES.value + limits.ENVELOPE_BYTES.value * 4
 _SERVER_OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_metadata_size", limits.METADATA_BYTES.value),
     ("grpc.absolute_max_metadata_size", limits.METADATA_BYTES.value),
     ("grpc.max_concurrent_streams", limits.STREAMS.value),
-    # A caller whose machine is gone is noticed, so that its requests end.
+    # Detects callers whose machine is gone, so that their requests end.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 3_600_000),
-    # A small message can be compressed from gigabytes.
+    # No compression: a small message could expand to gigabytes.
     ("grpc.compression_enabled_algorithms_bitset", 1),
     ("grpc.so_reuseport", 0),
 ]
@@ -43,12 +43,12 @@ _TRITON_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 100),  # a Unix socket: to look costs nothing
+    ("grpc.max_reconnect_backoff_ms", 100),  # over a Unix socket, reconnecting is cheap
 ]
 
 
 def _credentials(access: Access) -> grpc.ServerCredentials | None:
-    """Raises: OSError where a file cannot be read."""
+    """Raises: OSError if a file cannot be read."""
     if access.tls_cert is None or access.tls_key is None:
         return None
     pair = Path(access.tls_key).read_bytes(), Path(access.tls_cert).read_bytes()
@@ -57,15 +57,15 @@ def _credentials(access: Access) -> grpc.ServerCredentials | None:
 
 
 async def serve(config: EndpointConfig) -> None:
-    """Until the supervisor is gone. Raises: InvalidRequest, OSError, RuntimeError where it cannot begin."""
+    """Serve until the supervisor is gone. Raises: InvalidRequest, OSError, RuntimeError if it cannot start."""
     state = State()
     access = config.access
     file = None if access.api_keys is None else Path(access.api_keys)
     keys = ApiKeys(file, access.key_concurrent, access.key_per_minute, marks=not access.isolate_media)
-    # Tables of stages are larger than media.
-    most = -1 if config.with_statistics else _MESSAGE_BYTES
+    # The tensors of exposed stages are larger than media.
+    message_bytes = -1 if config.with_statistics else _MESSAGE_BYTES
     server = grpc.aio.server(
-        options=[*_SERVER_OPTIONS, ("grpc.max_receive_message_length", most)],
+        options=[*_SERVER_OPTIONS, ("grpc.max_receive_message_length", message_bytes)],
         maximum_concurrent_rpcs=limits.CALLS.value,
     )
     async with grpc.aio.insecure_channel(config.triton, options=_TRITON_OPTIONS) as triton:
@@ -99,7 +99,7 @@ async def _watch(state: State, forwarder: Forwarder, keys: ApiKeys) -> None:
 def main() -> int:
     config = EndpointConfig.read(Path(sys.argv[1]))
     log_to_stderr(logging.INFO, "%(asctime)s endpoint %(levelname)s %(message)s", "endpoint", config.log)
-    # Ctrl-C and SIGTERM of a whole group are the supervisor's: it ends this process when running answers have ended.
+    # Ctrl-C and SIGTERM are left to the supervisor, which ends this process once the running answers are complete.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     try:

@@ -1,4 +1,4 @@
-"""What forward.py and infer_stream.py say to callers by themselves."""
+"""Answers of the endpoint's own, for forward.py and infer_stream.py: errors, filtered metadata and call status."""
 
 from collections.abc import Collection
 from typing import NoReturn, TypeAlias
@@ -10,7 +10,7 @@ from videollama_core.protocol.errors import NotAllowed, Overloaded, ServerUnreac
 from videollama_core.protocol.trace_context import MEASURED, TRACEPARENT, YES, checked_traceparent
 
 Context: TypeAlias = grpc.aio.ServicerContext
-_NO_TRITON = "Triton does not answer; it is being started again, or stops"
+_NO_TRITON = "Triton does not answer; it is restarting or stopping; send the request again"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _EXTENSIONS = {"model_configuration", "parameters"}  # of KServe's protocol and Triton's
 _STATUS = {
@@ -21,70 +21,74 @@ _STATUS = {
 
 
 def stopping() -> ServerUnreachable:
-    return ServerUnreachable("the server is shutting down; ask another, or this one when it runs again")
+    """The error for requests to a server that is shutting down."""
+    return ServerUnreachable(
+        "the server is shutting down; send the request to another server, or to this one when it runs again"
+    )
 
 
 def restarting() -> StageRestarting:
+    """The error for requests to a server that is restarting."""
     return StageRestarting("the server is being started again; send the request again")
 
 
 def header(context: Context, name: str) -> str:
-    """A header of a call; "" where it did not come, or is not text."""
-    found = next((value for key, value in context.invocation_metadata() or () if key == name), "")
-    return found if isinstance(found, str) else ""
+    """A header of a call; "" if it is absent or binary."""
+    value = next((value for key, value in context.invocation_metadata() or () if key == name), "")
+    return value if isinstance(value, str) else ""
 
 
 def traceparent_of(context: Context) -> str | None:
-    """Of the caller's trace; None where it came in no form that W3C knows, or not at all."""
+    """The caller's traceparent; None if it is absent or not valid by W3C's Trace Context."""
     return checked_traceparent(header(context, TRACEPARENT))
 
 
 def measured_of(context: Context) -> str | None:
-    """YES where the caller sends the request's metrics; None for anything else."""
+    """YES if the caller reports the request's metrics itself, otherwise None."""
     return YES if header(context, MEASURED) == YES else None
 
 
 def offered_extensions(message: bytes, with_statistics: bool) -> bytes:
-    """Of a ServerMetadataResponse those that callers are offered: tools ask for what a server says that it has."""
-    found = service_pb2.ServerMetadataResponse.FromString(message)
+    """Remove the extensions that are not offered from a ServerMetadataResponse, because tools use those it lists."""
+    response = service_pb2.ServerMetadataResponse.FromString(message)
     offered = _EXTENSIONS | ({"statistics"} if with_statistics else set())
-    kept = [extension for extension in found.extensions if extension in offered]
-    found.ClearField("extensions")
-    found.extensions.extend(kept)
-    return bytes(found.SerializeToString())
+    kept = [extension for extension in response.extensions if extension in offered]
+    response.ClearField("extensions")
+    response.extensions.extend(kept)
+    return bytes(response.SerializeToString())
 
 
 def offered_config(message: bytes, exposed: Collection[str]) -> bytes:
-    """A ModelConfigResponse without steps that callers may not ask about: it is one model to them."""
-    found = service_pb2.ModelConfigResponse.FromString(message)
-    if all(step.model_name in exposed for step in found.config.ensemble_scheduling.step):
+    """Remove the ensemble's steps from a ModelConfigResponse if callers may not use them: to callers it is one model."""
+    response = service_pb2.ModelConfigResponse.FromString(message)
+    if all(step.model_name in exposed for step in response.config.ensemble_scheduling.step):
         return message
-    found.config.ClearField("ensemble_scheduling")
-    found.config.ClearField("platform")
-    return bytes(found.SerializeToString())
+    response.config.ClearField("ensemble_scheduling")
+    response.config.ClearField("platform")
+    return bytes(response.SerializeToString())
 
 
 async def abort(context: Context, error: VideoLlamaError) -> NoReturn:
-    """End a call with one of our errors."""
+    """End a call with one of the project's errors."""
     await context.abort(_STATUS.get(type(error), grpc.StatusCode.INVALID_ARGUMENT), error.to_wire())
     raise AssertionError("abort returned")
 
 
 async def pass_on(context: Context, error: grpc.aio.AioRpcError) -> NoReturn:
-    """End a call as Triton ended it."""
+    """End a call with the status that Triton's call ended with."""
     await abort_as(context, error.code().value[0], error.details() or "")
 
 
 async def abort_as(context: Context, status: int, details: str) -> NoReturn:
-    """The same by gRPC's number of a status; where Triton's socket lies is nobody's business."""
+    """End a call with a gRPC status number, without revealing the path of Triton's socket."""
     code = _CODES.get(status, grpc.StatusCode.UNKNOWN)
     await context.abort(code, _NO_TRITON if "unix:" in details else details)
     raise AssertionError("abort returned")
 
 
 async def one_message(context: Context) -> bytes:
-    """The one message of a call that is no stream."""
+    """Read the single message of a unary call."""
     message = await context.read()
     if message is grpc.aio.EOF:
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "InvalidRequest: the call came without a message")
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "InvalidRequest: the call has no message; send one")
     return bytes(message)

@@ -1,4 +1,4 @@
-"""What the endpoint is told once, in a file of the run's private folder. No secret stands in it, or on a command line."""
+"""The endpoint's configuration: a file in the run's private folder. It holds no secrets, nor does the command line."""
 
 import json
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from videollama_server.endpoint.access import Access
 
 
 def exposed_models(ensemble: bool, stages: bool) -> tuple[str, ...]:
-    """The models that callers may ask: the entry, and what the operator adds."""
+    """The models that callers may use: the entry, and what the operator exposes besides."""
     if stages:
         return tuple(contract.STAGES)
     return (contract.ENTRY.name, contract.ENSEMBLE.name) if ensemble else (contract.ENTRY.name,)
 
 
 def loaded_stages(exposed: Sequence[str]) -> tuple[str, ...]:
-    """The stages that a server needs: those of the static ensemble only where callers may ask it."""
-    own = (contract.PROMPT.name, contract.DETOKENIZE.name, contract.ENSEMBLE.name)
-    return tuple(stage for stage in contract.STAGES if contract.ENSEMBLE.name in exposed or stage not in own)
+    """The stages to load; those that only the static ensemble uses, only if it is exposed."""
+    ensemble_only = (contract.PROMPT.name, contract.DETOKENIZE.name, contract.ENSEMBLE.name)
+    return tuple(stage for stage in contract.STAGES if contract.ENSEMBLE.name in exposed or stage not in ensemble_only)
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,13 @@ class EndpointConfig:
     """
     Args:
         address: host:port to listen on.
-        http_address: host:port of the read-only HTTP; "" for none.
+        http_address: host:port of the read-only HTTP server; "" for none.
         triton: gRPC target of Triton.
         metrics: Unix socket of Triton's metrics.
-        exposed: models that callers may ask.
-        access: who gets in.
-        log: how its lines are written.
+        exposed: models that callers may use.
+        with_statistics: whether ModelStatistics is exposed.
+        access: who may call.
+        log: the format of log lines.
     """
 
     address: str
@@ -50,6 +51,6 @@ class EndpointConfig:
 
     @classmethod
     def read(cls, path: Path) -> "EndpointConfig":
-        found = json.loads(path.read_text("utf-8"))
-        access, log = Access(**found["access"]), LogStyle(**found["log"])
-        return cls(**found | {"exposed": tuple(found["exposed"]), "access": access, "log": log})
+        fields = json.loads(path.read_text("utf-8"))
+        access, log = Access(**fields["access"]), LogStyle(**fields["log"])
+        return cls(**fields | {"exposed": tuple(fields["exposed"]), "access": access, "log": log})

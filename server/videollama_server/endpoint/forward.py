@@ -1,4 +1,4 @@
-"""The gRPC service: which calls are offered, and how they go on to Triton. Messages stay serialised throughout."""
+"""The gRPC service: which calls are offered, and how they are forwarded to Triton. Messages stay serialized."""
 
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
@@ -29,19 +29,19 @@ from videollama_server.http2.channel import Channel
 _SERVICE = "/inference.GRPCInferenceService/"
 _HEALTH = "/grpc.health.v1.Health/Check"
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # grpc.health.v1.HealthCheckResponse
-_ASK_SECONDS = 5.0  # for a question about the server that Triton answers
+_ASK_SECONDS = 5.0  # timeout of calls about the server or a model, which Triton answers
 _WATCH_SECONDS = 2.0
 
 _Answer = Callable[[Caller, Context], Awaitable[None]]
 
 
 class Forwarder(grpc.GenericRpcHandler):
-    """Each call is a stream of bytes to it, so that a caller is known before anything of a message is read.
+    """Handles every call as a stream of bytes, so that a caller is authenticated before any message is read.
 
     Args:
-        streams: the way of questions to Triton, and of answers back.
-        exposed: models that callers may ask.
-        with_statistics: whether Triton's statistics are shown.
+        streams: the channel that carries questions to Triton and answers back.
+        exposed: models that callers may use.
+        with_statistics: whether Triton's statistics are offered.
     """
 
     def __init__(
@@ -61,17 +61,17 @@ class Forwarder(grpc.GenericRpcHandler):
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
             "ServerMetadata": self._ask(
-                "ServerMetadata", told=lambda found: offered_extensions(found, with_statistics)
+                "ServerMetadata", filtered=lambda response: offered_extensions(response, with_statistics)
             ),
             "ModelReady": self._is_model_ready,
             "ModelInfer": self._infer_once,
             "ModelStreamInfer": self._infer_stream,
         }
         answers["ModelMetadata"] = self._ask("ModelMetadata", of_model=True)
-        answers["ModelConfig"] = self._ask("ModelConfig", True, lambda found: offered_config(found, exposed))
-        if with_statistics:  # where every model is exposed; one question may be about all of them
+        answers["ModelConfig"] = self._ask("ModelConfig", True, lambda response: offered_config(response, exposed))
+        if with_statistics:  # every model is exposed then; a single call may ask for all of them
             answers["ModelStatistics"] = self._ask("ModelStatistics")
-        self._handlers = {_SERVICE + name: self._known(answer) for name, answer in answers.items()}
+        self._handlers = {_SERVICE + name: self._authenticated(answer) for name, answer in answers.items()}
         self._handlers[_HEALTH] = self._check_health
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
@@ -80,8 +80,8 @@ class Forwarder(grpc.GenericRpcHandler):
     def _call(self, name: str) -> Any:
         return self._triton.unary_unary(_SERVICE + name)
 
-    def _known(self, answer: _Answer) -> Callable[[Any, Context], Awaitable[None]]:
-        """The call for callers whose key is known."""
+    def _authenticated(self, answer: _Answer) -> Callable[[Any, Context], Awaitable[None]]:
+        """Wrap a handler so that it is called only with a valid API key."""
 
         async def handle(_: Any, context: Context) -> None:
             try:
@@ -93,18 +93,16 @@ class Forwarder(grpc.GenericRpcHandler):
 
         return handle
 
-    # --- questions ---
-
     async def _infer_stream(self, caller: Caller, context: Context) -> None:
         await InferStream(self._streams, context, caller, self._state, self._exposed).run()
 
     async def _infer_once(self, caller: Caller, context: Context) -> None:
         message = await one_message(context)
         try:
-            asked = check_request(message, self._exposed)
+            checked = check_request(message, self._exposed)
             if not self._state.told.accepts:
                 raise restarting() if self._state.told.restarts else stopping()
-            caller.enter(asked.is_ping)
+            caller.enter(checked.is_ping)
         except VideoLlamaError as error:
             self._state.refused(error)
             await abort(context, error)
@@ -115,12 +113,12 @@ class Forwarder(grpc.GenericRpcHandler):
             await pass_on(context, error)
         finally:
             self._state.pending -= 1
-            caller.leave(asked.is_ping)
+            caller.leave(checked.is_ping)
 
-    # --- what is served ---
-
-    def _ask(self, name: str, of_model: bool = False, told: Callable[[bytes], bytes] = lambda found: found) -> _Answer:
-        """A call that Triton answers; `told` makes of its answer what the caller is told."""
+    def _ask(
+        self, name: str, of_model: bool = False, filtered: Callable[[bytes], bytes] = lambda response: response
+    ) -> _Answer:
+        """A handler that forwards a unary call to Triton; `filtered` turns its response into the caller's."""
         call = self._call(name)
 
         async def answer(_: Caller, context: Context) -> None:
@@ -128,14 +126,14 @@ class Forwarder(grpc.GenericRpcHandler):
             if of_model:
                 await self._model_of(message, context)
             try:
-                await context.write(told(await call(message, timeout=_ASK_SECONDS)))
+                await context.write(filtered(await call(message, timeout=_ASK_SECONDS)))
             except grpc.aio.AioRpcError as error:
                 await pass_on(context, error)
 
         return answer
 
     async def _model_of(self, message: bytes, context: Context) -> str:
-        """The model that a call is about: all of these begin as a ModelReadyRequest does."""
+        """The model that a call is about. All these requests have the name in the same field as ModelReadyRequest."""
         try:
             name: str = service_pb2.ModelReadyRequest.FromString(message).name
         except DecodeError:
@@ -144,8 +142,6 @@ class Forwarder(grpc.GenericRpcHandler):
             error = NotAllowed(f"{name[:99]!r} is not offered here; ask about {' or '.join(self._exposed)}")
             await abort(context, error)
         return name
-
-    # --- whether it lives, and would answer ---
 
     async def _server_live(self, _: Caller, context: Context) -> None:
         await one_message(context)
@@ -167,22 +163,25 @@ class Forwarder(grpc.GenericRpcHandler):
         await context.write(service_pb2.ModelReadyResponse(ready=ready).SerializeToString())
 
     async def _check_health(self, _: Any, context: Context) -> None:
-        """For probes, which have no key."""
+        """Answer health probes, which have no API key."""
         await one_message(context)
         await context.write(_NOT_SERVING if self._state.not_ready else _SERVING)
 
     async def watch_triton(self) -> None:
-        """Look whether Triton itself answers."""
+        """Check once whether Triton itself answers, and record it in the state."""
         message = service_pb2.ModelReadyRequest(name=ENTRY.name).SerializeToString()
         try:
-            found = await self._model_ready(message, timeout=_WATCH_SECONDS)
-            self._state.triton_answers = service_pb2.ModelReadyResponse.FromString(found).ready
+            response = await self._model_ready(message, timeout=_WATCH_SECONDS)
+            self._state.triton_answers = service_pb2.ModelReadyResponse.FromString(response).ready
         except grpc.aio.AioRpcError:
             self._state.triton_answers = False
 
 
 async def _refuse(_: Any, context: Context) -> None:
-    """Nothing of its message is read."""
+    """Refuse an unknown call without reading its message."""
     await abort(
-        context, NotAllowed("this call is not offered here: the server answers questions, and whether it is ready")
+        context,
+        NotAllowed(
+            "this call is not offered here; use ModelStreamInfer or ModelInfer, or the health and metadata calls"
+        ),
     )

@@ -1,6 +1,6 @@
-"""One ModelStreamInfer call: each of its requests goes to Triton as a call of its own, and its responses come back.
+"""One ModelStreamInfer call. Each of its requests is forwarded to Triton as a separate call.
 
-So a request is over exactly when Triton's call is, whatever its responses say.
+A request therefore ends exactly when Triton's call ends, whatever its responses say.
 """
 
 import asyncio
@@ -29,14 +29,15 @@ from videollama_server.http2.call import Call
 from videollama_server.http2.channel import OK, UNAVAILABLE, Channel
 
 _METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
-_ERROR_CODES = "triton_grpc_error"  # a header of Triton's: an error ends the call with its code
-_MOST_WAITING = 64  # responses that a caller has not taken, until Triton is asked to wait
+_ERROR_CODES = "triton_grpc_error"  # Triton's header: errors end the call with their gRPC status code
+_MOST_WAITING = 64  # responses not yet read by the caller, beyond which Triton's call is paused
 
 
 class InferStream:
     """
     Args:
-        triton: calls on it have one request and any number of responses.
+        triton: a channel for calls with one request and any number of responses.
+        exposed: models that callers may use.
     """
 
     def __init__(
@@ -44,27 +45,27 @@ class InferStream:
     ) -> None:
         self._triton, self._context, self._caller = triton, context, caller
         self._state, self._exposed = state, exposed
-        self._responses: deque[bytes] = deque()  # that the caller has not taken
+        self._responses: deque[bytes] = deque()  # not yet read by the caller
         self._changed = asyncio.Event()
         self._requests: set[_Request] = set()
-        self._pending = 0  # requests that have not ended, or whose last responses the caller has not taken
+        self._pending = 0  # requests that have not ended, or whose last responses are not yet read
         self._failure: tuple[int, str] | None = None
-        passed = {
+        forwarded = {
             _ERROR_CODES: header(context, _ERROR_CODES),
             TRACEPARENT: traceparent_of(context),
             MEASURED: measured_of(context),
         }
-        self._metadata = tuple((name, value) for name, value in passed.items() if value)
+        self._metadata = tuple((name, value) for name, value in forwarded.items() if value)
 
     async def run(self) -> None:
-        """Until all is answered, or the caller leaves, which cancels this task."""
+        """Serve the stream until every request is answered; gRPC cancels this task if the caller disconnects."""
         reading: asyncio.Task[None] | None = None
         try:
             message = await self._context.read()
             if message is grpc.aio.EOF:
                 return
             await self._begin(message, is_first=True)
-            del message  # an answer may be long, and the media large
+            del message  # the media may be large, and the answer take long
             reading = asyncio.create_task(self._read_others())
             reading.add_done_callback(lambda _: self._changed.set())
             while self._failure is None and (self._requests or self._responses or not reading.done()):
@@ -82,7 +83,7 @@ class InferStream:
             self._count(-self._pending)
 
     async def _write_responses(self) -> None:
-        """This task alone writes; it sleeps where there is nothing."""
+        """Write the waiting responses, or wait for some. Only this task writes."""
         self._changed.clear()
         if not self._responses:
             await self._changed.wait()
@@ -90,7 +91,7 @@ class InferStream:
             await self._context.write(self._responses.popleft())
         self._count(len(self._requests) - self._pending)
         for request in self._requests:
-            request.go_on()
+            request.resume()
 
     def _count(self, change: int) -> None:
         self._pending += change
@@ -102,22 +103,22 @@ class InferStream:
 
     async def _begin(self, message: bytes, is_first: bool = False) -> None:
         try:
-            asked = check_request(message, self._exposed)
+            checked = check_request(message, self._exposed)
             if not self._state.told.accepts:
                 raise restarting() if self._state.told.restarts else stopping()
-            self._caller.enter(asked.is_ping)
+            self._caller.enter(checked.is_ping)
         except VideoLlamaError as error:
             self._state.refused(error)
             if is_first and not isinstance(error, InvalidRequest):
                 raise
-            self._refuse(error)  # as Triton refuses: the call, and other requests on it, go on
+            self._refuse(error)  # like Triton: the call and its other requests go on
             return
-        request = _Request(self, asked.is_ping)
+        request = _Request(self, checked.is_ping)
         self._requests.add(request)
         self._count(1)
         try:
             metadata = self._metadata
-            if asked.has_media and self._caller.mark:
+            if checked.has_media and self._caller.mark:
                 metadata += ((CALLER, self._caller.mark),)
             request.call = await self._triton.open(_METHOD, message, request, metadata)
         except OSError as error:
@@ -129,21 +130,20 @@ class InferStream:
     def _refuse(self, error: VideoLlamaError) -> None:
         self.respond([service_pb2.ModelStreamInferResponse(error_message=error.to_wire()).SerializeToString()])
 
-    # --- what a request says ---
-
     def respond(self, messages: list[bytes]) -> bool:
-        """Whether there is room for more."""
+        """Queue responses for the caller; return whether there is room for more."""
         self._responses += messages
         self._changed.set()
         return len(self._responses) < _MOST_WAITING
 
     def ended(self, request: "_Request", status: int = OK, details: str = "") -> None:
+        """Handle the end of a request's call to Triton, with its gRPC status."""
         if request not in self._requests:
             return
         self._requests.discard(request)
         self._caller.leave(request.is_ping)
         if status == UNAVAILABLE and not request.begun:
-            # Triton as a whole is being started again: a caller that knows of it waits, whether it was here before or not.
+            # Triton is restarting as a whole; callers that understand StageRestarting send the request again.
             self._refuse(restarting())
         elif status != OK:
             self._failure = status, details
@@ -151,7 +151,7 @@ class InferStream:
 
 
 class _Request:
-    """One of a stream's requests; listens to its call."""
+    """One request of a stream; the listener of its call to Triton."""
 
     def __init__(self, stream: InferStream, is_ping: bool) -> None:
         self._stream, self.is_ping = stream, is_ping
@@ -167,13 +167,13 @@ class _Request:
     def on_end(self, status: int, details: str) -> None:
         self._stream.ended(self, status, details)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         if self._held and self.call is not None:
             self._held = False
             self.call.go_on()
 
     def cancel(self) -> None:
-        """The caller has left."""
+        """Cancel the call, because the caller has disconnected."""
         if self.call is not None:
             self.call.cancel()
         self._stream.ended(self)

@@ -1,4 +1,4 @@
-"""The supervisor's side of the endpoint: its start, what it is told, and its end."""
+"""The supervisor's side of the endpoint process: start, status exchange and end."""
 
 import json
 import os
@@ -15,12 +15,12 @@ from videollama_server.endpoint.state import Told
 from videollama_server.machine.log import open_log
 
 _START_SECONDS, _ANSWER_SECONDS, _END_SECONDS = 30.0, 3.0, 3.0
-_WAITS = 2  # that make up the time for an answer: where the machine stood still, the first is over at once
+_WAITS = 2  # the answer timeout is split in two: after a suspend of the machine, the first wait expires at once
 
 
 @dataclass(frozen=True)
 class Heard:
-    """What the endpoint answers: requests on their way, and whether it says that the server is ready."""
+    """The endpoint's status: the number of its active requests, and whether it reports the server as ready."""
 
     pending: int
     ready: bool
@@ -29,7 +29,7 @@ class Heard:
 class EndpointProcess:
     """
     Args:
-        folder: private to this run; receives its config.
+        folder: private to this run; the config is written into it.
     """
 
     def __init__(self, config: EndpointConfig, folder: Path, log: Path) -> None:
@@ -38,7 +38,10 @@ class EndpointProcess:
         config.write(self._path)
 
     def launch(self, told: Told) -> None:
-        """Returns when it listens, and knows what it is told. Raises: ServerFailed with its own reason."""
+        """Start the process; return once it listens and has received `told`.
+
+        Raises: ServerFailed, with the reason from its log.
+        """
         environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         with open_log(self._log) as log:
             begin = log.tell()
@@ -48,7 +51,7 @@ class EndpointProcess:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=environment,
-                start_new_session=True,  # Ctrl-C reaches `vl2 serve` alone, which then drains
+                start_new_session=True,  # Ctrl-C must reach only `vl2 serve`, which then drains
             )
         try:
             self.tell(told, _START_SECONDS)
@@ -60,10 +63,10 @@ class EndpointProcess:
             raise ServerFailed(f"the endpoint does not start: {reason}") from error
 
     def tell(self, told: Told, timeout: float = _ANSWER_SECONDS) -> Heard:
-        """Raises: OSError when it is dead, or does not answer."""
+        """Send the supervisor's status and return the endpoint's. Raises: OSError if it is dead or does not answer."""
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
-            raise ConnectionError("the endpoint does not run")
+            raise ConnectionError("the endpoint is not running")
         process.stdin.write(told.to_line())
         process.stdin.flush()
         if not any(select.select([process.stdout], [], [], timeout / _WAITS)[0] for _ in range(_WAITS)):
@@ -74,11 +77,12 @@ class EndpointProcess:
         return Heard(**json.loads(line))
 
     def reload_keys(self) -> None:
+        """Make the endpoint reread its API keys."""
         if self._process is not None:
             self._process.send_signal(signal.SIGHUP)
 
     def end(self) -> None:
-        """The end of its stdin is its end."""
+        """Stop the process by closing its stdin; kill it if it does not end in time."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -86,7 +90,7 @@ class EndpointProcess:
             if pipe is not None:
                 try:
                     pipe.close()
-                except OSError:  # what was not yet written to a dead process
+                except OSError:  # unwritten data for a dead process
                     pass
         try:
             process.wait(_END_SECONDS)

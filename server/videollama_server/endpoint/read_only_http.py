@@ -1,6 +1,6 @@
-"""Health and metrics over HTTP, for probes and Prometheus: three addresses to GET, and nothing else.
+"""Health and metrics over HTTP, for probes and Prometheus: three paths to GET, and nothing else.
 
-No body is ever read, so that there is nothing to parse but a request's first lines.
+Request bodies are never read; only the request line and the headers are parsed.
 """
 
 import asyncio
@@ -14,13 +14,13 @@ from videollama_core.protocol import limits
 from videollama_core.telemetry.exposition import UNFINISHED, joined
 from videollama_server.endpoint.state import State
 
-_SECONDS = 5.0  # for a request's first lines, and for an answer
+_SECONDS = 5.0  # to receive a request's head and to answer it
 _MOST_CONNECTIONS = 64
-_TEXT = "text/plain; version=0.0.4; charset=utf-8"  # as Prometheus wants it
+_TEXT = "text/plain; version=0.0.4; charset=utf-8"  # as Prometheus requires
 
 
 def figures_beside(metrics: Path) -> Path:
-    """Where the stages of the server with this socket write their figures."""
+    """The folder where the stages of the server with this metrics socket write their metrics."""
     return metrics.with_name("figures")
 
 
@@ -36,17 +36,17 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def read_metrics(path: str, timeout: float = 10.0) -> bytes:
-    """Triton's metrics from its Unix socket, and those of its stages. Raises: OSError."""
+    """Return Triton's metrics, from its Unix socket, and those of its stages. Raises: OSError."""
     connection = _UnixConnection(path, timeout)
     try:
         connection.request("GET", "/metrics")
-        of_triton = connection.getresponse().read()
+        triton_metrics = connection.getresponse().read()
     except http.client.HTTPException as error:
         raise OSError(f"no metrics from {path}: {error!r}") from error
     finally:
         connection.close()
     files = sorted(file for file in figures_beside(Path(path)).glob("*") if not file.name.endswith(UNFINISHED))
-    return of_triton + joined(file.read_text("utf-8") for file in files).encode()
+    return triton_metrics + joined(file.read_text("utf-8") for file in files).encode()
 
 
 class ReadOnlyHttp:
@@ -63,7 +63,7 @@ class ReadOnlyHttp:
         return await asyncio.start_server(self._serve, host, port, limit=limits.METADATA_BYTES.value)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One request, and the connection ends."""
+        """Serve one request, then close the connection."""
         self._connections += 1
         try:
             if self._connections <= _MOST_CONNECTIONS:
@@ -82,26 +82,26 @@ class ReadOnlyHttp:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            return HTTPStatus.BAD_REQUEST, b"the request has no end, or is too long\n"
+            return HTTPStatus.BAD_REQUEST, b"the request is incomplete or too long\n"
         words = head.partition(b"\r\n")[0].split(b" ")
         if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
-            return HTTPStatus.BAD_REQUEST, b"this is no request of HTTP/1.1\n"
+            return HTTPStatus.BAD_REQUEST, b"this is not an HTTP/1.1 request\n"
         path = words[1].partition(b"?")[0]
         if path not in (b"/v2/health/live", b"/v2/health/ready", b"/metrics"):
             return (
                 HTTPStatus.NOT_FOUND,
-                b"here are /v2/health/live, /v2/health/ready and /metrics; questions come by gRPC\n",
+                b"the paths are /v2/health/live, /v2/health/ready and /metrics; send questions over gRPC\n",
             )
         if words[0] != b"GET":
-            return HTTPStatus.METHOD_NOT_ALLOWED, b"GET alone\n"
+            return HTTPStatus.METHOD_NOT_ALLOWED, b"only GET is allowed\n"
         if path == b"/metrics":
             try:
-                of_stages = await asyncio.to_thread(read_metrics, self._metrics, _SECONDS)
-                return HTTPStatus.OK, of_stages + self._state.exposition()
+                metrics = await asyncio.to_thread(read_metrics, self._metrics, _SECONDS)
+                return HTTPStatus.OK, metrics + self._state.exposition()
             except OSError:
                 return HTTPStatus.SERVICE_UNAVAILABLE, b"Triton does not answer\n"
-        why = self._state.not_ready if path == b"/v2/health/ready" else ""
-        return (HTTPStatus.SERVICE_UNAVAILABLE, f"{why}\n".encode()) if why else (HTTPStatus.OK, b"")
+        reason = self._state.not_ready if path == b"/v2/health/ready" else ""
+        return (HTTPStatus.SERVICE_UNAVAILABLE, f"{reason}\n".encode()) if reason else (HTTPStatus.OK, b"")
 
 
 def _response(status: HTTPStatus, body: bytes) -> bytes:

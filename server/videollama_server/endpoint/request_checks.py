@@ -1,6 +1,6 @@
-"""Whether a serialised ModelInferRequest may go on to Triton, by the contract and its limits.
+"""Check a serialized ModelInferRequest against the contract and its limits before it is forwarded to Triton.
 
-The data of tensors is never decoded: a message is walked field by field, and only what is around the data is parsed.
+Tensor data is never decoded: the message is walked field by field, and only the rest of it is parsed.
 """
 
 from collections.abc import Collection, Iterator
@@ -17,8 +17,8 @@ from videollama_core.protocol.trace_context import CALLER
 
 _RAW = service_pb2.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf
-_LENGTH_BYTES = 4  # before each string of a tensor
-_MOST_BYTES = {  # of the strings of a tensor, where the contract limits what they hold
+_LENGTH_BYTES = 4  # length prefix of each string of a tensor
+_MOST_BYTES = {  # of all strings of a tensor, where the contract limits their content
     contract.QUESTION.name: limits.QUESTION_CHARACTERS.value * 4,
     contract.MESSAGES.name: limits.MESSAGES_BYTES.value,
     contract.STOP.name: limits.STOP_STRINGS.value * limits.STOP_CHARACTERS.value * 4,
@@ -27,7 +27,7 @@ _MOST_BYTES = {  # of the strings of a tensor, where the contract limits what th
 
 @dataclass(frozen=True)
 class CheckedRequest:
-    """What the endpoint needs to know of a request."""
+    """The facts that the endpoint needs about a request."""
 
     model: str
     is_ping: bool
@@ -35,39 +35,42 @@ class CheckedRequest:
 
 
 def check_request(message: bytes, exposed: Collection[str]) -> CheckedRequest:
-    """
+    """Check a serialized ModelInferRequest.
+
     Args:
-        exposed: models that callers may ask.
-    Raises: NotAllowed for any other model; InvalidRequest unless every tensor is as the contract wants it.
+        exposed: models that callers may use.
+    Raises: NotAllowed for any other model; InvalidRequest for a tensor that violates the contract.
     """
     request, sizes = _read(message)
     if request.model_name not in exposed:
-        raise NotAllowed(f"{request.model_name[:99]!r} is not offered here; ask {' or '.join(exposed)}")
+        raise NotAllowed(f"{request.model_name[:99]!r} is not offered here; use {' or '.join(exposed)}")
     limits.REQUEST_ID_CHARACTERS.check(len(request.id), "the request id")
     if request.id and not request.id.isprintable():
-        raise InvalidRequest("the request id holds other than printable characters")
-    if CALLER in request.parameters:  # Triton puts headers there, too
-        raise NotAllowed(f"the parameter {CALLER} is the server's own; leave it out")
+        raise InvalidRequest("the request id holds characters that are not printable; use printable ones")
+    if CALLER in request.parameters:  # where Triton also puts headers
+        raise NotAllowed(f"the parameter {CALLER} is reserved for the server; leave it out")
     stage = contract.STAGES[request.model_name]
-    for place, tensor in enumerate(request.inputs):
+    for index, tensor in enumerate(request.inputs):
         if sizes:
-            size = sizes[place]
+            size = sizes[index]
             if tensor.HasField("contents"):
-                raise InvalidRequest(f"{tensor.name[:99]} has its data in contents and in raw_input_contents")
+                raise InvalidRequest(
+                    f"{tensor.name[:99]} has its data both in contents and in raw_input_contents; send only one of them"
+                )
         else:
             size = _inline_bytes(tensor)
         _check_tensor(stage, tensor, size)
     if any("shared_memory_region" in output.parameters for output in request.outputs):
-        raise NotAllowed("shared memory is not offered here; send and take tensors with their messages")
+        raise NotAllowed("shared memory is not offered here; send and receive tensors inside the messages")
     names = {tensor.name for tensor in request.inputs}
     return CheckedRequest(request.model_name, names == {contract.PING.name}, contract.MEDIA_KIND.name in names)
 
 
 def _check_tensor(stage: Stage, tensor: service_pb2.ModelInferRequest.InferInputTensor, size: int) -> None:
     if "shared_memory_region" in tensor.parameters:
-        raise NotAllowed("shared memory is not offered here; send and take tensors with their messages")
+        raise NotAllowed("shared memory is not offered here; send and receive tensors inside the messages")
     datatype, data_bytes = tensor.datatype, size
-    if datatype == "FP16" and stage.input(tensor.name).dtype == "FP32":  # tables of an engine in half precision
+    if datatype == "FP16" and stage.input(tensor.name).dtype == "FP32":  # media tokens of an engine in half precision
         datatype, data_bytes = "FP32", size * 2
     stage.check_input(tensor.name, tensor.shape, datatype, data_bytes)
     most = _MOST_BYTES.get(tensor.name)
@@ -76,26 +79,26 @@ def _check_tensor(stage: Stage, tensor: service_pb2.ModelInferRequest.InferInput
 
 
 def _inline_bytes(tensor: service_pb2.ModelInferRequest.InferInputTensor) -> int:
-    """Bytes that the data would have as raw_input_contents."""
-    found = tensor.contents
-    strings = found.bytes_contents
+    """The size in bytes that the data would have in raw_input_contents."""
+    contents = tensor.contents
+    strings = contents.bytes_contents
     if strings:
         return sum(map(len, strings)) + _LENGTH_BYTES * len(strings)
     sizes = {
-        "BOOL": len(found.bool_contents),
-        "INT32": len(found.int_contents) * 4,
-        "INT64": len(found.int64_contents) * 8,
-        "UINT8": len(found.uint_contents),
-        "UINT64": len(found.uint64_contents) * 8,
-        "FP32": len(found.fp32_contents) * 4,
-        "FP64": len(found.fp64_contents) * 8,
+        "BOOL": len(contents.bool_contents),
+        "INT32": len(contents.int_contents) * 4,
+        "INT64": len(contents.int64_contents) * 8,
+        "UINT8": len(contents.uint_contents),
+        "UINT64": len(contents.uint64_contents) * 8,
+        "FP32": len(contents.fp32_contents) * 4,
+        "FP64": len(contents.fp64_contents) * 8,
     }
     return sizes.get(tensor.datatype, 0)
 
 
 def _read(message: bytes) -> tuple[service_pb2.ModelInferRequest, list[int]]:
-    """The request without its raw_input_contents, and the size of each of those. Raises: InvalidRequest."""
-    kept, sizes, around = [], [], 0
+    """Return the request without its raw_input_contents, and the size of each in bytes. Raises: InvalidRequest."""
+    kept, sizes, envelope_bytes = [], [], 0
     count = 0
     try:
         for begin, end, number, length in _fields(message):
@@ -104,23 +107,23 @@ def _read(message: bytes) -> tuple[service_pb2.ModelInferRequest, list[int]]:
             if number == _RAW and length >= 0:
                 sizes.append(length)
                 continue
-            around += end - begin
-            limits.ENVELOPE_BYTES.check(around, "what is around the tensors' data (use raw_input_contents)")
+            envelope_bytes += end - begin
+            limits.ENVELOPE_BYTES.check(envelope_bytes, "the request beside raw_input_contents (send tensors in those)")
             kept.append(message[begin:end])
         request = service_pb2.ModelInferRequest.FromString(b"".join(kept))
     except (DecodeError, IndexError, UnicodeDecodeError) as error:
-        raise InvalidRequest("the message is no ModelInferRequest") from error
+        raise InvalidRequest("the message is not a ModelInferRequest") from error
     if sizes and len(sizes) != len(request.inputs):
         raise InvalidRequest(
-            f"{len(request.inputs)} inputs came with {len(sizes)} raw_input_contents; wanted one for each"
+            f"{len(request.inputs)} inputs have {len(sizes)} raw_input_contents; wanted one for each input"
         )
     return request, sizes
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Begin, end, number and length (-1 unless of bytes) of each field of a message.
+    """Yield begin, end, field number and length (-1 for other wire types than bytes) of each field of a message.
 
-    Raises: DecodeError, IndexError where it is none.
+    Raises: DecodeError, IndexError if it is malformed.
     """
     position, total = 0, len(message)
     while position < total:
@@ -139,7 +142,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
         else:
             raise DecodeError(f"wire type {kind}")
         if position > total:
-            raise DecodeError("a field ends behind the message")
+            raise DecodeError("a field extends past the end of the message")
         yield begin, position, tag >> 3, length
 
 
@@ -155,4 +158,4 @@ def _varint(message: bytes, position: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, position
-    raise DecodeError("a number has more than ten bytes")
+    raise DecodeError("a varint has more than ten bytes")

@@ -1,7 +1,7 @@
-"""What the endpoint knows of the server behind it, and how it hears of it.
+"""The endpoint's view of the server behind it, and the status exchange with the supervisor.
 
-The supervisor writes one line of JSON to the endpoint's stdin twice a second, and the endpoint answers with one on its
-stdout. The end of stdin is the end of the supervisor, and so of the endpoint.
+Twice a second, the supervisor writes a line of JSON to the endpoint's stdin, and the endpoint answers with one on its
+stdout. When stdin closes, the supervisor is gone, and the endpoint ends.
 """
 
 import asyncio
@@ -16,17 +16,17 @@ from videollama_core.protocol.contract import ENTRY
 from videollama_core.protocol.errors import InvalidRequest, NotAllowed, Overloaded, ServerUnreachable, VideoLlamaError
 from videollama_core.telemetry.figures import MODEL_LABEL, REFUSED
 
-STALE_SECONDS = 3.0  # after so long without a word from the supervisor, nothing is known any more
+STALE_SECONDS = 3.0  # a supervisor status older than this no longer counts
 
 
 @dataclass(frozen=True)
 class Told:
-    """What the supervisor says.
+    """The supervisor's status.
 
     Args:
-        not_ready: why no media question would be answered; "" when one would.
-        accepts: whether new requests are taken; running ones always go on.
-        restarts: where they are not: whether the server comes back by itself.
+        not_ready: why the server could not answer a question about media now; "" if it could.
+        accepts: whether new requests are accepted; running ones always continue.
+        restarts: if they are not accepted, whether the server is restarting rather than stopping.
     """
 
     not_ready: str
@@ -38,11 +38,11 @@ class Told:
 
 
 class State:
-    """Readiness, the number of requests on their way, and of those refused."""
+    """Readiness, and the numbers of active and refused requests."""
 
     def __init__(self) -> None:
         self.told = Told("the server is starting")
-        self.heard = -math.inf
+        self.updated = -math.inf  # when `told` was received
         self.triton_answers = False
         self.pending = 0
         self._refused = Counter(
@@ -50,11 +50,11 @@ class State:
         )
 
     def refused(self, error: VideoLlamaError) -> None:
-        """A question was refused before a stage was asked."""
+        """Count a request that was refused before it reached a stage."""
         self._refused[error.kind] += 1
 
     def exposition(self) -> bytes:
-        """The endpoint's own figures, for Prometheus."""
+        """The endpoint's own metrics, in Prometheus' text format."""
         figure = REFUSED
         lines = [f"# HELP {figure.name} {figure.meaning}", f"# TYPE {figure.name} {figure.kind}"]
         (label,) = figure.labels
@@ -66,20 +66,20 @@ class State:
 
     @property
     def not_ready(self) -> str:
-        """Why a question would not be answered; "" when one would."""
+        """Why the server could not answer a question now; "" if it could."""
         if self.told.not_ready:
             return self.told.not_ready
-        if time.monotonic() - self.heard > STALE_SECONDS:
-            return "the supervisor says nothing"
+        if time.monotonic() - self.updated > STALE_SECONDS:
+            return "the supervisor does not respond"
         return "" if self.triton_answers else "Triton does not answer"
 
 
 async def listen(state: State) -> None:
-    """Until stdin ends."""
+    """Receive and answer the supervisor's status until stdin closes."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := await reader.readline():
-        state.told, state.heard = Told(**json.loads(line)), time.monotonic()
+        state.told, state.updated = Told(**json.loads(line)), time.monotonic()
         sys.stdout.write(json.dumps({"pending": state.pending, "ready": not state.not_ready}) + "\n")
         sys.stdout.flush()
