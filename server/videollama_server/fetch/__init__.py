@@ -1,4 +1,4 @@
-"""Media that a caller names by URL: one gate, closed unless the operator opens it, for every way into the service.
+"""Fetching media by URL: a single gate for every entry point of the service, closed unless the operator opens it.
 
-Imports videollama_core.protocol and the standard library alone, so that a gateway beside the server can use it too.
+Imports only videollama_core.protocol and the standard library, so that a gateway beside the server can use it too.
 """

@@ -1,4 +1,4 @@
-"""Files below the one folder that the operator hands out, named as file:// URLs."""
+"""Files named by file:// URLs, below the one folder that the operator allows."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from videollama_core.protocol.limits import MEDIA_BYTES
 from videollama_server.fetch.addresses import check_characters
 
 _URL = re.compile(r"file://(/[^?#]*)", re.IGNORECASE)
-_OUTSIDE = "media_url does not name a file below the folder that this server hands out"
+_OUTSIDE = "media_url does not name a file below the folder that this server allows; send the media itself"
 
 
 def is_file_url(url: str) -> bool:
@@ -19,13 +19,13 @@ def is_file_url(url: str) -> bool:
 
 
 def path_below(root: str, url: str) -> str:
-    """The path that a URL names, as it is written. Raises: InvalidRequest unless it lies below the folder."""
+    """Return the path in a file:// URL, unresolved. Raises: InvalidRequest unless it lies below the folder."""
     check_characters(url)
-    found = _URL.fullmatch(url)
-    if found is None:
-        raise InvalidRequest("media_url is no file:///PATH: it takes an absolute path, and no host")
+    match = _URL.fullmatch(url)
+    if match is None:
+        raise InvalidRequest("media_url is not file:///PATH; wanted an absolute path and no host")
     try:
-        path = unquote_to_bytes(found[1]).decode("utf-8")
+        path = unquote_to_bytes(match[1]).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRequest("the path of media_url is not UTF-8") from error
     inside = path.startswith(root.rstrip("/") + "/")
@@ -35,9 +35,9 @@ def path_below(root: str, url: str) -> str:
 
 
 def read_below(root: str, path: str) -> bytes:
-    """The content of a regular file that lies below the folder after every link on the way.
+    """Read a regular file that lies below the folder once all symbolic links are resolved.
 
-    Raises: InvalidRequest where it does not; MediaUnreachable where it cannot be read.
+    Raises: InvalidRequest if it does not, or is too large; MediaUnreachable if it cannot be read.
     """
     real_root, real = os.path.realpath(root), os.path.realpath(path)
     if not real.startswith(real_root.rstrip("/") + "/"):
@@ -52,21 +52,21 @@ def read_below(root: str, path: str) -> bytes:
 
 
 def _open_below(folder: str, parts: Sequence[str]) -> int:
-    """Folder by folder, and no link: what was one when the path was resolved, or became one since, is refused.
+    """Open component by component without following links, so that a link made since the path was resolved is refused.
 
     Raises: OSError; InvalidRequest unless it is a regular file.
     """
-    here = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    parent = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for part in parts[:-1]:
-            below = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
-            os.close(here)
-            here = below
-        if not stat.S_ISREG(os.stat(parts[-1], dir_fd=here, follow_symlinks=False).st_mode):
+            child = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            os.close(parent)
+            parent = child
+        if not stat.S_ISREG(os.stat(parts[-1], dir_fd=parent, follow_symlinks=False).st_mode):
             raise InvalidRequest(_OUTSIDE)
-        file = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=here)
+        file = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
     finally:
-        os.close(here)
+        os.close(parent)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
         raise InvalidRequest(_OUTSIDE)

@@ -1,4 +1,4 @@
-"""The gate: URL in, bytes out, or a typed error. Every way into the service asks it."""
+"""The gate that turns a URL into bytes or a typed error. Every entry point of the service goes through it."""
 
 import ssl
 import time
@@ -33,14 +33,16 @@ class MediaGate:
             self._context.set_alpn_protocols(["http/1.1"])
 
     def check(self, url: str) -> None:
-        """Raises: InvalidRequest for what may not be asked, as far as it can be said without looking anything up."""
+        """Raises: InvalidRequest if the policy forbids the URL, as far as that can be told without a DNS lookup."""
         self._plan(url)
 
     def fetch(self, url: str, is_cancelled: Callable[[], bool] = lambda: False) -> bytes:
-        """The content of a URL.
+        """Fetch the content of a URL.
 
-        Raises: InvalidRequest for what may not be asked; MediaUnreachable for what could not be fetched; Overloaded
-            while too many others are fetched; Cancelled as soon as the caller has left.
+        Args:
+            is_cancelled: polled during the fetch; once it returns true, the fetch ends.
+        Raises: InvalidRequest if the policy forbids the URL; MediaUnreachable if it cannot be fetched; Overloaded if too
+            many other fetches are running; Cancelled as soon as the caller has disconnected.
         """
         job = self._plan(url)
         budget = Budget(time.monotonic() + self._seconds, self._media_bytes)
@@ -49,7 +51,7 @@ class MediaGate:
             if is_cancelled():
                 budget.stopped.set()
                 running.cancel()
-                raise Cancelled("the client left")
+                raise Cancelled("the client disconnected")
             if time.monotonic() > budget.deadline:
                 budget.stopped.set()
                 if running.cancel():
@@ -63,7 +65,7 @@ class MediaGate:
         if is_file_url(url):
             root = self._policy.root
             if root is None:
-                raise InvalidRequest("media_url names a file, and this server hands none out; send the media itself")
+                raise InvalidRequest("media_url names a file, which this server does not allow; send the media itself")
             path = path_below(root, url)
             return lambda _: read_below(root, path)
         address = self._allowed(url)
@@ -72,7 +74,7 @@ class MediaGate:
     def _allowed(self, url: str) -> WebAddress:
         address = read_web_address(url)
         if address.scheme == "http" and not self._policy.plain_http:
-            raise InvalidRequest("media_url is http, which is not taken by this server; use https")
+            raise InvalidRequest("media_url is http, which this server does not allow; use https")
         if not self._policy.allows(address.scheme, address.host, address.port):
             raise InvalidRequest(
                 f"media_url names {address.host}:{address.port}, which is not among the hosts that this server fetches from"
@@ -85,10 +87,14 @@ class MediaGate:
             if reply.status == 200:
                 return reply.body
             if reply.status not in _MOVED or reply.location is None:
-                raise MediaUnreachable(f"{address.host} answers media_url with the status {reply.status}")
+                raise MediaUnreachable(
+                    f"{address.host} answered media_url with HTTP status {reply.status}; check the URL"
+                )
             try:
                 url = urljoin(url, reply.location)
             except ValueError as error:
-                raise MediaUnreachable(f"{address.host} sends media_url on to what is no URL") from error
+                raise MediaUnreachable(f"{address.host} redirects media_url to an invalid URL") from error
             address = self._allowed(url)
-        raise MediaUnreachable(f"media_url is sent on more than {FETCH_REDIRECTS.value} times (fetch_redirects)")
+        raise MediaUnreachable(
+            f"media_url is redirected more than {FETCH_REDIRECTS.value} times (fetch_redirects); name the final URL"
+        )

@@ -1,4 +1,4 @@
-"""One request to one checked address: bounded in bytes and seconds, and given up as soon as nobody wants it."""
+"""One HTTP request to a checked address, limited in bytes and seconds, and cancellable."""
 
 import http.client
 import io
@@ -14,15 +14,15 @@ from videollama_core.protocol.errors import Cancelled, MediaUnreachable
 from videollama_core.protocol.limits import MEDIA_BYTES, Limit
 from videollama_server.fetch.addresses import WebAddress, resolve
 
-CONNECT_SECONDS = 10.0  # until a connection is made and its certificate checked
-LOOK_SECONDS = 0.1  # how often a transfer that waits looks whether it is still wanted
-_HEAD_BYTES = 2**18  # of what is no body: status lines, headers, chunk sizes
+CONNECT_SECONDS = 10.0  # to connect and verify the certificate
+POLL_SECONDS = 0.1  # how often a waiting transfer checks for cancellation
+_HEAD_BYTES = 2**18  # for everything but the body: status lines, headers, chunk sizes
 _CHUNK_BYTES = 2**20
 
 
 @dataclass
 class Budget:
-    """What a fetch may still take. `stopped` ends it."""
+    """The time and bytes that a fetch may still use. Setting `stopped` ends it."""
 
     deadline: float  # of time.monotonic()
     media_bytes: Limit = MEDIA_BYTES
@@ -32,26 +32,30 @@ class Budget:
         self._bytes_left = self.media_bytes.value + _HEAD_BYTES
 
     def seconds_left(self) -> float:
-        """Above 0. Raises: Cancelled, MediaUnreachable."""
+        """The remaining seconds, above 0. Raises: Cancelled; MediaUnreachable if none are left."""
         if self.stopped.is_set():
-            raise Cancelled("the client left")
+            raise Cancelled("the client disconnected")
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise too_slow()
         return left
 
     def spend(self, count: int) -> None:
+        """Account for received bytes. Raises: MediaUnreachable if there are too many."""
         self._bytes_left -= count
         if self._bytes_left < 0:
-            raise MediaUnreachable(f"media_url sends more than {self.media_bytes.value} bytes ({MEDIA_BYTES.name})")
+            raise MediaUnreachable(
+                f"media_url has more than {self.media_bytes.value} bytes ({MEDIA_BYTES.name}); use smaller media"
+            )
 
 
 def too_slow() -> MediaUnreachable:
-    return MediaUnreachable("media_url was not fetched within its time (fetch_seconds); name a faster place")
+    """The error for a fetch that runs out of time."""
+    return MediaUnreachable("media_url was not fetched within the time limit (fetch_seconds); use a faster host")
 
 
 class _Wire(io.RawIOBase):
-    """A socket as http.client reads it, with a budget for everything that comes, headers included."""
+    """A socket for http.client that charges everything received, headers included, to a budget."""
 
     def __init__(self, connection: socket.socket, budget: Budget) -> None:
         self._connection, self._budget = connection, budget
@@ -61,7 +65,7 @@ class _Wire(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while True:
-            self._connection.settimeout(min(self._budget.seconds_left(), LOOK_SECONDS))
+            self._connection.settimeout(min(self._budget.seconds_left(), POLL_SECONDS))
             try:
                 count = self._connection.recv_into(buffer)
             except TimeoutError:
@@ -81,9 +85,9 @@ class Reply:
 
 
 def get(address: WebAddress, context: ssl.SSLContext, budget: Budget) -> Reply:
-    """Ask the checked address itself; no name is looked up again, no proxy asked. A body only with the status 200.
+    """Send a GET request; the body is read only for status 200. No proxy is used, and the name is resolved only once.
 
-    Raises: InvalidRequest, MediaUnreachable, Cancelled.
+    Raises: InvalidRequest if the name resolves to an address that is not public; MediaUnreachable; Cancelled.
     """
     try:
         with _connect(address, context, budget) as connection:
@@ -100,7 +104,7 @@ def get(address: WebAddress, context: ssl.SSLContext, budget: Budget) -> Reply:
         raise MediaUnreachable(f"the certificate of {address.host} is not valid: {error.verify_message}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise MediaUnreachable(f"{address.host} did not hand over media_url ({reason})") from error
+        raise MediaUnreachable(f"media_url could not be fetched from {address.host} ({reason})") from error
 
 
 def _request(address: WebAddress) -> bytes:
@@ -116,12 +120,12 @@ def _request(address: WebAddress) -> bytes:
 
 
 def _connect(address: WebAddress, context: ssl.SSLContext, budget: Budget) -> socket.socket:
-    places = resolve(address.host, address.port)
-    for position, (family, place) in enumerate(places):
+    endpoints = resolve(address.host, address.port)
+    for position, (family, socket_address) in enumerate(endpoints):
         connection = socket.socket(family, socket.SOCK_STREAM)
         try:
-            connection.settimeout(min(budget.seconds_left(), CONNECT_SECONDS) / (len(places) - position))
-            connection.connect(place)
+            connection.settimeout(min(budget.seconds_left(), CONNECT_SECONDS) / (len(endpoints) - position))
+            connection.connect(socket_address)
             if address.scheme == "https":
                 connection = context.wrap_socket(connection, server_hostname=address.host)
             return connection
@@ -130,38 +134,43 @@ def _connect(address: WebAddress, context: ssl.SSLContext, budget: Budget) -> so
             raise
         except OSError:
             connection.close()
-            if position == len(places) - 1:
+            if position == len(endpoints) - 1:
                 raise
         except BaseException:
             connection.close()
             raise
-    raise AssertionError  # resolve gives at least one place
+    raise AssertionError  # resolve returns at least one address
 
 
 def _body(response: http.client.HTTPResponse, most: Limit) -> bytes:
     coding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if coding != "identity":
-        raise MediaUnreachable("media_url is sent compressed (Content-Encoding), which was not asked for")
-    told = _told_length(response)
-    if told is not None:
-        most.check(told, "the media at media_url")
+        raise MediaUnreachable(
+            "the host of media_url compresses it (Content-Encoding) against the request; use another host"
+        )
+    length = _content_length(response)
+    if length is not None:
+        most.check(length, "the media at media_url")
     content = io.BytesIO()
     while part := response.read(_CHUNK_BYTES):
         content.write(part)
         most.check(content.tell(), "the media at media_url")
-    if told is not None and content.tell() != told:
-        raise MediaUnreachable(f"media_url ended after {content.tell()} bytes of {told}")
+    if length is not None and content.tell() != length:
+        raise MediaUnreachable(f"media_url ended after {content.tell()} of {length} bytes")
     if not content.tell():
-        raise MediaUnreachable("media_url has no content")
+        raise MediaUnreachable("media_url is empty")
     return content.getvalue()
 
 
-def _told_length(response: http.client.HTTPResponse) -> int | None:
-    """None where the body is sent in chunks, or until the end. Raises: MediaUnreachable unless it is one number."""
-    found = set(response.headers.get_all("Content-Length", ()))
-    if response.chunked or not found:
+def _content_length(response: http.client.HTTPResponse) -> int | None:
+    """The Content-Length in bytes; None for a body that is chunked or ends with the connection.
+
+    Raises: MediaUnreachable unless it is a single number.
+    """
+    values = set(response.headers.get_all("Content-Length", ()))
+    if response.chunked or not values:
         return None
-    length = found.pop().strip()
-    if found or not re.fullmatch(r"[0-9]{1,18}", length):
-        raise MediaUnreachable("media_url is sent with a Content-Length that is no number")
+    length = values.pop().strip()
+    if values or not re.fullmatch(r"[0-9]{1,18}", length):
+        raise MediaUnreachable("the host of media_url sends an invalid Content-Length")
     return int(length)

@@ -1,4 +1,5 @@
-"""gRPC calls to this server's own Triton with many responses, read as they lie in the socket: the road that each token takes.
+"""A minimal gRPC client for streamed calls to this server's own Triton, the path of every token.
 
-HTTP/2 as far as Triton speaks it to a caller that it trusts, and that trusts it; nothing here listens. May import nothing of ours.
+It implements only as much of HTTP/2 as Triton uses, for peers that trust each other, and never listens. May import none of
+the project's other packages.
 """

@@ -1,20 +1,20 @@
-"""One gRPC call: a request on its way out, and responses that come in pieces of any size."""
+"""One gRPC call: sends a request, and assembles responses from data of any fragmentation."""
 
 from typing import Protocol
 
 from videollama_server.http2 import frames
 
-STREAM_WINDOW = 2**20  # bytes of a call that are on their way at most, while its listener holds them
-_PREFIX = 5  # of a gRPC message: whether it is compressed, and its length
+STREAM_WINDOW = 2**20  # flow-control window of a call, in bytes: how much may arrive while its listener holds it
+_PREFIX = 5  # bytes before a gRPC message: the compression flag and its length
 
 
 class Listener(Protocol):
-    """Both are called in the event loop; after `on_end`, and after `cancel`, nothing more comes."""
+    """Receives a call's messages and its end, in the event loop. After `on_end` or `cancel`, neither is called again."""
 
     def on_messages(self, messages: list[bytes]) -> None: ...
 
     def on_end(self, status: int, details: str) -> None:
-        """gRPC's status code, 0 for a call that went well, and its words."""
+        """The gRPC status code, 0 for success, and the status message."""
         ...
 
 
@@ -27,7 +27,7 @@ class Carrier(Protocol):
 
 
 class Call:
-    """See `Channel.open`."""
+    """A call; made by `Channel.open`."""
 
     def __init__(self, connection: Carrier, stream: int, listener: Listener, window: int, message: bytes) -> None:
         self._connection, self._stream, self._listener = connection, stream, listener
@@ -41,26 +41,27 @@ class Call:
         self._taken, self._held = 0, False
 
     def next_data(self, most: int) -> bytes:
-        """What is to be sent next, at most so many bytes; none where not even the message's head fits."""
+        """The next at most `most` bytes to send; none if not even the message's prefix fits into the window."""
         room = min(most, self.send_window) - len(self._head)
         if room < 0 or (room == 0 and self._unsent):
             return b""
         data, self._head = self._head + self._unsent[:room], b""
-        rest = self._unsent[room:]
-        self.is_sent = not rest
-        self._unsent = memoryview(b"") if self.is_sent else rest  # an empty part would keep the whole message
+        remaining = self._unsent[room:]
+        self.is_sent = not remaining
+        self._unsent = memoryview(b"") if self.is_sent else remaining  # an empty slice would keep the message alive
         self.send_window -= len(data)
         return data
 
     def cancel(self) -> None:
-        """Its listener hears no more. A call that has ended stays as it is."""
+        """Reset the call; its listener is not called again. No effect on a call that has ended."""
         self._connection.cancel(self._stream)
 
     def hold(self) -> None:
-        """Take no more than a window's bytes from now on, until `go_on`."""
+        """Accept at most one window of data from now on, until `go_on`."""
         self._held = True
 
     def go_on(self) -> None:
+        """Accept data without limit again."""
         self._held = False
         self._give_window()
 
@@ -70,7 +71,7 @@ class Call:
             self._taken = 0
 
     def take(self, data: bytes) -> None:
-        """Data as it came: gRPC's messages may be cut anywhere."""
+        """Add received data, in which gRPC messages may be split anywhere."""
         self._taken += len(data)
         if not self._partial and len(data) >= _PREFIX and int.from_bytes(data[1:_PREFIX], "big") == len(data) - _PREFIX:
             self.messages.append(data[_PREFIX:])
@@ -90,7 +91,7 @@ class Call:
             self._partial, self._partial_bytes = [head] if head else [], len(head)
 
     def deliver(self) -> None:
-        """What came since the last time, and the end if it has come."""
+        """Pass new messages to the listener, and the end of the call if it has come."""
         messages, self.messages = self.messages, []
         if messages:
             self._listener.on_messages(messages)

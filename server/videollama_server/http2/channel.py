@@ -1,7 +1,7 @@
 """A connection to Triton that carries any number of gRPC calls, each with one request and many responses.
 
-Everything runs in one event loop. What one read of the socket brought is handed on at once, all messages of a call together:
-the more there is, the less each costs.
+Everything runs in one event loop. The messages of one read from the socket are delivered together for each call, so that
+the cost per message falls as the load rises.
 """
 
 import asyncio
@@ -13,16 +13,17 @@ from typing import cast
 from videollama_server.http2 import frames
 from videollama_server.http2.call import STREAM_WINDOW, Call, Listener
 
-OK, CANCELLED, UNKNOWN, INTERNAL, UNAVAILABLE = 0, 1, 2, 13, 14  # gRPC's status codes
+OK, CANCELLED, UNKNOWN, INTERNAL, UNAVAILABLE = 0, 1, 2, 13, 14  # gRPC status codes
 _CONNECTION_UPDATE = 2**30
 _FRAME = 2**18
-_STREAMS = 2**30  # numbers of calls on one connection, until another is opened
+_STREAMS = 2**30  # stream ids to use on one connection before another is opened
 
 
 class Channel:
-    """
+    """Opens calls, over a connection that is made on demand.
+
     Args:
-        target: unix:PATH or HOST:PORT, as gRPC names it.
+        target: unix:PATH or HOST:PORT, as in gRPC.
     """
 
     def __init__(self, target: str) -> None:
@@ -34,7 +35,7 @@ class Channel:
     async def open(
         self, path: str, message: bytes, listener: Listener, metadata: Iterable[tuple[str, str]] = ()
     ) -> Call:
-        """Begin a call with its one request. Raises: OSError where nobody listens."""
+        """Start a call with its one request, connecting if necessary. Raises: OSError if nothing listens at the target."""
         connection = self._connection
         if connection is None or not connection.is_usable:
             async with self._connecting:
@@ -44,7 +45,7 @@ class Channel:
         return self._open(connection, path, message, listener, metadata)
 
     def open_at_once(self, path: str, message: bytes, listener: Listener) -> bool:
-        """Begin it where there is a connection already; whether there was one."""
+        """Start a call if there is already a connection; return whether there was one."""
         connection = self._connection
         if connection is None or not connection.is_usable:
             return False
@@ -86,12 +87,12 @@ class _Connection(asyncio.Protocol):
         self._calls: dict[int, Call] = {}
         self._next = 1
         self._rest = b""
-        self._taken = 0
+        self._taken = 0  # bytes received since the last window update
         self._send_window, self._stream_window, self._frame = frames.WINDOW, frames.WINDOW, frames.FRAME
-        self._sending: deque[int] = deque()  # calls whose request is not yet sent as a whole
-        self._block, self._is_last = b"", False  # headers that go on in another frame
+        self._sending: deque[int] = deque()  # streams whose request is not yet sent completely
+        self._block, self._is_last = b"", False  # a header block that continues in another frame
 
-    # --- asyncio's side ---
+    # --- callbacks of asyncio ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -114,23 +115,23 @@ class _Connection(asyncio.Protocol):
         if self._rest:
             data = self._rest + data
         position, total = 0, len(data)
-        heard: dict[int, Call] = {}
+        updated: dict[int, Call] = {}
         try:
             while total - position >= frames.HEADER_BYTES:
                 end = position + frames.HEADER_BYTES + int.from_bytes(data[position : position + 3], "big")
                 if end > total:
                     break
                 stream = int.from_bytes(data[position + 5 : position + 9], "big") & frames.MOST
-                self._frame_came(data[position + 3], data[position + 4], stream, data[position + 9 : end], heard)
+                self._handle_frame(data[position + 3], data[position + 4], stream, data[position + 9 : end], updated)
                 position = end
         except (frames.BadHeaders, IndexError) as error:
-            self._fail(f"what came is no HTTP/2 ({error})")
+            self._fail(f"invalid HTTP/2 data was received ({error})")
             return
         self._rest = data[position:]
-        for call in heard.values():
+        for call in updated.values():
             call.deliver()
 
-    # --- the calls' side ---
+    # --- used by calls ---
 
     def write(self, data: bytes) -> None:
         self._transport.write(data)
@@ -151,25 +152,25 @@ class _Connection(asyncio.Protocol):
         self.is_usable = False
         self._transport.close()
 
-    def _send(self, before: bytes = b"") -> None:
-        """As much of the requests as the windows allow, the oldest first; one whose own window is full waits behind the others."""
-        written = [before]
+    def _send(self, prefix: bytes = b"") -> None:
+        """Send as much of the requests as the windows allow, oldest first; one whose own window is full goes to the back."""
+        chunks = [prefix]
         for _ in range(len(self._sending)):
             stream = self._sending.popleft()
             call = self._calls.get(stream)
             while call is not None and (data := call.next_data(min(self._frame, self._send_window))):
                 self._send_window -= len(data)
-                written.append(frames.frame(frames.DATA, frames.END_STREAM if call.is_sent else 0, stream, data))
+                chunks.append(frames.frame(frames.DATA, frames.END_STREAM if call.is_sent else 0, stream, data))
                 if call.is_sent:
                     call = None
             if call is not None:
                 self._sending.append(stream)
-        if whole := b"".join(written):
-            self.write(whole)
+        if data := b"".join(chunks):
+            self.write(data)
 
     # --- frames ---
 
-    def _frame_came(self, kind: int, flags: int, stream: int, payload: bytes, heard: dict[int, Call]) -> None:
+    def _handle_frame(self, kind: int, flags: int, stream: int, payload: bytes, updated: dict[int, Call]) -> None:
         call = self._calls.get(stream)
         if kind == frames.DATA:
             self._taken += len(payload)
@@ -178,9 +179,9 @@ class _Connection(asyncio.Protocol):
                 self._taken = 0
             if call is not None:
                 call.take(frames.unpadded(flags, payload) if flags & frames.PADDED else payload)
-                heard[stream] = call
+                updated[stream] = call
         elif kind in (frames.HEADERS, frames.CONTINUATION):
-            self._headers_came(kind, flags, stream, payload, heard)
+            self._handle_headers(kind, flags, stream, payload, updated)
         elif kind == frames.WINDOW_UPDATE:
             size = int.from_bytes(payload, "big") & frames.MOST
             if stream == 0:
@@ -190,21 +191,21 @@ class _Connection(asyncio.Protocol):
             if self._sending:
                 self._send()
         elif kind == frames.SETTINGS and not flags & frames.ACK:
-            self._settings_came(payload)
+            self._handle_settings(payload)
         elif kind == frames.PING and not flags & frames.ACK:
             self.write(frames.frame(frames.PING, frames.ACK, 0, payload))
         elif kind == frames.RST_STREAM and call is not None:
             code = int.from_bytes(payload, "big")
             status = {frames.CANCEL: CANCELLED, frames.REFUSED: UNAVAILABLE}.get(code, INTERNAL)
-            self._end(call, stream, status, f"the call was reset ({code})", heard)
+            self._end(call, stream, status, f"the call was reset ({code})", updated)
         elif kind == frames.GOAWAY:
             self.is_usable = False
             last = int.from_bytes(payload[:4], "big") & frames.MOST
             for later in [number for number in self._calls if number > last]:
-                self._end(self._calls[later], later, UNAVAILABLE, "the server takes no more calls", heard)
+                self._end(self._calls[later], later, UNAVAILABLE, "the server takes no more calls", updated)
 
-    def _headers_came(self, kind: int, flags: int, stream: int, payload: bytes, heard: dict[int, Call]) -> None:
-        """Headers before the responses tell nothing; those after them tell how the call ended."""
+    def _handle_headers(self, kind: int, flags: int, stream: int, payload: bytes, updated: dict[int, Call]) -> None:
+        """Leading headers carry nothing of interest; the trailers hold the call's status."""
         if kind == frames.HEADERS:
             self._is_last, self._block = bool(flags & frames.END_STREAM), b""
             payload = frames.unpadded(flags, payload)
@@ -215,13 +216,13 @@ class _Connection(asyncio.Protocol):
         fields = frames.read_headers(self._block)
         status = fields.get(b"grpc-status", b"")
         details = urllib.parse.unquote(fields.get(b"grpc-message", b"").decode("ascii", "replace"))
-        self._end(call, stream, int(status) if status.isdigit() else UNKNOWN, details, heard)
+        self._end(call, stream, int(status) if status.isdigit() else UNKNOWN, details, updated)
 
-    def _settings_came(self, payload: bytes) -> None:
-        for place in range(0, len(payload) - 5, 6):
+    def _handle_settings(self, payload: bytes) -> None:
+        for offset in range(0, len(payload) - 5, 6):
             key, value = (
-                int.from_bytes(payload[place : place + 2], "big"),
-                int.from_bytes(payload[place + 2 : place + 6], "big"),
+                int.from_bytes(payload[offset : offset + 2], "big"),
+                int.from_bytes(payload[offset + 2 : offset + 6], "big"),
             )
             if key == frames.INITIAL_WINDOW_SIZE:
                 for call in self._calls.values():
@@ -233,10 +234,10 @@ class _Connection(asyncio.Protocol):
         if self._sending:
             self._send()
 
-    def _end(self, call: Call, stream: int, status: int, details: str, heard: dict[int, Call]) -> None:
+    def _end(self, call: Call, stream: int, status: int, details: str, updated: dict[int, Call]) -> None:
         del self._calls[stream]
         call.ended = status, details
-        heard[stream] = call
+        updated[stream] = call
 
     def _fail(self, reason: str) -> None:
         self.is_usable = False

@@ -1,1 +1,1 @@
-"""What the machine gives a server, and what a server would leave on it."""
+"""The machine's resources: what a server needs of them, and cleaning up what it would leave behind."""

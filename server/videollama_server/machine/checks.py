@@ -1,4 +1,4 @@
-"""Limits of the machine on any server: `vl2 doctor` tells each, and a start that one of them would end is refused in a line."""
+"""Machine limits: `vl2 doctor` reports each, and a start that one of them would break is refused with one line."""
 
 import logging
 import os
@@ -14,37 +14,39 @@ from videollama_server.machine.runtime import SHARED, program_folder
 
 logger = logging.getLogger(__name__)
 MIB = 2**20
-# A request's media lies in shared memory three times at most: as the entry's, as its question to preprocess, and as preprocess's.
+# Shared memory holds a request's media up to three times: input of the entry, its call to preprocess, input of preprocess.
 MEDIA_COPIES = 3
-BASE_SHARED_MEMORY = 32 * MIB  # of all stages, without media
+BASE_SHARED_MEMORY = 32 * MIB  # all stages, without media
 FULL_SHARED_MEMORY = BASE_SHARED_MEMORY + MEDIA_COPIES * MEDIA_BYTES.value
-LEAST_FILES = 1024  # open at a time: Triton's own, a few for each caller, and the stages'
-START_THREADS = 1800  # of one server: about 1,400 run at first,
-LEAST_THREADS = 4096  # and more once stages have died
-WORN_THREADS = 2800  # of Triton, after its stages died some ten times: it is started anew at the next quiet moment,
+LEAST_FILES = 1024  # open files: Triton's, a few for each caller, and the stages'
+START_THREADS = 1800  # a server starts with about 1,400 threads
+LEAST_THREADS = 4096  # and has more after stages have died
+WORN_THREADS = 2800  # Triton's, after some ten deaths of stages: it is restarted at the next idle moment
 MOST_THREADS = 3600  # and here at once
 
 
 def machine_findings() -> list[Finding]:
+    """Run all checks."""
     return [shared_memory(), open_files(), threads(), programs()]
 
 
 def check_machine(findings: Iterable[Finding] | None = None) -> None:
-    """Warn of what will refuse some requests. Raises: ServerFailed with what keeps any server from running here."""
+    """Log warnings about what will fail some requests. Raises: ServerFailed for what prevents any server from running."""
     for finding in machine_findings() if findings is None else findings:
-        told = f"{finding.check}: {finding.found}; {finding.advice}"
+        text = f"{finding.check}: {finding.found}; {finding.advice}"
         if finding.state == FAIL:
-            raise ServerFailed(told)
+            raise ServerFailed(text)
         if finding.state == WARN:
-            logger.warning("%s", told)
+            logger.warning("%s", text)
 
 
 def shared_memory(shared: Path = SHARED) -> Finding:
+    """Check the free space in shared memory."""
     name = "shared memory"
     try:
         free = shutil.disk_usage(shared).free
     except OSError as error:
-        advice = "mount it: the stages hand tensors over in it"
+        advice = "mount it: the stages pass tensors through it"
         return Finding(name, FAIL, f"{shared}: {error.strerror}", advice)
     size = f"{free // MIB} MiB free in {shared}"
     if free >= FULL_SHARED_MEMORY:
@@ -57,7 +59,7 @@ def shared_memory(shared: Path = SHARED) -> Finding:
 
 
 def open_files() -> Finding:
-    """The soft limit is raised to what is needed where the hard one allows it."""
+    """Check the limit of open files; the soft limit is raised if it is too low and the hard limit allows it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = 2**63 if hard == resource.RLIM_INFINITY else hard
     if 0 <= soft < LEAST_FILES <= most:
@@ -72,30 +74,31 @@ def open_files() -> Finding:
 
 
 def threads(control_group: Path = Path("/sys/fs/cgroup")) -> Finding:
-    """By the control group, and for other users than root by the user's own limit."""
+    """Check the thread limits of the control group and, except for root, of the user."""
     limits = [_number(control_group / "pids.max")]
     if os.geteuid():
         limits.append(resource.getrlimit(resource.RLIMIT_NPROC)[0])
-    found = [limit for limit in limits if limit is not None and limit >= 0]
-    if not found:
+    finite = [limit for limit in limits if limit is not None and limit >= 0]
+    if not finite:
         return Finding("threads", OK, "without limit")
-    if min(found) < LEAST_THREADS:
-        state = FAIL if min(found) < START_THREADS else WARN
+    if min(finite) < LEAST_THREADS:
+        state = FAIL if min(finite) < START_THREADS else WARN
         advice = f"a server may need {LEAST_THREADS}; raise it: ulimit -u {LEAST_THREADS} (docker: --pids-limit {LEAST_THREADS})"
-        return Finding("threads", state, f"at most {min(found)}", advice)
-    return Finding("threads", OK, f"at most {min(found)}")
+        return Finding("threads", state, f"at most {min(finite)}", advice)
+    return Finding("threads", OK, f"at most {min(finite)}")
 
 
 def programs() -> Finding:
+    """Check for a folder from which programs may run."""
     try:
         return Finding("run folder", OK, str(program_folder()))
     except ServerFailed as error:
-        found, _, advice = str(error).partition("; ")
-        return Finding("run folder", FAIL, found, advice)
+        problem, _, advice = str(error).partition("; ")
+        return Finding("run folder", FAIL, problem, advice)
 
 
 def _number(path: Path) -> int | None:
-    """Of a control group's file; None where there is none, or no limit."""
+    """The number in a control group's file; None if there is no file or no limit."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The server's log file: for its owner alone, and never without end."""
+"""The server's log file: readable only by its owner, and rotated."""
 
 import os
 import shutil
@@ -8,13 +8,13 @@ from typing import IO
 
 from videollama_core.protocol.errors import ServerFailed
 
-MOST_BYTES = 32 * 2**20  # of a log file, until it goes to FILE.1
+MOST_BYTES = 32 * 2**20  # the size at which a log file is rotated to FILE.1
 
 
 def open_log(path: Path) -> IO[bytes]:
-    """To append to. A log may tell what callers asked: its owner alone reads it.
+    """Open a log for appending. It may contain questions, so only its owner may read it.
 
-    Raises: ServerFailed if it cannot be written.
+    Raises: ServerFailed if it cannot be opened.
     """
     try:
         return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
@@ -23,9 +23,9 @@ def open_log(path: Path) -> IO[bytes]:
 
 
 def rotate(log: Path, most_bytes: int = MOST_BYTES) -> None:
-    """Move a log that has grown to FILE.1, in place of the last one; its writers, which append, go on with an empty file.
+    """Move a log that is too large to FILE.1, replacing the previous one; writers continue to append to the emptied file.
 
-    What they write between copy and cut is lost.
+    What they write between the copy and the truncation is lost.
     """
     if log.is_file() and log.stat().st_size > most_bytes:
         old = log.with_name(f"{log.name}.1")
@@ -36,7 +36,7 @@ def rotate(log: Path, most_bytes: int = MOST_BYTES) -> None:
 
 
 def kept_copy(log: Path) -> Path:
-    """A copy that outlives the run: it tells of a failure."""
+    """Copy the log of a failed run, so that it outlives the run's folder."""
     handle, name = tempfile.mkstemp(prefix="vl2-serve-", suffix=".log")
     os.close(handle)
     shutil.copyfile(log, name)

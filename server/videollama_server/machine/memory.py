@@ -1,4 +1,4 @@
-"""How a process gives back to Linux what it frees: settings of glibc's malloc. Elsewhere nothing happens."""
+"""Settings of glibc's malloc for returning freed memory to Linux. No effect with other C libraries."""
 
 import ctypes
 
@@ -7,16 +7,18 @@ _NEVER, _LARGE = 2**30, 2**16  # bytes
 
 
 def keep_freed() -> None:
-    """Freed memory is taken again instead of being given back, for a process that ends with its answer: of a short clip's time a
-    tenth went into fresh pages of large pictures. For this process and those forked from it.
+    """Reuse freed memory instead of returning it, in this process and those forked from it.
+
+    For short-lived processes: a tenth of the time for a short clip went into fresh pages for large pictures.
     """
     _set({_M_TRIM_THRESHOLD: _NEVER, _M_MMAP_THRESHOLD: _NEVER})
 
 
 def map_large_blocks() -> None:
-    """Of this process each block of 64 KiB and more becomes a mapping of its own, which goes back to Linux when it is freed.
+    """Allocate blocks of 64 KiB and more as separate mappings, which return to Linux when they are freed.
 
-    glibc raises that size to what was freed last; the tables that are kept about media then leave holes in the heap, which grows.
+    By default, glibc raises that threshold to the size of freed blocks; the cached media tokens then fragment the heap,
+    which grows.
     """
     _set({_M_MMAP_THRESHOLD: _LARGE})
 

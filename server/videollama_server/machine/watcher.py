@@ -1,8 +1,8 @@
-"""Ends what a killed `vl2 serve` leaves: its Triton's processes, shared memory and folder.
+"""Clean up after a killed `vl2 serve`: Triton's processes, shared memory and the folder.
 
-Runs as a process of its own, by the path of this file and with the standard library alone:
-python -I watcher.py GROUP LOCK SECONDS. SECONDS may pass from the death of `vl2 serve`, which sends Triton SIGTERM, to SIGKILL.
-It ends when its standard input does: with a byte before, everything ended in order; without, `vl2 serve` is gone.
+Runs as a separate process, from the path of this file and with only the standard library: python -I watcher.py GROUP LOCK
+SECONDS. The death of `vl2 serve` sends Triton SIGTERM; SECONDS later follows SIGKILL. The watcher acts when its standard
+input closes: a byte before means that everything ended in order, none that `vl2 serve` was killed.
 """
 
 import os
@@ -17,7 +17,7 @@ from pathlib import Path
 def remove(lock: Path) -> None:
     """Remove a server's shared memory and what its lock file lists: its folder, then empty folders of Triton's.
 
-    The names are checked, not trusted: anybody may write to /dev/shm.
+    The names are checked, because anyone may write to /dev/shm.
     """
     name = lock.stem
     for path in lock.parent.glob(f"{name}-*"):
@@ -36,7 +36,7 @@ def remove(lock: Path) -> None:
 
 
 def _group_lives(group: int) -> bool:
-    """Whether the group's leader runs; it is nobody's child here, so it does not stay as a zombie for long."""
+    """Whether the group's leader is running. It is not our child, so init soon reaps it if it is a zombie."""
     try:
         status = Path(f"/proc/{group}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
@@ -45,6 +45,7 @@ def _group_lives(group: int) -> bool:
 
 
 def main(group: int, lock: Path, seconds: float) -> None:
+    """Wait for the end of standard input, then clean up unless everything ended in order."""
     if sys.stdin.buffer.read():
         return
     deadline = time.monotonic() + seconds

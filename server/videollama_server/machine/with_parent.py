@@ -1,8 +1,8 @@
-"""Runs a program that gets SIGTERM when its parent is gone, however that went.
+"""Run a program that receives SIGTERM when its parent dies, for whatever reason.
 
-A process of its own until then, by the path of this file and with the standard library alone:
-python -I -S with_parent.py PARENT PROGRAM ARGUMENTS. Between fork and exec of a process that speaks gRPC nothing may run: gRPC
-starts its threads anew in the child, which then finds its files closed and aborts.
+Started from the path of this file and with only the standard library: python -I -S with_parent.py PARENT PROGRAM ARGUMENTS.
+A separate interpreter, because nothing may run between fork and exec in a process that uses gRPC: gRPC restarts its threads
+in the child, which then finds its files closed and aborts.
 """
 
 import ctypes
@@ -14,17 +14,17 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def command(words: list[str]) -> list[str]:
-    """The words that run a program, given by its own words, so.
+    """The command line that runs a program this way.
 
-    To be started by this process, in a thread that lives as long as the program may: Linux counts that thread as its parent.
+    This process must start it, from a thread that outlives the program: Linux treats that thread as the parent.
     """
     return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *words]
 
 
 def main(parent: int, words: list[str]) -> None:
-    """Become the program; end where the process with the id `parent` is gone already. Raises: OSError where it cannot run."""
+    """Become the program, or end if process `parent` is already gone. Raises: OSError if the program cannot run."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() == parent:  # else it was gone before
+    if os.getppid() == parent:  # otherwise it died before prctl
         os.execvp(words[0], words)
 
 
