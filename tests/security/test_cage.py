@@ -228,7 +228,7 @@ LIES = {
 def test_what_the_process_says_is_not_believed(name):
     memory = os.memfd_create("lie")
     os.write(memory, LIES[name])
-    with pytest.raises(StageFailed, match="no answer that can be read"):
+    with pytest.raises(StageFailed, match="gave an invalid answer"):
         message.read_answer(memory)
     os.close(memory)
 

@@ -58,12 +58,12 @@ def test_the_memory_of_a_container_is_its_own(tmp_path):
 
 def test_what_nvdec_needs_and_what_it_leaves_out_of_the_cage(monkeypatch):
     monkeypatch.setattr(nvdec_file, "LIBRARIES", ("libno-driver.so.1",))
-    monkeypatch.setattr(cage, "examine", lambda: {"landlock": "in force", "seccomp": "not to be had here: no filter"})
+    monkeypatch.setattr(cage, "examine", lambda: {"landlock": "in force", "seccomp": "not available here: no filter"})
     found = {finding.check: finding for finding in examine(decoder="nvdec")}
     assert found["video decoder"].state == FAIL and "NVIDIA_DRIVER_CAPABILITIES" in found["video decoder"].advice
     assert found["media sandbox"].state == WARN
     assert found["media sandbox"].found.startswith(
-        "landlock not in force for video files: nvdec needs devices; seccomp not to be had"
+        "landlock not in force for video files: nvdec needs devices; seccomp not available"
     )
     found = {finding.check: finding for finding in examine()}
     assert found["video decoder"].state == OK and "nvdec" not in found["media sandbox"].found

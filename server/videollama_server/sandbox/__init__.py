@@ -1,1 +1,1 @@
-"""Where hostile media are decoded: a process for each request, in a cage, with limits, and killed when nobody waits for it."""
+"""The decoding sandbox for hostile media: caged processes with resource limits, killed when their caller disconnects."""

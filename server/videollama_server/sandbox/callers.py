@@ -1,7 +1,7 @@
-"""Whether somebody still waits for a request, and who: the entry keeps a note (a file) for each, the preprocess stage looks for it.
+"""Which requests still have a waiting caller, and who it is: the entry keeps a note (a file) for each request.
 
-Triton tells a stage nothing of a caller that leaves when the request came from another stage. Notes lie in a folder that the
-server makes for its stages; without one nothing is ever given up.
+The preprocess stage checks the note, because Triton does not report a disconnected caller to a stage that was called by
+another stage. The notes are in a folder that the server makes for its stages; without it, no request is ever cancelled.
 """
 
 import hashlib
@@ -14,28 +14,28 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FOLDER_VARIABLE = "VL2_CALLERS"
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 _NAME = re.compile(r"[0-9a-f]{32}")
 
 
 def notes_environment(runtime: Path) -> dict[str, str]:
-    """What tells the stages of one server where its notes lie."""
+    """The environment variable that tells the stages of a server where its notes are."""
     return {FOLDER_VARIABLE: str(runtime / "callers")}
 
 
 def server_name() -> str:
-    """Of the server that this stage belongs to, another one for every start of `vl2 serve`."""
+    """An id of the server that this stage belongs to; it differs for every start of `vl2 serve`."""
     return hashlib.sha256(os.environ.get(FOLDER_VARIABLE, "").encode()).hexdigest()[:16]
 
 
 def is_waiting(name: str | None) -> bool:
-    """False once the note is gone; a request without a note (or one by a stranger) is always waited for."""
+    """Whether the note still exists; true for a request without a valid note."""
     note = _note(name)
     return note is None or note.exists()
 
 
 def who_waits(name: str | None) -> str:
-    """What the note says: "" where that is nobody known."""
+    """The caller that the note names; "" if it is unknown."""
     note = _note(name)
     try:
         return "" if note is None else note.read_text("ascii")
@@ -49,7 +49,7 @@ def _note(name: str | None) -> Path | None:
 
 
 class Callers:
-    """The notes of this process. One that ran before it may have left some: its callers are gone, and so they go."""
+    """The notes of this process. Those of an earlier process are removed, because its callers are gone."""
 
     def __init__(self) -> None:
         folder = os.environ.get(FOLDER_VARIABLE)
@@ -65,7 +65,13 @@ class Callers:
 
     @contextmanager
     def waiting(self, is_cancelled: Callable[[], bool], who: str = "") -> Iterator[str | None]:
-        """The name of a note that lasts as long as the block and its caller do; None without a folder."""
+        """Keep a note until the block ends or its caller disconnects.
+
+        Args:
+            is_cancelled: polled every 0.1 s.
+            who: the caller, for `who_waits`.
+        Yields: the name of the note; None without a folder.
+        """
         if self._folder is None:
             yield None
             return
@@ -89,7 +95,7 @@ class Callers:
                 if not waiting:
                     self._changed.clear()
             for note, is_cancelled in waiting:
-                with self._lock:  # never of a request that has ended: that may crash the server
+                with self._lock:  # is_cancelled of a request that has ended may crash the server
                     if note in self._waiting and is_cancelled():
                         note.unlink(missing_ok=True)
-            threading.Event().wait(_LOOK_SECONDS)
+            threading.Event().wait(_POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""Media -> pixels and filterbanks, each request in a process of its own that a hostile file can have to itself."""
+"""Turn media into pixels and filterbanks in separate processes, so that a hostile file can only harm its own."""
 
 import json
 import logging
@@ -21,17 +21,18 @@ from videollama_server.sandbox import message
 from videollama_server.sandbox.decoding import Job
 
 _START_SECONDS = 60.0
-_LOOK_SECONDS = 0.1  # between two looks whether somebody still waits for the answer
-_KEPT = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TZ", "VL2_DECODER", "CUDA_VISIBLE_DEVICES")  # of the environment
+_POLL_SECONDS = 0.1  # how often to check whether the caller still waits
+# Environment variables that the fork server gets.
+_KEPT = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TZ", "VL2_DECODER", "CUDA_VISIBLE_DEVICES")
 _CANCEL = b"cancel"
 logger = logging.getLogger(__name__)
 
 
 class CagedDecoder:
-    """Decodes one request at a time; `close` ends its processes, as the end of this one does."""
+    """Decodes one request at a time. Its processes end with `close`, or with this process."""
 
     def __init__(self, config: ModelConfig) -> None:
-        """Raises: StageFailed if the process that others are forked from does not start."""
+        """Raises: StageFailed if the fork server does not start."""
         self._config = json.dumps(config.to_dict())
         self.in_force: dict[str, str] = {}  # part of the cage -> "in force", or what is missing
         self._start()
@@ -48,11 +49,13 @@ class CagedDecoder:
                 cwd="/",
             )
         self._socket = ours
-        told = self._receive(_START_SECONDS)
-        if told is None:
+        states = self._receive(_START_SECONDS)
+        if states is None:
             self.close()
-            raise StageFailed(f"the process that media are decoded in did not start (code {self._process.returncode})")
-        self.in_force = {str(part): str(state) for part, state in told.items()}
+            raise StageFailed(
+                f"the process that decodes media did not start (exit code {self._process.returncode}); see the log"
+            )
+        self.in_force = {str(part): str(state) for part, state in states.items()}
         for part, state in self.in_force.items():
             logger.log(logging.INFO if state == "in force" else logging.WARNING, "decoding: %s %s", part, state)
 
@@ -64,33 +67,33 @@ class CagedDecoder:
         is_wanted: Callable[[], bool] = lambda: True,
         caller: str = "",
     ) -> EncoderInputs:
-        """As media.preprocess.prepare, which runs in another process.
+        """Run media.preprocess.prepare in another process.
 
         Args:
-            is_wanted: asked every 0.1 s; once it is false the work ends.
-            caller: whose media they are: requests of one caller may share a process, one after another; without a name this
-                one has a process to itself.
-        Raises: what `prepare` does; UnreadableMedia too if the file took too long, too much memory, or killed its process;
-            Cancelled if nobody waited any more; StageDied if the process was killed from elsewhere.
+            is_wanted: polled every 0.1 s; once it returns false, the work ends.
+            caller: who sent the media: consecutive requests of one caller may share a process; a request without a caller
+                gets its own.
+        Raises: the errors of `prepare`; also UnreadableMedia if the file took too long, needed too much memory, or crashed
+            its process; Cancelled if it was no longer wanted; StageDied if the process was killed from outside.
         """
         if not is_wanted():
-            raise Cancelled("the client left")
+            raise Cancelled("the client disconnected")
         head = {"kind": kind, "segment": asdict(segment), "sizes": [len(file) for file in files]}
         job = Job(caller, message.time_limit(kind).value, sum(map(len, files)), kind in FILE_KINDS)
         while True:
             memory = os.memfd_create("media", os.MFD_CLOEXEC)
             try:
                 message.write(memory, head, files)
-                ended = self._run(job, memory, is_wanted)
-                error = _error(ended, kind)
+                outcome = self._run(job, memory, is_wanted)
+                error = _error(outcome, kind)
                 if error is None:
                     return message.read_answer(memory)
             finally:
                 os.ftruncate(memory, 0)  # the other process may still have it mapped
                 os.close(memory)
-            if ended["was_fresh"] or not _crashed(ended):
+            if outcome["was_fresh"] or not _crashed(outcome):
                 raise error
-            # What an earlier file left in the process may have ended it: once more, in a fresh one.
+            # An earlier file may have damaged the process: try once more in a fresh one.
 
     def _run(self, job: Job, memory: int, is_wanted: Callable[[], bool]) -> dict[str, Any]:
         if self._process.poll() is not None:
@@ -98,20 +101,20 @@ class CagedDecoder:
         try:
             socket.send_fds(self._socket, [json.dumps(asdict(job)).encode()], [memory])
             cancelled = False
-            while not select.select([self._socket], [], [], _LOOK_SECONDS)[0]:
+            while not select.select([self._socket], [], [], _POLL_SECONDS)[0]:
                 if not cancelled and not is_wanted():
                     self._socket.send(_CANCEL)
                     cancelled = True
-            ended = self._receive(_LOOK_SECONDS)
+            outcome = self._receive(_POLL_SECONDS)
         except OSError:
-            ended = None
-        if ended is None:
+            outcome = None
+        if outcome is None:
             self._restart()
-            raise StageDied("the process that decodes media died with this request on it; send it again")
-        return ended
+            raise StageDied("the process that decodes media died during this request; send it again")
+        return outcome
 
     def _receive(self, seconds: float) -> dict[str, Any] | None:
-        """None if nothing comes, or the other side is gone."""
+        """Return a message; None if none arrives in time, or the other side is gone."""
         if not select.select([self._socket], [], [], seconds)[0]:
             return None
         data = self._socket.recv(4096)
@@ -127,33 +130,35 @@ class CagedDecoder:
         self._process.wait()
 
 
-def _crashed(ended: dict[str, Any]) -> bool:
-    """By a signal that nobody sent, such as SIGSEGV."""
-    not_its_own = (0, signal.SIGKILL, signal.SIGTERM, signal.SIGXCPU)
-    return not ended["killed"] and ended["status"] & 127 not in not_its_own
+def _crashed(outcome: dict[str, Any]) -> bool:
+    """Whether it ended by a signal of its own making, such as SIGSEGV."""
+    external = (0, signal.SIGKILL, signal.SIGTERM, signal.SIGXCPU)
+    return not outcome["killed"] and outcome["status"] & 127 not in external
 
 
-def _error(ended: dict[str, Any], kind: str) -> VideoLlamaError | None:
-    if ended["killed"] == "cancelled":
-        return Cancelled("the client left")
-    number = ended["status"] & 127
-    if ended["killed"] == "too long" or number == signal.SIGXCPU:
+def _error(outcome: dict[str, Any], kind: str) -> VideoLlamaError | None:
+    if outcome["killed"] == "cancelled":
+        return Cancelled("the client disconnected")
+    number = outcome["status"] & 127
+    if outcome["killed"] == "too long" or number == signal.SIGXCPU:
         limit = message.time_limit(kind)
         return UnreadableMedia(
-            f"the media take more than {limit.value} s to decode ({limit.name}); send shorter or smaller"
+            f"the media take more than {limit.value} s to decode ({limit.name}); send shorter or smaller media"
         )
     if number in (signal.SIGKILL, signal.SIGTERM):
-        return StageDied("the process that decoded the media was killed; the machine may be short of memory")
+        return StageDied(
+            "the process that decoded the media was killed; the machine may be short of memory; send the request again"
+        )
     if number:
         name = signal.Signals(number).name
         return UnreadableMedia(
-            f"the media ended the process that decoded them ({name}): the file is damaged; re-encode it"
+            f"the media crashed the process that decoded them ({name}): the file is damaged; re-encode it"
         )
     return None
 
 
 def _python() -> str:
-    found = sys.executable or shutil.which("python3")
-    if not found:
-        raise StageFailed("no Python interpreter is found to decode media with; put python3 on PATH")
-    return found
+    interpreter = sys.executable or shutil.which("python3")
+    if not interpreter:
+        raise StageFailed("there is no Python interpreter to decode media with; put python3 on PATH")
+    return interpreter

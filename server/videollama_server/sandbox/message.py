@@ -1,6 +1,6 @@
-"""What a request and its answer look like in the memory (memfd) that both processes hold: a JSON head, then bytes.
+"""The format of a request and its answer in the memory (memfd) that both processes share: a JSON head, then bytes.
 
-The answer comes from a process that hostile media may have taken over: nothing in it is believed.
+The answer comes from a process that hostile media may have taken over, so nothing in it is trusted.
 """
 
 import json
@@ -14,18 +14,22 @@ from videollama_core.protocol import limits
 from videollama_core.protocol.errors import StageFailed, from_wire
 from videollama_core.protocol.messages import EncoderInputs
 
-_LENGTH = 8  # bytes of the head's length
+_LENGTH = 8  # size of the field that holds the head's length, in bytes
 _MOST_HEAD = 2**20
 _ARRAYS = {"frames": np.uint8, "filterbank": np.float32, "index": np.int64, "time": np.float64}
 
 
 def time_limit(kind: str) -> limits.Limit:
-    """Of decoding media of a kind."""
+    """The processor-time limit for decoding media of a kind."""
     return limits.PICTURE_SECONDS if kind == "image" else limits.DECODE_SECONDS
 
 
 def write(memory: int, head: dict[str, Any], parts: Sequence[Any] = ()) -> None:
-    """Put a message in place of what is there. `parts`: bytes, or arrays in one piece."""
+    """Replace the content with a message.
+
+    Args:
+        parts: bytes or contiguous arrays, written after the head.
+    """
     packed = json.dumps(head).encode()
     os.ftruncate(memory, 0)
     os.lseek(memory, 0, os.SEEK_SET)
@@ -36,50 +40,52 @@ def write(memory: int, head: dict[str, Any], parts: Sequence[Any] = ()) -> None:
 
 
 def read_head(memory: int) -> tuple[dict[str, Any], int]:
-    """The head, and where the bytes begin. Raises: ValueError."""
+    """Return the head and the offset of the bytes after it. Raises: ValueError."""
     length = int.from_bytes(os.pread(memory, _LENGTH, 0), "little")
     if length > _MOST_HEAD:
-        raise ValueError(f"a head of {length} bytes")
+        raise ValueError(f"the head has {length} bytes")
     head = json.loads(os.pread(memory, length, _LENGTH))
     if not isinstance(head, dict):
-        raise ValueError("the head is no object")
+        raise ValueError("the head is not an object")
     return head, _LENGTH + length
 
 
 def read_bytes(memory: int, offset: int, size: int) -> bytes:
+    """Raises: ValueError if there are fewer bytes."""
     parts = []
     while size:
         part = os.pread(memory, size, offset)
         if not part:
-            raise ValueError("the message is cut off")
+            raise ValueError("the message is truncated")
         parts.append(part)
         offset, size = offset + len(part), size - len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def write_answer(memory: int, found: EncoderInputs) -> None:
-    arrays = [np.ascontiguousarray(getattr(found, name), dtype) for name, dtype in _ARRAYS.items()]
+def write_answer(memory: int, inputs: EncoderInputs) -> None:
+    """Replace the request with its answer."""
+    arrays = [np.ascontiguousarray(getattr(inputs, name), dtype) for name, dtype in _ARRAYS.items()]
     write(memory, {"shapes": [array.shape for array in arrays]}, arrays)
 
 
 def read_answer(memory: int) -> EncoderInputs:
-    """Raises: the error that the answer holds; StageFailed if it is none of ours."""
+    """Read and validate an answer. Raises: the error that it holds; StageFailed if it is malformed."""
     try:
         head, offset = read_head(memory)
         if "error" in head:
             raise from_wire(str(head["error"]))
-        left = os.fstat(memory).st_size - offset
+        remaining = os.fstat(memory).st_size - offset
         arrays = {}
         for (name, dtype), shape in zip(_ARRAYS.items(), head["shapes"], strict=True):
             size = int(np.prod([int(side) for side in shape], dtype=object)) * np.dtype(dtype).itemsize
-            if not 0 <= size <= left or min(shape) < 0:
-                raise ValueError(f"{name} is {shape}")
-            # Read and not mapped: the other side could cut the file off under a mapping.
+            if not 0 <= size <= remaining or min(shape) < 0:
+                raise ValueError(f"{name} has the shape {shape}")
+            # Read, not mapped: the other process could truncate the file under a mapping.
             arrays[name] = np.empty(shape, dtype)
             _fill(memory, arrays[name], offset)
-            offset, left = offset + size, left - size
+            offset, remaining = offset + size, remaining - size
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
-        raise StageFailed(f"the process that decoded the media gave no answer that can be read: {error}") from error
+        raise StageFailed(f"the process that decoded the media gave an invalid answer: {error}") from error
     return EncoderInputs(**arrays)
 
 
@@ -88,5 +94,5 @@ def _fill(memory: int, array: np.ndarray, offset: int) -> None:
     while view:
         count = os.preadv(memory, [view], offset)
         if not count:
-            raise ValueError("the answer is cut off")
+            raise ValueError("the answer is truncated")
         view, offset = view[count:], offset + count

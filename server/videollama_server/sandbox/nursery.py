@@ -1,8 +1,9 @@
-"""The process that decoding processes are forked from: `python -m videollama_server.sandbox.nursery SOCKET CONFIG`.
+"""The fork server of the decoding processes: `python -m videollama_server.sandbox.nursery SOCKET CONFIG`.
 
-It has imported what they need and never looks at media itself. One request at a time: a message comes with the memory that holds it;
-a process that was forked ahead (decoding.py), or the one that answered its caller's last request, gets it with its limits, and is
-watched; how it ended goes back. Any message meanwhile, or the end of the other side, kills it.
+It imports everything they need and never reads media itself. It serves one request at a time: a message brings the memory
+that holds the request, which goes, with its limits, to a process forked in advance (decoding.py) or to the one that answered
+the same caller's last request. The process is supervised, and the outcome is sent back. Any message in the meantime, or the
+end of the other side, kills the process.
 """
 
 import encodings
@@ -29,28 +30,29 @@ from videollama_server.machine.memory import keep_freed
 from videollama_server.sandbox import cage
 from videollama_server.sandbox.decoding import HEAD_BYTES, Decoding, Job
 
-_KEPT_SECONDS = 5.0  # that a process waits for its caller's next request
-_STALLED_SECONDS = 60  # without a hundredth of processor time: it waits for what never comes, however busy the machine
+_KEPT_SECONDS = 5.0  # how long a process is kept for its caller's next request
+_STALLED_SECONDS = 60  # without using any processor time: even on a busy machine, it is blocked for ever
 
 
-def main(words: list[str]) -> None:
+def main(arguments: list[str]) -> None:
+    """Serve until the other side is gone."""
     log_to_stderr(logging.WARNING, "%(asctime)s %(name)s %(levelname)s %(message)s", "preprocess")
-    parent = socket.socket(fileno=int(words[0]))
-    config = ModelConfig.from_dict(json.loads(words[1]))
+    parent = socket.socket(fileno=int(arguments[0]))
+    config = ModelConfig.from_dict(json.loads(arguments[1]))
     _import_all()
     keep_freed()
-    found = cage.tried()
-    parent.send(json.dumps(cage.for_video_files(found)).encode())
-    parts = tuple(part for part, told in found.items() if told == cage.IN_FORCE)
+    states = cage.tried()
+    parent.send(json.dumps(cage.for_video_files(states)).encode())
+    parts = tuple(part for part, state in states.items() if state == cage.IN_FORCE)
     gc.collect()
-    gc.freeze()  # pages that both processes share stay shared
+    gc.freeze()  # keeps shared pages shared after a fork
     processes = Processes(parent, partial(Decoding, config, parts))
     while True:
         processes.rest()
         data, memories, _, _ = socket.recv_fds(parent, HEAD_BYTES, 1)
         if not data:
             return
-        if not memories:  # a message that came after the end
+        if not memories:  # a cancellation that came after the end
             continue
         job = Job(**json.loads(data))
         if not _supervise(parent, processes.take(job), job, memories[0]):
@@ -59,7 +61,7 @@ def main(words: list[str]) -> None:
 
 
 class Processes:
-    """The process that answered the last request, for its caller's next one, and a fresh one for anybody's."""
+    """The process that answered the last request, for its caller's next one, and a fresh one for any caller."""
 
     def __init__(self, parent: socket.socket, start: Callable[[], Decoding]) -> None:
         self._parent, self._start = parent, start
@@ -67,7 +69,7 @@ class Processes:
         self._fresh: Decoding | None = None
 
     def rest(self) -> None:
-        """Before the next message is waited for: what takes time is done while nobody waits."""
+        """Do the slow work while no request is waiting: end the last process if it must go, and fork a fresh one."""
         if self._last is not None and not self._last.may_be_kept():
             self._end_last()
         self._fresh = self._fresh or self._start()
@@ -75,11 +77,11 @@ class Processes:
             self._end_last()
 
     def take(self, job: Job) -> Decoding:
-        """One that waits, and has seen no other caller's media."""
+        """Return an idle process that has not seen another caller's media."""
         if self._last is None or not self._last.may_take(job):
             self._end_last()
             self._last, self._fresh = self._fresh or self._start(), None
-            while not self._last.may_take(job):  # it was killed meanwhile
+            while not self._last.may_take(job):  # it has been killed in the meantime
                 self._end_last()
                 self._last = self._start()
         return self._last
@@ -91,7 +93,7 @@ class Processes:
 
 
 def _import_all() -> None:
-    """Also what is else imported on demand: in the cage it cannot be any more."""
+    """Import everything that is otherwise imported on demand, which the cage prevents."""
     for package in (av, encodings):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not module.name.endswith(("__main__", ".datasets", ".mbcs", ".oem")):
@@ -101,11 +103,11 @@ def _import_all() -> None:
 
 
 def _supervise(parent: socket.socket, decoding: Decoding, job: Job, memory: int) -> bool:
-    """Tell the other side how one request ended; False if that is gone."""
+    """Run one request and report its outcome to the other side; return False if that is gone."""
     was_fresh = not decoding.requests
     decoding.hand_over(job, memory)
     killed = ""
-    spent, stalled = 0.0, time.monotonic()  # its processor time, which has limits; since when it is the same
+    spent, stalled = 0.0, time.monotonic()  # its processor time; since when it has not changed
     while not killed:
         ready, _, _ = select.select([decoding.socket, parent], [], [], 1.0)
         if decoding.socket in ready:
@@ -121,8 +123,8 @@ def _supervise(parent: socket.socket, decoding: Decoding, job: Job, memory: int)
         elif time.monotonic() > stalled + _STALLED_SECONDS:
             killed = "too long"
     answered = not killed and decoding.has_answered()
-    told = {"killed": killed, "status": 0 if answered else decoding.end(), "was_fresh": was_fresh}
-    parent.send(json.dumps(told).encode())
+    report = {"killed": killed, "status": 0 if answered else decoding.end(), "was_fresh": was_fresh}
+    parent.send(json.dumps(report).encode())
     return True
 
 

@@ -1,7 +1,7 @@
-"""The system calls that decoding needs, as a seccomp filter; every other one fails with EPERM.
+"""A seccomp filter of the system calls that decoding needs; every other one fails with EPERM.
 
-There is none to open or create a file, to start a program or a process, for the network, or that reaches another process: fcntl could
-have any process of the same user signalled.
+None of them opens or creates a file, starts a program or a process, uses the network, or reaches another process. fcntl is
+left out because it could have any process of the same user signalled.
 """
 
 import errno
@@ -11,15 +11,12 @@ import struct
 
 _KILL, _ALLOW, _ERROR = 0x80000000, 0x7FFF0000, 0x00050000  # linux/seccomp.h: SECCOMP_RET_*
 _LOAD, _EQUAL, _HAS_BITS, _RETURN = 0x20, 0x15, 0x45, 0x06  # linux/bpf_common.h: ld [k]; jeq k; jset k; ret k
-_NUMBER, _ARCHITECTURE, _ARGUMENTS = (
-    0,
-    4,
-    16,
-)  # offsets in struct seccomp_data; each argument has 8 bytes, low half first
+# Offsets in struct seccomp_data; each argument has 8 bytes, low half first.
+_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 _CLONE_THREAD = 0x00010000
 _PR_SET_NAME = 15
 
-# Machine -> linux/audit.h's AUDIT_ARCH_*, and which column of the table is its own.
+# Machine -> linux/audit.h's AUDIT_ARCH_*, and its column in the table.
 _MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 _CALLS: dict[str, tuple[int, int]] = {  # x86-64, aarch64
     "read": (0, 63),
@@ -31,11 +28,9 @@ _CALLS: dict[str, tuple[int, int]] = {  # x86-64, aarch64
     "lseek": (8, 62),
     "ftruncate": (77, 46),
     "fstat": (5, 80),
-    "newfstatat": (
-        262,
-        79,
-    ),  # what glibc makes of fstat; of a path, Landlock and the rest give nothing away but its size
-    "recvmsg": (47, 212),  # the next request, from the one socket that it has
+    # glibc implements fstat by it; for a path, it reveals no more than metadata such as the size.
+    "newfstatat": (262, 79),
+    "recvmsg": (47, 212),  # receives the next request from the only socket
     "close": (3, 57),
     "mmap": (9, 222),
     "munmap": (11, 215),
@@ -69,18 +64,18 @@ _CALLS: dict[str, tuple[int, int]] = {  # x86-64, aarch64
     "sched_getaffinity": (204, 123),
     "getcpu": (309, 168),
 }
-_CLONE = (56, 220)  # of a thread
-_CLONE3 = (435, 435)  # its flags cannot be looked at: glibc takes clone where there is no clone3
-_TGKILL = (234, 131)  # abort() signals the process itself
-_PRCTL = (157, 167)  # a thread's name
+_CLONE = (56, 220)  # only to start a thread
+_CLONE3 = (435, 435)  # a filter cannot inspect its flags; without clone3, glibc uses clone
+_TGKILL = (234, 131)  # only to its own process, for abort()
+_PRCTL = (157, 167)  # only to name a thread
 
 
 def build_filter(pid: int | None = None, machine: str | None = None) -> bytes | None:
-    """The program (struct sock_filter, 8 bytes each) for one process; None for a machine that is not in the table."""
-    known = _MACHINES.get(machine or platform.machine())
-    if known is None:
+    """Build the BPF program (struct sock_filter, 8 bytes each) for one process; None for an unsupported machine."""
+    entry = _MACHINES.get(machine or platform.machine())
+    if entry is None:
         return None
-    architecture, column = known
+    architecture, column = entry
     pid = os.getpid() if pid is None else pid
 
     program = [_step(_LOAD, _ARCHITECTURE), _step(_EQUAL, architecture, 1, 0), _step(_RETURN, _KILL)]
