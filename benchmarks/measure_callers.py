@@ -1,4 +1,4 @@
-"""Answers and tokens a second of a real server at 1 to 32 callers, against a plain PyTorch loop with the same weights."""
+"""Measures a server's answers and tokens per second with 1 to 32 callers, compared with a plain PyTorch loop."""
 
 import asyncio
 import time
@@ -19,49 +19,49 @@ from videollama_core.protocol.messages import SamplingOptions
 CHECKPOINT = TREE / "training/checkpoints/tiny-shapes"
 CLIPS = sorted((TREE / "benchmarks/shapes/held_out").glob("*.mp4"))[:16]
 QUESTION = "Describe the video."
-TOKENS = 32  # at most, of an answer
+TOKENS = 32  # maximum length of an answer
 CALLERS = (1, 4, 8, 16, 32)
-QUESTIONS = 64  # a round
+QUESTIONS = 64  # per round
 NOTES = (
-    "tiny-shapes, float32, greedy, answers of at most 32 tokens; server, stages and callers share the cores. The loop is "
-    "`videollama_core.pipeline`, one question after another in one process, with PyTorch's own number of threads. Every answer of the "
-    "server is compared with the loop's, id by id. New videos are met by no cache; the repeated one was asked about before.",
+    "tiny-shapes, float32, greedy decoding, answers of at most 32 tokens; server, stages and callers share the cores. The loop is "
+    "`videollama_core.pipeline`: one question after another in one process, with PyTorch's default number of threads. Every answer of "
+    "the server is compared with the loop's, id by id. New videos miss every cache; the repeated video was asked about before.",
 )
 
 
 def plain_loop(pipeline: Pipeline, videos: Sequence[bytes]) -> tuple[float, int, list[list[int]]]:
-    """Seconds, tokens, ids."""
+    """Answer one question after another. Returns: seconds, number of tokens, ids of each answer."""
     began, options = time.perf_counter(), SamplingOptions(max_new_tokens=TOKENS)
     conversation = [{"role": "user", "content": QUESTION}]
-    found = [pipeline.answer(conversation, "video", [video], options=options).output_ids for video in videos]
-    return time.perf_counter() - began, sum(map(len, found)), found
+    ids = [pipeline.answer(conversation, "video", [video], options=options).output_ids for video in videos]
+    return time.perf_counter() - began, sum(map(len, ids)), ids
 
 
 def served(address: str, videos: Sequence[bytes], callers: int) -> tuple[float, int, list[list[int]]]:
-    """The same by so many callers, each of whom asks the next question when its answer is whole."""
+    """The same with concurrent callers, each of which sends its next question when its answer is complete."""
     return asyncio.run(_served(address, videos, callers))
 
 
 async def _served(address: str, videos: Sequence[bytes], callers: int) -> tuple[float, int, list[list[int]]]:
-    found: list[list[int]] = [[] for _ in videos]
+    ids: list[list[int]] = [[] for _ in videos]
     waiting = list(enumerate(videos))[::-1]
     async with AsyncClient(address) as client:
 
         async def caller() -> None:
             while waiting:
                 place, video = waiting.pop()
-                found[place] = (await client.ask(QUESTION, video=video, max_new_tokens=TOKENS)).output_ids
+                ids[place] = (await client.ask(QUESTION, video=video, max_new_tokens=TOKENS)).output_ids
 
         began = time.perf_counter()
         await asyncio.gather(*(caller() for _ in range(callers)))
         taken = time.perf_counter() - began
-    return taken, sum(map(len, found)), found
+    return taken, sum(map(len, ids)), ids
 
 
 def measure(address: str, pipeline: Pipeline, questions: int, rounds: int, levels: Sequence[int]) -> dict[str, Any]:
-    """Answers and tokens a second by variant, all variants in turn. Raises: ParityFailed where an answer is not the loop's."""
+    """Answers and tokens per second by variant, all variants in turn. Raises: ParityFailed if an answer differs from the loop's."""
     clips = [path.read_bytes() for path in CLIPS]
-    wanted = plain_loop(pipeline, clips)[2]
+    expected = plain_loop(pipeline, clips)[2]
     number = time.time_ns()
 
     def new_videos() -> list[bytes]:
@@ -78,33 +78,33 @@ def measure(address: str, pipeline: Pipeline, questions: int, rounds: int, level
         for callers in (0, *levels)
     }
     rates: dict[str, dict[str, list[float]]] = {name: {"answers": [], "tokens": []} for name in variants}
-    served(address, repeated(), max(levels))  # warm, and known from here on
+    served(address, repeated(), max(levels))  # warms up, and caches the repeated video
     for _ in range(rounds):
         for name, (make, callers) in variants.items():
             videos = make()[: questions if callers else questions // 4]
             seconds, tokens, ids = served(address, videos, callers) if callers else plain_loop(pipeline, videos)
-            for place, found in enumerate(ids):
-                if found != wanted[place % len(clips) if name.startswith("new") else 0]:
-                    raise ParityFailed(f"{name}: answer {place} is not the plain loop's")
+            for place, answer in enumerate(ids):
+                if answer != expected[place % len(clips) if name.startswith("new") else 0]:
+                    raise ParityFailed(f"{name}: answer {place} differs from the plain loop's")
             rates[name]["answers"].append(len(videos) / seconds)
             rates[name]["tokens"].append(tokens / seconds)
-    return {name: {what: spread(values) for what, values in both.items()} for name, both in rates.items()}
+    return {name: {unit: spread(values) for unit, values in both.items()} for name, both in rates.items()}
 
 
-def tables(found: dict[str, Any]) -> list[Table]:
+def tables(results: dict[str, Any]) -> list[Table]:
     rows = []
-    for name, both in found.items():
+    for name, both in results.items():
         kind, callers = name.split(", ")
-        loop = found[f"{kind}, 0"]
+        loop = results[f"{kind}, 0"]
         answers, tokens = both["answers"]["median"], both["tokens"]["median"]
-        who = "plain loop" if callers == "0" else f"{callers} callers"
-        rows.append([f"{kind} video", who, answers, tokens, answers / loop["answers"]["median"]])
-    return [Table("", ["question about a", "by", "answers/s", "tokens/s", "of the loop's"], rows)]
+        asked_by = "plain loop" if callers == "0" else f"{callers} callers"
+        rows.append([f"a {kind} video", asked_by, answers, tokens, answers / loop["answers"]["median"]])
+    return [Table("", ["question about", "asked by", "answers/s", "tokens/s", "relative to the loop"], rows)]
 
 
-def aims(found: dict[str, Any]) -> list[Aim]:
+def aims(results: dict[str, Any]) -> list[Aim]:
     def ratio(kind: str) -> float:
-        return found[f"{kind}, 8"]["answers"]["median"] / found[f"{kind}, 0"]["answers"]["median"]
+        return results[f"{kind}, 8"]["answers"]["median"] / results[f"{kind}, 0"]["answers"]["median"]
 
     return [
         Aim("8 callers / plain loop, new videos", ratio("new"), 1.9, True),
@@ -113,13 +113,13 @@ def aims(found: dict[str, Any]) -> list[Aim]:
 
 
 def main() -> None:
-    asked = arguments(__doc__).parse_args()
+    options = arguments(__doc__).parse_args()
     pipeline = Pipeline(Path(CHECKPOINT))
-    questions, rounds, levels = (32, 2, (1, 8)) if asked.fast else (QUESTIONS, 5, CALLERS)
+    questions, rounds, levels = (32, 2, (1, 8)) if options.fast else (QUESTIONS, 5, CALLERS)
     with torch.inference_mode(), serving(converted_demo()) as server:
-        found = measure(server.address, pipeline, questions, rounds, levels)
-    title = "Many callers against a plain loop"
-    record("callers", title, tables(found), aims(found), NOTES, found, asked.fast, asked.out)
+        results = measure(server.address, pipeline, questions, rounds, levels)
+    title = "Concurrent callers compared with a plain loop"
+    record("callers", title, tables(results), aims(results), NOTES, results, options.fast, options.out)
 
 
 if __name__ == "__main__":

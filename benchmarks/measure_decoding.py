@@ -1,6 +1,6 @@
-"""The language model on a CPU: decoding in batches, a repeated question, prompts beside answers, Mixtral's experts.
+"""Measures the language model on a CPU: batched decoding, repeated questions, prefill during decoding, Mixtral's experts.
 
-Weights are random but those of tiny-shapes; a tower is not needed. Equal results are checked before anything is timed.
+Weights are random, except those of tiny-shapes; no tower is needed. Results are checked for equality before anything is timed.
 """
 
 import os
@@ -21,18 +21,18 @@ from videollama_core.generation.runner import Runner
 from videollama_core.generation.torch_runner import TorchRunner
 from videollama_core.model.decoder import Decoder
 
-WANTED = 4.0  # times the tokens of one request, for eight
+WANTED = 4.0  # minimum speed-up with eight requests
 NOTES = (
-    f"Random weights in the shapes named, and tiny-shapes; {POSITIONS} positions, which is a video and a question. The parts "
-    "are the scheduler and the runners as the stage runs them, in one process, without a server.",
-    "Before timing: the scores of eight requests in one step equal those of each alone (largest difference below 1e-3), and "
-    "answers with kept prompts have the ids of answers without.",
+    f"Random weights in the named shapes, and tiny-shapes; {POSITIONS} positions, which is a video and a question. The scheduler "
+    "and the runners work as in the stage, in one process, without a server.",
+    "Checked before timing: the logits of eight requests in one step equal those of each alone (largest difference below 1e-3), and "
+    "answers with cached prefixes have the same ids as answers without.",
 )
 
 
 def main() -> None:
-    asked = arguments(__doc__).parse_args()
-    steps, runs = (4, 1) if asked.fast else (12, 5)
+    options = arguments(__doc__).parse_args()
+    steps, runs = (4, 1) if options.fast else (12, 5)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     os.environ[PREFIX_VARIABLE] = str(2**30)
     decoding: list[list[str | float | None]] = []
@@ -42,11 +42,11 @@ def main() -> None:
     aims: list[Aim] = []
     samples: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        made = {"tiny-shapes": shapes_bundle(Path(folder, "shapes"))}
+        bundles = {"tiny-shapes": shapes_bundle(Path(folder, "shapes"))}
         for name, change in SHAPES.items():
-            config = with_language(made["tiny-shapes"][0].config, change)
-            made[name] = random_bundle(config, Path(folder, name.split(",")[0]))
-        for name, (bundle, weights) in made.items():
+            config = with_language(bundles["tiny-shapes"][0].config, change)
+            bundles[name] = random_bundle(config, Path(folder, name.split(",")[0]))
+        for name, (bundle, weights) in bundles.items():
             decoder = Decoder(bundle.config.language).eval()
             decoder.load_state_dict(weights)
             positions = bundle.max_seq_len
@@ -61,22 +61,22 @@ def main() -> None:
                 decoding.append([name, engine, rates[1]["median"], *times, difference])
                 samples[f"decode {name} {engine}"] = rates
                 if engine == "onnx":
-                    aims.append(Aim(f"{name}: tokens/s of 8 over 1", times[-1], WANTED, at_least=True))
+                    aims.append(Aim(f"{name}: tokens/s, 8 requests / 1", times[-1], WANTED, at_least=True))
                 for slot in range(8):
                     runner.free(slot)
                 if bundle.config.language.experts:
                     continue
-                took = samples[f"repeated {name} {engine}"] = repeated(runner, max(1, runs // 2))
-                middle = {kind: value["median"] for kind, value in took.items()}
+                seconds = samples[f"repeated {name} {engine}"] = repeated(runner, max(1, runs // 2))
+                medians = {kind: value["median"] for kind, value in seconds.items()}
                 questions.append(
                     [
                         name,
                         engine,
-                        middle["first"] / middle["text"],
-                        middle["second"] / middle["text"],
-                        middle["first"] / middle["second"],
-                        middle["eight without"] / middle["one"],
-                        middle["eight"] / middle["one"],
+                        medians["first"] / medians["text"],
+                        medians["second"] / medians["text"],
+                        medians["first"] / medians["second"],
+                        medians["eight without"] / medians["one"],
+                        medians["eight"] / medians["one"],
                     ]
                 )
                 both = samples[f"beside {name} {engine}"] = beside(runner, max(1, runs // 2))
@@ -92,7 +92,7 @@ def main() -> None:
                         prefill["beside"]["median"] / prefill["alone"]["median"],
                     ]
                 )
-        bundle, weights = made["Mixtral, 8 experts"]
+        bundle, weights = bundles["Mixtral, 8 experts"]
         for name, values in experts(bundle.config, weights, 4 * runs).items():
             moe.append([name, statistics.median(values["all"]) / statistics.median(values["chosen"])])
     record(
@@ -100,28 +100,48 @@ def main() -> None:
         "The language model on a CPU",
         [
             Table(
-                "Decoding at 900 positions: tokens/s of one request, and how many times as many of 2, 4 and 8 in one step",
-                ["model", "engine", "1", "2", "4", "8", "difference of scores"],
+                "Decoding at 900 positions: tokens/s of one request, and the speed-up with 2, 4 and 8 requests in one step",
+                ["model", "engine", "1", "2", "4", "8", "difference of logits"],
                 decoding,
             ),
             Table(
-                "Time until the first token, over that of a text of 20 tokens; and until eight second questions have "
-                "32 tokens each, over that of one",
-                ["model", "engine", "first", "second", "first over second", "eight, nothing kept", "eight, kept"],
+                "Time until the first token, relative to a text of 20 tokens; and time until eight second questions are answered "
+                "with 32 tokens each, relative to one question",
+                [
+                    "model",
+                    "engine",
+                    "first",
+                    "second",
+                    "first / second",
+                    "eight, no cached prefix",
+                    "eight, cached prefix",
+                ],
                 questions,
             ),
             Table(
-                "A prompt of 900 positions beside an answer, in steps of the answer alone (medians)",
-                ["model", "engine", "a step beside", "the longest", "the prompt alone", "prompt: beside over alone"],
+                "Prefill of 900 positions during the decoding of another request, in decoding steps of that request alone "
+                "(medians)",
+                [
+                    "model",
+                    "engine",
+                    "a step during prefill",
+                    "the longest step",
+                    "prefill alone",
+                    "prefill: during decoding / alone",
+                ],
                 sharing,
             ),
-            Table("Mixtral, one layer in PyTorch: all experts over those chosen (2 of 8)", ["positions", "times"], moe),
+            Table(
+                "Mixtral, one layer in PyTorch: time of all experts relative to the selected ones (2 of 8)",
+                ["positions", "times"],
+                moe,
+            ),
         ],
         aims,
         NOTES,
         samples,
-        asked.fast,
-        asked.out,
+        options.fast,
+        options.out,
     )
 
 

@@ -1,6 +1,6 @@
-"""The language model's weights in int8 on a CPU beside float32: the accuracy of tiny-shapes, speed and size.
+"""Measures int8 weights of the language model on a CPU compared with float32: accuracy of tiny-shapes, speed and size.
 
-Accuracy is that of the held-out questions through a real server. Weights of the larger shapes are random.
+Accuracy is measured on the held-out questions through a real server. The larger models have random weights.
 """
 
 import os
@@ -29,30 +29,32 @@ PLAIN, INT8 = "float32", "int8"
 BATCHES = (1, 8)
 NUM_FRAMES = 8  # of tiny-shapes
 NOTES = (
-    "`vl2 convert --quantize int8` beside a conversion without it. Questions: the 480 of `benchmarks/shapes` through a server, greedy, "
-    f"eight at a time. Speed: the decoder's runner in one process at {POSITIONS} positions, both in turn, every core; "
-    "`processor` are ratios of the processor time, which other work on the machine moves less than the clock.",
-    "Scores of eight requests in one step equal those of each alone (largest difference below 1e-3) in int8 as well: checked first.",
+    "`vl2 convert --quantize int8` compared with a conversion without it. Accuracy: the 480 questions of `benchmarks/shapes` through a "
+    f"server, greedy decoding, eight concurrent requests. Speed: the decoder's runner in one process at {POSITIONS} positions, both "
+    "variants in turn, on all cores; the `processor` columns are ratios of processor time, which other work on the machine affects less "
+    "than wall time.",
+    "Checked before timing: the logits of eight requests in one step equal those of each alone (largest difference below 1e-3; in int8 "
+    "below the difference that rounding the weights makes).",
 )
 
 
 def answers(bundle: Path, items: list[Item]) -> dict[str, list[str]]:
-    """With the frames as they are and shuffled, which the model was never trained on."""
-    found = {}
+    """Answers with the frames in order and shuffled; the model was never trained on shuffled frames."""
+    by_order = {}
     with serving(bundle) as served, Client(served.address) as client, ThreadPoolExecutor(8) as pool:
         for order, frames in (("", None), (", frames shuffled", FrameOrder("shuffled", NUM_FRAMES))):
             ask = service(client, TASKS[0].max_new_tokens, 600.0, frames)
-            found[order] = list(pool.map(lambda item, ask=ask: ask(item, item.questions[0]), items))  # type: ignore[misc]
-    return found
+            by_order[order] = list(pool.map(lambda item, ask=ask: ask(item, item.questions[0]), items))  # type: ignore[misc]
+    return by_order
 
 
-def accuracy(items: list[Item], order: str, found: dict[str, list[str]]) -> list[list[str | float | None]]:
-    """A row for all questions and for each form of them."""
+def accuracy(items: list[Item], order: str, texts_by_name: dict[str, list[str]]) -> list[list[str | float | None]]:
+    """One row for all questions, and one for each form."""
     right = {
         name: [bool(read_shapes(item, [answer]).right) for item, answer in zip(items, texts, strict=True)]
-        for name, texts in found.items()
+        for name, texts in texts_by_name.items()
     }
-    same = [one == other for one, other in zip(found[PLAIN], found[INT8], strict=True)]
+    same = [plain == int8 for plain, int8 in zip(texts_by_name[PLAIN], texts_by_name[INT8], strict=True)]
     rows: list[list[str | float | None]] = []
     for form in ("all", *sorted({item.groups["form"] for item in items})):
         chosen = [place for place, item in enumerate(items) if form in ("all", item.groups["form"])]
@@ -62,11 +64,11 @@ def accuracy(items: list[Item], order: str, found: dict[str, list[str]]) -> list
 
 
 def speed(bundles: dict[str, Bundle], steps: int, runs: int) -> dict[str, Any]:
-    """Batch, or "prompt" -> variant -> `wall` and `cpu` seconds of each run."""
+    """Batch size, or "prompt" -> variant -> `wall` and `cpu` seconds of each run."""
     runners = {name: OnnxRunner(bundle, 8, bundle.max_seq_len) for name, bundle in bundles.items()}
     kept = {name: kept_prompt(runner) for name, runner in runners.items()}
     check_batches(runners[PLAIN], kept[PLAIN])
-    # A float's last bit may round an input of a product to the next code: that may cost no more than rounding the weights did.
+    # The last bit of a float may round a product's input to the next code; allow no more than what rounding the weights costs.
     check_batches(runners[INT8], kept[INT8], most=_rounding(runners, kept))
 
     def decode(name: str, batch: int) -> None:
@@ -78,49 +80,49 @@ def speed(bundles: dict[str, Bundle], steps: int, runs: int) -> dict[str, Any]:
         ids = np.random.default_rng(0).integers(0, runners[name].vocab_size, POSITIONS)
         runners[name].prefill(0, ids, None, np.ones(POSITIONS, bool))
 
-    found: dict[str, Any] = {}
+    times: dict[str, Any] = {}
     for batch in BATCHES:
         for name, runner in runners.items():
             fill_slots(runner, kept[name], batch)
             decode(name, batch)
-        found[str(batch)] = in_turn({n: lambda n=n, b=batch: decode(n, b) for n in runners}, runs)  # type: ignore[misc]
-    found["prompt"] = in_turn({n: lambda n=n: prompt(n) for n in runners}, runs)  # type: ignore[misc]
-    return found
+        times[str(batch)] = in_turn({n: lambda n=n, b=batch: decode(n, b) for n in runners}, runs)  # type: ignore[misc]
+    times["prompt"] = in_turn({n: lambda n=n: prompt(n) for n in runners}, runs)  # type: ignore[misc]
+    return times
 
 
 def _rounding(runners: dict[str, OnnxRunner], kept: dict[str, Any]) -> float:
-    """The largest difference between the scores of the two after the same ids."""
-    found = []
+    """The largest difference between the logits of the two variants after the same ids."""
+    logits = []
     for name, runner in runners.items():
         fill_slots(runner, kept[name], 1)
-        found.append(runner.decode([0], [7])[0].copy())
-    return float(np.abs(found[0] - found[1]).max())
+        logits.append(runner.decode([0], [7])[0].copy())
+    return float(np.abs(logits[0] - logits[1]).max())
 
 
 def main() -> None:
-    asked = arguments(__doc__).parse_args()
-    steps, runs = (4, 1) if asked.fast else (12, 9)
+    options = arguments(__doc__).parse_args()
+    steps, runs = (4, 1) if options.fast else (12, 9)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    items = load_shapes(TREE / "benchmarks/shapes")[:: 20 if asked.fast else 1]
+    items = load_shapes(TREE / "benchmarks/shapes")[:: 20 if options.fast else 1]
     served = {
         PLAIN: converted_demo(),
         INT8: converted_demo("--quantize", INT8, out=DEMO.with_name(f"{DEMO.name}-{INT8}")),
     }
-    told = {name: answers(bundle, items) for name, bundle in served.items()}
-    right = [row for order in told[PLAIN] for row in accuracy(items, order, {n: of[order] for n, of in told.items()})]
+    texts = {name: answers(bundle, items) for name, bundle in served.items()}
+    right = [row for order in texts[PLAIN] for row in accuracy(items, order, {n: of[order] for n, of in texts.items()})]
     rates: list[list[str | float | None]] = []
     sizes: list[list[str | float | None]] = []
     samples: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        made = {"tiny-shapes": shapes_bundle(Path(folder, "shapes"))}
+        bundles = {"tiny-shapes": shapes_bundle(Path(folder, "shapes"))}
         for name, change in SHAPES.items():
-            config = with_language(made["tiny-shapes"][0].config, change)
-            made[name] = random_bundle(config, Path(folder, name.split(",")[0]))
-        for number, (name, (bundle, weights)) in enumerate(made.items()):
+            config = with_language(bundles["tiny-shapes"][0].config, change)
+            bundles[name] = random_bundle(config, Path(folder, name.split(",")[0]))
+        for number, (name, (bundle, weights)) in enumerate(bundles.items()):
             both = {PLAIN: bundle, INT8: in_int8(bundle, weights, Path(folder, f"{number}-{INT8}"))}
             megabytes = [
-                sum(path.stat().st_size for path in each.root.glob(f"onnx/{DECODER.name}.*")) / 1e6
-                for each in both.values()
+                sum(path.stat().st_size for path in variant.root.glob(f"onnx/{DECODER.name}.*")) / 1e6
+                for variant in both.values()
             ]
             sizes.append([name, *megabytes, megabytes[1] / megabytes[0]])
             taken = speed(both, steps, runs)
@@ -142,22 +144,22 @@ def main() -> None:
         "Weights in int8 on a CPU",
         [
             Table(
-                "Right answers of tiny-shapes, and answers that are the same text",
-                ["questions", "number", PLAIN, INT8, "same"],
+                "Accuracy of tiny-shapes, and share of identical answers",
+                ["questions", "number", PLAIN, INT8, "identical"],
                 right,
             ),
             Table(
-                "Tokens/s of one request, of eight in one step and of a prompt; int8 as times of float32",
+                "Tokens/s of one request, of eight in one step and of a prefill; speed-up of int8",
                 ["model", *columns],
                 rates,
             ),
-            Table("MB of the decoder's graph and weights", ["model", PLAIN, INT8, "of float32"], sizes),
+            Table("Size of the decoder's graph and weights, MB", ["model", PLAIN, INT8, "int8 / float32"], sizes),
         ],
         (),
         NOTES,
         samples,
-        asked.fast,
-        asked.out,
+        options.fast,
+        options.out,
     )
 
 

@@ -1,4 +1,4 @@
-"""From `vl2 serve` to ready, and from SIGTERM to its end, with one question answered between."""
+"""Measures the time from `vl2 serve` to ready, and from SIGTERM to exit, with one question answered in between."""
 
 import time
 from pathlib import Path
@@ -11,8 +11,8 @@ from videollama_client import Client
 CLIP = TREE / "benchmarks/shapes/held_out/00000.mp4"
 READY_SECONDS, STOP_SECONDS = 3.0, 2.0
 NOTES = (
-    "The demo's bundle (tiny-shapes), files in the page cache. Ready is the line `ready:`, after which a question about a clip is "
-    "answered; processor time is that of all processes of the server until then.",
+    "The demo's bundle (tiny-shapes), with its files in the page cache. Ready is the line `ready:`, after which a question about a clip "
+    "is answered; processor time is that of all processes of the server until then.",
 )
 
 
@@ -29,25 +29,25 @@ def run(bundle: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = arguments(__doc__)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     bundle = converted_demo()
-    run(bundle)  # reads the files, writes the bytecode
-    found = [run(bundle) for _ in range(2 if asked.fast else 9)]
+    run(bundle)  # fills the page cache and writes bytecode
+    results = [run(bundle) for _ in range(2 if options.fast else 9)]
     rows: list[list[str | float | None]] = []
     aims = []
-    for name, words, most in (("ready", "start to ready", READY_SECONDS), ("stop", "SIGTERM to the end", STOP_SECONDS)):
-        taken = spread([one[name] for one in found])
-        rows.append([words, *(taken[part] for part in ("median", "least", "most", "runs"))])
-        aims.append(Aim(f"seconds from {words}, median", taken["median"], most))
-    names = sorted({name for one in found for name in one["processor"]})
+    for name, title, limit in (("ready", "start to ready", READY_SECONDS), ("stop", "SIGTERM to exit", STOP_SECONDS)):
+        seconds = spread([result[name] for result in results])
+        rows.append([title, *(seconds[part] for part in ("median", "least", "most", "runs"))])
+        aims.append(Aim(f"seconds from {title}, median", seconds["median"], limit))
+    names = sorted({name for result in results for name in result["processor"]})
     processor: list[list[str | float | None]]
-    processor = [[name, spread([one["processor"].get(name, 0.0) for one in found])["median"]] for name in names]
-    processor.append(["all", spread([sum(one["processor"].values()) for one in found])["median"]])
+    processor = [[name, spread([result["processor"].get(name, 0.0) for result in results])["median"]] for name in names]
+    processor.append(["all", spread([sum(result["processor"].values()) for result in results])["median"]])
     tables = [
-        Table("Seconds", ["", "median", "least", "most", "runs"], rows),
+        Table("Seconds", ["", "median", "minimum", "maximum", "runs"], rows),
         Table("Processor seconds until ready, median", ["process", "seconds"], processor),
     ]
-    record("start", "Start and stop", tables, aims, NOTES, found, asked.fast, asked.out)
+    record("start", "Start and stop", tables, aims, NOTES, results, options.fast, options.out)
 
 
 if __name__ == "__main__":

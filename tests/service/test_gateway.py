@@ -19,7 +19,7 @@ from PIL import Image
 
 from conftest import MEDIA
 from service.servers import gateway_of, vl2
-from videollama_benchmarks.overhead.ways import over_grpc, through_gateway
+from videollama_benchmarks.overhead.transports import over_grpc, through_gateway
 from videollama_gateway.cli import _listen
 
 CLIP, PICTURE = MEDIA / "plain_96x64.mp4", MEDIA / "image_90x50.png"

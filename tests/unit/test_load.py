@@ -8,7 +8,7 @@ import pytest
 from conftest import MEDIA
 from videollama_benchmarks.load import numbers, roofline
 from videollama_benchmarks.load.drive import Load, Sample
-from videollama_benchmarks.load.mix import as_new, find_media, make_asks, parse_mix
+from videollama_benchmarks.load.mix import as_new, find_media, make_requests, parse_mix
 from videollama_converters.gpus import GPUS
 from videollama_core.media.video import Segment, load_media
 from videollama_core.protocol.errors import InvalidRequest
@@ -36,8 +36,8 @@ def test_new_media_is_the_same_media_in_other_bytes(path):
 def test_requests_follow_the_mix_the_share_and_the_seed():
     media = find_media([CLIP, PICTURE], ["video", "image", "text"])
     weights = {"video": 2.0, "image": 1.0, "text": 1.0}
-    asks = list(itertools.islice(make_asks(weights, media, 0.5, seed=3), 400))
-    again = list(itertools.islice(make_asks(weights, media, 0.5, seed=3), 400))
+    asks = list(itertools.islice(make_requests(weights, media, 0.5, seed=3), 400))
+    again = list(itertools.islice(make_requests(weights, media, 0.5, seed=3), 400))
     assert [(ask.kind, ask.repeated) for ask in asks] == [(ask.kind, ask.repeated) for ask in again]
     assert 160 < sum(ask.kind == "video" for ask in asks) < 240
     with_media = [ask for ask in asks if ask.media]
@@ -50,7 +50,7 @@ def test_requests_follow_the_mix_the_share_and_the_seed():
 
 
 def test_a_kind_without_a_file_is_said():
-    with pytest.raises(InvalidRequest, match="asks for audio"):
+    with pytest.raises(InvalidRequest, match="--mix has audio, but"):
         find_media([CLIP], ["video", "audio"])
 
 

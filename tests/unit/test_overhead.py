@@ -7,7 +7,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from counting_runner import Listener, run
-from videollama_benchmarks.overhead.callers import Read, spread
+from videollama_benchmarks.overhead.callers import TimedStream, spread
 from videollama_benchmarks.overhead.free_model import COUNT, FIRST, FreeSteps, expected_ids
 from videollama_benchmarks.overhead.served import POSITIONS, with_free_model
 from videollama_core.generation.request import GenerationRequest
@@ -46,11 +46,11 @@ def test_a_reader_refuses_an_answer_that_is_not_the_models():
     summary = json.dumps({"usage": counts, "finish_reason": "length", "seconds": {}}).encode()
     ids = expected_ids(FIRST + COUNT - 2, 4)
     assert ids[1:] == [FIRST + COUNT - 1, FIRST, FIRST + 1]
-    good = Read([message(ids[:1]), message(ids[1:], summary)], [0.5, 2.0])
+    good = TimedStream([message(ids[:1]), message(ids[1:], summary)], [0.5, 2.0])
     assert good.answer(4)._ids == ids and good.first_text == 0.5
-    assert spread([good, Read([b""], [3.0])]) == 1.5
-    with pytest.raises(StageFailed, match="others than the free model's"):
-        Read([message(ids[1:2]), message([*ids[:1], *ids[2:]], summary)], [1, 2]).answer(4)
+    assert spread([good, TimedStream([b""], [3.0])]) == 1.5
+    with pytest.raises(StageFailed, match="not the free model's"):
+        TimedStream([message(ids[1:2]), message([*ids[:1], *ids[2:]], summary)], [1, 2]).answer(4)
 
 
 def test_a_bundle_keeps_all_but_its_language_model(tmp_path):

@@ -1,1 +1,1 @@
-"""What measure_decoding.py measures: the scheduler and the runners of a language model, in one process."""
+"""Measurements of measure_decoding.py: the scheduler and the runners of a language model, in one process."""

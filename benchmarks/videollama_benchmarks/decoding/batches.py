@@ -1,4 +1,4 @@
-"""Steps of several requests, and a layer's experts."""
+"""Measures batched decoding steps, and the experts of one layer."""
 
 import time
 from typing import Any
@@ -15,7 +15,7 @@ BATCHES = (1, 2, 4, 8)
 
 
 def kept_prompt(runner: Runner) -> Any:
-    """What a prompt leaves in a slot, to fill any number of slots with."""
+    """The state that a prompt leaves in a slot, with which any number of slots can be filled."""
     for slot in range(runner.num_slots):
         runner.free(slot)
     ids = np.random.default_rng(0).integers(0, runner.vocab_size, POSITIONS)
@@ -24,7 +24,7 @@ def kept_prompt(runner: Runner) -> Any:
 
 
 def fill_slots(runner: Runner, kept: Any, count: int) -> None:
-    """The prompt in the first slots, and nothing in the others."""
+    """Put the prompt into the first `count` slots, and empty the others."""
     for slot in range(runner.num_slots):
         runner.free(slot)
     for slot in range(count):
@@ -32,20 +32,20 @@ def fill_slots(runner: Runner, kept: Any, count: int) -> None:
 
 
 def check_batches(runner: Runner, kept: Any, most: float = 1e-3) -> float:
-    """The largest difference between scores of eight in one step and of each alone; at most `most`, or AssertionError."""
+    """The largest difference between the logits of eight requests in one step and of each alone. Raises: AssertionError from `most` on."""
     tokens = [11 + number for number in range(8)]
     fill_slots(runner, kept, 8)
     together = runner.decode(list(range(8)), tokens)
-    found = [together[row].copy() for row in range(8)]
+    batched = [together[row].copy() for row in range(8)]
     fill_slots(runner, kept, 8)
     alone = [runner.decode([slot], [token])[0].copy() for slot, token in enumerate(tokens)]
-    difference = max(float(np.abs(one - other).max()) for one, other in zip(found, alone, strict=True))
+    difference = max(float(np.abs(a - b).max()) for a, b in zip(batched, alone, strict=True))
     assert difference < most, (difference, most)
     return difference
 
 
 def decode_rates(runner: Runner, kept: Any, steps: int, runs: int) -> dict[int, dict[str, float]]:
-    """Tokens per second of each batch."""
+    """Batch size -> tokens per second."""
     rates: dict[int, list[float]] = {batch: [] for batch in BATCHES}
     for _ in range(runs):
         for batch in BATCHES:
@@ -60,15 +60,15 @@ def decode_rates(runner: Runner, kept: Any, steps: int, runs: int) -> dict[int, 
 
 
 def experts(config: Any, weights: dict[str, torch.Tensor], runs: int) -> dict[str, dict[str, list[float]]]:
-    """One layer's experts in PyTorch: those chosen, and all of them with the others weighed 0."""
+    """Time one layer's experts in PyTorch: only the selected ones, and all of them with weight 0 for the others."""
     decoder = Decoder(config.language).eval()
     decoder.load_state_dict(weights)
     moe: Any = decoder.model.layers[0].block_sparse_moe  # type: ignore[union-attr]
-    found = {}
+    times = {}
     for name, shape in (("one position", (1, 1)), ("eight requests", (8, 1)), ("a chunk of 512", (1, 512))):
         x = torch.randn(*shape, config.language.width)
         with torch.inference_mode():
             assert torch.allclose(moe(x), moe.dense(x), atol=1e-4)
             taken = in_turn({"chosen": lambda x=x: moe(x), "all": lambda x=x: moe.dense(x)}, runs)  # type: ignore[misc]
-        found[name] = {kind: values["wall"] for kind, values in taken.items()}
-    return found
+        times[name] = {kind: values["wall"] for kind, values in taken.items()}
+    return times

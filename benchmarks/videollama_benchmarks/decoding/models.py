@@ -1,4 +1,4 @@
-"""Decoders to measure: tiny-shapes, and larger ones with random weights."""
+"""Decoders to measure: that of tiny-shapes, and larger ones with random weights."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,7 +52,7 @@ def with_language(bundle_config: Any, change: dict[str, Any]) -> Any:
 
 
 def random_bundle(config: Any, folder: Path) -> tuple[Bundle, dict[str, torch.Tensor]]:
-    """The graphs of a decoder with random weights, and the weights."""
+    """Export a decoder with random weights. Returns: the bundle, and the weights."""
     torch.manual_seed(0)
     weights = {
         name: torch.randn(value.shape) * 0.02 if value.dim() > 1 else torch.ones(value.shape)
@@ -63,14 +63,14 @@ def random_bundle(config: Any, folder: Path) -> tuple[Bundle, dict[str, torch.Te
 
 
 def shapes_bundle(folder: Path) -> tuple[Bundle, dict[str, torch.Tensor]]:
-    """tiny-shapes' decoder."""
+    """Export tiny-shapes' decoder. Returns: the bundle, and the weights."""
     parts = open_checkpoint(TREE / "training/checkpoints/tiny-shapes")
     weights = {name: read().float() for name, read in parts.language_sources().items()}
     return _bundle(parts.config, weights, folder, 1024), weights
 
 
 def in_int8(bundle: Bundle, weights: dict[str, torch.Tensor], folder: Path) -> Bundle:
-    """The same decoder with its matrices in int8."""
+    """Export the same decoder with int8 matrices."""
     return _bundle(bundle.config, weights, folder, bundle.max_seq_len, in_int8=True)
 
 

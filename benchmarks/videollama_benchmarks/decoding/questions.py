@@ -1,4 +1,4 @@
-"""Whole requests in the scheduler: a question again, many at once, a prompt beside an answer."""
+"""Measures whole requests in the scheduler: repeated questions, many at once, a prefill during decoding."""
 
 import statistics
 import time
@@ -18,8 +18,8 @@ from videollama_core.protocol.messages import ResolvedSampling
 TOKENS = 32
 
 
-class Asked:
-    """A request and when its tokens came."""
+class TimedRequest:
+    """A request, its tokens and their times."""
 
     def __init__(self, name: str, ids: np.ndarray, tokens: int) -> None:
         self.ids: list[int] = []
@@ -41,67 +41,69 @@ def run_all(scheduler: Scheduler) -> None:
         scheduler.iterate()
 
 
-def ask(scheduler: Scheduler, prompts: list[np.ndarray], tokens: int) -> list[Asked]:
-    asked = [Asked(f"{number}", ids, tokens) for number, ids in enumerate(prompts)]
-    for one in asked:
-        scheduler.submit(one.request)
+def ask(scheduler: Scheduler, prompts: list[np.ndarray], tokens: int) -> list[TimedRequest]:
+    """Answer all prompts at once, with `tokens` tokens each."""
+    requests = [TimedRequest(f"{number}", ids, tokens) for number, ids in enumerate(prompts)]
+    for request in requests:
+        scheduler.submit(request.request)
     run_all(scheduler)
-    return asked
+    return requests
 
 
 def prompts_of(vocab: int, count: int, media: int) -> list[np.ndarray]:
-    """Questions of 20 tokens about the same 880 positions, which are others for each `media`."""
-    seen = np.random.default_rng(media).integers(0, vocab, POSITIONS - 20)
+    """Questions of 20 tokens after the same 880 positions, which differ for each `media`."""
+    prefix = np.random.default_rng(media).integers(0, vocab, POSITIONS - 20)
     return [
-        np.concatenate([seen, np.random.default_rng((media, number)).integers(0, vocab, 20)]) for number in range(count)
+        np.concatenate([prefix, np.random.default_rng((media, number)).integers(0, vocab, 20)])
+        for number in range(count)
     ]
 
 
 def repeated(runner: Runner, runs: int) -> dict[str, Any]:
-    """Seconds until the first token of a first question, of a second about the same media, and of a text of 20 tokens;
-    and of eight second questions with 32 tokens each until the last has ended, with and without what is kept."""
-    forgetful = SlotSteps(runner)
-    forgetful.prefixes = KeptPrefixes(0)
-    kept, bare = Scheduler(SlotSteps(runner)), Scheduler(forgetful)
+    """Seconds until the first token of a first question, of a second one about the same media, and of a text of 20 tokens;
+    and seconds until eight second questions are answered with 32 tokens each, with and without cached prefixes."""
+    steps = SlotSteps(runner)
+    steps.prefixes = KeptPrefixes(0)
+    cached, uncached = Scheduler(SlotSteps(runner)), Scheduler(steps)
     vocab = runner.vocab_size
     [first, second] = prompts_of(vocab, 2, 10**6)
-    ask(kept, [first], 1)
-    assert ask(kept, [second], TOKENS)[0].ids == ask(bare, [second], TOKENS)[0].ids
-    found: dict[str, list[float]] = {name: [] for name in ("first", "second", "text", "eight", "eight without", "one")}
+    ask(cached, [first], 1)
+    assert ask(cached, [second], TOKENS)[0].ids == ask(uncached, [second], TOKENS)[0].ids
+    times: dict[str, list[float]] = {name: [] for name in ("first", "second", "text", "eight", "eight without", "one")}
     for number in range(runs):
         eight = prompts_of(vocab, 10, number)
-        for name, scheduler, asked, tokens in (
-            ("first", kept, eight[:1], 1),
-            ("second", kept, eight[1:2], 1),
-            ("text", kept, [eight[0][-20:]], 1),
-            ("one", kept, eight[9:], TOKENS),
-            ("eight", kept, eight[1:9], TOKENS),
-            ("eight without", bare, eight[1:9], TOKENS),
+        for name, scheduler, prompts, tokens in (
+            ("first", cached, eight[:1], 1),
+            ("second", cached, eight[1:2], 1),
+            ("text", cached, [eight[0][-20:]], 1),
+            ("one", cached, eight[9:], TOKENS),
+            ("eight", cached, eight[1:9], TOKENS),
+            ("eight without", uncached, eight[1:9], TOKENS),
         ):
             began = time.perf_counter()
-            ask(scheduler, asked, tokens)
-            found[name].append(time.perf_counter() - began)
-    return {name: spread(values) for name, values in found.items()}
+            ask(scheduler, prompts, tokens)
+            times[name].append(time.perf_counter() - began)
+    return {name: spread(values) for name, values in times.items()}
 
 
 def beside(runner: Runner, runs: int) -> dict[str, Any]:
-    """A prompt beside an answer: seconds between the answer's tokens, and until the prompt's first, each alone and together."""
+    """Seconds between an answer's tokens and until a prompt's first token, each alone and both together."""
     gaps: dict[str, list[float]] = {"alone": [], "beside": [], "longest": []}
     prefill: dict[str, list[float]] = {"alone": [], "beside": []}
     for number in range(runs):
         scheduler = Scheduler(SlotSteps(runner))
         [prompt] = prompts_of(runner.vocab_size, 1, 1000 + number)
-        answering = Asked("answer", np.arange(20), 10**4)
+        answering = TimedRequest("answer", np.arange(20), 10**4)
         scheduler.submit(answering.request)
         while len(answering.times) < 12:
             scheduler.iterate()
         gaps["alone"].append(statistics.median(np.diff(answering.times)))
-        one, before = Asked("prompt", prompt, 1), len(answering.times)
+        prefilling, before = TimedRequest("prompt", prompt, 1), len(answering.times)
         began = time.perf_counter()
-        scheduler.submit(one.request)
-        while not one.times:
+        scheduler.submit(prefilling.request)
+        while not prefilling.times:
             scheduler.iterate()
-        prefill["beside"].append(one.times[0] - began)
+        prefill["beside"].append(prefilling.times[0] - began)
         between = np.diff([began, *answering.times[before:]])
         gaps["beside"].append(statistics.median(between))
         gaps["longest"].append(float(between.max()))
@@ -112,8 +114,8 @@ def beside(runner: Runner, runs: int) -> dict[str, Any]:
     return {"gaps": {k: spread(v) for k, v in gaps.items()}, "prefill": {k: spread(v) for k, v in prefill.items()}}
 
 
-def run_all_quietly(scheduler: Scheduler, stopped: Asked) -> None:
-    """To the end, where a stopped request reports that it was."""
+def run_all_quietly(scheduler: Scheduler, stopped: TimedRequest) -> None:
+    """Stop a request, ignoring the error that it then reports, and run the others to their end."""
     stopped.request.on_error = lambda error: None
     scheduler.stop(stopped.request.request_id)
     run_all(scheduler)

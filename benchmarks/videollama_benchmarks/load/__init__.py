@@ -1,1 +1,1 @@
-"""`vl2 bench`: load on a running server, and what it made of it. May import the client, the core's protocol and `plan`."""
+"""The load generator `vl2 bench` and its reports. May import the client, the core's protocol and `plan`."""

@@ -1,4 +1,4 @@
-"""`vl2 bench`."""
+"""The command `vl2 bench`."""
 
 import asyncio
 import functools
@@ -17,18 +17,18 @@ from videollama_core.protocol.errors import InvalidRequest
 _TREE = Path(__file__).parents[3]
 MEDIA = (_TREE / "benchmarks/shapes/held_out", _TREE / "benchmarks/sounds/sounds_held_out")
 SWEEP = (1, 2, 4, 8, 16, 32, 64)
-FLAT = 2  # a sweep ends after so many levels that gained nothing
+FLAT = 2  # a sweep ends after this many levels without a gain in goodput
 
 
 def _numbers(kind: type) -> Callable[[click.Context, click.Parameter, str | None], tuple[Any, ...]]:
     def read(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[Any, ...]:
         try:
-            found = tuple(kind(part) for part in (value or "").split(",") if part.strip())
+            numbers = tuple(kind(part) for part in (value or "").split(",") if part.strip())
         except ValueError:
-            found = (0,)
-        if any(not 0 < number <= 10_000 for number in found):
-            raise click.BadParameter(f"found {value!r}; wanted numbers above 0, such as 1,4,8", context, parameter)
-        return found
+            numbers = (0,)
+        if any(not 0 < number <= 10_000 for number in numbers):
+            raise click.BadParameter(f"{value!r} is not a list of numbers above 0, such as 1,4,8", context, parameter)
+        return numbers
 
     return read
 
@@ -40,54 +40,63 @@ def _numbers(kind: type) -> Callable[[click.Context, click.Parameter, str | None
 @click.option(
     "--concurrency",
     callback=_numbers(int),
-    help="Closed loop: run this many callers; several levels are written 1,4,8.",
+    help="Closed loop: run this many concurrent callers; separate several levels by commas, as in 1,4,8.",
 )
 @click.option(
-    "--rate", callback=_numbers(float), help="Open loop: send this many requests a second, at random times (Poisson)."
+    "--rate",
+    callback=_numbers(float),
+    help="Open loop: send this many requests per second, at random times (a Poisson process).",
 )
 @click.option(
-    "--sweep", is_flag=True, help="Closed loop: run 1, 2, 4 ... 64 callers, until more callers give no more answers."
+    "--sweep", is_flag=True, help="Closed loop: run 1, 2, 4 ... 64 callers, until goodput no longer increases."
 )
 @click.option(
-    "--mix", default="video=1", show_default=True, help="Mix kinds of media by weight: video=2,image=1,audio=1,text=1."
+    "--mix",
+    default="video=1",
+    show_default=True,
+    help="Mix kinds of media by weight, as in video=2,image=1,audio=1,text=1.",
 )
 @click.option(
     "--repeat",
     default=0.0,
     show_default=True,
-    help="Ask this share of the questions about media that was asked about before, 0 to 1.",
+    help="Reuse media of earlier requests in this share of the requests, from 0 to 1.",
 )
 @click.option(
     "--media",
     multiple=True,
     type=click.Path(path_type=Path, exists=True),
-    help="Ask about this file or folder. Repeat it for more. The default is the held-out clips of the source tree.",
+    help="Send media from this file or folder. Repeat the option for more. The default is the held-out clips of the source tree.",
 )
 @click.option("--seconds", default=20.0, show_default=True, help="Run each level for this many seconds.")
 @click.option(
     "--warmup",
     default=3.0,
     show_default=True,
-    help="Put load on the server for this many seconds before each level is measured.",
+    help="Warm the server up with load for this many seconds before each level is measured.",
 )
-@click.option("--max-new-tokens", default=32, show_default=True, help="Limit an answer to this many tokens.")
-@click.option("--timeout", default=120.0, show_default=True, help="Give each answer this many seconds.")
+@click.option("--max-new-tokens", default=32, show_default=True, help="Limit each answer to this many tokens.")
+@click.option("--timeout", default=120.0, show_default=True, help="Wait at most this many seconds for each answer.")
 @click.option(
-    "--target-first-text", type=float, help="Count as goodput answers whose text begins within this many seconds."
+    "--target-first-text",
+    type=float,
+    help="Count only answers whose first text arrives within this many seconds as goodput.",
 )
-@click.option("--target-answer", type=float, help="Count as goodput answers that are whole within this many seconds.")
+@click.option(
+    "--target-answer", type=float, help="Count only answers that are complete within this many seconds as goodput."
+)
 @click.option(
     "--seed",
     default=0,
     show_default=True,
-    help="Repeat a run: the same seed sends the same requests in the same order.",
+    help="Set the random seed; the same seed sends the same requests in the same order.",
 )
 @click.option(
     "--roofline",
     metavar="NAME",
-    help="Show the share of what the GPU allows, for this published checkpoint, such as VideoLLaMA2.1-7B-16F.",
+    help="Show the share of the GPU's roofline that this published checkpoint reaches, such as VideoLLaMA2.1-7B-16F.",
 )
-@click.option("--gpu", help="Take the roofline of this GPU, as in `vl2 plan`; the default is the one of this machine.")
+@click.option("--gpu", help="Use the roofline of this GPU, as in `vl2 plan`; the default is this machine's GPU.")
 @click.option(
     "--compare",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -120,9 +129,9 @@ def bench(
     compare: Path | None,
     out: Path,
 ) -> None:
-    """Put load on a running server and measure its answers: latency, throughput, goodput, stages, cache.
+    """Generate load on a running server and measure latency, throughput, goodput, time per stage and cache hits.
 
-    The default is a closed loop with one caller. New media is sent as bytes that the server never saw.
+    The default is a closed loop with one caller. New media is sent as bytes that the server has never received.
     """
     from rich.console import Console
 
@@ -132,16 +141,16 @@ def bench(
     from videollama_benchmarks.recording import machine
 
     if sum((bool(concurrency), bool(rate), sweep)) > 1:
-        raise click.UsageError("name one of --concurrency, --rate and --sweep")
+        raise click.UsageError("give only one of --concurrency, --rate and --sweep")
     if not 0 <= repeat <= 1:
-        raise InvalidRequest(f"--repeat is {repeat:g}; it is a share, 0 to 1")
+        raise InvalidRequest(f"--repeat is {repeat:g}; it must be a share from 0 to 1")
     if not 0 < seconds <= 86_400 or not 0 <= warmup <= 3600:
-        raise InvalidRequest("--seconds takes a number above 0, --warmup one from 0 on")
+        raise InvalidRequest("--seconds must be above 0 and at most 86400, --warmup from 0 to 3600")
     bounds = _roofline(roofline, gpu)
     weights = parse_mix(mix)
     files = find_media(media or MEDIA, [kind for kind, weight in weights.items() if weight])
-    loads = [Load(seconds, rate=one) for one in rate]
-    loads = loads or [Load(seconds, one) for one in (SWEEP if sweep else concurrency or (1,))]
+    loads = [Load(seconds, rate=requests_per_second) for requests_per_second in rate]
+    loads = loads or [Load(seconds, callers) for callers in (SWEEP if sweep else concurrency or (1,))]
     options = {"max_new_tokens": max_new_tokens, "timeout": timeout, "temperature": 0.0}
     target = numbers.Target(target_first_text, target_answer)
     about = {"mix": weights, "repeat": repeat, "max_new_tokens": max_new_tokens, "seed": seed, "target": vars(target)}
@@ -172,19 +181,19 @@ def bench(
 
 
 def _roofline(name: str | None, gpu: str | None) -> Callable[[dict[str, Any]], dict[str, float]] | None:
-    """What adds the roofline to a level; None where it was not asked for."""
+    """A function that computes the roofline of a level; None without --roofline."""
     if name is None:
         return None
     from videollama_benchmarks.load import roofline
     from videollama_converters.gpus import GPUS
     from videollama_core.checkpoint.variants import VARIANTS
 
-    found = gpu or roofline.gpu_here()
+    gpu_name = gpu or roofline.gpu_here()
     if name not in VARIANTS:
         raise InvalidRequest(f"--roofline: {name} is not a published checkpoint; they are {', '.join(VARIANTS)}")
-    if found not in GPUS:
-        raise InvalidRequest(f"--gpu: found {found or 'no GPU here'}; wanted one of {', '.join(GPUS)}")
-    return lambda level: roofline.bound(name, str(found), level)
+    if gpu_name not in GPUS:
+        raise InvalidRequest(f"--gpu: {gpu_name or 'this machine has no known GPU'}; expected one of {', '.join(GPUS)}")
+    return lambda level: roofline.bound(name, str(gpu_name), level)
 
 
 def _count(bar: Any, sample: Any) -> None:
@@ -203,22 +212,22 @@ async def _measure(
     warmup: float,
     until_flat: bool,
 ) -> list[dict[str, Any]]:
-    """One level after the other, with a bar on stderr."""
+    """Measure one level after the other, with a progress bar on stderr."""
     from tqdm import tqdm
 
     from videollama_benchmarks.load import numbers
     from videollama_benchmarks.load.drive import Load, drive
-    from videollama_benchmarks.load.mix import make_asks
+    from videollama_benchmarks.load.mix import make_requests
 
     levels: list[dict[str, Any]] = []
     async with AsyncClient(**connection) as client:
         await client.wait_until_ready(10.0)
         for place, load in enumerate(loads):
-            asks = make_asks(weights, files, repeat, seed + place)
+            requests = make_requests(weights, files, repeat, seed + place)
             if warmup:
-                await drive(client, asks, Load(warmup, load.concurrency, load.rate), options, seed)
+                await drive(client, requests, Load(warmup, load.concurrency, load.rate), options, seed)
             with tqdm(desc=load.title, unit=" answers", file=sys.stderr, leave=False, mininterval=0.5) as bar:
-                samples, taken = await drive(client, asks, load, options, seed, functools.partial(_count, bar))
+                samples, taken = await drive(client, requests, load, options, seed, functools.partial(_count, bar))
             levels.append(numbers.summarise(samples, taken, load, target))
             best = levels.index(numbers.knee(levels))
             if until_flat and len(levels) - 1 - best >= FLAT:

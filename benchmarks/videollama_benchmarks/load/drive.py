@@ -1,6 +1,8 @@
-"""Sends requests and notes what became of each.
+"""Sends requests and records the outcome of each.
 
-Closed loop: so many callers, each asks when its last answer is whole. Open loop: requests arrive at a rate whatever the server does, and waiting counts from when a request was due."""
+Closed loop: a fixed number of callers, each of which sends its next request when its last answer is complete. Open loop: requests
+are sent at a fixed rate, independent of the server, and latency counts from when a request was due.
+"""
 
 import asyncio
 import random
@@ -9,31 +11,31 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from videollama_benchmarks.load.mix import Ask
+from videollama_benchmarks.load.mix import LoadRequest
 from videollama_client import AsyncClient
 from videollama_core.protocol.errors import VideoLlamaError
 
 
 @dataclass
 class Sample:
-    """One request, in seconds from when it was due."""
+    """The outcome of one request; times in seconds from when it was due."""
 
     kind: str
     repeated: bool
-    due: float  # since the run began
-    first: float | None = None  # until its first text
-    total: float | None = None  # until its answer was whole
-    gaps: list[float] = field(default_factory=list)  # between two pieces of its text
+    due: float  # seconds since the run began
+    first: float | None = None  # until the first text
+    total: float | None = None  # until the answer was complete
+    gaps: list[float] = field(default_factory=list)  # between consecutive pieces of text
     tokens: int = 0
-    frames: int = 0  # of its video or picture, that the model looked at
+    frames: int = 0  # of the video or image that the model was given
     media_tokens: int = 0
-    stages: dict[str, float] = field(default_factory=dict)  # the server's own clock
-    error: str | None = None  # the kind of the error that it got
+    stages: dict[str, float] = field(default_factory=dict)  # seconds per stage, by the server's clock
+    error: str | None = None  # kind of the error
 
 
 @dataclass(frozen=True)
 class Load:
-    """One level of load: `concurrency` callers, or `rate` requests a second."""
+    """One level of load: `concurrency` callers, or `rate` requests per second."""
 
     seconds: float
     concurrency: int | None = None
@@ -46,12 +48,15 @@ class Load:
         return f"{self.concurrency} caller{'s' * (self.concurrency != 1)}"
 
 
-async def ask_one(client: AsyncClient, ask: Ask, due: float, began: float, options: dict[str, Any]) -> Sample:
-    sample = Sample(ask.kind, ask.repeated, due)
+async def send_request(
+    client: AsyncClient, request: LoadRequest, due: float, began: float, options: dict[str, Any]
+) -> Sample:
+    """Send one request and wait for its answer. Args: began: the run's start by `time.perf_counter`; options: of `stream`."""
+    sample = Sample(request.kind, request.repeated, due)
     start = began + due
-    media: dict[str, Any] = {} if ask.media is None else {ask.kind: ask.media}
+    media: dict[str, Any] = {} if request.media is None else {request.kind: request.media}
     try:
-        stream = client.stream(ask.question, **media, **options)
+        stream = client.stream(request.question, **media, **options)
         last = 0.0
         async for _ in stream:
             now = time.perf_counter() - start
@@ -74,23 +79,23 @@ async def ask_one(client: AsyncClient, ask: Ask, due: float, began: float, optio
 
 async def drive(
     client: AsyncClient,
-    asks: Iterator[Ask],
+    requests: Iterator[LoadRequest],
     load: Load,
     options: dict[str, Any],
     seed: int,
-    tell: Callable[[Sample], None] = lambda sample: None,
+    on_sample: Callable[[Sample], None] = lambda sample: None,
 ) -> tuple[list[Sample], float]:
-    """All samples of the requests that were due within `load.seconds`, and the seconds until the last had ended."""
+    """Returns: samples of all requests that were due within `load.seconds`, and the seconds until the last had ended."""
     samples: list[Sample] = []
     began = time.perf_counter()
 
-    async def one(due: float) -> None:
-        samples.append(await ask_one(client, next(asks), due, began, options))
-        tell(samples[-1])
+    async def send(due: float) -> None:
+        samples.append(await send_request(client, next(requests), due, began, options))
+        on_sample(samples[-1])
 
     async def caller() -> None:
         while (now := time.perf_counter() - began) < load.seconds:
-            await one(now)
+            await send(now)
 
     if load.concurrency is not None:
         await asyncio.gather(*(caller() for _ in range(load.concurrency)))
@@ -99,6 +104,6 @@ async def drive(
         draw, due, running = random.Random(seed), 0.0, []
         while (due := due + draw.expovariate(load.rate)) < load.seconds:
             await asyncio.sleep(max(0.0, began + due - time.perf_counter()))
-            running.append(asyncio.create_task(one(due)))
+            running.append(asyncio.create_task(send(due)))
         await asyncio.gather(*running)
     return samples, time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""Samples -> percentiles, rates, the waterfall of stages, goodput, and the difference to an earlier run."""
+"""Computes percentiles, rates, time per stage and goodput from samples, and compares a run with an earlier one."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ LATENCIES = {
     "per_token": "per token",
     "whole_answer": "whole answer",
 }
-GAIN = 1.05  # a level that gives less than this over the best before it is past the knee
-# Larger is better, and the opposite, where two runs are compared.
+GAIN = 1.05  # a level whose goodput is below this multiple of the best before it is past the knee
+# Compared between runs as larger is better; latencies as smaller is better.
 RATES = (
     "answers_per_second",
     "tokens_per_second",
@@ -29,7 +29,7 @@ RATES = (
 
 @dataclass(frozen=True)
 class Target:
-    """Seconds that a good answer keeps to; None asks nothing."""
+    """Latency limits in seconds for goodput; None for no limit."""
 
     first_text: float | None = None
     whole_answer: float | None = None
@@ -43,22 +43,22 @@ class Target:
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """p50, p90 and p99 in milliseconds; empty where there is no value."""
+    """p50, p90 and p99 in milliseconds, of values in seconds; empty without values."""
     if not values:
         return {}
-    found = np.percentile(np.asarray(values), PERCENTILES)
-    return {f"p{level}": round(1e3 * float(value), 3) for level, value in zip(PERCENTILES, found, strict=True)}
+    results = np.percentile(np.asarray(values), PERCENTILES)
+    return {f"p{level}": round(1e3 * float(value), 3) for level, value in zip(PERCENTILES, results, strict=True)}
 
 
 def per_token(sample: Sample) -> float | None:
-    """Mean seconds between two tokens after the first text; None for answers of one."""
+    """Mean seconds per token after the first text; None for answers with fewer than two tokens."""
     if sample.total is None or sample.first is None or sample.tokens < 2:
         return None
     return (sample.total - sample.first) / (sample.tokens - 1)
 
 
 def waterfall(sample: Sample) -> dict[str, float]:
-    """Seconds of each stage, none counted twice: what `perception` took beside its two stages is the way between them."""
+    """Seconds per stage, none counted twice: the time in `perception` outside its two stages becomes `between_stages`."""
     times = {stage: value for stage, value in sample.stages.items() if stage not in ("perception", "total")}
     if "perception" in sample.stages:
         inner = times.get("preprocess", 0.0) + times.get("encoder", 0.0)
@@ -67,12 +67,12 @@ def waterfall(sample: Sample) -> dict[str, float]:
 
 
 def summarise(samples: Sequence[Sample], seconds: float, load: Load, target: Target) -> dict[str, Any]:
-    """One level of load as plain JSON; latencies in milliseconds, rates a second."""
+    """One level of load as JSON; latencies in milliseconds, rates per second."""
     answered = [sample for sample in samples if sample.error is None]
     with_media = [sample for sample in answered if sample.kind != "text"]
     hits = [sample for sample in with_media if not sample.stages.get("encoder", 0.0)]
     times = [waterfall(sample) for sample in answered]
-    stages = sorted({stage for found in times for stage in found})
+    stages = sorted({stage for by_stage in times for stage in by_stage})
     per = {
         "first_text": [sample.first for sample in answered if sample.first is not None],
         "between_pieces": [gap for sample in answered for gap in sample.gaps],
@@ -101,13 +101,13 @@ def summarise(samples: Sequence[Sample], seconds: float, load: Load, target: Tar
             for kind in sorted({sample.kind for sample in answered})
         },
         "stage_milliseconds": {
-            stage: percentiles([found[stage] for found in times if stage in found]) for stage in stages
+            stage: percentiles([by_stage[stage] for by_stage in times if stage in by_stage]) for stage in stages
         },
     }
 
 
 def knee(levels: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The level past which more load only waits longer: the last that raised goodput by 5 % over the best before it."""
+    """The level beyond which more load only adds latency: the last that raised goodput by 5 % over the best before it."""
     best = levels[0]
     for level in levels[1:]:
         if level["goodput_per_second"] > GAIN * best["goodput_per_second"]:
@@ -116,7 +116,7 @@ def knee(levels: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def compare(now: dict[str, Any], earlier: dict[str, Any]) -> list[tuple[str, str, float, float, float]]:
-    """(level, figure, earlier, now, how many times as good) for every level of load that both runs had."""
+    """Rows (level, figure, earlier, now, ratio; above 1 is better) for every level of load that both runs have."""
     rows = []
     before = {level["load"]["title"]: level for level in earlier["levels"]}
     for level in now["levels"]:
@@ -133,5 +133,5 @@ def compare(now: dict[str, Any], earlier: dict[str, Any]) -> list[tuple[str, str
     return rows
 
 
-def _ratio(above: float, below: float) -> float:
-    return above / below if below else float("inf") if above else 1.0
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else float("inf") if numerator else 1.0

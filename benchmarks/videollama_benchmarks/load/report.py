@@ -1,4 +1,4 @@
-"""A run as a table for the terminal, a JSON file and two plots."""
+"""Reports a run as tables on the terminal, a JSON file and two plots."""
 
 import json
 from pathlib import Path
@@ -18,11 +18,11 @@ _RATES = {
     "good/s": "goodput_per_second",
 }
 FORMAT = 1  # of the JSON file
-ORDER = ("prompt", "preprocess", "between_stages", "encoder", "prefill", "decode")  # of a request's way
+ORDER = ("prompt", "preprocess", "between_stages", "encoder", "prefill", "decode")  # in which a request passes them
 
 
 def print_levels(console: Console, run: dict[str, Any]) -> None:
-    """One line of rates and one of times per level of load, then the stages of the knee, slowest first."""
+    """Print one line of rates and one of latencies per level of load, then the stages at the knee, slowest first."""
     rates = Table("load", *_RATES, "cache hits", "errors")
     times = Table("load", *LATENCIES.values(), title="ms: p50 / p90 / p99")
     if any("roofline" in level for level in run["levels"]):
@@ -41,7 +41,7 @@ def print_levels(console: Console, run: dict[str, Any]) -> None:
     console.print(rates)
     console.print(times)
     knee = next(level for level in run["levels"] if level["load"]["title"] == run["knee"])
-    stages = Table("stage", "ms: p50 / p90 / p99", title=f"where the time goes at {run['knee']}")
+    stages = Table("stage", "ms: p50 / p90 / p99", title=f"time per stage at {run['knee']}")
     ordered = sorted(knee["stage_milliseconds"].items(), key=lambda item: -item[1].get("p50", 0.0))
     for stage, values in ordered:
         stages.add_row(stage, _triple(values))
@@ -49,7 +49,8 @@ def print_levels(console: Console, run: dict[str, Any]) -> None:
 
 
 def print_comparison(console: Console, rows: list[tuple[str, str, float, float, float]], earlier: Path) -> None:
-    table = Table("load", "figure", "earlier", "now", "times as good", title=f"against {earlier}")
+    """Print the rows of `numbers.compare`."""
+    table = Table("load", "figure", "earlier", "now", "improvement", title=f"compared with {earlier}")
     for level, name, was, now, ratio in rows:
         style = "red" if ratio < 0.95 else "green" if ratio > 1.05 else ""
         table.add_row(level, name.replace("_", " "), f"{was:g}", f"{now:g}", f"{ratio:.2f}", style=style)
@@ -63,7 +64,7 @@ def _triple(values: dict[str, float]) -> str:
 
 
 def write(folder: Path, run: dict[str, Any]) -> list[Path]:
-    """bench.json, latency.png and waterfall.png; returns their paths."""
+    """Write bench.json, latency.png and waterfall.png. Returns: their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in ("bench.json", "latency.png", "waterfall.png")]
     paths[0].write_text(json.dumps(run, indent=1) + "\n", "utf-8")
@@ -73,7 +74,7 @@ def write(folder: Path, run: dict[str, Any]) -> list[Path]:
 
 
 def _draw_latency(run: dict[str, Any], path: Path) -> None:
-    """Milliseconds against answers a second, one line per percentile; the knee is marked."""
+    """Plot milliseconds over answers per second, one line per percentile; the knee is marked."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -95,11 +96,11 @@ def _draw_latency(run: dict[str, Any], path: Path) -> None:
 
 
 def _draw_waterfall(run: dict[str, Any], path: Path) -> None:
-    """The median of each stage, one bar per level of load."""
+    """Plot the median time per stage, one bar per level of load."""
     from matplotlib import pyplot
 
-    met = {stage for level in run["levels"] for stage in level["stage_milliseconds"]}
-    stages = sorted(met, key=lambda stage: (ORDER.index(stage) if stage in ORDER else len(ORDER), stage))
+    stage_names = {stage for level in run["levels"] for stage in level["stage_milliseconds"]}
+    stages = sorted(stage_names, key=lambda stage: (ORDER.index(stage) if stage in ORDER else len(ORDER), stage))
     figure, axes = pyplot.subplots(figsize=(8, 1.5 + 0.4 * len(run["levels"])), layout="constrained")
     for place, level in enumerate(run["levels"]):
         left = 0.0

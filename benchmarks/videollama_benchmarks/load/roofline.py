@@ -1,4 +1,4 @@
-"""The least time that a GPU's arithmetic and bandwidth allow, from published shapes. Multiply and add count apart."""
+"""The minimum time that a GPU's arithmetic and bandwidth allow, from published shapes. A multiply-add is two operations."""
 
 import subprocess
 from typing import Any
@@ -11,26 +11,27 @@ TEXT_TOKENS = 48  # of a short question in its chat template
 
 
 def encoder_work(name: str) -> float:
-    """Operations of tower and connector for one video."""
+    """Floating-point operations of tower and connector for one video."""
     config = published_config(name)
     vision, frames = config.vision, config.num_frames
     tokens, width = vision.tokens + vision.family.class_token, vision.width
     tower = 2 * tokens * 3 * vision.patch_size**2 * width + vision.used_layers * (
         8 * tokens * width**2 + 4 * tokens * width * vision.mlp_width + 4 * tokens**2 * width
     )
-    wide, places = config.language.width, frames * vision.grid**2
-    left = config.media_tokens
+    wide, positions = config.language.width, frames * vision.grid**2
+    media_tokens = config.media_tokens
 
     def stage(count: int, inputs: int) -> float:
         first = count * (2 * inputs * wide + 18 * wide + 2 * wide**2 + 2 * inputs * wide)
         return first + 3 * count * (4 * wide**2 + 18 * wide)
 
-    connector = stage(places, width) + 16 * left * wide**2 + stage(left, wide) + 4 * left * wide**2
+    connector = stage(positions, width) + 16 * media_tokens * wide**2
+    connector += stage(media_tokens, wide) + 4 * media_tokens * wide**2
     return frames * tower + connector
 
 
 def prefill_work(name: str, positions: int) -> float:
-    """Operations of a prompt of so many positions."""
+    """Floating-point operations of a prefill with this many positions."""
     language = published_config(name).language
     _, layers, _ = count_parameters(name)
     attention = language.layers * 2 * positions**2 * language.heads * language.head_dim
@@ -38,12 +39,12 @@ def prefill_work(name: str, positions: int) -> float:
 
 
 def step_bytes(name: str, rows: int, context: int) -> float:
-    """Bytes that one decoding step of so many requests reads: weights of two bytes, and each request's KV cache."""
+    """Bytes read by one decoding step with `rows` requests: weights of two bytes, and each request's KV cache."""
     language = published_config(name).language
     _, layers, rest = count_parameters(name)
     embedding = language.vocab_size * language.width
-    kept = 2 * language.layers * language.kv_heads * language.head_dim * 2
-    return 2 * (layers + rest - embedding) + rows * context * kept
+    cache_bytes = 2 * language.layers * language.kv_heads * language.head_dim * 2
+    return 2 * (layers + rest - embedding) + rows * context * cache_bytes
 
 
 def step_seconds(name: str, rows: int, context: int, card: Gpu) -> float:
@@ -52,20 +53,20 @@ def step_seconds(name: str, rows: int, context: int, card: Gpu) -> float:
 
 
 def gpu_here() -> str | None:
-    """The GPU of this machine as the plan names it; None without one, or with one that the plan has no figures of."""
+    """This machine's GPU as `vl2 plan` names it; None without a GPU, or with one that the plan does not have."""
     try:
-        asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        names = subprocess.run(asked, capture_output=True, text=True, timeout=10).stdout
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        names = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
     return next((gpu for gpu in GPUS if gpu.split("-")[0] in names), None)
 
 
 def bound(name: str, gpu: str, level: dict[str, Any]) -> dict[str, float]:
-    """Answers a second that one GPU could give of this mix at most, and the share of it that was measured.
+    """The maximum number of answers per second that one GPU allows for this mix, and the measured share of it.
 
     Args:
-        level: of `numbers.summarise`. Concurrency in an open loop is taken from Little's law.
+        level: from `numbers.summarise`. Concurrency in an open loop follows from Little's law.
     """
     card, config, answered = GPUS[gpu], published_config(name), max(1, level["answered"])
     new_media = (level["cache"]["with_media"] - level["cache"]["hits"]) / answered

@@ -1,4 +1,4 @@
-"""What the service costs beside its engines: a real server whose language model costs nothing, and who asks it.
+"""Measures the service's overhead outside its engines, with a server whose language model takes no time.
 
-May import the client, the core, the server, and `load` for what it knows of this machine.
+May import the client, the core, the server and `load`.
 """

@@ -1,4 +1,4 @@
-"""Callers that cost little: many answers at a time are read as bytes, and looked at when all are there."""
+"""Callers with little overhead of their own: many concurrent answers are read as bytes, and parsed when all are complete."""
 
 import asyncio
 import time
@@ -19,30 +19,30 @@ _QUESTION = "What happens in the video?"
 
 
 @dataclass
-class Read:
-    """One answer, in seconds since all were asked."""
+class TimedStream:
+    """The messages of one answer, with their times in seconds since all requests were sent."""
 
     messages: list[bytes] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
 
     def answer(self, tokens: int) -> AnswerReader:
-        """Raises: StageFailed unless it is the free model's, whole and in order."""
+        """Parse the answer. Raises: StageFailed unless it is the free model's, complete and in order."""
         reader = AnswerReader()
         for message in self.messages:
             reader.read(service_pb2.ModelStreamInferResponse.FromString(message))
         ids = reader.finish().output_ids
         if ids != expected_ids(ids[0], tokens):
-            raise StageFailed(f"an answer has {len(ids)} ids of {tokens}, or others than the free model's")
+            raise StageFailed(f"an answer has {len(ids)} of {tokens} ids, or ids that are not the free model's")
         return reader
 
     @property
     def first_text(self) -> float:
-        """Of the first message with an id: the one that tells the process's name alone has no outputs of text."""
+        """Time of the first message with ids; the message before it only has the process's name."""
         return next(time for message, time in zip(self.messages, self.times, strict=True) if b"output_ids" in message)
 
 
-async def ask_at_once(address: str, callers: int, tokens: int) -> list[Read]:
-    """Equal questions, one of each caller on a connection of its own, begun together."""
+async def ask_at_once(address: str, callers: int, tokens: int) -> list[TimedStream]:
+    """Send equal questions at the same time, each over a separate connection."""
     options: list[tuple[str, Any]] = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
     channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(callers)]
     try:
@@ -54,20 +54,20 @@ async def ask_at_once(address: str, callers: int, tokens: int) -> list[Read]:
         await asyncio.gather(*(channel.close() for channel in channels))
 
 
-async def _ask(channel: grpc.aio.Channel, request: bytes, began: float) -> Read:
-    found = Read()
+async def _ask(channel: grpc.aio.Channel, request: bytes, began: float) -> TimedStream:
+    stream = TimedStream()
     call = channel.stream_stream(_METHOD)(_once(request))
     while (message := await call.read()) is not grpc.aio.EOF:
-        found.messages.append(message)
-        found.times.append(time.perf_counter() - began)
-    return found
+        stream.messages.append(message)
+        stream.times.append(time.perf_counter() - began)
+    return stream
 
 
 async def _once(request: bytes) -> AsyncIterator[bytes]:
     yield request
 
 
-def spread(reads: Sequence[Read]) -> float:
-    """Of the time of the slowest of equal requests to that of the fastest."""
+def spread(reads: Sequence[TimedStream]) -> float:
+    """Ratio of the slowest to the fastest of equal requests."""
     ends = [read.times[-1] for read in reads]
     return max(ends) / min(ends)

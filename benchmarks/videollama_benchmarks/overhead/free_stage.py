@@ -1,4 +1,4 @@
-"""The language model's stage with the scheduler of every engine, on the free model; it is imported by a stage's process alone."""
+"""The language model stage with the usual scheduler on the free model; imported only by the stage's process."""
 
 import os
 
@@ -9,7 +9,7 @@ from videollama_server.stages.language_model import LanguageModelStage
 
 
 class FreeLanguageModelStage(LanguageModelStage):
-    """For the model.py that served.py writes."""
+    """Used by the model.py that served.py writes."""
 
     def scheduler_of(self, bundle: Bundle, args: dict[str, str]) -> Scheduler:
         step = float(os.environ.get(STEP_VARIABLE, "0"))

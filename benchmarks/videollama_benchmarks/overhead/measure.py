@@ -1,4 +1,4 @@
-"""What is measured of one server: its ceiling with many callers, and what it adds to the questions of one."""
+"""Measurements of one server: its maximum throughput with many callers, and its overhead for one caller."""
 
 import asyncio
 import time
@@ -8,26 +8,26 @@ from typing import Any
 
 from videollama_benchmarks.load.mix import as_new
 from videollama_benchmarks.overhead.callers import ask_at_once, spread
-from videollama_benchmarks.overhead.served import Served
+from videollama_benchmarks.overhead.served import RunningServer
 from videollama_client import Client, QuestionOptions
 
 _TEXT = "What is a video?"
 _VIDEO = "What happens in the video?"
 _FEW, MOST_TOKENS, _ESTIMATES = 100, 16_000, 3
-_ENGINES = ("preprocess", "encoder")  # whose own seconds are not overhead
+_ENGINES = ("preprocess", "encoder")  # their seconds do not count as overhead
 
 
-def ceiling(served: Served, callers: int, seconds: float, rounds: int) -> dict[str, Any]:
-    """Rates of one round each, their median and all of them; every answer is checked.
+def ceiling(served: RunningServer, callers: int, seconds: float, rounds: int) -> dict[str, Any]:
+    """Rates over several rounds, as median and all values; every answer is checked.
 
     Args:
-        seconds: that a round takes, about: answers are as long as that needs.
+        seconds: approximate duration of a round, which decides the length of the answers.
     """
     tokens = _FEW
     for _ in range(_ESTIMATES):
         taken = max(read.times[-1] for read in asyncio.run(ask_at_once(served.address, callers, tokens)))
         tokens = round(min(max(tokens * seconds / taken, _FEW), MOST_TOKENS))
-    found: dict[str, list[float]] = {name: [] for name in ("tokens_per_second", "messages_per_second", "spread")}
+    rates: dict[str, list[float]] = {name: [] for name in ("tokens_per_second", "messages_per_second", "spread")}
     processors: dict[str, float] = {}
     for _ in range(rounds):
         before, own = served.processor_seconds(), time.process_time()
@@ -36,24 +36,24 @@ def ceiling(served: Served, callers: int, seconds: float, rounds: int) -> dict[s
         seconds = max(read.times[-1] for read in reads)
         for read in reads:
             read.answer(tokens)
-        found["tokens_per_second"].append(callers * tokens / seconds)
-        found["messages_per_second"].append(sum(len(read.messages) for read in reads) / seconds)
-        found["spread"].append(spread(reads))
+        rates["tokens_per_second"].append(callers * tokens / seconds)
+        rates["messages_per_second"].append(sum(len(read.messages) for read in reads) / seconds)
+        rates["spread"].append(spread(reads))
         for name, value in (served.processor_seconds() | {"callers": own}).items():
             spent = value - before.get(name, 0.0)
             processors[name] = processors.get(name, 0.0) + spent / (rounds * callers * tokens)
     return {
         "callers": callers,
         "tokens": tokens,
-        **{name: {"median": round(median(values), 3), "all": _rounded(values)} for name, values in found.items()},
+        **{name: {"median": round(median(values), 3), "all": _rounded(values)} for name, values in rates.items()},
         "processor_microseconds_per_token": _microseconds(processors),
     }
 
 
-def first_token(served: Served, clip: Path, rounds: int) -> dict[str, Any]:
-    """Milliseconds until the first text, less the engines' own: text, a new video, the same video again, in turn."""
+def first_token(served: RunningServer, clip: Path, rounds: int) -> dict[str, Any]:
+    """Milliseconds until the first text without the engines' time: text, a new video and the same video again, in turn."""
     content = clip.read_bytes()
-    found: dict[str, list[float]] = {"text": [], "first_video": [], "repeated_video": []}
+    times: dict[str, list[float]] = {"text": [], "first_video": [], "repeated_video": []}
     number = time.time_ns()
     with Client(served.address) as client:
         for place in range(rounds + 3):
@@ -64,9 +64,9 @@ def first_token(served: Served, clip: Path, rounds: int) -> dict[str, Any]:
                 ("repeated_video", _VIDEO, video),
             ):
                 value = _first_text(client, question, media)
-                if place >= 3:  # warm
-                    found[name].append(value)
-    return {name: _percentiles(values) for name, values in found.items()}
+                if place >= 3:  # after the warm-up
+                    times[name].append(value)
+    return {name: _percentiles(values) for name, values in times.items()}
 
 
 def _first_text(client: Client, question: str, video: bytes | None) -> float:
@@ -83,9 +83,9 @@ def _first_text(client: Client, question: str, video: bytes | None) -> float:
     return taken - sum(stream.answer.seconds.get(name, 0.0) for name in _ENGINES)
 
 
-def per_token(served: Served, tokens: int, rounds: int, step: float = 0.0) -> dict[str, Any]:
-    """Milliseconds of one caller's token after the first, beside those of the model's step; and all processors' time."""
-    found, busy = [], []
+def per_token(served: RunningServer, tokens: int, rounds: int, step: float = 0.0) -> dict[str, Any]:
+    """Milliseconds per token after the first for one caller, without the model's step, and processor time of all processes."""
+    times, busy = [], []
     with Client(served.address) as client:
         client.ask(_TEXT, max_new_tokens=8)
         for _ in range(rounds):
@@ -96,12 +96,12 @@ def per_token(served: Served, tokens: int, rounds: int, step: float = 0.0) -> di
             began = time.perf_counter()
             for _ in pieces:
                 pass
-            found.append((time.perf_counter() - began) / (tokens - 1) - step)
+            times.append((time.perf_counter() - began) / (tokens - 1) - step)
             spent = sum(served.processor_seconds().values()) - before + time.process_time() - own
             busy.append(spent / tokens)
     return {
         "step_milliseconds": 1e3 * step,
-        "beside_the_step": _percentiles(found),
+        "beside_the_step": _percentiles(times),
         "processor_milliseconds": _percentiles(busy),
     }
 

@@ -1,4 +1,4 @@
-"""A real `vl2 serve` on a bundle whose language model costs nothing."""
+"""Runs a real `vl2 serve`, also on a bundle whose language model takes no time."""
 
 import json
 import os
@@ -20,47 +20,47 @@ DEMO = TREE / "build/bench/tiny-shapes"
 _MODEL = (
     "from videollama_benchmarks.overhead.free_stage import FreeLanguageModelStage as TritonPythonModel  # noqa: F401\n"
 )
-POSITIONS = 32_768  # of its context: answers may be long
+POSITIONS = 32_768  # context length, for long answers
 _TICKS, _PAGE = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
-class Served:
+class RunningServer:
     address: str
     pid: int  # of `vl2 serve`
-    openai: str = ""  # URL of the gateway beside it, with --openai
+    openai: str = ""  # URL of its gateway, with --openai
 
     def processor_seconds(self) -> dict[str, float]:
-        """Of each process of the server so far, by its name."""
+        """Processor seconds so far of the server's processes, by name."""
         return self._by_name(lambda fields: (int(fields[11]) + int(fields[12])) / _TICKS)
 
     def megabytes(self) -> dict[str, float]:
-        """Resident memory of each process of the server, by its name."""
+        """Resident memory in MiB of the server's processes, by name."""
         return self._by_name(lambda fields: int(fields[21]) * _PAGE / 2**20)
 
     def _by_name(self, read: Callable[[list[bytes]], float]) -> dict[str, float]:
-        """Sums over the processes of a name; `read` takes the fields of /proc/PID/stat from the state on."""
-        found: dict[str, float] = {}
+        """Sums over the processes with the same name; `read` is given the fields of /proc/PID/stat from the state on."""
+        sums: dict[str, float] = {}
         for pid in _descendants(self.pid):
             try:
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
                 fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-            except OSError:  # it ended meanwhile
+            except OSError:  # the process has ended
                 continue
             name = _name(words)
-            found[name] = found.get(name, 0.0) + read(fields)
-        return found
+            sums[name] = sums.get(name, 0.0) + read(fields)
+        return sums
 
 
 def converted_demo(*options: str, out: Path = DEMO) -> Path:
-    """The bundle of the demo's checkpoint, converted where it is not yet. Args: options: of `vl2 convert`."""
+    """Convert the demo's checkpoint, unless it is converted. Args: options: of `vl2 convert`. Returns: the bundle's folder."""
     command = [sys.executable, "-m", "videollama_client", "convert", str(TREE / "training/checkpoints/tiny-shapes")]
     subprocess.run([*command, "--out", str(out), *options], check=True, stdout=subprocess.DEVNULL)
     return out
 
 
 def with_free_model(bundle: Path, folder: Path) -> Path:
-    """A bundle in a folder of its own: links to everything of the other one, but for the language model's stage."""
+    """Make a bundle in `folder` of links to `bundle`, but with the free model in the language model stage."""
     for path in bundle.absolute().iterdir():
         if path.name not in (REPOSITORY, MANIFEST):
             (folder / path.name).symlink_to(path)
@@ -74,8 +74,8 @@ def with_free_model(bundle: Path, folder: Path) -> Path:
     (stage / "1/model.py").write_text(_MODEL)
     (stage / "config.pbtxt").write_bytes((bundle / REPOSITORY / LANGUAGE_MODEL.name / "config.pbtxt").read_bytes())
     manifest = json.loads((bundle / MANIFEST).read_text("utf-8"))
-    ours = f"{REPOSITORY}/{LANGUAGE_MODEL.name}/"
-    files = {name: entry for name, entry in manifest["files"].items() if not name.startswith(ours)}
+    prefix = f"{REPOSITORY}/{LANGUAGE_MODEL.name}/"
+    files = {name: entry for name, entry in manifest["files"].items() if not name.startswith(prefix)}
     changed = {"files": files, "max_seq_len": POSITIONS}
     (folder / MANIFEST).write_text(json.dumps(manifest | changed), "utf-8")
     return folder
@@ -84,35 +84,36 @@ def with_free_model(bundle: Path, folder: Path) -> Path:
 @contextmanager
 def serving(
     bundle: Path, step_seconds: float = 0.0, python: str = sys.executable, options: Sequence[str] = ()
-) -> Iterator[Served]:
-    """
+) -> Iterator[RunningServer]:
+    """Run a server in a context.
+
     Args:
-        step_seconds: that a decoding step of the free model takes.
-        python: interpreter of the environment that serves.
+        step_seconds: duration of a decoding step of the free model.
+        python: interpreter to run the server with.
         options: of `vl2 serve`.
     Raises: ServerFailed.
     """
     command = [python, "-m", "videollama_client", "serve", str(bundle.absolute()), "--grpc-port", "0", *options]
     environment = os.environ | {STEP_VARIABLE: str(step_seconds)}
-    # Not in a source tree: Python would import that one, whatever environment it is of.
+    # Outside the source tree, from which Python would otherwise import, whatever its environment.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=bundle)
     try:
-        found: dict[str, str] = {}
+        values: dict[str, str] = {}
         for line in process.stdout or ():
             name, _, value = line.partition(" ")
-            found[name] = value.strip()
+            values[name] = value.strip()
             if name.startswith("ready"):
                 break
         else:
-            raise ServerFailed("vl2 serve did not start; its own words are above")
-        yield Served(found["gRPC"], process.pid, found.get("OpenAI", ""))
+            raise ServerFailed("vl2 serve did not start; its output above says why")
+        yield RunningServer(values["gRPC"], process.pid, values.get("OpenAI", ""))
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
 
 
 def _name(words: list[bytes]) -> str:
-    """Of a process of the server: its stage, or what runs it."""
+    """A process's name: its stage, or its program."""
     for word in words:
         if word.endswith(b"/1/model.py"):
             return word.split(b"/")[-3].decode()
@@ -135,8 +136,8 @@ def _descendants(pid: int) -> list[int]:
         except OSError:
             continue
         children.setdefault(parent, []).append(int(folder.name))
-    found, waiting = [], [pid]
+    pids, waiting = [], [pid]
     while waiting:
-        found.append(waiting.pop())
-        waiting += children.get(found[-1], [])
-    return found
+        pids.append(waiting.pop())
+        waiting += children.get(pids[-1], [])
+    return pids

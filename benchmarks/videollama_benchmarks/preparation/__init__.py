@@ -1,1 +1,1 @@
-"""How long media take from file to pixels. May import `videollama_core.media`, and decord where it is installed."""
+"""Measures media preparation, from file to pixels. May import `videollama_core.media`, and decord if it is installed."""

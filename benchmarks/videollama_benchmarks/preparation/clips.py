@@ -1,4 +1,4 @@
-"""Made clips of any length: ten seconds are encoded once, longer ones repeat their packets."""
+"""Generates clips of any length: ten seconds are encoded once, and longer clips repeat their packets."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import av
 import numpy as np
 from PIL import Image
 
-RATE, UNIT = 30, 10  # frames per second; seconds that are encoded
+RATE, UNIT = 30, 10  # frames per second; encoded seconds
 CODECS: dict[str, tuple[str, dict[str, str]]] = {
     "h264": ("libx264", {"preset": "veryfast", "crf": "26"}),
     "hevc": ("libx265", {"preset": "superfast", "crf": "28", "x265-params": "log-level=none:no-open-gop=1"}),
@@ -22,10 +22,10 @@ CODECS: dict[str, tuple[str, dict[str, str]]] = {
 
 @contextmanager
 def kept_scheduling() -> Iterator[None]:
-    """The calling thread's scheduling afterwards as before.
+    """Restore the calling thread's scheduling policy at the end of the context.
 
-    To encode AV1, SVT-AV1 gives a caller who may have it, as root may, real-time priority (SCHED_FIFO 99) and leaves it there:
-    all that the process does and starts from then on keeps every other process from the processors.
+    SVT-AV1 gives its caller real-time priority (SCHED_FIFO 99) if permitted, as root is, and never resets it: the process and
+    its children would then starve all other processes.
     """
     policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
@@ -39,14 +39,14 @@ class Clip:
     codec: str
     height: int
     seconds: int
-    group: int  # frames from one key frame to the next, at most
+    group: int  # maximum number of frames from one key frame to the next
 
     @property
     def name(self) -> str:
         return f"{self.codec} {self.height}p {self.seconds} s, groups of {self.group}"
 
     def file(self, folder: Path) -> Path:
-        """The clip in a folder, made if it is not there."""
+        """Path of the clip in a folder; encoded if missing."""
         path = folder / f"{self.codec}_{self.height}_{self.group}_{self.seconds}.mp4"
         if path.exists():
             return path
@@ -64,25 +64,25 @@ class Clip:
         width = self.height * 16 // 9
         scene = _scene(width, self.height)
         random = np.random.default_rng(1)
-        grain = random.normal(0, 2.5, (self.height + 64, width + 64, 1)).round().astype(np.int16)  # a sensor's
+        grain = random.normal(0, 2.5, (self.height + 64, width + 64, 1)).round().astype(np.int16)  # sensor noise
         with kept_scheduling(), av.open(str(path), "w") as output:
             stream: Any = output.add_stream(codec, rate=RATE, options={**options, "g": str(self.group)})
             stream.width, stream.height, stream.pix_fmt = width, self.height, "yuv420p"
             for number in range(RATE * UNIT):
                 top, left = int(150 + 140 * np.sin(number / 50)), int(150 + 140 * np.cos(number / 40))
-                shown = scene[top : top + self.height, left : left + width].copy()
-                for place in range(5):  # things that move on their own
+                frame = scene[top : top + self.height, left : left + width].copy()
+                for place in range(5):  # objects that move independently
                     size, row = self.height // (4 + place), place * self.height // 6
                     at = (number * (3 + 2 * place) + place * width // 5) % (width - size)
-                    shown[row : row + size, at : at + size] = scene[row : row + size, place : place + size]
+                    frame[row : row + size, at : at + size] = scene[row : row + size, place : place + size]
                 y, x = random.integers(0, 64, 2)
-                shown = np.clip(shown + grain[y : y + self.height, x : x + width], 0, 255).astype(np.uint8)
-                output.mux(stream.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
+                frame = np.clip(frame + grain[y : y + self.height, x : x + width], 0, 255).astype(np.uint8)
+                output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             output.mux(stream.encode(None))
 
 
 def _scene(width: int, height: int) -> np.ndarray:
-    """Noise of several sizes, larger than the picture: uint8 [height + 300, width + 300, 3]."""
+    """Noise of several scales, larger than a frame: uint8 [height + 300, width + 300, 3]."""
     random = np.random.default_rng(0)
     size = (width + 300, height + 300)
     layers = []

@@ -1,8 +1,8 @@
-"""Methods from a file to pixels, each measured in a process of its own: processor time, and memory above the start.
+"""Methods from a file to pixels, each measured in a separate process: processor time, and memory above the start.
 
-`ours` is what the service does. `plain` knows which frames are wanted and decodes from the first packet to the last of them.
-`limit` holds the very packets in memory that a wanted frame needs: it neither opens a file nor looks for anything; `limit of keyframes`
-likewise those of the key frames.
+`ours` is the service's method. `plain` is given the wanted frames, and decodes from the first packet to the last wanted frame.
+`limit` has exactly the packets that the wanted frames need in memory: it neither opens nor searches a file. `limit of keyframes`
+does the same for key frames.
 """
 
 import importlib.util
@@ -38,7 +38,7 @@ def ours(data: bytes) -> Callable[[], np.ndarray]:
 
 
 def keyframes(data: bytes) -> Callable[[], np.ndarray]:
-    """The approximation that a question can ask for: other pixels than the rest."""
+    """The approximation that a request can choose: its pixels differ from those of the other methods."""
     return lambda: np.stack(decode_video(data, Segment(sampling="keyframes"), FRAMES, FIT).rgb)
 
 
@@ -46,16 +46,16 @@ def plain(data: bytes) -> Callable[[], np.ndarray]:
     wanted = _wanted(data)
 
     def run() -> np.ndarray:
-        found, to_rgb = [], ToRgb()
+        pictures, to_rgb = [], ToRgb()
         with av.open(io.BytesIO(data), mode="r") as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
             for number, frame in enumerate(container.decode(stream)):
                 if number in wanted:
-                    found.append(to_rgb(frame))
+                    pictures.append(to_rgb(frame))
                 if number == wanted[-1]:
                     break
-        return np.stack([FIT(picture) for picture in found])
+        return np.stack([FIT(picture) for picture in pictures])
 
     return run
 
@@ -72,7 +72,7 @@ def decord(data: bytes) -> Callable[[], np.ndarray]:
 
 
 def limit(data: bytes, by_key_frames: bool = False) -> Callable[[], np.ndarray]:
-    """The packets come from memory, in the place of a container that is sought and read."""
+    """Decode packets from memory instead of seeking and reading a container."""
     with open_container(data) as container:
         stream = video_stream(container)
         index = read_index(container, stream, deadline())
@@ -91,15 +91,15 @@ def limit(data: bytes, by_key_frames: bool = False) -> Callable[[], np.ndarray]:
     memory = _Memory(opened, held, index)
 
     def run() -> np.ndarray:
-        found = decode_sparsely(memory, stream, index, wanted, deadline(), FIT)  # type: ignore[arg-type]
-        assert found is not None
-        return np.stack([found[number][0] for number in wanted.tolist()])
+        frames = decode_sparsely(memory, stream, index, wanted, deadline(), FIT)  # type: ignore[arg-type]
+        assert frames is not None
+        return np.stack([frames[number][0] for number in wanted.tolist()])
 
     return run
 
 
 class _Memory:
-    """Stands for a container: its packets, decoded by the stream of another opening of the same file."""
+    """Replaces a container: serves its packets from memory, to be decoded by the stream of a second opening of the file."""
 
     def __init__(self, container: Any, packets: list[Any], index: Any) -> None:
         self._container, self._packets = container, packets
@@ -127,6 +127,7 @@ METHODS: dict[str, Callable[[bytes], Callable[[], np.ndarray]]] = {
 
 
 def methods() -> dict[str, Callable[[bytes], Callable[[], np.ndarray]]]:
+    """The available methods; decord only if it is installed."""
     return {name: method for name, method in METHODS.items() if name != "decord" or importlib.util.find_spec("decord")}
 
 
@@ -138,8 +139,8 @@ def _wanted(data: bytes) -> list[int]:
 # --- one measurement -----------------------------------------------------------------------------------------------------
 
 
-def measured(method: str, path: Path) -> dict[str, Any]:
-    """Of a forked process: `seconds` of processor time, `megabytes` above its start, and the `pixels`, or an `error`."""
+def measure_forked(method: str, path: Path) -> dict[str, Any]:
+    """Run a method in a forked process. Returns: `seconds` of processor time, `megabytes` above the start, `pixels`; or `error`."""
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
@@ -151,16 +152,16 @@ def measured(method: str, path: Path) -> dict[str, Any]:
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as file:
-        answer = file.read()
+        content = file.read()
     os.waitpid(pid, 0)
-    return pickle.loads(answer) if answer else {"error": "the process died"}
+    return pickle.loads(content) if content else {"error": "the process died"}
 
 
 def _measure(method: str, path: Path) -> dict[str, Any]:
     try:
-        keep_freed()  # as in the service's decoding processes; for all methods alike
+        keep_freed()  # as in the service's decoding processes, for all methods
         run = METHODS[method](path.read_bytes())
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins again at what is there now
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the current size
         start, began = _resident("VmRSS"), time.process_time()
         pixels = run()
         seconds = time.process_time() - began
@@ -170,6 +171,7 @@ def _measure(method: str, path: Path) -> dict[str, Any]:
 
 
 def _resident(name: str) -> float:
-    found = re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) / 1024
+    """A size of /proc/self/status in MiB."""
+    match = re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert match is not None
+    return int(match[1]) / 1024

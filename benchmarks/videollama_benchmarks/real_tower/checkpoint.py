@@ -1,4 +1,4 @@
-"""The demo's checkpoint with the tower of a published one; tower and connector have random weights."""
+"""Makes a copy of the demo's checkpoint with a published tower; tower and connector have random weights."""
 
 import json
 import shutil
@@ -22,10 +22,11 @@ SCALE = 0.02  # of random weights
 
 
 def make_bundle(folder: Path, layers: int | None = None) -> Path:
-    """Written and converted in a folder, where it is not there; that takes 2.5 GB with the whole tower.
+    """Write and convert the checkpoint in a folder, unless it is there; with the whole tower it takes 2.5 GB.
 
     Args:
-        layers: of the tower, for a quick look; all of them if None.
+        layers: number of the tower's layers, for a quick check; None for all.
+    Returns: the bundle's folder.
     """
     source, tower = folder / "source", "towers/real"
     if (folder / "bundle" / MANIFEST).is_file():

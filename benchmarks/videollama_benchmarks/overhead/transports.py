@@ -1,4 +1,4 @@
-"""Two ways to ask the same question of one server, timed alike: our client over gRPC, and plain HTTP through the gateway."""
+"""Two transports to the same server, timed in the same way: our client over gRPC, and plain HTTP through the gateway."""
 
 import base64
 import http.client
@@ -14,22 +14,23 @@ from videollama_core.protocol.errors import StageFailed
 
 
 @dataclass(frozen=True)
-class Timed:
-    """One streamed answer; seconds since the question was handed over, the making of the request among them."""
+class TimedAnswer:
+    """One streamed answer; times in seconds since the call, which includes building the request."""
 
     text: str
-    first: float  # until the first text
-    last: float  # until the last
+    first: float  # until the first piece of text
+    last: float  # until the last one
 
     def per_token(self, tokens: int) -> float:
+        """Mean seconds per token after the first."""
         return (self.last - self.first) / (tokens - 1)
 
 
-Way = Callable[[str, bytes | None, int], Timed]  # question, video, tokens of the answer
+Transport = Callable[[str, bytes | None, int], TimedAnswer]  # question, video, tokens of the answer
 
 
-def over_grpc(client: Client) -> Way:
-    def ask(question: str, video: bytes | None, tokens: int) -> Timed:
+def over_grpc(client: Client) -> Transport:
+    def ask(question: str, video: bytes | None, tokens: int) -> TimedAnswer:
         began = time.perf_counter()
         options: QuestionOptions = {"max_new_tokens": tokens, "temperature": 0}
         if video is not None:
@@ -40,16 +41,17 @@ def over_grpc(client: Client) -> Way:
 
 
 @contextmanager
-def through_gateway(url: str) -> Iterator[Way]:
-    """
+def through_gateway(url: str) -> Iterator[Transport]:
+    """Ask through the gateway, over one persistent connection.
+
     Args:
-        url: of the OpenAI API, http://HOST:PORT/v1; one connection is kept.
+        url: of the OpenAI API, http://HOST:PORT/v1.
     """
     where = urllib.parse.urlsplit(url)
     connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=60)
     connection.connect()
 
-    def ask(question: str, video: bytes | None, tokens: int) -> Timed:
+    def ask(question: str, video: bytes | None, tokens: int) -> TimedAnswer:
         began = time.perf_counter()
         content: list[object] = [{"type": "text", "text": question}]
         if video is not None:
@@ -71,16 +73,16 @@ def through_gateway(url: str) -> Iterator[Way]:
         connection.close()
 
 
-def _timed(began: float, stream: Iterable[str]) -> Timed:
+def _timed(began: float, stream: Iterable[str]) -> TimedAnswer:
     pieces, times = [], []
     for piece in stream:
         pieces.append(piece)
         times.append(time.perf_counter() - began)
-    return Timed("".join(pieces), times[0], times[-1])
+    return TimedAnswer("".join(pieces), times[0], times[-1])
 
 
 def _pieces(response: http.client.HTTPResponse) -> Iterable[str]:
-    """Text of an event stream, read to its end: the connection is free then. Raises: StageFailed for an error's answer."""
+    """Text of an event stream, read to its end, so that the connection can be reused. Raises: StageFailed for an error."""
     if response.status != 200:
         raise StageFailed(f"the gateway answered {response.status}: {response.read(1000).decode('utf-8', 'replace')}")
     for line in response:
