@@ -42,6 +42,11 @@ class Sockets:
         return self.folder / "metrics"
 
     @property
+    def language_model(self) -> Path:
+        """Of our own engines; the stage itself listens there."""
+        return self.folder / "llm"
+
+    @property
     def figures(self) -> Path:
         """A folder beside it: the stages' own figures, a file each."""
         return figures_beside(self.metrics)

@@ -15,6 +15,9 @@ from videollama_core.media.video_decoders import DECODER_VARIABLE, DECODERS
 from videollama_core.protocol.errors import ArtifactMismatch, ServerFailed
 
 ADDRESS_VARIABLE = "VL2_GRPC_ADDRESS"  # host:port of the server's own gRPC port, for its stages
+SOCKET_VARIABLE = (
+    "VL2_LLM_SOCKET"  # path of the language model's own socket; unset where TensorRT-LLM's backend has none
+)
 LANGUAGE_MODEL_VARIABLE = "VL2_LLM"  # "vllm": that runs the language model; "bundle": the engine of the bundle
 
 _CONTAINER = Path("/opt/tritonserver")

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-import signal
 import threading
 import time
 from collections import Counter
@@ -27,7 +25,14 @@ from videollama_server.endpoint.config import EndpointConfig, exposed_models, lo
 from videollama_server.endpoint.process import EndpointProcess
 from videollama_server.endpoint.state import Told
 from videollama_server.fetch.policy import MediaPolicy
-from videollama_server.installation import Installation, check_vllm, find_installation, in_container, stage_environment
+from videollama_server.installation import (
+    SOCKET_VARIABLE,
+    Installation,
+    check_vllm,
+    find_installation,
+    in_container,
+    stage_environment,
+)
 from videollama_server.machine.checks import MOST_THREADS, WORN_THREADS, check_machine
 from videollama_server.machine.log import kept_copy, rotate
 from videollama_server.machine.runtime import Runtime
@@ -158,8 +163,10 @@ class TritonServer:
     def _environment(self) -> dict[str, str]:
         options = self.options
         found = stage_environment(self._installation, self._sockets.grpc_target, options.llm, options.decoder)
+        direct = {} if self._has_engine else {SOCKET_VARIABLE: str(self._sockets.language_model)}
         return (
             with_endpoint(found, options.otlp_endpoint)
+            | direct
             | {VARIABLE: json.dumps(parse(options.vllm_arg))}
             | {CACHE_VARIABLE: str(options.media_cache_megabytes * 2**20)}
             | options.media_policy.environment()
@@ -216,13 +223,10 @@ class TritonServer:
                 continue
             logger.warning("the process of %s died; starting it again", ", ".join(sorted(missing)))
             try:
-                if contract.ENTRY.name in missing and self._running_requests():
-                    # Nobody reads what the language model still says to the dead process, and an unread response blocks
+                if self._has_engine and contract.ENTRY.name in missing and self._running_requests():
+                    # Nobody reads what the engine's backend still says to the dead process, and an unread response blocks
                     # it for everybody: it goes with its caller.
                     missing.add(contract.LANGUAGE_MODEL.name)
-                    for pid, stage in alive.items():
-                        if stage == contract.LANGUAGE_MODEL.name:
-                            os.kill(pid, signal.SIGKILL)
                 for stage in sorted(missing):
                     self._triton.load_again(stage, self.options.start_seconds)
                 self._threads = threads_of(self._triton.pid)

@@ -87,6 +87,23 @@ def test_a_running_answer_fails_with_a_clear_error(stage, server):
         assert ask(client, 200 + STAGES.index(stage)).usage.completion_tokens == 3
 
 
+def test_the_language_model_outlives_the_entry(server):
+    """To load it again takes minutes at real size."""
+    with server.client() as client:
+        for _ in range(3):  # again if Triton as a whole aborted
+            client.wait_until_ready(60)
+            pieces = iter(client.stream("Tell a long story", max_new_tokens=20000))
+            next(pieces)
+            before = server.pids("tensorrt_llm")
+            kill(server, "videollama2")
+            with suppress(VideoLlamaError):
+                list(pieces)
+            assert ask(client, 250).usage.completion_tokens == 3
+            if server.pids("tensorrt_llm") == before:
+                break
+        assert server.pids("tensorrt_llm") == before
+
+
 @pytest.mark.parametrize("stage", ["preprocess", "encoder"])
 def test_a_stage_killed_at_work_fails_its_request_or_is_asked_again(stage, server):
     """The media is large enough that the kill meets it; the entry asks once more, so that either way nothing hangs."""

@@ -15,10 +15,13 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from videollama_core.media.video import Segment
 from videollama_core.prompt import Prompt
-from videollama_core.protocol.errors import ArtifactMismatch, StageFailed
+from videollama_core.protocol.contract import LANGUAGE_MODEL
+from videollama_core.protocol.errors import ArtifactMismatch, StageFailed, StageRestarting
 from videollama_core.protocol.messages import ResolvedSampling
 from videollama_server import installation as triton_installation
 from videollama_server.answers.known_media import Media
+from videollama_server.answers.request_message import read_message
+from videollama_server.direct.listener import DirectListener
 from videollama_server.sandbox.callers import FOLDER_VARIABLE
 
 ANSWERS = {
@@ -75,7 +78,7 @@ def calls(monkeypatch):
         monkeypatch.delitem(sys.modules, name, raising=False)
     found = importlib.import_module("videollama_server.stages.calls")
     loops, begin = [], found.AnswerLoop
-    monkeypatch.setattr(found, "AnswerLoop", lambda address: loops.append(begin(address)) or loops[-1])
+    monkeypatch.setattr(found, "AnswerLoop", lambda *where: loops.append(begin(*where)) or loops[-1])
     yield found, module, sent
     for loop in loops:
         loop.close()
@@ -282,6 +285,31 @@ def test_no_server_fails_the_answer(calls, tmp_path):
     found, _, _ = calls
     _, heard = ask(found.TritonStages([2], None, f"unix:{tmp_path}/nobody"))
     assert isinstance(heard.next(), StageFailed)
+
+
+def test_a_language_model_with_its_own_socket_is_asked_there(calls, tmp_path):
+    """Not over gRPC, where nobody listens here; before it listens its answers begin again, after it died they fail."""
+    module, _, _ = calls
+    path = str(tmp_path / "llm")
+    stages = module.TritonStages([2], None, f"unix:{tmp_path}/nobody", path)
+    assert isinstance(ask(stages)[1].next(), StageRestarting)
+    begun, stopped = queue.SimpleQueue(), queue.SimpleQueue()
+    listener = DirectListener(path, lambda message, reply: begun.put((message, reply)), stopped.put)
+    generation, heard = ask(stages)
+    message, reply = begun.get(timeout=30)
+    assert read_message(LANGUAGE_MODEL, message)[2]["input_ids"].tolist() == [[5]]
+    reply.send((7,), cached_tokens=40)
+    reply.send((8,))
+    listener.flush()
+    assert heard.next() == [7, 8] and heard.cached_tokens == [40]
+    stages.loop.call(generation.stop)
+    assert stopped.get(timeout=30) is reply and heard.said.empty()
+    _, heard = ask(stages)
+    begun.get(timeout=30)
+    listener.close()
+    for connection in listener._connections:  # as the kernel does for a process that ends
+        connection._socket.shutdown(2)
+    assert "its process died while it answered" in str(heard.next())
 
 
 @pytest.mark.parametrize(

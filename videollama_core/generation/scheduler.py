@@ -11,6 +11,7 @@ go on with the same tokens. Slots are taken together and in the order of the que
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,9 +33,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Scheduler:
+    """
+    Args:
+        after_step: called in the scheduler's thread when `on_step` has received every token of a step, and after errors.
+    """
+
     steps: Steps
     max_waiting: int = 128
     counters: Counters = field(default_factory=Counters)
+    after_step: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self._waiting: deque[GenerationRequest] = deque()
@@ -90,6 +97,7 @@ class Scheduler:
             self._thread.join()
         for request in (*self._waiting, *(running.request for running in self._running.values())):
             self._report(request, StageFailed("the language model is shutting down"))
+        self.after_step()
 
     def _check(self, request: GenerationRequest) -> None:
         length, rows = len(request.input_ids), 0 if request.media is None else len(request.media)
@@ -128,16 +136,17 @@ class Scheduler:
                 self.iterate()
             except Exception as error:  # of no request that could be named: all are told, and the next ones are taken
                 self._fail_all(error)
+                self.after_step()
 
     def iterate(self) -> None:
         """One iteration."""
         self.counters.iterations += 1
         self._drop_cancelled()
         self._admit()
-        for outcome in self.steps.prefill(list(self._running.values()), self.counters):
-            self._act_on(outcome)
-        for outcome in self.steps.decode(list(self._running.values()), self.counters):
-            self._act_on(outcome)
+        for step in (self.steps.prefill, self.steps.decode):
+            for outcome in step(list(self._running.values()), self.counters):
+                self._act_on(outcome)
+            self.after_step()
 
     def _drop_cancelled(self) -> None:
         with self._changed:

@@ -1,6 +1,7 @@
-"""Asks the language model at the server's own gRPC socket, and hears all its answers in one event loop.
+"""Requests of the language model, and the one event loop in which all its answers arrive.
 
-Triton 2.51 corrupts the memory of a Python stage that reads many responses of one request by BLS (docs/log.md).
+Our own engines are asked at the stage's own socket (`direct`), TensorRT-LLM's backend at the server's gRPC socket: Triton 2.51
+corrupts the memory of a Python stage that reads many responses of one request by BLS (docs/log.md).
 """
 
 import array
@@ -15,8 +16,9 @@ from typing import Protocol
 from tritonclient.grpc import service_pb2
 
 from videollama_core.protocol import contract
-from videollama_core.protocol.errors import StageFailed, VideoLlamaError, from_wire
+from videollama_core.protocol.errors import StageFailed, StageRestarting, VideoLlamaError, from_wire
 from videollama_server.answers.answering import Listener
+from videollama_server.direct.channel import DirectChannel
 from videollama_server.http2.channel import OK, Channel
 from videollama_server.processes import is_alive
 
@@ -24,6 +26,7 @@ logger = logging.getLogger(__name__)
 _METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 _STAGE = contract.LANGUAGE_MODEL.name
 STOP_SECONDS = 0.25  # between two requests to stop one answer
+_RESTARTING = f"stage {_STAGE}: it is being started again, send the request again"
 DIED = f"stage {_STAGE}: its process died while it answered; it is being started again, send the request again"
 LOOK_SECONDS = 0.05  # how often, in silence, it is looked whether the stage's process still lives
 
@@ -42,11 +45,13 @@ class AnswerLoop:
 
     Args:
         address: unix:PATH or HOST:PORT of the server's own gRPC; None where nothing is asked over it.
+        language_model: path of the language model's own socket; None where it has none.
     """
 
-    def __init__(self, address: str | None) -> None:
+    def __init__(self, address: str | None, language_model: str | None = None) -> None:
         self._loop = asyncio.new_event_loop()
         self.channel = Channel(address or "")
+        self.direct = DirectChannel(language_model or "", self._loop)
         self._running: set[Running] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._looking = False
@@ -56,6 +61,7 @@ class AnswerLoop:
     def _run(self) -> None:
         self._loop.run_forever()
         self.channel.close()
+        self.direct.close()
         for task in self._tasks:
             task.cancel()
         self._loop.run_until_complete(asyncio.sleep(0))  # the ends of connection and tasks
@@ -132,6 +138,42 @@ class _Nobody:
 
 
 _NOBODY = _Nobody()
+
+
+class DirectGeneration:
+    """One request of the language model at its own socket."""
+
+    def __init__(self, loop: AnswerLoop, message: bytes, listener: Listener) -> None:
+        self._loop, self._message = loop, message
+        self._listener: Listener = listener
+        self._number = loop.direct.number()
+        self._ended = False
+
+    def start(self) -> None:
+        """In the caller's thread: to wake the loop's for it takes longer than to send a request."""
+        message, self._message = self._message, b""
+        try:
+            self._loop.direct.open(self._number, message, self)
+        except OSError:
+            self._loop.call(lambda: self.on_end(StageRestarting(_RESTARTING)))
+
+    def on_ids(self, ids: list[int], cached_tokens: int) -> None:
+        if cached_tokens:
+            self._listener.on_cached_tokens(cached_tokens)
+        self._listener.on_ids(ids)
+
+    def on_end(self, error: VideoLlamaError | None) -> None:
+        if not self._ended:
+            self._ended = True
+            listener, self._listener = self._listener, _NOBODY  # which knows this: neither is to keep the other
+            listener.on_end(error)
+
+    def on_lost(self) -> None:
+        self.on_end(StageFailed(DIED))
+
+    def stop(self) -> None:
+        self._ended, self._listener = True, _NOBODY
+        self._loop.direct.stop(self._number)
 
 
 class GrpcGeneration:

@@ -20,7 +20,7 @@ from videollama_core.protocol.errors import StageFailed, VideoLlamaError, from_w
 from videollama_core.protocol.messages import FrameSeen, ResolvedSampling
 from videollama_core.protocol.trace_context import TRACEPARENT
 from videollama_server.answers.answering import Generation, Listener
-from videollama_server.answers.generation import DIED, STOP_SECONDS, AnswerLoop, GrpcGeneration
+from videollama_server.answers.generation import DIED, STOP_SECONDS, AnswerLoop, DirectGeneration, GrpcGeneration
 from videollama_server.answers.known_media import Interval, Media, Perception, Pixels
 from videollama_server.answers.request_message import request_message
 from videollama_server.processes import StageProcess
@@ -72,12 +72,15 @@ class TritonStages:
 
     Args:
         address: host:port of the server's own gRPC port; None asks the language model by BLS too.
+        language_model: path of the language model's own socket; None where it has none.
     """
 
-    def __init__(self, end_ids: Sequence[int], pad_id: int | None, address: str | None = None) -> None:
+    def __init__(
+        self, end_ids: Sequence[int], pad_id: int | None, address: str | None = None, language_model: str | None = None
+    ) -> None:
         self._end_ids, self._pad_id = end_ids, pad_id
-        self._over_grpc = address is not None
-        self.loop = AnswerLoop(address)
+        self._over_grpc, self._direct = address is not None, language_model is not None
+        self.loop = AnswerLoop(address, language_model)
         self._process = StageProcess(contract.LANGUAGE_MODEL.name)
         self._callers = Callers()
 
@@ -119,10 +122,12 @@ class TritonStages:
         inputs |= {"streaming": [[True]], "exclude_input_in_output": [[True]]}
         if seen is not None:
             inputs |= {"prompt_vocab_size": [[seen.rows]], "prompt_embedding_table": seen.table}
+        parameters = {} if traceparent is None else {TRACEPARENT: traceparent}
         # Only within the server can a table on a GPU be handed on.
         on_gpu = seen is not None and not isinstance(seen.table, np.ndarray)
+        if self._direct and not on_gpu:
+            return DirectGeneration(self.loop, _message(inputs, request_id, parameters), listener)
         process = self._process.find()
-        parameters = {} if traceparent is None else {TRACEPARENT: traceparent}
         if on_gpu or not self._over_grpc:
             return _BlsGeneration(self.loop, inputs, request_id, parameters, listener, process)
         message = _message(inputs, request_id, parameters)

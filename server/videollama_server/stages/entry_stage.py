@@ -23,7 +23,7 @@ from videollama_core.telemetry.traces import Span, open_tracer
 from videollama_server.answers.answering import Piece
 from videollama_server.fetch.gate import MediaGate
 from videollama_server.fetch.policy import policy_of_environment
-from videollama_server.installation import ADDRESS_VARIABLE, check_gpu_tables
+from videollama_server.installation import ADDRESS_VARIABLE, SOCKET_VARIABLE, check_gpu_tables
 from videollama_server.machine.memory import map_large_blocks
 from videollama_server.sandbox.callers import server_name
 from videollama_server.stages.calls import TritonStages
@@ -128,8 +128,9 @@ class EntryStage(DecoupledStage):
         tokenizer = bundle.tokenizer()
         if bundle.keeps_media_tokens_on_gpu:
             check_gpu_tables()
-        end_ids, address = bundle.generation_defaults(tokenizer).end_ids, os.environ.get(ADDRESS_VARIABLE)
-        stages = TritonStages(end_ids, tokenizer.pad_id, address)
+        end_ids = bundle.generation_defaults(tokenizer).end_ids
+        address, language_model = os.environ.get(ADDRESS_VARIABLE), os.environ.get(SOCKET_VARIABLE)
+        stages = TritonStages(end_ids, tokenizer.pad_id, address, language_model)
         cache_bytes = int(os.environ.get(CACHE_VARIABLE, KEPT_BYTES))
         self._entry = Entry(bundle, stages, MediaGate(policy_of_environment()), cache_bytes)
         self._publisher = MetricsPublisher(self.contract.name, _metrics(self._entry.media.cache), QUESTION_FIGURES)

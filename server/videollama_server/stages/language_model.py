@@ -3,6 +3,8 @@
 import os
 import threading
 import uuid
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,13 @@ from videollama_core.generation.scheduler import Scheduler
 from videollama_core.protocol import contract
 from videollama_core.protocol.errors import InvalidRequest, VideoLlamaError
 from videollama_core.protocol.messages import ResolvedSampling, SamplingOptions
+from videollama_core.protocol.trace_context import TRACEPARENT, checked_traceparent
 from videollama_core.telemetry import figures
 from videollama_core.telemetry.traces import open_tracer
 from videollama_server.answers.outbox import Outbox
-from videollama_server.installation import LANGUAGE_MODEL_VARIABLE
+from videollama_server.answers.request_message import read_message
+from videollama_server.direct.listener import DirectListener, DirectReply
+from videollama_server.installation import LANGUAGE_MODEL_VARIABLE, SOCKET_VARIABLE
 from videollama_server.stages.decoupled import DecoupledStage, Reply
 from videollama_server.stages.metrics import Metric, MetricsPublisher
 from videollama_server.stages.python_backend import bundle_of, parameter, scalar
@@ -52,6 +57,10 @@ class LanguageModelStage(DecoupledStage):
         self._scheduler.start()
         self._publisher = MetricsPublisher(self.contract.name, _metrics(self._scheduler), GENERATION_FIGURES)
         self._tracer = open_tracer(TRACED_SERVICE, resource={"vl2.stage": self.contract.name})
+        path = os.environ.get(SOCKET_VARIABLE)
+        self._listener = DirectListener(path, self._begin_direct, self._stop_direct) if path else None
+        if self._listener is not None:
+            self._scheduler.after_step = self._listener.flush
 
     def scheduler_of(self, bundle: Bundle, args: dict[str, str]) -> Scheduler:
         return load_scheduler(
@@ -68,36 +77,43 @@ class LanguageModelStage(DecoupledStage):
             self._scheduler.stop(reply.request_id)
             reply.end()
         else:
-            self._scheduler.submit(self._generation(inputs, reply))
+            response = _Response(reply, self._outbox, self._watch(reply.traceparent), inputs)
+            self._submit(reply.request_id or uuid.uuid4().hex, inputs, response)
             self.callers.add(reply)
         return True
 
-    def _generation(self, inputs: dict[str, Any], reply: Reply) -> GenerationRequest:
-        def one(name: str, default: Any = None) -> Any:
-            value = scalar(inputs[name], name)
-            return default if value is None else value
+    def _begin_direct(self, message: bytes, reply: DirectReply) -> None:
+        reply.request_id, parameters, inputs = read_message(self.contract, message)
+        traceparent = checked_traceparent(parameters.get(TRACEPARENT))
+        self._submit(reply.request_id, inputs, _DirectResponse(reply, self._watch(traceparent)))
 
+    def _stop_direct(self, reply: DirectReply) -> None:
+        self._scheduler.stop(reply.request_id)
+
+    def _watch(self, traceparent: str | None) -> GenerationWatch:
+        return GenerationWatch(self._publisher, self._tracer.under(traceparent))
+
+    def _submit(self, request_id: str, inputs: dict[str, Any], response: "_Response | _DirectResponse") -> None:
+        value = partial(_value, inputs)
         input_ids = inputs["input_ids"].reshape(-1).astype(np.int64)
-        length = one("input_lengths")
+        length = value("input_lengths")
         if not 0 < length <= len(input_ids):
             raise InvalidRequest(f"input_lengths is {length}; input_ids has {len(input_ids)} ids")
-        watch = GenerationWatch(self._publisher, self._tracer.under(reply.traceparent))
-        prompt = () if one("exclude_input_in_output", True) else input_ids[:length]
-        answer = _Response(reply, self._outbox, watch, one("streaming", False), prompt)
-        return GenerationRequest(
-            request_id=reply.request_id or uuid.uuid4().hex,
+        request = GenerationRequest(
+            request_id=request_id,
             input_ids=input_ids[:length],
-            sampling=_sampling(one),
-            end_words=_end_words(one("end_id", -1), inputs["stop_words_list"]),
-            on_step=answer.add,
-            on_error=answer.fail,
-            media=self._media(inputs["prompt_embedding_table"], one("prompt_vocab_size")),
+            sampling=_sampling(value),
+            end_words=_end_words(value("end_id", -1), inputs["stop_words_list"]),
+            on_step=response.add,
+            on_error=response.fail,
+            media=self._media(inputs["prompt_embedding_table"], value("prompt_vocab_size")),
             media_hashes=_hashes(inputs["prompt_table_extra_ids"], length),
-            pad_id=one("pad_id"),
-            return_logits=one("return_generation_logits", False),
-            is_cancelled=answer.is_cancelled,
-            on_admitted=watch.admitted,
+            pad_id=value("pad_id"),
+            return_logits=value("return_generation_logits", False),
+            is_cancelled=response.is_cancelled,
+            on_admitted=response.watch.admitted,
         )
+        self._scheduler.submit(request)
 
     def _media(self, table: np.ndarray | None, rows: int | None) -> np.ndarray | None:
         if table is None:
@@ -115,6 +131,8 @@ class LanguageModelStage(DecoupledStage):
 
     def finalize(self) -> None:
         self._publisher.close()
+        if self._listener is not None:
+            self._listener.close()
         self._scheduler.close()
         self._outbox.close()
         self._tracer.close()
@@ -124,19 +142,22 @@ class LanguageModelStage(DecoupledStage):
 class _Response:
     """Steps of the scheduler -> responses of the contract, sent by the stage's outbox: all ids that are there in one."""
 
-    def __init__(self, reply: Reply, outbox: Outbox, watch: GenerationWatch, streaming: bool, prompt: Any) -> None:
-        self._reply, self._outbox, self._watch, self._streaming = reply, outbox, watch, streaming
+    def __init__(self, reply: Reply, outbox: Outbox, watch: GenerationWatch, inputs: dict[str, Any]) -> None:
+        self._reply, self._outbox, self.watch = reply, outbox, watch
+        self._streaming = _value(inputs, "streaming", False)
         self._lock = threading.Lock()
-        self._ids: list[int] = list(prompt)
+        self._ids: list[int] = []
+        if not _value(inputs, "exclude_input_in_output", True):
+            self._ids += inputs["input_ids"].reshape(-1)[: _value(inputs, "input_lengths")].tolist()
         self._logits: list[np.ndarray] = []
         self._cached_tokens = 0
         self._last, self._waits, self._failed = False, False, False
         self._error: VideoLlamaError | None = None
 
     def add(self, step: Step) -> None:
-        self._watch.token()
+        self.watch.token()
         if step.last:
-            self._watch.ended()
+            self.watch.ended()
         with self._lock:
             self._cached_tokens += step.cached_tokens
             self._ids.append(step.token)
@@ -149,7 +170,7 @@ class _Response:
             self._outbox.put(self)
 
     def fail(self, error: VideoLlamaError) -> None:
-        self._watch.ended()
+        self.watch.ended()
         with self._lock:
             self._error = error
             is_news, self._waits = not self._waits, True
@@ -179,10 +200,34 @@ class _Response:
             raise
 
 
-def _sampling(one: Any) -> ResolvedSampling:
+class _DirectResponse:
+    """Steps of the scheduler -> frames of the stage's own socket, which leave after each step of all requests."""
+
+    def __init__(self, reply: DirectReply, watch: GenerationWatch) -> None:
+        self._reply, self.watch = reply, watch
+        self.is_cancelled = reply.is_cancelled
+
+    def add(self, step: Step) -> None:
+        self.watch.token()
+        if step.last:
+            self.watch.ended()
+        self._reply.send((step.token,), step.cached_tokens, step.last)
+
+    def fail(self, error: VideoLlamaError) -> None:
+        self.watch.ended()
+        self._reply.fail(error)
+
+
+def _value(inputs: dict[str, Any], name: str, default: Any = None) -> Any:
+    """The one value of an input, `default` if it is absent."""
+    value = scalar(inputs[name], name)
+    return default if value is None else value
+
+
+def _sampling(value: Callable[..., Any]) -> ResolvedSampling:
     """Raises: BadSampling on a value out of range."""
-    tokens, top_k = one("request_output_len"), one("runtime_top_k", 0)
-    values = {field: one(name, getattr(ResolvedSampling, field)) for name, field in contract.SAMPLING_FIELDS.items()}
+    tokens, top_k = value("request_output_len"), value("runtime_top_k", 0)
+    values = {field: value(name, getattr(ResolvedSampling, field)) for name, field in contract.SAMPLING_FIELDS.items()}
     SamplingOptions(max_new_tokens=tokens, top_k=top_k, **values)  # checks the ranges
     greedy = top_k == 1 or values["temperature"] == 0
     values["temperature"] = values["temperature"] or 1.0

@@ -1,0 +1,191 @@
+"""The entry's end of the socket: all requests over one connection, read in the event loop of the answers."""
+
+import array
+import asyncio
+import socket
+import threading
+from collections import deque
+from itertools import count
+from typing import Protocol
+
+from videollama_core.protocol.errors import VideoLlamaError, from_wire
+from videollama_server.direct import frames
+
+_READ_BYTES = 2**18
+_NUMBERS = 2**32
+
+
+class Call(Protocol):
+    """A request on its way. Nothing follows `on_end` or `on_lost`."""
+
+    def on_ids(self, ids: list[int], cached_tokens: int) -> None:
+        """All ids that have arrived, and how many prompt tokens were cached if this is the first message."""
+        ...
+
+    def on_end(self, error: VideoLlamaError | None) -> None: ...
+
+    def on_lost(self) -> None:
+        """The stage's process has gone."""
+        ...
+
+
+class DirectChannel:
+    """Connects with the first request, and again after the stage was restarted.
+
+    Requests are sent from any thread; calls are told in the loop's thread alone.
+    """
+
+    def __init__(self, path: str, loop: asyncio.AbstractEventLoop) -> None:
+        self._path, self._loop = path, loop
+        self._connection: _Connection | None = None
+        self._lock = threading.Lock()
+        self._numbers = count()
+
+    def number(self) -> int:
+        """Of the next request."""
+        return next(self._numbers) % _NUMBERS
+
+    def open(self, number: int, message: bytes, call: Call) -> None:
+        """Send a request. Raises: OSError while the stage does not listen."""
+        with self._lock:
+            if self._connection is None or self._connection.is_lost:
+                self._connection = _Connection(self._path, self._loop)
+            connection = self._connection
+        connection.open(number, message, call)
+
+    def stop(self, number: int) -> None:
+        """End a request; its call is not told anything any more. In the loop's thread. One that has ended is ignored."""
+        if self._connection is not None:
+            self._connection.stop(number)
+
+    def close(self) -> None:
+        """In the loop's thread."""
+        if self._connection is not None:
+            self._connection.lose()
+
+
+class _Connection:
+    def __init__(self, path: str, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop, self.is_lost = loop, False
+        self._lock = threading.Lock()  # of calls, unsent and is_lost, and around `send`
+        self._calls: dict[int, Call] = {}
+        self._unsent: deque[memoryview] = deque()
+        self._unread = b""
+        self._socket = socket.socket(socket.AF_UNIX)
+        try:
+            self._socket.setblocking(False)
+            self._socket.connect(path)  # of a Unix socket: done or refused at once
+        except OSError:
+            self._socket.close()
+            raise
+        loop.call_soon_threadsafe(self._begin_to_read)
+
+    def open(self, number: int, message: bytes, call: Call) -> None:
+        with self._lock:
+            if self.is_lost:
+                raise ConnectionResetError("the stage has gone")
+            self._calls[number] = call
+            self._send(frames.HEADER.pack(len(message), frames.REQUEST, number), message)
+
+    def stop(self, number: int) -> None:
+        with self._lock:
+            if self._calls.pop(number, None) is not None:
+                self._send(frames.frame(frames.STOP, number))
+
+    def lose(self) -> None:
+        """Close the connection, and tell every call on it."""
+        with self._lock:
+            if self.is_lost:
+                return
+            self.is_lost = True
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._socket.close()
+            calls, self._calls = self._calls, {}
+        for call in calls.values():
+            call.on_lost()
+
+    # --- sending, with the lock held: what the socket does not take waits, in order ---
+
+    def _send(self, *parts: bytes) -> None:
+        was_idle = not self._unsent
+        self._unsent.extend(map(memoryview, parts))
+        if was_idle:
+            self._write()
+            if self._unsent:
+                self._loop.call_soon_threadsafe(self._wait_for_room)
+
+    def _write(self) -> None:
+        try:
+            while self._unsent:
+                sent = self._socket.send(self._unsent[0])
+                if sent < len(self._unsent[0]):
+                    self._unsent[0] = self._unsent[0][sent:]
+                    return
+                self._unsent.popleft()
+        except BlockingIOError:
+            return
+        except OSError:
+            self._unsent.clear()
+            self._loop.call_soon_threadsafe(self.lose)
+
+    def _wait_for_room(self) -> None:
+        if not self.is_lost:
+            self._loop.add_writer(self._socket, self._write_more)
+
+    def _write_more(self) -> None:
+        with self._lock:
+            self._write()
+            if not self._unsent:
+                self._loop.remove_writer(self._socket)
+
+    # --- receiving ---
+
+    def _begin_to_read(self) -> None:
+        if not self.is_lost:
+            self._loop.add_reader(self._socket, self._read)
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(_READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._take(self._unread + data)
+        else:
+            self.lose()
+
+    def _take(self, data: bytes) -> None:
+        """All ids of a request that are there become one message."""
+        place, size, header = 0, len(data), frames.HEADER
+        arrived: dict[int, list[int]] = {}  # number -> cached tokens, then ids
+        while size - place >= header.size:
+            length, kind, number = header.unpack_from(data, place)
+            end = place + header.size + length
+            if end > size:
+                break
+            payload = data[place + header.size : end]
+            place = end
+            if kind == frames.IDS:
+                cached, *ids = array.array("i", payload)
+                if number in arrived:
+                    arrived[number][0] += cached
+                    arrived[number] += ids
+                else:
+                    arrived[number] = [cached, *ids]
+            else:
+                self._deliver(number, arrived.pop(number, None))
+                with self._lock:
+                    call = self._calls.pop(number, None)
+                if call is not None:
+                    call.on_end(from_wire(payload.decode("utf-8", "replace")) if kind == frames.ERROR else None)
+        self._unread = data[place:]
+        for number, ids in arrived.items():
+            self._deliver(number, ids)
+
+    def _deliver(self, number: int, arrived: list[int] | None) -> None:
+        call = self._calls.get(number)
+        if arrived is not None and call is not None:
+            call.on_ids(arrived[1:], arrived[0])

@@ -1,0 +1,19 @@
+"""What crosses the socket: frames of a header and a payload, in the machine's byte order.
+
+    entry -> stage    REQUEST   a ModelInferRequest of the language model's stage, as Triton would receive it
+                      STOP      no payload; ends a request
+    stage -> entry    IDS       how many prompt tokens the KV cache held (0 in all but the first), then new token ids: int32
+                      END       no payload; the answer is complete
+                      ERROR     `Kind: message`, in UTF-8
+
+A number identifies a request on its connection. Each ends with END, ERROR or STOP.
+"""
+
+import struct
+
+REQUEST, STOP, IDS, END, ERROR = range(1, 6)
+HEADER = struct.Struct("=IBI")  # length of the payload in bytes, kind, number
+
+
+def frame(kind: int, number: int, payload: bytes = b"") -> bytes:
+    return HEADER.pack(len(payload), kind, number) + payload
