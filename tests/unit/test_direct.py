@@ -4,11 +4,13 @@ import asyncio
 import queue
 import threading
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from videollama_core.protocol.errors import InvalidRequest, Overloaded, StageFailed
+from videollama_core.protocol.errors import InvalidRequest, Overloaded, StageFailed, StageRestarting
+from videollama_server.answers.generation import AnswerLoop, DirectGeneration
 from videollama_server.direct import channel as channel_module
 from videollama_server.direct.channel import DirectChannel
 from videollama_server.direct.listener import DirectListener
@@ -248,3 +250,31 @@ def test_a_socket_that_an_earlier_process_left_is_replaced(tmp_path):
         loop.call_soon_threadsafe(channel.close)
     second.listener.close()
     first.listener.close()
+
+
+def test_a_generation_begins_again_fails_or_falls_silent(tmp_path):
+    """Before the stage listens; when it dies at work; once it is stopped."""
+    events = queue.SimpleQueue()
+    listener = SimpleNamespace(on_ids=events.put, on_end=events.put, on_cached_tokens=events.put)
+    path = str(tmp_path / "llm")
+    loop = AnswerLoop(None, path)
+    DirectGeneration(loop, b"question", listener).start()
+    assert isinstance(events.get(timeout=SECONDS), StageRestarting)
+    stage = Stage(path)
+    stopped = DirectGeneration(loop, b"question", listener)
+    stopped.start()
+    _, reply = stage.request()
+    reply.send((7,), cached_tokens=40)
+    reply.send((8,))
+    stage.listener.flush()
+    assert [events.get(timeout=SECONDS), events.get(timeout=SECONDS)] == [40, [7, 8]]
+    loop.call(stopped.stop)
+    assert stage.stopped.get(timeout=SECONDS) is reply and events.empty()
+    DirectGeneration(loop, b"question", listener).start()
+    stage.request()
+    stage.listener.close()
+    for connection in stage.listener._connections:
+        connection._socket.shutdown(2)
+    error = events.get(timeout=SECONDS)
+    assert type(error) is StageFailed and "its process died while it answered" in str(error)
+    loop.close()

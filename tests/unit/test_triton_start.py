@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from videollama_core.protocol.errors import ServerFailed
-from videollama_server import process
+from videollama_core.protocol.errors import ArtifactMismatch, ServerFailed
+from videollama_server import installation, process
 from videollama_server.process import _ATTEMPTS, TritonProcess, _Progress
 
 
@@ -121,3 +121,16 @@ def test_it_is_ended_where_loading_a_stage_again_stands_still(tmp_path, monkeypa
         assert (unloaded, triton._process.wait(5)) == (["encoder"], -signal.SIGKILL)
     finally:
         triton.end()
+
+
+@pytest.mark.parametrize(
+    ("container", "is_refused"), [("26.06", True), ("26.07", False), ("26.10", False), (None, False)]
+)
+def test_tables_on_the_gpu_want_a_container_whose_stages_read_streams(container, is_refused, monkeypatch):
+    monkeypatch.delenv(installation.CONTAINER_VARIABLE, raising=False)
+    if container:
+        monkeypatch.setenv(installation.CONTAINER_VARIABLE, container)
+    if not is_refused:
+        return installation.check_gpu_tables()
+    with pytest.raises(ArtifactMismatch, match=f"the container is {container}.*--media-token-memory cpu"):
+        installation.check_gpu_tables()
