@@ -56,13 +56,18 @@ def test_addresses_that_are_not_public(case_table):
     gate = MediaGate(POLICY)
     for address in NOT_PUBLIC:
         with led_here(9, {HOST: [address]}):
-            refused(case_table, f"a name of {address}", (InvalidRequest,), lambda: gate.fetch(f"https://{HOST}/a"))
+            refused(
+                case_table,
+                f"name with the address {address}",
+                (InvalidRequest,),
+                lambda: gate.fetch(f"https://{HOST}/a"),
+            )
     with led_here(9, {HOST: [PUBLIC, "10.0.0.1"]}):  # one of several is enough
         refused(
             case_table, "a public and a private address", (InvalidRequest,), lambda: gate.fetch(f"https://{HOST}/a")
         )
     with led_here(9, {HOST: []}):
-        refused(case_table, "a name of nothing", (MediaUnreachable,), lambda: gate.fetch(f"https://{HOST}/a"))
+        refused(case_table, "name without an address", (MediaUnreachable,), lambda: gate.fetch(f"https://{HOST}/a"))
     assert all(map(is_public, (PUBLIC, "8.8.8.8", "2606:2800:21f:cb07:6820:80da:af6b:8b2c")))
 
 
@@ -107,23 +112,23 @@ def test_a_file_is_fetched_from_the_address_that_was_checked(host, monkeypatch):
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 BOTH, ONLY, MAY_NOT = (InvalidRequest, MediaUnreachable), (MediaUnreachable,), (InvalidRequest,)
 HOSTS = {
-    "sent on to another host": (moved(f"https://{OTHER}/ok"), MAY_NOT),
-    "sent on to plain http": (moved(f"http://{HOST}/ok"), MAY_NOT),
-    "sent on to this machine": (moved("https://127.0.0.1/ok"), MAY_NOT),
-    "sent on to metadata": (moved("http://169.254.169.254/"), MAY_NOT),
-    "sent on to a file": (moved("file:///etc/passwd"), MAY_NOT),
-    "sent on to another port": (moved(f"https://{HOST}:22/"), MAY_NOT),
-    "sent on with a user name": (moved(f"https://x@{HOST}/ok"), MAY_NOT),
-    "sent on to no URL": (moved("https://[::1/"), BOTH),
-    "sent on in a circle": (moved("/x"), ONLY),
-    "sent on to nowhere": (b"HTTP/1.1 302 Moved\r\nContent-Length: 0\r\n\r\n", ONLY),
+    "redirect to another host": (moved(f"https://{OTHER}/ok"), MAY_NOT),
+    "redirect to plain http": (moved(f"http://{HOST}/ok"), MAY_NOT),
+    "redirect to this machine": (moved("https://127.0.0.1/ok"), MAY_NOT),
+    "redirect to a cloud's metadata": (moved("http://169.254.169.254/"), MAY_NOT),
+    "redirect to a file": (moved("file:///etc/passwd"), MAY_NOT),
+    "redirect to another port": (moved(f"https://{HOST}:22/"), MAY_NOT),
+    "redirect with a user name": (moved(f"https://x@{HOST}/ok"), MAY_NOT),
+    "redirect to no URL": (moved("https://[::1/"), BOTH),
+    "redirect in a circle": (moved("/x"), ONLY),
+    "redirect without a target": (b"HTTP/1.1 302 Moved\r\nContent-Length: 0\r\n\r\n", ONLY),
     "status 404": (b"HTTP/1.1 404 None\r\n\r\n", ONLY),
     "status 206": (b"HTTP/1.1 206 Part\r\nContent-Length: 1\r\n\r\na", ONLY),
     "status 204": (b"HTTP/1.1 204 None\r\n\r\n", ONLY),
     "status 101": (b"HTTP/1.1 101 Switch\r\n\r\n", ONLY),
     "no content": (ok(b""), ONLY),
-    "shorter than it says": (ok(b"abc", length=10), ONLY),
-    "longer than any media": (ok(b"abc", length=2**40), MAY_NOT),
+    "a body shorter than its length": (ok(b"abc", length=10), ONLY),
+    "a length beyond any media": (ok(b"abc", length=2**40), MAY_NOT),
     "a length of 10,000 digits": (ok(b"abc").replace(b": 3", b": " + b"9" * 10_000), BOTH),
     "two different lengths": (ok(b"abc", "Content-Length: 5", length=4), ONLY),
     "compressed": (ok(b"abc", "Content-Encoding: gzip"), ONLY),
@@ -141,9 +146,9 @@ HOSTS = {
     "a chunk of 2^80": (CHUNKED + b"FFFFFFFFFFFFFFFFFFFF\r\nabc", ONLY),
     "a chunk of letters": (CHUNKED + b"xyz\r\nabc", ONLY),
     "chunks without an end": (CHUNKED + b"3\r\nabc\r\n", ONLY),
-    "a head in drops": (drip(b"HTTP/1.1 200 OK\r\nX: "), ONLY),
-    "a body in drops": (drip(ok(b"", length=10**6)), ONLY),
-    "chunks in drops": (drip(CHUNKED, b"1\r\na\r\n"), ONLY),
+    "a head that trickles": (drip(b"HTTP/1.1 200 OK\r\nX: "), ONLY),
+    "a body that trickles": (drip(ok(b"", length=10**6)), ONLY),
+    "chunks that trickle": (drip(CHUNKED, b"1\r\na\r\n"), ONLY),
     "silence": (lambda connection: time.sleep(20), ONLY),
     "a body without an end": (drip(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 2**16, 0), ONLY),
 }  # fmt: skip
@@ -232,18 +237,18 @@ def test_files_below_the_root_and_no_others(root, case_table):
     for path in ("clip.mp4", "below/%C3%A4%20b.mp4", "link.mp4"):
         assert gate.fetch(f"{base}/{path}") == BODY
     paths = {
-        "outside": "file:///etc/passwd", "another user's notes of a process": "file:///proc/self/environ",
-        "beside, with the same beginning": f"{base}-secret/secret", "above by ..": f"{base}/../root-secret/secret",
-        "above by %2e%2e": f"{base}/%2e%2e/root-secret/secret", "above by %2f": f"{base}/..%2froot-secret%2fsecret",
-        "above by a double %": f"{base}/%252e%252e/root-secret/secret", "a link out": f"{base}/out",
+        "outside": "file:///etc/passwd", "the environment of a process": "file:///proc/self/environ",
+        "a sibling folder with the same prefix": f"{base}-secret/secret", "a parent folder by ..": f"{base}/../root-secret/secret",
+        "a parent folder by %2e%2e": f"{base}/%2e%2e/root-secret/secret", "a parent folder by %2f": f"{base}/..%2froot-secret%2fsecret",
+        "a parent folder by a double %": f"{base}/%252e%252e/root-secret/secret", "a link out": f"{base}/out",
         "a link to a folder outside": f"{base}/out-folder/secret", "a link in a circle": f"{base}/loop",
         "a link to nothing": f"{base}/dangling", "a fifo": f"{base}/fifo", "a folder": f"{base}/below",
         "the root itself": base, "the root with a slash": f"{base}/", "a missing file": f"{base}/missing",
         "a file as a folder": f"{base}/clip.mp4/x", "a NUL": f"{base}/clip.mp4%00.txt", "not UTF-8": f"{base}/%ff",
         "a host": f"file://host{root}/clip.mp4", "localhost": f"file://localhost{root}/clip.mp4",
-        "a relative path": "file:clip.mp4", "a backslash": f"{base}/..%5croot-secret", "two slashes": f"{base}//clip.mp4",
-        "a question": f"{base}/clip.mp4?x", "a name of 300 bytes": f"{base}/{'a' * 300}",
-        "a new line": f"{base}/clip%0a.mp4", "a URL of the web": f"https://{HOST}/a",
+        "a relative path": "file:clip.mp4", "a backslash": f"{base}/..%5croot-secret", "a double slash": f"{base}//clip.mp4",
+        "a question mark": f"{base}/clip.mp4?x", "a name of 300 bytes": f"{base}/{'a' * 300}",
+        "a line break": f"{base}/clip%0a.mp4", "an https URL": f"https://{HOST}/a",
     }  # fmt: skip
     for name, url in paths.items():
         refused(case_table, f"path: {name}", BOTH, lambda url=url: gate.fetch(url), within=2.0)

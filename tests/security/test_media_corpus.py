@@ -57,7 +57,7 @@ def test_every_case_is_answered_or_refused_within_the_limits(case_table):
         counts = Counter(result.answer for result in results)
         told = ", ".join(f"{count} {answer}" for answer, count in counts.most_common())
         seconds, megabytes = (max(getattr(result, name) for result in results) for name in ("seconds", "megabytes"))
-        case_table.add(f"{len(results)} of {family.replace('_', ' ')}", told, seconds, megabytes)
+        case_table.add(f"{family.replace('_', ' ')}: {len(results)} files", told, seconds, megabytes)
     assert not bad, bad
 
 
