@@ -7,7 +7,7 @@ from dataclasses import dataclass
 _LAYER = re.compile(r"Name: (?P<name>.+?), LayerType: \w+, Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*)")
 _ATTENTION = re.compile(r"_gemm_mha_v\d+_myl(\d+)_")
 _SCRATCH = re.compile(r"Max Scratch Memory: (\d+) bytes")
-_PRODUCT = re.compile(r"\[ONNX Layer: (node_MatMul_\d+)\]")
+_PRODUCT = re.compile(r"\[ONNX Layer: (node_MatMul_[\d.]+)\]")
 
 
 @dataclass(frozen=True)

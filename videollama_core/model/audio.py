@@ -67,11 +67,16 @@ class Encoder(nn.Module):
         self.relative_attention_bias = nn.Embedding(BUCKETS, config.heads)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the first layer is given [B, P, C], and the bias of all layers [heads, P, P]."""
         near = self.pos_conv[0](x.transpose(1, 2))[..., :-1].transpose(1, 2)  # an even kernel gives one too many
         x = self.layer_norm(x + functional.gelu(near))
         place = torch.arange(x.shape[1], device=x.device)
         bias = self.relative_attention_bias(bucket_of(place[None, :] - place[:, None])).permute(2, 0, 1)
+        return x, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, bias = self.embed(x)
         for layer in self.layers:
             x = layer(x, bias)
         return x
@@ -96,10 +101,14 @@ class AudioTower(nn.Module):
         self.post_extract_proj = nn.Linear(config.patch_width, config.width)
         self.encoder = Encoder(config)
 
-    def forward(self, filterbank: Tensor) -> Tensor:
+    def embed(self, filterbank: Tensor) -> Tensor:
+        """What the encoder is given [B, P, C]."""
         x = ((filterbank - MEAN) / DEVIATION).unsqueeze(1).to(self.patch_embedding.weight.dtype)
         patches = self.patch_embedding(x).flatten(2).transpose(1, 2)  # [B, E, R/16, F/16] -> [B, P, E]
-        return self.encoder(self.post_extract_proj(self.layer_norm(patches)))
+        return self.post_extract_proj(self.layer_norm(patches))
+
+    def forward(self, filterbank: Tensor) -> Tensor:
+        return self.encoder(self.embed(filterbank))
 
 
 class AudioEncoder(nn.Module):

@@ -104,10 +104,17 @@ class VisionEncoder(nn.Module):
         ]
         return torch.stack(scaled, dim=1)
 
-    def forward(self, frames: Tensor) -> Tensor:
+    def embed(self, frames: Tensor) -> Tensor:
+        """What the first layer is given [U, P, C]."""
         x = self.embeddings(self.normalise(frames).to(self.embeddings.position_embedding.weight.dtype))
-        if self.config.family.pre_norm:
-            x = self.pre_layrnorm(x)
+        return self.pre_layrnorm(x) if self.config.family.pre_norm else x
+
+    def patches(self, x: Tensor) -> Tensor:
+        """The last layer's output without the class token."""
+        return x[:, 1:] if self.config.family.class_token else x
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = self.embed(frames)
         for layer in self.encoder.layers:
             x = layer(x)
-        return x[:, 1:] if self.config.family.class_token else x
+        return self.patches(x)

@@ -4,21 +4,30 @@ Names and tensors of the graphs are defined in the core (`videollama_core.engine
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from videollama_converters.export.repeated_layers import LAYER_INPUT, LAYER_NEW, LAYER_OUTPUT, LAYERED, LOGITS
+from videollama_converters.export.cut_modules import (
+    CUT_AUDIO_ENCODER,
+    CUT_DECODER,
+    CUT_VISION_ENCODER,
+    CutAudioEncoder,
+    CutDecoder,
+    CutVisionEncoder,
+    one_layer_of_language,
+    one_layer_of_vision,
+)
 from videollama_core.checkpoint.parts import CheckpointParts
 from videollama_core.checkpoint.shards import Sources
 from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, DECODER, EMBEDDING, VISION_ENCODER, Graph
 from videollama_core.media.video import MAX_FRAMES
 from videollama_core.model.audio import AudioEncoder
-from videollama_core.model.config import AudioConfig, LanguageConfig, ModelConfig
+from videollama_core.model.config import AudioConfig, ModelConfig
 from videollama_core.model.connector import Connector
-from videollama_core.model.decoder import Decoder, rotary_tables
+from videollama_core.model.decoder import Decoder
 from videollama_core.model.vision import VisionEncoder
 
 IMAGE_STEPS = 4  # time steps that the connector computes at most for a single frame: edges and middle (frame_plan.py)
@@ -36,6 +45,7 @@ class GraphSpec:
     dynamic_axes: tuple[tuple[int, ...], ...] = ()  # of each input; () where `cut` is exported instead
     profiles: Callable[[ModelConfig], list[Profile]] | None = None  # of its TensorRT engine; None: it has none
     cut: Graph | None = None  # the one-layer graph that this one repeats (repeated_layers.py); None: exported whole
+    layers: Callable[[ModelConfig], int] = lambda config: 0  # how often `cut` is repeated; 0: exported whole
 
 
 class Embedding(nn.Module):
@@ -56,26 +66,6 @@ class DecoderStep(Decoder):
     def forward(self, inputs_embeds: Tensor, positions: Tensor, bias: Tensor, last: Tensor, *past: Tensor) -> Any:  # type: ignore[override]
         pairs = list(zip(past[::2], past[1::2], strict=True))
         return super().forward(inputs_embeds, positions, bias, last, pairs)
-
-
-class CutDecoder(Decoder):
-    """A decoder with one layer, disconnected from its head: `x` enters the layer, `layered` (all layers' output) the head."""
-
-    def forward(  # type: ignore[override]
-        self,
-        positions: Tensor,
-        bias: Tensor,
-        last: Tensor,
-        x: Tensor,
-        layered: Tensor,
-        past_key: Tensor,
-        past_value: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        assert layered.shape == x.shape  # so that the exporter uses the same symbolic dimensions for both
-        cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
-        (layer,) = self.model.layers
-        x, new = layer(x, cos, sin, bias, past_key, past_value)
-        return x, new.unsqueeze(0), self.head(layered, last)
 
 
 def _vision_inputs(config: ModelConfig, rows: int, generator: Generator) -> tuple[Tensor, ...]:
@@ -149,15 +139,17 @@ def _cut_inputs(config: ModelConfig, rows: int, generator: Generator) -> tuple[T
     return positions, bias, last, embeds, embeds, *past[:2]
 
 
-def _one_layer(config: ModelConfig) -> LanguageConfig:
-    return replace(config.language, layers=1)
+def _cut_vision_inputs(config: ModelConfig, rows: int, generator: Generator) -> tuple[Tensor, ...]:
+    tokens = config.vision.tokens + config.vision.family.class_token
+    x = torch.randn(rows, tokens, config.vision.width, generator=generator)
+    return *_vision_inputs(config, rows, generator), x, x
 
 
-CUT_DECODER = Graph(
-    "cut_decoder",
-    ("positions", "bias", "last", LAYER_INPUT, LAYERED, "past_key_0", "past_value_0"),
-    (LAYER_OUTPUT, LAYER_NEW, LOGITS),
-)
+def _cut_audio_inputs(config: ModelConfig, rows: int, generator: Generator) -> tuple[Tensor, ...]:
+    x = torch.randn(1, _audio(config).tokens, _audio(config).width, generator=generator)
+    return *_audio_inputs(config, rows, generator), x, x
+
+
 SPECS = {
     spec.graph: spec
     for spec in (
@@ -169,6 +161,16 @@ SPECS = {
             inputs=_vision_inputs,
             dynamic_axes=((0,),),
             profiles=_vision_profiles,
+            cut=CUT_VISION_ENCODER,
+            layers=lambda config: config.vision.used_layers,
+        ),
+        GraphSpec(
+            CUT_VISION_ENCODER,
+            module=lambda config: CutVisionEncoder(one_layer_of_vision(config.vision), config.pixels),
+            decided_by=lambda config: (one_layer_of_vision(config.vision), config.pixels),
+            sources=CheckpointParts.vision_sources,
+            inputs=_cut_vision_inputs,
+            dynamic_axes=((0,), (0,), (0,)),
         ),
         GraphSpec(
             CONNECTOR,
@@ -192,6 +194,16 @@ SPECS = {
             inputs=_audio_inputs,
             dynamic_axes=((0,),),
             profiles=_audio_profiles,
+            cut=CUT_AUDIO_ENCODER,
+            layers=lambda config: _audio(config).layers,
+        ),
+        GraphSpec(
+            CUT_AUDIO_ENCODER,
+            module=lambda config: CutAudioEncoder(_audio(config), config.language.width),
+            decided_by=lambda config: (config.audio, config.language.width),
+            sources=CheckpointParts.audio_sources,
+            inputs=_cut_audio_inputs,
+            dynamic_axes=((0,), (0,), (0,)),
         ),
         GraphSpec(
             EMBEDDING,
@@ -208,11 +220,12 @@ SPECS = {
             sources=CheckpointParts.language_sources,
             inputs=_decoder_inputs,
             cut=CUT_DECODER,
+            layers=lambda config: config.language.layers,
         ),
         GraphSpec(
             CUT_DECODER,
-            module=lambda config: CutDecoder(_one_layer(config)),
-            decided_by=_one_layer,
+            module=lambda config: CutDecoder(one_layer_of_language(config.language)),
+            decided_by=lambda config: one_layer_of_language(config.language),
             sources=CheckpointParts.language_sources,
             inputs=_cut_inputs,
             dynamic_axes=((0, 1), (0, 2, 3), (0,), (0, 1), (0, 1), (0, 2), (0, 2)),

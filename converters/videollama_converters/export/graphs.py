@@ -19,10 +19,11 @@ from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
 from torch.nn import functional
 
-from videollama_converters.export.graph_specs import CUT_DECODER, SPECS, example_inputs, graph_sources
+from videollama_converters.export.cut_modules import CUT_DECODER
+from videollama_converters.export.graph_specs import SPECS, example_inputs, graph_sources
 from videollama_converters.export.int8_weights import store_in_int8
 from videollama_converters.export.kept_graphs import kept_or_made
-from videollama_converters.export.repeated_layers import repeat_layer
+from videollama_converters.export.repeated_layers import repeat_decoder_layer, repeat_tower_layer
 from videollama_converters.export.tidy_graph import tidy
 from videollama_core.checkpoint.parts import CheckpointParts
 from videollama_core.checkpoint.shards import Sources
@@ -78,14 +79,17 @@ def trace_graph(graph: Graph, config: ModelConfig, dtype: torch.dtype = torch.fl
     before a conversion for TensorRT needs the graphs of the conversion, and models of one family share most of theirs.
     compare.py proves that a shared graph is the right one: it runs the graph and the module of each configuration.
     """
-    exported = SPECS[graph].cut or graph
+    layers = SPECS[graph].layers(config)
+    exported = (SPECS[graph].cut if layers else None) or graph
     key = (exported, SPECS[exported].decided_by(config), dtype)
     if key not in _traced:
         kept_key = repr((exported.name, *key[1:]))
         _traced[key] = kept_or_made(kept_key, __name__, lambda: _export(exported, config, dtype))
     model = _traced[key].clone()
     if exported is CUT_DECODER:
-        repeat_layer(model, config.language.layers)
+        repeat_decoder_layer(model, layers)
+    elif exported is not graph:
+        repeat_tower_layer(model, layers)
     tidy(model)
     return model
 

@@ -1,7 +1,8 @@
-"""Makes a decoder's graph from the graph of one layer, by copying that layer as often as the model has it.
+"""Makes the graph of a whole decoder or tower from the graph of one layer, by copying that layer as often as the model has it.
 
-The exporter takes one to two seconds for a layer of a dense decoder and four for one with eight experts, whatever the sizes: half a
-minute to minutes for a published model. Equal layers have equal nodes, so one is exported, with the nodes before and after the stack.
+The exporter takes half a second for a tower's layer, one to two seconds for a dense decoder's and four for one with eight experts,
+whatever the sizes: half a minute to minutes for a published model. Equal layers have equal nodes, so one is exported, with the nodes
+before and after the stack (cut_modules.py).
 """
 
 import re
@@ -12,31 +13,27 @@ import onnx_ir as ir
 
 from videollama_core.engines.specs import DECODER
 
-LAYER_INPUT = DECODER.inputs[0]  # the first layer's input is the decoder's own
-LAYERED = "layered"  # the last layer's output: the head reads it, and nothing produces it yet
+LAYER_INPUT = DECODER.inputs[0]  # a decoder's first layer takes the decoder's own input
+LAYERED = "layered"  # the last layer's output: the nodes after the stack read it, and nothing produces it yet
+BEFORE = "before_layers"  # the input of a tower's first layer
 LAYER_OUTPUT, LAYER_NEW = "layer_output", "layer_new"
 LOGITS, NEW = DECODER.outputs
 _NAME = re.compile(r"\b[a-z]\w*")  # of a symbolic dimension, alone or in a sum
-_FIRST, _PARAMETERS = "_0", "model.layers.{}."  # suffix of the first layer's inputs, prefix of a layer's parameters
+_FIRST = "_0"  # suffix of the first layer's inputs
+_DECODER_LAYERS, _TOWER_LAYERS = "model.layers.{}.", "encoder.layers.{}."  # part of the names of a layer's parameters
 
 
-def repeat_layer(model: ir.Model, layers: int) -> None:
-    """In place: turn the graph of a CutDecoder (graph_specs.py) into that of a decoder with `layers` layers."""
+def repeat_decoder_layer(model: ir.Model, layers: int) -> None:
+    """In place: turn the graph of a CutDecoder (cut_modules.py) into that of a decoder with `layers` layers."""
     graph = model.graph
     inputs = {value.name: value for value in graph.inputs}
     outputs = {value.name: value for value in graph.outputs}
     own_inputs = [inputs[name + _FIRST] for name in DECODER.per_layer]
-    parameters = [value for name, value in graph.initializers.items() if name.startswith(_PARAMETERS.format(0))]
-    layer = _made_from(graph, [inputs[LAYER_INPUT], *own_inputs, *parameters])
-    sizes = {name for value in graph.inputs for name in _sizes(value)}  # the same in all layers
+    layer = Layer(graph, _DECODER_LAYERS, inputs[LAYER_INPUT], own_inputs)
     x, new, past = outputs[LAYER_OUTPUT], [outputs[LAYER_NEW]], list(own_inputs)
     for number in range(1, layers):
-        copies = Copies(number, {inputs[LAYER_INPUT]: x}, sizes)
-        past += [copies.add(value, _name(value).replace(_FIRST, f"_{number}")) for value in own_inputs]
-        for value in parameters:
-            name = _name(value).replace(_PARAMETERS.format(0), _PARAMETERS.format(number))
-            graph.initializers.add(copies.add(value, name))  # without a value, as the first layer's
-        graph.extend([copies.copy(node) for node in layer])
+        copies = layer.copy(number, x)
+        past += [copies.of[value] for value in own_inputs]
         x = copies.of[outputs[LAYER_OUTPUT]]
         new.append(copies.of[outputs[LAYER_NEW]])
     inputs[LAYERED].replace_all_uses_with(x)
@@ -44,6 +41,56 @@ def repeat_layer(model: ir.Model, layers: int) -> None:
     graph.inputs[:] = [*(inputs[name] for name in DECODER.inputs), *past]
     graph.outputs[:] = [outputs[LOGITS], graph[-1].outputs[0]]
     graph.sort()
+
+
+def repeat_tower_layer(model: ir.Model, layers: int) -> None:
+    """In place: turn the graph of a CutVisionEncoder or CutAudioEncoder into that of a tower with `layers` layers."""
+    graph = model.graph
+    media, layer_input, layered = graph.inputs
+    before, layer_output, features = graph.outputs
+    name = features.name
+    for value in (layer_input, layered):
+        for node, place in list(value.uses()):
+            if node.op_type == "Shape":  # the exporter reads the batch size from any of the inputs
+                assert node.attributes["start"].as_int() == 0 and node.attributes["end"].as_int() == 1, node.name
+                node.replace_input_with(place, media)
+    layer = Layer(graph, _TOWER_LAYERS, layer_input)
+    x = layer_output
+    for number in range(1, layers):
+        x = layer.copy(number, x).of[layer_output]
+    layer_input.replace_all_uses_with(before)
+    layered.replace_all_uses_with(x, replace_graph_outputs=True)  # SigLIP's features are the last layer's output itself
+    graph.inputs[:] = [media]
+    graph.outputs[:] = graph.outputs[-1:]
+    graph.outputs[0].name = name
+    graph.sort()
+
+
+class Layer:
+    """The first layer in a graph, from which the others are copied."""
+
+    def __init__(self, graph: ir.Graph, prefix: str, x: ir.Value, own_inputs: Iterable[ir.Value] = ()) -> None:
+        """
+        Args:
+            prefix: what the names of the layer's parameters contain, with the layer's number left open.
+            x: the layer's input.
+            own_inputs: the graph's inputs that belong to this layer alone.
+        """
+        self._graph, self._prefix, self._x, self._own_inputs = graph, prefix, x, list(own_inputs)
+        self._parameters = [value for name, value in graph.initializers.items() if prefix.format(0) in name]
+        self._nodes = _made_from(graph, [x, *self._own_inputs, *self._parameters])
+        self._sizes = {name for value in graph.inputs for name in _sizes(value)}  # the same in all layers
+
+    def copy(self, number: int, x: ir.Value) -> "Copies":
+        """Add a copy of the layer to the graph, with this number and this input."""
+        copies = Copies(number, {self._x: x}, self._sizes)
+        for value in self._own_inputs:
+            copies.add(value, _name(value).replace(_FIRST, f"_{number}"))
+        for value in self._parameters:
+            name = _name(value).replace(self._prefix.format(0), self._prefix.format(number))
+            self._graph.initializers.add(copies.add(value, name))  # without a value, as the first layer's
+        self._graph.extend([copies.copy(node) for node in self._nodes])
+        return copies
 
 
 def _made_from(graph: ir.Graph, values: Iterable[ir.Value]) -> list[ir.Node]:
