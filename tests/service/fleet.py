@@ -15,6 +15,9 @@ from service.servers import Server, children, start, stop
 from videollama_server.ports import choose_ports
 
 WORKERS = 6
+PAUSE_SECONDS = (
+    0.25  # of a worker after an answer: what is waited for, as a server that starts, needs the processor too
+)
 ROUNDS = 15  # pairs of questions in each state of the fleet, at least
 NOTICE_SECONDS = 3.0  # until whoever balances has looked at its servers again
 STATE_SECONDS = 120.0
@@ -76,6 +79,7 @@ class Load:
         except AskFailed as failure:
             asked = Asked(began, time.monotonic(), number, error=str(failure), where=failure.where)
         self.asked.append(asked)
+        self._ending.wait(PAUSE_SECONDS)
         return asked
 
     def go_on(self) -> None:
