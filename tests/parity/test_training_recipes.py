@@ -144,7 +144,7 @@ def test_what_a_data_folder_lacks_is_said_before_anything_is_loaded(tmp_path, mo
     (folder / "videochatgpt_llavaimage_tune.json").rename(folder / "tune.json")
     found = check(folder, "videollava_sft", *more)
     assert isinstance(found.exception, BadSample)
-    assert "lacks videochatgpt_llavaimage_tune.json, llava_image_tune/; it holds tune.json" in str(found.exception)
+    assert "lacks videochatgpt_llavaimage_tune.json, llava_image_tune/; it has tune.json" in str(found.exception)
     assert isinstance(check(folder / "none", "videollava_sft").exception, BadSample)
     assert isinstance(check(folder, "videollava").exception, InvalidRequest)
 

@@ -101,13 +101,13 @@ def test_a_fresh_connector_has_pytorchs_default_weights_of_its_seed_alone(tmp_pa
 
 def test_a_language_model_is_no_checkpoint(tmp_path):
     base = plain_language_model("mistral-clip-8f-base", tmp_path)
-    with pytest.raises(CheckpointMismatch, match="a language model alone .mistral.: name it with --base"):
+    with pytest.raises(CheckpointMismatch, match="only a language model .mistral.: name it with --base"):
         open_start(settings(tmp_path, checkpoint=base))
-    with pytest.raises(CheckpointMismatch, match="model_type 'videollama2.*wanted a plain language model"):
+    with pytest.raises(CheckpointMismatch, match="model_type 'videollama2.*expected a plain language model"):
         open_start(settings(tmp_path, base=checkpoint("mistral-clip-8f"), tower=base, connector="stc_connector"))
     with pytest.raises(InvalidRequest, match="--connector needs --base"):
         open_start(settings(tmp_path, base=base, connector="stc_connector"))
-    with pytest.raises(InvalidRequest, match="name where to start"):
+    with pytest.raises(InvalidRequest, match="give a starting point"):
         settings(tmp_path)
 
 
@@ -149,8 +149,8 @@ def test_what_is_no_beats_is_refused(tmp_path, capsys):
     torch.save({"cfg": {}, "model": {"x": torch.zeros(1)}}, tmp_path / "other.pt")
     torch.save({"cfg": {"layer_norm_first": True}, "model": {}}, tmp_path / "first.pt")
     for name, reason in (
-        ("unsafe.pt", "not a plain file of tensors"),
-        ("other.pt", "holds no BEATs"),
+        ("unsafe.pt", "not a file that has only tensors"),
+        ("other.pt", "of BEATs' tensors"),
         ("first.pt", "layer_norm_first is True"),
         ("none.pt", "none.pt is missing"),
     ):
@@ -220,7 +220,7 @@ def test_biases_that_were_trained_are_written_with_the_adapters(tmp_path):
 def test_a_global_batch_is_made_of_whole_steps(tmp_path):
     options = settings(tmp_path, checkpoint=tmp_path, batch_size=4, global_batch_size=128)
     assert (options.steps_to_accumulate(1), options.steps_to_accumulate(8)) == (32, 4)
-    with pytest.raises(InvalidRequest, match="128 is no multiple of 3 processes x --batch-size 4"):
+    with pytest.raises(InvalidRequest, match="128 is not a multiple of 3 processes x --batch-size 4"):
         options.steps_to_accumulate(3)
     with pytest.raises(InvalidRequest, match="leave out --accumulate"):
         settings(tmp_path, checkpoint=tmp_path, global_batch_size=8, accumulate=2)

@@ -26,18 +26,18 @@ def entry(**changes):
     ("changes", "reason"),
     [
         ({"video": "gone.mp4"}, "gone.mp4 is missing"),
-        ({"video": 7}, "video is 7; wanted the path"),
-        ({"image": "desert.jpg"}, "found video and image; one sample is about one media"),
+        ({"video": 7}, "video is 7; expected the path"),
+        ({"image": "desert.jpg"}, "it has video and image; a sample may have only one"),
         ({"conversations": []}, "its conversation is empty"),
         ({"conversations": None}, "its conversation is empty"),
-        ({"conversations": GOOD["conversations"][:1]}, "found 1 messages"),
-        ({"conversations": GOOD["conversations"][::-1]}, "found 1 messages from the first question on"),
-        ({"conversations": [GOOD["conversations"][1]] * 3}, "message 1 is from 'gpt'; wanted 'human'"),
+        ({"conversations": GOOD["conversations"][:1]}, "it has 1 messages"),
+        ({"conversations": GOOD["conversations"][::-1]}, "it has 1 messages from the first question on"),
+        ({"conversations": [GOOD["conversations"][1]] * 3}, "message 1 is from 'gpt'; expected 'human'"),
         (
             {"conversations": [{"from": "human", "value": "What?"}, GOOD["conversations"][1]]},
-            "no question holds <video>",
+            "no question has <video>",
         ),
-        ({"conversations": GOOD["conversations"] * 2}, "messages 0 and 2 hold <video>; one is wanted"),
+        ({"conversations": GOOD["conversations"] * 2}, "messages 0 and 2 have <video>; expected exactly one"),
         (
             {"conversations": [{"from": "human", "value": "<vid<video>eo>"}, GOOD["conversations"][1]]},
             "messages 0 and 0",
@@ -46,8 +46,8 @@ def entry(**changes):
         ({"conversations": [GOOD["conversations"][0], {"from": "gpt", "value": None}]}, "message 1 is from 'gpt'"),
         ({"conversations": ["What?", "That."]}, "message 0 is from 'str'"),
         ({"video": None, "audio": "gone.wav"}, "gone.wav is missing"),
-        ({"audio": "tone_16k_mono_4s.wav"}, "found video and audio; one sample is about one media"),
-        ({"video": None, "image": "desert.jpg", "with_audio": True}, "with_audio is said of image"),
+        ({"audio": "tone_16k_mono_4s.wav"}, "it has video and audio; a sample may have only one"),
+        ({"video": None, "image": "desert.jpg", "with_audio": True}, "with_audio is set for image"),
     ],
 )
 def test_a_bad_sample_is_named_with_its_reason(changes, reason):
@@ -59,13 +59,13 @@ def test_a_bad_sample_is_named_with_its_reason(changes, reason):
 def test_a_sample_without_id_is_named_by_its_place():
     with pytest.raises(BadSample, match="sample #3: "):
         read_sample(entry(id=None, video="gone.mp4"), 3, MEDIA)
-    with pytest.raises(BadSample, match="sample #3: found list"):
+    with pytest.raises(BadSample, match="sample #3: it is list"):
         read_sample([], 3, MEDIA)
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"{", "cannot be read as JSON"), (b"{}", "holds dict; a list of samples"), (b"[]", "a list of samples")],
+    [(b"{", "cannot be read as JSON"), (b"{}", "holds dict; expected a list of samples"), (b"[]", "holds an empty list")],
 )
 def test_a_file_that_is_no_list_of_samples_is_refused(tmp_path, content, reason):
     (tmp_path / "data.json").write_bytes(content)

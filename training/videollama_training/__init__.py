@@ -1,1 +1,1 @@
-"""Train VideoLLaMA 2: the connector alone, the whole model, or low-rank adapters."""
+"""Trains VideoLLaMA 2: only the connector, the whole model, or low-rank adapters."""

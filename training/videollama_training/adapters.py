@@ -1,4 +1,4 @@
-"""Low-rank adapters around the language model, on the library peft."""
+"""Low-rank adapters for the language model, with the library peft."""
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -10,9 +10,9 @@ from videollama_training.options import TrainingOptions
 
 
 def add_adapters(decoder: Decoder, options: TrainingOptions) -> nn.Module:
-    """LoRA on every Linear but `lm_head`, as the reference does; for qlora around NF4 weights, double quantised."""
+    """Add LoRA to every Linear except `lm_head`, as the reference does; for qlora with double-quantized NF4 weights."""
     if options.tune == "qlora":
-        _quantise(decoder, torch.bfloat16 if options.bf16 else torch.float32)
+        _quantize(decoder, torch.bfloat16 if options.bf16 else torch.float32)
     leaves = {
         name.rsplit(".", 1)[-1]
         for name, module in decoder.named_modules()
@@ -29,7 +29,7 @@ def add_adapters(decoder: Decoder, options: TrainingOptions) -> nn.Module:
     return get_peft_model(decoder, config)
 
 
-def _quantise(decoder: Decoder, compute_dtype: torch.dtype) -> None:
+def _quantize(decoder: Decoder, compute_dtype: torch.dtype) -> None:
     try:
         from bitsandbytes.nn import Linear4bit, Params4bit
     except ImportError as error:
@@ -37,16 +37,16 @@ def _quantise(decoder: Decoder, compute_dtype: torch.dtype) -> None:
     for name, module in list(decoder.named_modules()):
         for leaf, child in list(module.named_children()):
             if isinstance(child, nn.Linear) and (name, leaf) != ("", "lm_head"):
-                made = Linear4bit(
+                quantized = Linear4bit(
                     child.in_features,
                     child.out_features,
                     bias=child.bias is not None,
                     compute_dtype=compute_dtype,
                     quant_type="nf4",
                 )
-                made.weight = Params4bit(
+                quantized.weight = Params4bit(
                     child.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
                 )
                 if child.bias is not None:
-                    made.bias = nn.Parameter(child.bias.data, requires_grad=False)
-                setattr(module, leaf, made)
+                    quantized.bias = nn.Parameter(child.bias.data, requires_grad=False)
+                setattr(module, leaf, quantized)

@@ -1,4 +1,4 @@
-"""`vl2 train`."""
+"""The command `vl2 train`."""
 
 import logging
 from dataclasses import fields
@@ -39,100 +39,106 @@ The reference's recipes are in training/recipes.
 @click.option(
     "--media-folder",
     type=click.Path(path_type=Path),
-    help="Look for media below this folder; the default is the JSON's folder.",
+    help="Look for media below this folder; the default is the folder of the JSON file.",
 )
 @click.option(
     "--connector",
     type=click.Choice(("stc_connector", "stc_connector_v35")),
-    help="Start from a plain language model (--base), a vision tower (--tower) and a fresh connector of this type.",
+    help="Start from a plain language model (--base), a vision tower (--tower) and a newly initialized connector of this type.",
 )
-@click.option("--base", type=click.Path(path_type=Path), help="Take the base language model from this folder.")
-@click.option("--tower", type=click.Path(path_type=Path), help="Take the vision tower from this folder.")
-@click.option("--num-frames", type=int, help="With --connector: use this many frames of a video; the default is 8.")
-@click.option("--select-layer", type=int, help="With --connector: use this layer of the tower; the default is -2.")
+@click.option("--base", type=click.Path(path_type=Path), help="Use the base language model of this folder.")
+@click.option("--tower", type=click.Path(path_type=Path), help="Use the vision tower of this folder.")
+@click.option("--num-frames", type=int, help="With --connector: use this many frames per video; the default is 8.")
+@click.option(
+    "--select-layer", type=int, help="With --connector: use the features of this tower layer; the default is -2."
+)
 @click.option(
     "--audio-tower",
     type=click.Path(path_type=Path),
-    help="Add an audio tower (BEATs' .pt file) and a fresh audio projector to a checkpoint without them.",
+    help="Add an audio tower (BEATs' .pt file) and a newly initialized audio projector to a checkpoint without them.",
 )
 @click.option(
     "--tune",
     type=click.Choice(TUNED),
     default=_DEFAULTS["tune"],
     show_default=True,
-    help="Train these parts. connector: pretraining, writes a Base folder; audio: the audio projector alone; full: language model and connector, writes a chat checkpoint; lora, qlora: adapters and connector.",
+    help="Train these parts. connector: the connector (pretraining), writes a Base folder; audio: only the audio projector; full: language model and connector, writes a chat checkpoint; lora, qlora: adapters and connector.",
 )
 @click.option("--tune-tower", is_flag=True, help="Train the vision tower too.")
-@click.option("--tune-audio-tower", is_flag=True, help="Train the audio tower too, with --tune audio or full.")
-@click.option("--freeze-backbone", is_flag=True, help="With --tune full: train of the language model the head alone.")
-@click.option("--freeze-connector", is_flag=True, help="Keep the connector and the audio projector as they are.")
+@click.option("--tune-audio-tower", is_flag=True, help="With --tune audio or full: train the audio tower too.")
+@click.option(
+    "--freeze-backbone", is_flag=True, help="With --tune full: train only the head (lm_head) of the language model."
+)
+@click.option("--freeze-connector", is_flag=True, help="Freeze the connector and the audio projector.")
 @click.option(
     "--plain/--chat",
     default=None,
-    help="Choose the prompt's format. --chat: the conversation in the checkpoint's chat template, of which the answers are predicted. --plain: the format of pretraining; without an audio tower question and answer without a template, with one the template around placeholder and answer. The default is --plain where a projector alone is tuned.",
+    help="Choose the prompt format. --chat: the conversation in the checkpoint's chat template, with the loss on the answers. --plain: the pretraining format; question and answer without a template, or, for a checkpoint with an audio tower, the template around placeholder and answer. The default is --plain if only a projector is tuned.",
 )
-@click.option("--epochs", default=_DEFAULTS["epochs"], show_default=True, help="Go through the data this many times.")
-@click.option("--max-steps", default=_DEFAULTS["max_steps"], help="Stop after this many steps, whatever --epochs says.")
+@click.option("--epochs", default=_DEFAULTS["epochs"], show_default=True, help="Train for this many epochs.")
+@click.option("--max-steps", default=_DEFAULTS["max_steps"], help="Stop after this many steps, regardless of --epochs.")
 @click.option(
-    "--learning-rate", type=float, help="Set the learning rate; the default is 1e-3 for connector and audio, else 2e-5."
+    "--learning-rate",
+    type=float,
+    help="Set the learning rate; the default is 1e-3 for --tune connector and audio, and 2e-5 for the others.",
 )
 @click.option(
     "--connector-learning-rate",
     type=float,
-    help="Set the learning rate of the connector and the audio projector, where it differs.",
+    help="Set a different learning rate for the connector and the audio projector.",
 )
 @click.option(
     "--batch-size",
     default=_DEFAULTS["batch_size"],
     show_default=True,
-    help="Take this many media per process and step.",
+    help="Process this many media per process and step.",
 )
 @click.option(
     "--global-batch-size",
     type=int,
-    help="Take this many media per update over all processes, accumulating as many steps as it takes.",
+    help="Process this many media per update over all processes, by accumulating gradients as needed.",
 )
 @click.option(
     "--accumulate",
     default=_DEFAULTS["accumulate"],
     show_default=True,
-    help="Add up the gradients of this many steps per update.",
+    help="Accumulate the gradients of this many steps per update.",
 )
 @click.option(
-    "--group-by-length", is_flag=True, help="Put rows with equally many media tokens into a batch, which saves padding."
+    "--group-by-length", is_flag=True, help="Batch rows with equal numbers of media tokens, which reduces padding."
 )
 @click.option(
     "--questions-per-media",
     default=_DEFAULTS["questions_per_media"],
     show_default=True,
-    help="Pack at most this many samples about one medium into a row.",
+    help="Pack at most this many samples about the same media into one row.",
 )
 @click.option(
     "--warmup",
     default=_DEFAULTS["warmup"],
     show_default=True,
-    help="Warm the learning rate up over this share of the steps.",
+    help="Warm up the learning rate over this share of the steps.",
 )
 @click.option(
     "--weight-decay",
     default=_DEFAULTS["weight_decay"],
     show_default=True,
-    help="Set AdamW's weight decay, which matrices alone have.",
+    help="Set AdamW's weight decay, which applies only to matrices.",
 )
 @click.option("--beta2", default=_DEFAULTS["beta2"], show_default=True, help="Set AdamW's beta2.")
 @click.option(
     "--max-tokens",
     default=_DEFAULTS["max_tokens"],
     show_default=True,
-    help="Cut the text of a sample to this many tokens; media tokens do not count.",
+    help="Truncate the text of a sample to this many tokens; media tokens do not count.",
 )
-@click.option("--pad-to-square", is_flag=True, help="Pad pictures to a square, as the reference's fine-tuning does.")
+@click.option("--pad-to-square", is_flag=True, help="Pad images to a square, as the reference's fine-tuning does.")
 @click.option("--lora-rank", default=_DEFAULTS["lora_rank"], show_default=True, help="Set the rank of the adapters.")
 @click.option(
     "--lora-alpha",
     default=_DEFAULTS["lora_alpha"],
     show_default=True,
-    help="Set the scale of the adapters, times their rank.",
+    help="Set the alpha of the adapters, whose scale is alpha / rank.",
 )
 @click.option(
     "--lora-dropout", default=_DEFAULTS["lora_dropout"], show_default=True, help="Set the dropout before the adapters."
@@ -142,23 +148,29 @@ The reference's recipes are in training/recipes.
     type=click.Choice(LORA_BIASES),
     default=_DEFAULTS["lora_bias"],
     show_default=True,
-    help="Train these biases of the language model, too.",
+    help="Train these biases of the language model too.",
 )
-@click.option("--skip-bad", is_flag=True, help="Leave out bad samples and list them in OUT/bad_samples.jsonl.")
-@click.option("--check-only", is_flag=True, help="Check every list and media file, report what is there, and stop.")
+@click.option("--skip-bad", is_flag=True, help="Skip bad samples and list them in OUT/bad_samples.jsonl.")
+@click.option("--check-only", is_flag=True, help="Check every list and media file, print a report, and stop.")
 @click.option("--resume", is_flag=True, help="Continue the run in OUT from its last saved state.")
-@click.option("--seed", default=_DEFAULTS["seed"], show_default=True, help="Seed fresh weights, order and dropout.")
+@click.option(
+    "--seed", default=_DEFAULTS["seed"], show_default=True, help="Seed new weights, the data order and dropout."
+)
 @click.option("--bf16", is_flag=True, help="Train in bfloat16 mixed precision.")
-@click.option("--gradient-checkpointing", is_flag=True, help="Recompute activations: less memory, a third more time.")
+@click.option(
+    "--gradient-checkpointing",
+    is_flag=True,
+    help="Recompute activations in the backward pass: less memory, a third more time.",
+)
 @click.option("--workers", default=_DEFAULTS["workers"], show_default=True, help="Decode media in this many processes.")
 @click.option(
-    "--save-steps", default=_DEFAULTS["save_steps"], show_default=True, help="Save a state every this many steps."
+    "--save-steps", default=_DEFAULTS["save_steps"], show_default=True, help="Save the state every this many steps."
 )
 @click.option("--save-limit", default=_DEFAULTS["save_limit"], show_default=True, help="Keep this many saved states.")
 @click.option(
     "--log-steps", default=_DEFAULTS["log_steps"], show_default=True, help="Log the loss every this many steps."
 )
-@click.option("--tensorboard", is_flag=True, help="Log to OUT/tensorboard, too.")
+@click.option("--tensorboard", is_flag=True, help="Also log to OUT/tensorboard.")
 @click.option(
     "--deepspeed",
     type=click.Path(path_type=Path),
@@ -168,20 +180,21 @@ The reference's recipes are in training/recipes.
     "--fsdp", type=click.Path(path_type=Path), help="Use this FSDP config, such as training/configs/fsdp.json."
 )
 def train(data: tuple[Path, ...], **options: Any) -> None:
-    """Train a checkpoint on DATA, JSON lists of samples in the reference's format.
+    """Train a checkpoint on DATA, one or more JSON lists of samples in the reference's format.
 
-    Writes OUT/checkpoint in a published layout, which `vl2 convert` takes, and OUT/loss.png.
+    Writes OUT/checkpoint in a published layout, which `vl2 convert` reads, and OUT/loss.png.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises to install what downloads kernels
-    chosen = TrainingOptions(data=data, **options)
-    from videollama_training import train as training  # torch takes seconds to import; --help does not wait for it
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends a package that downloads kernels
+    training_options = TrainingOptions(data=data, **options)
+    # Imported late: torch takes seconds to import, and --help must not wait for it.
+    from videollama_training import train as training
 
-    if chosen.check_only:
-        click.echo(training.check_data(chosen).describe())
+    if training_options.check_only:
+        click.echo(training.check_data(training_options).describe())
         return
-    result = training.train(chosen, report=lambda text: click.echo(text, err=True))
+    result = training.train(training_options, report=lambda text: click.echo(text, err=True))
     if result.skipped:
-        click.echo(f"{result.skipped} bad samples were left out: {chosen.out}/bad_samples.jsonl", err=True)
+        click.echo(f"{result.skipped} bad samples were skipped: {training_options.out}/bad_samples.jsonl", err=True)
     last = f", last loss {result.losses[-1]['loss']:.4f}" if result.losses else ""
     click.echo(
         f"{result.checkpoint} is ready after {result.steps} steps{last}: vl2 convert {result.checkpoint} --out ..."

@@ -1,4 +1,4 @@
-"""The loss curve as a picture."""
+"""Plots the loss curve."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from matplotlib import pyplot
 
 
 def draw_curve(losses: list[dict[str, float]], path: Path, window: int = 20) -> None:
-    """Each logged loss as a dot, their running mean as a line.
+    """Plot each logged loss as a dot, and their running mean as a line.
 
     Args:
         losses: the Trainer's log: entries with "step", "loss" and "learning_rate".
-        window: entries that a mean is of.
+        window: number of entries of the running mean.
     """
     if not losses:
         return

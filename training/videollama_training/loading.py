@@ -1,7 +1,7 @@
-"""Weights into memory: read one tensor at a time, straight to where it stays.
+"""Loads weights one tensor at a time, directly to their device.
 
-A process holds no second copy, in its device's memory alone; what several processes of a machine read is one and the same
-file in the page cache. Under DeepSpeed's ZeRO 3 only the first process reads, and each keeps its share.
+No process holds a second copy in main memory; processes on the same machine share the files in the page cache. With DeepSpeed's
+ZeRO 3 only the first process reads, and each keeps its share.
 """
 
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ from videollama_core.checkpoint.parts import Module
 
 @dataclass(frozen=True)
 class Loading:
-    """Where weights go, and as what."""
+    """Device and type of loaded weights."""
 
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
-    shared: bool = False  # each process will hold a share of every weight (ZeRO 3, FSDP)
+    shared: bool = False  # weights are sharded over the processes (ZeRO 3, FSDP)
 
 
 def load(part: Module, loading: Loading) -> Any:
-    """The part as a module with its stored weights. Raises: CheckpointMismatch."""
+    """A module with its stored weights. Raises: CheckpointMismatch."""
     if is_deepspeed_zero3_enabled():
         return _load_shared(part)
     with torch.device("meta"):
@@ -36,12 +36,12 @@ def load(part: Module, loading: Loading) -> Any:
 
 
 def _load_shared(part: Module) -> nn.Module:
-    """Each process holds a share of every tensor; the first one reads it."""
+    """Each process holds a share of every tensor; only the first process reads."""
     import deepspeed  # an optional package
 
-    if torch.distributed.is_initialized():  # DeepSpeed counts the processes when it reads its config
+    if torch.distributed.is_initialized():  # before DeepSpeed reads its config, which counts the processes
         deepspeed.init_distributed(dist_backend=torch.distributed.get_backend())
-    with deepspeed.zero.Init(config_dict_or_path=deepspeed_config()):  # which says the type of weights
+    with deepspeed.zero.Init(config_dict_or_path=deepspeed_config()):  # the config also sets the weights' type
         module = part.make()
     parameters = dict(module.named_parameters())
     check_names(parameters, part.sources, is_tied(module), part.name)

@@ -1,4 +1,4 @@
-"""What one training run does, as data."""
+"""The options of a training run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,34 +18,34 @@ _DEFAULT_RATES = {  # the reference's recipes
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Rates, rank and alpha default to the reference's recipes; docs/training.md maps its arguments to these."""
+    """Learning rates, rank and alpha default to the reference's recipes; docs/training.md maps its arguments to these."""
 
     data: tuple[Path, ...]
     out: Path
-    checkpoint: Path | None = None  # None: base, tower and connector say where to start
-    layout: str | None = None  # of a published data set (layouts.py): then `data` is its folder
-    media_folder: Path | None = None  # None: beside each JSON file
+    checkpoint: Path | None = None  # None: start from base, tower and connector
+    layout: str | None = None  # name of a published data set's layout (layouts.py); `data` is then its folder
+    media_folder: Path | None = None  # None: the folder of each JSON file
     base: Path | None = None
     tower: Path | None = None
-    connector: str | None = None  # type of a connector with fresh weights
-    num_frames: int | None = None  # of a fresh connector; None: 8, as in the reference
-    select_layer: int | None = None  # of the vision tower, for a fresh connector; None: -2
+    connector: str | None = None  # type of a newly initialized connector
+    num_frames: int | None = None  # for a new connector; None: 8, as in the reference
+    select_layer: int | None = None  # of the vision tower, for a new connector; None: -2
     audio_tower: Path | None = None  # BEATs' file, for a checkpoint without an audio tower
-    tune: str = "full"  # connector (pretraining) | audio (its projector alone) | full | lora | qlora
+    tune: str = "full"  # connector (pretraining) | audio (only its projector) | full | lora | qlora
     tune_tower: bool = False  # the reference freezes it
     tune_audio_tower: bool = False  # with audio or full; the reference's later audio stages do
     freeze_backbone: bool = False  # with full
     freeze_connector: bool = False
-    plain: bool | None = None  # the format of pretraining; None: exactly when a projector alone is tuned
+    plain: bool | None = None  # the pretraining format; None: only if just a projector is tuned
     epochs: float = 1.0
-    max_steps: int = -1  # counts instead of epochs when positive
+    max_steps: int = -1  # replaces epochs if positive
     learning_rate: float | None = None
-    connector_learning_rate: float | None = None  # of connector and audio projector; None: the same
+    connector_learning_rate: float | None = None  # of connector and audio projector; None: `learning_rate`
     batch_size: int = 8  # media per process and step
-    global_batch_size: int | None = None  # of all processes and accumulated steps; then `accumulate` follows from it
-    group_by_length: bool = False  # rows with as many media tokens share a batch: less padding
-    questions_per_media: int = 8  # samples about the same media that share one row
-    accumulate: int = 1  # steps whose gradients are added up
+    global_batch_size: int | None = None  # over all processes and accumulated steps; determines `accumulate`
+    group_by_length: bool = False  # batch rows with equal numbers of media tokens, for less padding
+    questions_per_media: int = 8  # maximum number of samples about the same media in one row
+    accumulate: int = 1  # steps whose gradients are accumulated
     warmup: float = 0.03  # share of the steps
     weight_decay: float = 0.0
     beta2: float = 0.999  # of AdamW
@@ -63,7 +63,7 @@ class TrainingOptions:
     gradient_checkpointing: bool = False
     workers: int = 0  # processes that decode media
     save_steps: int = 500
-    save_limit: int = 2  # states that are kept
+    save_limit: int = 2  # number of saved states to keep
     log_steps: int = 10
     tensorboard: bool = False
     deepspeed: Path | None = None
@@ -71,50 +71,54 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         if self.tune not in TUNED:
-            raise InvalidRequest(f"tune is {self.tune!r}; wanted one of {', '.join(TUNED)}")
+            raise InvalidRequest(f"tune is {self.tune!r}; it must be one of {', '.join(TUNED)}")
         if self.lora_bias not in LORA_BIASES:
-            raise InvalidRequest(f"lora_bias is {self.lora_bias!r}; wanted one of {', '.join(LORA_BIASES)}")
+            raise InvalidRequest(f"lora_bias is {self.lora_bias!r}; it must be one of {', '.join(LORA_BIASES)}")
         if (self.checkpoint is None) == (self.connector is None):
             raise InvalidRequest(
-                "name where to start: either --checkpoint FOLDER, or --connector TYPE with --base and --tower "
-                "for a language model, a vision tower and a fresh connector"
+                "give a starting point: either --checkpoint FOLDER, or --connector TYPE with --base and --tower "
+                "for a language model, a vision tower and a new connector"
             )
         if self.connector is None and (self.num_frames is not None or self.select_layer is not None):
             raise InvalidRequest(
-                "--num-frames and --select-layer belong to a fresh connector; a checkpoint has its own"
+                "--num-frames and --select-layer are only for a new connector (--connector); a checkpoint has its own"
             )
         if self.global_batch_size is not None and self.accumulate != 1:
-            raise InvalidRequest("--global-batch-size says how many steps are accumulated: leave out --accumulate")
+            raise InvalidRequest(
+                "--global-batch-size determines the number of accumulated steps: leave out --accumulate"
+            )
         if self.freeze_backbone and self.tune != "full":
-            raise InvalidRequest(f"--freeze-backbone belongs to --tune full; --tune {self.tune} freezes it anyway")
+            raise InvalidRequest(f"--freeze-backbone is only for --tune full; --tune {self.tune} freezes it anyway")
         if self.freeze_connector and self.tune in ("connector", "audio"):
             raise InvalidRequest(f"--tune {self.tune} with --freeze-connector leaves nothing to train")
         if self.layout is not None and len(self.data) != 1:
-            raise InvalidRequest(f"--layout takes one folder as DATA; found {len(self.data)} paths")
+            raise InvalidRequest(f"--layout needs exactly one folder as DATA, not {len(self.data)} paths")
 
     @property
     def is_plain(self) -> bool:
+        """Whether samples have the pretraining format."""
         if self.plain is not None:
             return self.plain
         return self.tune == "connector" or (self.tune == "audio" and not self.tune_audio_tower)
 
     @property
     def rate(self) -> float:
+        """The learning rate, by default that of the reference's recipe."""
         return self.learning_rate or _DEFAULT_RATES[self.tune]
 
     @property
     def state(self) -> Path:
-        """Where the run keeps what --resume needs."""
+        """Folder of the saved states for --resume."""
         return self.out / "state"
 
     def steps_to_accumulate(self, processes: int) -> int:
-        """Raises: InvalidRequest where the global batch cannot be made of whole steps."""
+        """Number of steps per update. Raises: InvalidRequest if the global batch is not a multiple of a step."""
         if self.global_batch_size is None:
             return self.accumulate
         at_once = processes * self.batch_size
         if self.global_batch_size % at_once:
             raise InvalidRequest(
-                f"--global-batch-size {self.global_batch_size} is no multiple of {processes} processes x "
+                f"--global-batch-size {self.global_batch_size} is not a multiple of {processes} processes x "
                 f"--batch-size {self.batch_size}"
             )
         return self.global_batch_size // at_once

@@ -1,7 +1,7 @@
-"""What was trained -> a checkpoint folder in a published layout.
+"""Saves the trained parameters as a checkpoint folder in a published layout.
 
-Layouts: `full` and `audio` write a whole (chat) checkpoint; `connector` a Base folder with `mm_projector.bin`; `lora` and `qlora`
-adapters with `non_lora_trainables.bin`. The last two name the folders of their base model and tower.
+`full` and `audio` write a whole (chat) checkpoint; `connector` a Base folder with `mm_projector.bin`; `lora` and `qlora` adapters
+with `non_lora_trainables.bin`. A Base folder and adapters name the folders of their base model and tower.
 """
 
 import json
@@ -30,7 +30,7 @@ ARCHITECTURES = {
     "mixtral": "Videollama2MixtralForCausalLM",
     "qwen2": "Videollama2Qwen2ForCausalLM",
 }
-_WRAPPED = "base_model.model."  # what peft puts before a parameter's name
+_WRAPPED = "base_model.model."  # peft's prefix of parameter names
 _DTYPE = torch.bfloat16  # of every published checkpoint
 
 
@@ -42,11 +42,11 @@ def save_checkpoint(
     tune_tower: bool,
     adapters: "LoraConfig | None" = None,
 ) -> None:
-    """Write the layout that belongs to `tune`, beside and then in one move: a killed run leaves nothing that looks whole.
+    """Write the layout for `tune` to a temporary folder, then rename it: a killed run leaves nothing that looks complete.
 
     Args:
         state: `TrainableModel.state_dict()`, gathered from all devices.
-        adapters: peft's description of the adapters, for lora and qlora.
+        adapters: peft's configuration of the adapters, for lora and qlora.
     """
     partial_folder = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial_folder, ignore_errors=True)
@@ -62,7 +62,7 @@ def save_checkpoint(
 
 
 def published_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state's tensors under the names of the published checkpoints; adapters keep peft's wrapper."""
+    """Rename the state's tensors as in published checkpoints; adapters keep peft's names."""
     prefixes = {
         "vision.": vision.PREFIX,
         "connector.": connector.PREFIX,
@@ -78,7 +78,7 @@ def published_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _audio_tower_names(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the audio tower stores otherwise: a convolution by direction and length, one table as that of every layer."""
+    """Tensors that a published audio tower stores differently: a convolution as direction and length, and one table per layer."""
     encoder = audio.PREFIX + "encoder."
     conv = named.get(encoder + "pos_conv.0.weight")
     if conv is None:
@@ -93,7 +93,7 @@ def _audio_tower_names(named: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _write_chat(trained: dict[str, Tensor], parts: CheckpointParts, config: dict[str, Any], folder: Path) -> None:
-    """Every tensor of the source, in the source's order: the trained one, or (what the answer never needs) its own."""
+    """Write every tensor of the source in its order: the trained one, or else (for tensors that inference never uses) its own."""
     sources: dict[str, Callable[[], Tensor]] = {}
     for name in parts.names():
         if parts.config.language.tied and name == "lm_head.weight":
@@ -102,7 +102,7 @@ def _write_chat(trained: dict[str, Tensor], parts: CheckpointParts, config: dict
     write_shards(sources, folder)
     copy_tokenizer(parts.folders.language, folder)
     tower = parts.folders.tower
-    if tower is not None:  # the tower's settings travel with the checkpoint
+    if tower is not None:  # copy the tower's settings into the checkpoint
         inside = Path("towers") / tower.name
         (folder / inside).mkdir(parents=True)
         for name in ("config.json", "preprocessor_config.json"):

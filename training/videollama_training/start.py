@@ -1,4 +1,4 @@
-"""Where a run starts: a checkpoint, or parts that have never been together, what joins them fresh."""
+"""Opens the parts that a run starts from: a checkpoint, or separate parts with a newly initialized connector or projector."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +26,7 @@ MODEL_TYPES = {
     "qwen2": "videollama2_qwen2",
 }
 NUM_FRAMES, SELECT_LAYER = 8, -2
-# What audio.py builds in; a file that says otherwise is another tower.
+# Settings that audio.py implements; a file with other values is not supported.
 _BEATS = {
     "input_patch_size": audio.PATCH,
     "conv_pos": audio.KERNEL,
@@ -42,12 +42,12 @@ _BEATS = {
 
 
 def open_start(options: TrainingOptions) -> CheckpointParts:
-    """The parts that `options` names. Fresh weights depend on its seed alone. Raises: CheckpointMismatch, InvalidRequest."""
+    """The parts that `options` names. New weights depend only on its seed. Raises: CheckpointMismatch, InvalidRequest."""
     parts = _open_plain(options) if options.checkpoint is None else _open_checkpoint(options)
     if options.audio_tower is None:
         return parts
     if parts.config.audio is not None:
-        raise InvalidRequest(f"{options.checkpoint} has an audio tower already: leave out --audio-tower")
+        raise InvalidRequest(f"{options.checkpoint} already has an audio tower: leave out --audio-tower")
     return _with_audio(parts, options.audio_tower, options.seed)
 
 
@@ -57,14 +57,14 @@ def _open_checkpoint(options: TrainingOptions) -> CheckpointParts:
         model_type = read_json(options.checkpoint / "config.json").get("model_type")
         if model_type in MODEL_TYPES:
             raise CheckpointMismatch(
-                f"{options.checkpoint} is a language model alone ({model_type}): name it with --base, "
-                "a vision tower with --tower, and say --connector stc_connector_v35"
+                f"{options.checkpoint} is only a language model ({model_type}): name it with --base, "
+                "a vision tower with --tower, and add --connector stc_connector_v35"
             )
     return open_checkpoint(options.checkpoint, options.tower, options.base)
 
 
 def _open_plain(options: TrainingOptions) -> CheckpointParts:
-    """A plain language model, a vision tower, and a connector with fresh weights (`added`, below)."""
+    """A plain language model, a vision tower, and a newly initialized connector."""
     base, tower, kind = options.base, options.tower, options.connector
     if base is None or tower is None:
         raise InvalidRequest(
@@ -73,7 +73,7 @@ def _open_plain(options: TrainingOptions) -> CheckpointParts:
     language = read_json(base / "config.json")
     if language.get("model_type") not in MODEL_TYPES:
         raise CheckpointMismatch(
-            f"{base} has model_type {language.get('model_type')!r}; wanted a plain language model: "
+            f"{base} has model_type {language.get('model_type')!r}; expected a plain language model: "
             + ", ".join(MODEL_TYPES)
         )
     content: dict[str, Any] = language | {
@@ -92,7 +92,7 @@ def _open_plain(options: TrainingOptions) -> CheckpointParts:
 
 
 class _Fresh:
-    """A module of PyTorch's default initial weights, held from the reading of its first tensor to that of its last."""
+    """A module with PyTorch's default initial weights, in memory from the reading of its first tensor to that of its last."""
 
     def __init__(self, make: Callable[[], nn.Module], seed: int) -> None:
         self.make, self.seed = make, seed
@@ -118,7 +118,7 @@ def _audio_projector(width: int, language_width: int) -> nn.Module:
 
 
 def _with_audio(parts: CheckpointParts, path: Path, seed: int) -> CheckpointParts:
-    """The parts, BEATs' tower from its file, and a projector with fresh weights."""
+    """The parts, with BEATs' tower from its file and a newly initialized projector."""
     tensors = read_audio_tower(path)
     width, language_width = tensors["post_extract_proj.weight"].shape[0], parts.config.language.width
     added: Sources = {name: partial(parts.read, name) for name in parts.names()}
@@ -139,31 +139,31 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 def read_audio_tower(path: Path) -> dict[str, Tensor]:
-    """BEATs' tensors from its published file ({cfg, model}), or from tensors by the names of an audio-visual checkpoint.
+    """Read BEATs' tensors from its published file ({cfg, model}), or from a file with the names of an audio-visual checkpoint.
 
     Raises: CheckpointMismatch.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise CheckpointMismatch(f"{path} is missing; --audio-tower wants BEATs' .pt file") from None
-    except Exception as error:  # pickle's own errors have no common root
-        raise CheckpointMismatch(f"{path} is not a plain file of tensors, so it is not opened: {error}") from error
+        raise CheckpointMismatch(f"{path} is missing; --audio-tower needs BEATs' .pt file") from None
+    except Exception as error:  # pickle's errors have no common base class
+        raise CheckpointMismatch(f"{path} is not a file that has only tensors, so it is not loaded: {error}") from error
     config, tensors = {}, content
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         config, tensors = content.get("cfg", {}), content["model"]
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise CheckpointMismatch(f"{path} holds no tensors by name; wanted BEATs' file: {{'cfg': ..., 'model': ...}}")
-    for key, wanted in _BEATS.items():
-        if key in config and config[key] != wanted:
-            raise CheckpointMismatch(f"{path}: {key} is {config[key]!r}; only BEATs with {key} {wanted!r} is known")
+        raise CheckpointMismatch(f"{path} has no named tensors; expected BEATs' file: {{'cfg': ..., 'model': ...}}")
+    for key, supported in _BEATS.items():
+        if key in config and config[key] != supported:
+            raise CheckpointMismatch(f"{path}: {key} is {config[key]!r}; only {supported!r} is supported")
     prefixed = {
         name.removeprefix(audio.PREFIX): value for name, value in tensors.items() if name.startswith(audio.PREFIX)
     }
     tensors = prefixed or tensors
     with torch.device("meta"):
-        some = AudioTower(AudioConfig(width=16, mlp_width=1, layers=1, heads=1, patch_width=1)).state_dict()
-    missing = [name for name in some if "pos_conv" not in name and "relative" not in name and name not in tensors]
+        names = AudioTower(AudioConfig(width=16, mlp_width=1, layers=1, heads=1, patch_width=1)).state_dict()
+    missing = [name for name in names if "pos_conv" not in name and "relative" not in name and name not in tensors]
     if missing:
-        raise CheckpointMismatch(f"{path} holds no BEATs: {missing[0]} is missing ({len(missing)} such tensors)")
+        raise CheckpointMismatch(f"{path} lacks {len(missing)} of BEATs' tensors, such as {missing[0]}")
     return tensors

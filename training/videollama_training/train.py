@@ -1,4 +1,4 @@
-"""One training run: a checkpoint and samples in, a checkpoint in a published layout out."""
+"""Runs a training: reads a checkpoint and samples, and writes a checkpoint in a published layout."""
 
 import os
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from videollama_core.checkpoint.tokenizer_files import copy_tokenizer
 from videollama_core.protocol.errors import BadSample, InvalidRequest
 from videollama_core.text import Tokenizer
 from videollama_training.data.batches import BadSamples, Collator, RowDataset
-from videollama_training.data.layouts import Found, check_folder, find_layout, look_for_media
+from videollama_training.data.layouts import MediaReport, check_folder, check_media, find_layout
 from videollama_training.data.samples import Sample, read_samples
 from videollama_training.loading import Loading
 from videollama_training.model import TrainableModel
@@ -35,15 +35,16 @@ class TrainingResult:
 
 
 def train(options: TrainingOptions, report: Callable[[str], None] = lambda text: None) -> TrainingResult:
-    """
+    """Train a checkpoint.
+
     Args:
-        report: called once, before anything is loaded, with what the data hold.
+        report: called once with a summary of the data, before anything is loaded.
     Raises: BadSample, CheckpointMismatch, InvalidRequest.
     """
     last = _find_state(options)
-    found = check_data(options)
+    media = check_data(options)
     if int(os.environ.get("RANK", "0")) == 0:
-        report(found.describe())
+        report(media.describe())
     arguments = training_arguments(options)
     set_seed(options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -74,7 +75,7 @@ def train(options: TrainingOptions, report: Callable[[str], None] = lambda text:
     trainer.accelerator.wait_for_everyone()
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
-        if not options.tune_audio_tower:  # its tensors are kept as they are stored
+        if not options.tune_audio_tower:  # its stored tensors are copied unchanged
             state = {name: tensor for name, tensor in state.items() if not name.startswith("audio.tower.")}
         adapters = getattr(model.decoder, "peft_config", {}).get("default")
         save_checkpoint(state, parts, options.out / "checkpoint", options.tune, options.tune_tower, adapters)
@@ -87,13 +88,13 @@ def _find_state(options: TrainingOptions) -> str | None:
     last = get_last_checkpoint(str(options.state)) if options.state.is_dir() else None
     if last and not options.resume:
         raise InvalidRequest(
-            f"{options.out} holds a run that stopped at {Path(last).name}; go on with --resume, or name another --out"
+            f"{options.out} has a run that stopped at {Path(last).name}; continue it with --resume, or use another --out"
         )
     return last
 
 
 def lists_of(options: TrainingOptions) -> tuple[Path, ...]:
-    """The JSON lists to be read; of a published layout, those of its folder. Raises: BadSample, InvalidRequest."""
+    """The JSON lists to read; for a published layout, those of its folder. Raises: BadSample, InvalidRequest."""
     if options.layout is None:
         return options.data
     (folder,) = options.data
@@ -102,33 +103,33 @@ def lists_of(options: TrainingOptions) -> tuple[Path, ...]:
     return tuple(folder / name for name in layout.lists)
 
 
-def check_data(options: TrainingOptions) -> Found:
-    """Look for every list and media file. Raises: BadSample that names what is missing, unless bad samples are skipped."""
-    found = look_for_media(lists_of(options), options.media_folder)
-    if found.missing and not options.skip_bad:
-        raise BadSample(f"media files are missing; --skip-bad leaves their samples out\n{found.describe()}")
-    return found
+def check_data(options: TrainingOptions) -> MediaReport:
+    """Check every list and media file. Raises: BadSample with the missing files, unless bad samples are skipped."""
+    report = check_media(lists_of(options), options.media_folder)
+    if report.missing and not options.skip_bad:
+        raise BadSample(f"media files are missing; --skip-bad skips their samples\n{report.describe()}")
+    return report
 
 
 def read_all(options: TrainingOptions, bad: BadSamples) -> list[Sample]:
-    """Raises: BadSample for the first bad sample, unless bad ones are skipped; and when none is left."""
+    """Read all samples. Raises: BadSample for the first bad sample, unless bad ones are skipped; and if none is left."""
     with_audio = find_layout(options.layout).with_audio if options.layout else ()
     samples = []
     for path in lists_of(options):
-        for found in read_samples(path, options.media_folder or path.parent):
-            if isinstance(found, BadSample):
-                bad.add(found)
-            elif found.kind == "video" and path.name in with_audio:
-                samples.append(replace(found, kind="video_with_audio"))
+        for sample in read_samples(path, options.media_folder or path.parent):
+            if isinstance(sample, BadSample):
+                bad.add(sample)
+            elif sample.kind == "video" and path.name in with_audio:
+                samples.append(replace(sample, kind="video_with_audio"))
             else:
-                samples.append(found)
+                samples.append(sample)
     if not samples:
         raise BadSample(f"no sample of {', '.join(map(str, options.data))} can be used")
     return samples
 
 
 def _loading(options: TrainingOptions, arguments: TrainingArguments) -> Loading:
-    """DeepSpeed keeps its own float32 copy, split over the processes: as in the reference, the model's is bfloat16."""
+    """With DeepSpeed, which keeps its own float32 copy split over the processes, the model is bfloat16, as in the reference."""
     half = options.bf16 and options.deepspeed is not None
     shared = options.fsdp is not None or is_deepspeed_zero3_enabled()
     return Loading(arguments.device, torch.bfloat16 if half else torch.float32, shared)
@@ -137,7 +138,7 @@ def _loading(options: TrainingOptions, arguments: TrainingArguments) -> Loading:
 def prepare_model(
     parts: CheckpointParts, tokenizer: Tokenizer, options: TrainingOptions, loading: Loading = Loading()
 ) -> TrainableModel:
-    """The model with exactly those parameters trainable that `options` names."""
+    """Load the model, with exactly the parameters trainable that `options` selects. Raises: CheckpointMismatch, InvalidRequest."""
     _check_audio(parts, options)
     model = TrainableModel(parts, tokenizer.pad_id, loading)
     model.connector.requires_grad_(options.tune != "audio" and not options.freeze_connector)
@@ -147,30 +148,28 @@ def prepare_model(
         model.audio.tower.requires_grad_(options.tune_audio_tower)
     if options.tune == "full":
         model.language_model.requires_grad_(True)
-        if options.freeze_backbone:  # all but the vocabulary's head, as in the reference
+        if options.freeze_backbone:  # all but lm_head, as in the reference
             model.language_model.model.requires_grad_(False)
     elif options.tune in ("lora", "qlora"):
-        from videollama_training.adapters import add_adapters  # peft takes seconds to import, and is rarely needed
+        from videollama_training.adapters import add_adapters  # imported late: peft takes seconds to import
 
         model.decoder = add_adapters(model.language_model, options)
     return model
 
 
 def _check_audio(parts: CheckpointParts, options: TrainingOptions) -> None:
-    """Raises: InvalidRequest where the layout that is to be written cannot hold what is to be trained."""
+    """Raises: InvalidRequest if the layout to be written cannot hold the trained parts."""
     if parts.config.audio is None and (options.tune == "audio" or options.tune_audio_tower):
-        raise InvalidRequest(
-            f"{options.checkpoint} has no audio tower that could be trained; add one with --audio-tower BEATS.pt"
-        )
+        raise InvalidRequest(f"{options.checkpoint} has no audio tower to train; add one with --audio-tower BEATS.pt")
     if parts.config.audio is not None and options.tune not in ("audio", "full"):
         raise InvalidRequest(
             f"{options.checkpoint} has an audio tower, and --tune {options.tune} would write a layout without an audio "
-            "projector; use --tune audio (the projector alone) or --tune full"
+            "projector; use --tune audio (only the projector) or --tune full"
         )
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The checkpoint's tokenizer, even where it has only the slow tokenizer's files."""
-    with TemporaryDirectory() as complete:  # one per process
+    """The checkpoint's tokenizer, even if it has only the slow tokenizer's files."""
+    with TemporaryDirectory() as complete:  # per process
         copy_tokenizer(folder, Path(complete))
         return Tokenizer(Path(complete))

@@ -1,4 +1,4 @@
-"""transformers' Trainer, with what this model needs of it said once."""
+"""transformers' Trainer, configured for this model."""
 
 import importlib.util
 import json
@@ -15,11 +15,11 @@ from videollama_training.curve import draw_curve
 from videollama_training.data.batches import LengthGroups, RowDataset
 from videollama_training.options import TrainingOptions
 
-CONNECTORS = ("connector.", "audio.projector.")  # parameters that `connector_learning_rate` is for
+CONNECTORS = ("connector.", "audio.projector.")  # prefixes of the parameters with `connector_learning_rate`
 
 
 def training_arguments(options: TrainingOptions) -> TrainingArguments:
-    """To be made before the model: DeepSpeed's ZeRO 3 splits weights while they are read.
+    """The Trainer's arguments. Call it before the model is loaded: DeepSpeed's ZeRO 3 splits weights while they are read.
 
     Raises: InvalidRequest for an option whose package is missing.
     """
@@ -30,7 +30,7 @@ def training_arguments(options: TrainingOptions) -> TrainingArguments:
     if options.tensorboard:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(options.out / "tensorboard")
     if options.bf16 and torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")  # TF32 where bfloat16 is not used
+        torch.set_float32_matmul_precision("high")  # TF32 for products that are not in bfloat16
     return TrainingArguments(
         output_dir=str(options.state),
         per_device_train_batch_size=options.batch_size,
@@ -66,24 +66,24 @@ def training_arguments(options: TrainingOptions) -> TrainingArguments:
 
 
 class VideoTrainer(Trainer):
-    """Its state holds what is trained and not the frozen rest."""
+    """A Trainer whose saved states have only the trained parameters."""
 
     group_by_length = False
     connector_learning_rate: float | None = None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The library's; connector and audio projector get their own rate, where one is given."""
-        fresh = self.optimizer is None
+        """The library's optimizer, with `connector_learning_rate` for connector and audio projector if it is set."""
+        is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if not fresh or self.connector_learning_rate is None:
+        if not is_new or self.connector_learning_rate is None:
             return optimizer
         trained: Any = self.model if model is None else model
-        joining = {id(parameter) for name, parameter in trained.named_parameters() if name.startswith(CONNECTORS)}
+        connectors = {id(parameter) for name, parameter in trained.named_parameters() if name.startswith(CONNECTORS)}
         groups = list(optimizer.param_groups)
         optimizer.param_groups.clear()
         for group in groups:
-            for is_joining, rate in ((False, group["lr"]), (True, self.connector_learning_rate)):
-                chosen = [each for each in group["params"] if (id(each) in joining) == is_joining]
+            for is_connector, rate in ((False, group["lr"]), (True, self.connector_learning_rate)):
+                chosen = [parameter for parameter in group["params"] if (id(parameter) in connectors) == is_connector]
                 if chosen:
                     optimizer.add_param_group({**group, "params": chosen, "lr": rate})
         return optimizer
@@ -103,11 +103,11 @@ class VideoTrainer(Trainer):
         super()._save(output_dir, {name: tensor for name, tensor in state.items() if name in trained})
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """What is frozen is not in the state, and need not be."""
+        """Do not warn: frozen parameters are not in the state by design."""
 
 
 class Curve(TrainerCallback):
-    """loss.json and loss.png, drawn anew whenever the run saves its state, and at its end."""
+    """Writes loss.json and loss.png whenever the run saves its state, and at its end."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -127,5 +127,5 @@ class Curve(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if logs and not math.isfinite(logs.get("loss", 0.0)):
             raise CheckpointMismatch(
-                f"the loss is {logs['loss']} at step {state.global_step}: lower --learning-rate, or look at the data"
+                f"the loss is {logs['loss']} at step {state.global_step}: lower --learning-rate, or check the data"
             )

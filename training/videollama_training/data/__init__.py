@@ -1,1 +1,1 @@
-"""Training data: published layouts, samples, their token ids, and batches of them."""
+"""Training data: published layouts, samples, their token ids, and batches."""

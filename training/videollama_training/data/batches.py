@@ -1,4 +1,4 @@
-"""Samples -> batches: media read as the service reads it, questions about the same media packed into one row."""
+"""Makes batches of samples: media are prepared as by the service, and questions about the same media packed into one row."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -24,19 +24,20 @@ from videollama_training.model import PADDING, SHARED, Batch
 
 @dataclass(frozen=True)
 class Row:
-    """Some conversations about one media."""
+    """Conversations about the same media."""
 
     media: EncoderInputs | None
-    tokens: tuple[Tokens, ...]  # all with the same ids before the media; one alone may have targets there
+    tokens: tuple[Tokens, ...]  # all with the same ids before the media; a single one may have targets there
 
 
 @dataclass
 class BadSamples:
-    """What could not be used. Appended to a file, so that worker processes share it."""
+    """Skipped samples, in a file that worker processes append to."""
 
-    path: Path | None  # None: the first one ends the run
+    path: Path | None  # None: the first bad sample ends the run
 
     def add(self, error: BadSample) -> None:
+        """Record a bad sample. Raises: the error itself if none is skipped."""
         if self.path is None:
             raise error
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,9 +55,10 @@ class RowDataset(Dataset):
     """Rows of at most `questions` samples about the same media.
 
     Args:
-        plain: pretraining's format: that of the reference's audio-visual branch for a checkpoint with an audio tower, else main's.
-        cache_bytes: prepared media are kept until they fill so much memory.
-        max_tokens: text is cut there, as in the reference; media tokens do not count.
+        plain: use the pretraining format: that of the reference's audio-visual branch for a checkpoint with an audio tower, or else
+            that of its main branch.
+        cache_bytes: memory for caching prepared media.
+        max_tokens: text is truncated to this length, as in the reference; media tokens do not count.
     """
 
     samples: Sequence[Sample]
@@ -72,8 +74,8 @@ class RowDataset(Dataset):
     def __post_init__(self) -> None:
         groups: dict[object, list[Sample]] = {}
         for number, sample in enumerate(self.samples):
-            apart = number if sample.media_turn else None  # earlier turns stand before the media: nothing to share
-            groups.setdefault((sample.kind, sample.media, apart), []).append(sample)  # text alone is one group
+            separate = number if sample.media_turn else None  # turns before the media: its tokens cannot be shared
+            groups.setdefault((sample.kind, sample.media, separate), []).append(sample)  # all text is one group
         self._rows = [
             group[place : place + self.questions]
             for group in groups.values()
@@ -86,9 +88,9 @@ class RowDataset(Dataset):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Row:
-        """A row; where nothing of it can be used, the next one that can.
+        """The row, or, if all its samples are bad, the next usable one.
 
-        Raises: BadSample when bad samples end the run, or none is left.
+        Raises: BadSample if bad samples end the run, or none is left.
         """
         for step in range(len(self._rows)):
             row = self._read(self._rows[(index + step) % len(self._rows)])
@@ -115,7 +117,7 @@ class RowDataset(Dataset):
             return Row(None, ())
 
     def media_lengths(self) -> list[int]:
-        """Media tokens of each row; 0 too for what the checkpoint has no tower for and `_read` refuses."""
+        """Media tokens of each row; also 0 for media that the checkpoint has no tower for, which `_read` refuses."""
         lengths = []
         for sample, *_ in self._rows:
             try:
@@ -125,25 +127,26 @@ class RowDataset(Dataset):
         return lengths
 
     def prepared(self, kind: str, media: Path) -> EncoderInputs:
+        """The encoders' inputs for a media file, from the cache if possible. Raises: VideoLlamaError, OSError."""
         if (kind, media) in self._cache:
             return self._cache[kind, media]
         if media.is_dir():
             kind, files = "folder", [path.read_bytes() for path in sorted(media.iterdir()) if path.is_file()]
         else:
             files = [media.read_bytes()]
-        found = prepare(kind, files, Segment(), self.config, self.pad_to_square)
-        size = found.frames.nbytes + found.filterbank.nbytes
+        inputs = prepare(kind, files, Segment(), self.config, self.pad_to_square)
+        size = inputs.frames.nbytes + inputs.filterbank.nbytes
         if self._cached + size <= self.cache_bytes:
-            self._cache[kind, media] = found
+            self._cache[kind, media] = inputs
             self._cached += size
-        return found
+        return inputs
 
 
 @dataclass
 class LengthGroups(Sampler[int]):
-    """Indices in random order, but rows of one length behind one another, a step's worth at a time.
+    """Indices in random order, but so that the rows of each step have the same length.
 
-    What is left of each length fills the last steps together.
+    The remaining rows of each length fill the last steps together.
     """
 
     lengths: Sequence[int]
@@ -176,13 +179,13 @@ class LengthGroups(Sampler[int]):
 
 @dataclass(frozen=True)
 class Collator:
-    """Rows -> Batch."""
+    """Makes a Batch of rows."""
 
     config: ModelConfig
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        vocab_size, seen = self.config.language.vocab_size, self.config.media_tokens
-        heard = 0 if self.config.audio is None else self.config.audio.tokens
+        vocab_size, media_count = self.config.language.vocab_size, self.config.media_tokens
+        audio_count = 0 if self.config.audio is None else self.config.audio.tokens
         frames: list[np.ndarray] = []
         frame_index: list[np.ndarray] = []
         filterbanks: list[np.ndarray] = []
@@ -190,36 +193,37 @@ class Collator:
         sound: list[int] = []
         columns: list[dict[str, list[int]]] = []
         source, target = [], []
-        taken = 0
+        frame_count = 0
         for number, row in enumerate(rows):
             tokens_of_media: list[int] = []
             media.append(-1)
             sound.append(-1)
             if row.media is not None and len(row.media.frames):
                 media[-1] = len(frame_index)
-                tokens_of_media += range(vocab_size, vocab_size + seen)
+                tokens_of_media += range(vocab_size, vocab_size + media_count)
                 frames.append(row.media.frames)
-                places = np.arange(taken, taken + len(row.media.frames))
+                places = np.arange(frame_count, frame_count + len(row.media.frames))
                 frame_index.append(np.resize(places, self.config.num_frames))
-                taken += len(row.media.frames)
+                frame_count += len(row.media.frames)
             if row.media is not None and len(row.media.filterbank):
                 sound[-1] = len(filterbanks)
-                tokens_of_media += range(vocab_size + seen, vocab_size + seen + heard)
+                first_audio = vocab_size + media_count
+                tokens_of_media += range(first_audio, first_audio + audio_count)
                 filterbanks.append(row.media.filterbank)
             first = row.tokens[0]
             media_at = first.media_at
             before = first.ids[:media_at] if media_at is not None else []
             shared = [*before, *tokens_of_media]
             ids, positions, question = list(shared), list(range(len(shared))), [SHARED] * len(shared)
-            for place, wanted in enumerate(first.is_target[: len(before)]):
-                if wanted:
+            for place, is_target in enumerate(first.is_target[: len(before)]):
+                if is_target:
                     source.append((number, place - 1))
                     target.append(before[place])
             for place, tokens in enumerate(row.tokens, start=1):
                 start, begin = len(ids), 0 if media_at is None else media_at + 1
                 after = tokens.ids[begin:]
-                for offset, (token, wanted) in enumerate(zip(after, tokens.is_target[begin:], strict=True)):
-                    if wanted and (offset or shared):
+                for offset, (token, is_target) in enumerate(zip(after, tokens.is_target[begin:], strict=True)):
+                    if is_target and (offset or shared):
                         source.append((number, start + offset - 1 if offset else len(shared) - 1))
                         target.append(token)
                 ids += after
@@ -232,13 +236,13 @@ class Collator:
             return torch.tensor([column[name] + [value] * (length - len(column[name])) for column in columns])
 
         side = self.config.pixels.size
-        no_sound = np.zeros((0, 0, BINS), np.float32)
+        no_audio = np.zeros((0, 0, BINS), np.float32)
         return Batch(
             frames=torch.from_numpy(np.concatenate(frames) if frames else np.zeros((0, side, side, 3), np.uint8)),
             frame_index=torch.from_numpy(
                 np.stack(frame_index) if frame_index else np.zeros((0, self.config.num_frames), np.int64)
             ),
-            filterbank=torch.from_numpy(np.stack(filterbanks) if filterbanks else no_sound),
+            filterbank=torch.from_numpy(np.stack(filterbanks) if filterbanks else no_audio),
             input_ids=padded("ids", 0),
             positions=padded("positions", 0),
             question=padded("question", PADDING),
