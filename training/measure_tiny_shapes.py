@@ -1,9 +1,9 @@
-"""Measure a tiny checkpoint on what it never saw and write the numbers into its model card.
+"""Measures a tiny checkpoint on its held-out sets and writes the numbers into its model card.
 
     .venv/bin/python training/measure_tiny_shapes.py [tiny-shapes | tiny-shapes-av]
 
-Each measurement is a `vl2 eval` that anyone can run alone: through a running server, with the frames in another order or
-without the sound; and in process, to compare the answers one by one.
+Each measurement is a `vl2 eval` that can also be run separately: through a running server, with the frames in another order or
+without audio; and in process, to compare the answers one by one.
 """
 
 import json
@@ -20,15 +20,15 @@ TREE = Path(__file__).parents[1]
 CHECKPOINTS = TREE / "training/checkpoints"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 ORDER_COLUMN = "needs the order of frames"
-TRUE = "right"  # column of what was asked as it is
+TRUE = "right"  # column of the unchanged media
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One held-out set, and how it is asked besides as it is: column -> options of `vl2 eval`."""
+class HeldOutSet:
+    """A held-out set, and the changes of its media to measure: column -> options of `vl2 eval`."""
 
     folder: str  # below benchmarks/
-    others: dict[str, tuple[str, ...]]
+    changes: dict[str, tuple[str, ...]]
 
 
 ORDERS: dict[str, tuple[str, ...]] = {
@@ -36,8 +36,8 @@ ORDERS: dict[str, tuple[str, ...]] = {
     "frames reversed": ("--order", "reversed", "--num-frames", "8"),
 }
 PLANS = {
-    "tiny-shapes": (Measured("shapes", ORDERS),),
-    "tiny-shapes-av": (Measured("sounds", {"without the sound": ("--without-audio",)}), Measured("shapes", ORDERS)),
+    "tiny-shapes": (HeldOutSet("shapes", ORDERS),),
+    "tiny-shapes-av": (HeldOutSet("sounds", {"without the sound": ("--without-audio",)}), HeldOutSet("shapes", ORDERS)),
 }
 
 
@@ -48,7 +48,7 @@ def run(*words: object) -> None:
 
 
 def measure(build: Path, folder: str, name: str, *words: object) -> dict[str, Any]:
-    """A `vl2 eval` from the start; returns its result.json."""
+    """Run `vl2 eval` from scratch. Returns: the content of its result.json."""
     out = build / "eval" / f"{folder} {name}".replace(" ", "-")
     for path in out.glob("*.json*"):
         path.unlink()
@@ -64,14 +64,14 @@ def main(name: str = "tiny-shapes") -> None:
         url = ("--url", f"{server.options.host}:{server.grpc_port}")
         for plan in PLANS[name]:
             results = {TRUE: measure(build, plan.folder, TRUE, *url)}
-            for column, words in plan.others.items():
+            for column, words in plan.changes.items():
                 results[column] = measure(build, plan.folder, column, *url, *words)
             local = measure(build, plan.folder, "in process", "--checkpoint", checkpoint)
             content["summaries"][plan.folder] = {column: result["summary"] for column, result in results.items()}
-            expected = {one["name"]: one["prediction"] for one in local["items"]}
-            served = {one["name"]: one["prediction"] for one in results[TRUE]["items"]}
+            expected = {item["name"]: item["prediction"] for item in local["items"]}
+            served = {item["name"]: item["prediction"] for item in results[TRUE]["items"]}
             content["items"] += len(served)
-            content["equal answers in process and served"] += sum(served[one] == expected[one] for one in served)
+            content["equal answers in process and served"] += sum(served[name] == expected[name] for name in served)
     (checkpoint / "results.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     card = checkpoint / "README.md"
     text = card.read_text("utf-8")
@@ -94,10 +94,10 @@ def make_table(content: dict[str, Any]) -> str:
             ("order of frames does not matter", ORDER_COLUMN, "no"),
         ]
         for title, column, value in rows:
-            asked = summaries[TRUE][column].get(value)
-            if asked is not None:
+            numbers = summaries[TRUE][column].get(value)
+            if numbers is not None:
                 cells = (_cell(summary[column].get(value)) for summary in summaries.values())
-                lines.append(f"| {title} | {asked['items']} | {' | '.join(cells)} |")
+                lines.append(f"| {title} | {numbers['items']} | {' | '.join(cells)} |")
         lines.append("")
     equal, items = content["equal answers in process and served"], content["items"]
     return "\n".join([*lines, f"Answers in process and through the server: {equal} of {items} equal, word for word."])

@@ -1,11 +1,11 @@
 #!/bin/sh
-# tiny-shapes, from nothing to a checkpoint: data, tower pretraining, then words, pictures and clips.
-# Two CPU cores, less than an hour. Usage: sh training/tiny_shapes.sh [FOLDER]
+# Trains tiny-shapes from scratch: generates data, pretrains the tower, then trains on texts, images and clips.
+# Takes less than an hour on two CPU cores. Usage: sh training/tiny_shapes.sh [FOLDER]
 set -eu
 cd "$(dirname "$0")/.."
 out=${1:-build/shapes}
 vl2=.venv/bin/vl2
-# All but the tower begins with random weights, and all but the tower is trained.
+# Everything except the tower starts from random weights and is trained.
 common="--tune full --bf16 --weight-decay 0.02 --beta2 0.98 --seed 1"
 
 $vl2 shapes --out "$out" --seed 1 --tower-steps 2000

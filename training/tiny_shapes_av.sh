@@ -1,6 +1,6 @@
 #!/bin/sh
-# tiny-shapes-av: an audio tower for tiny-shapes. Audio and clips with audio, audio tower pretraining, then everything together.
-# 35 minutes on two cores. Usage: sh training/tiny_shapes_av.sh [FOLDER]
+# Trains tiny-shapes-av: generates audio and clips with audio, pretrains an audio tower for tiny-shapes, then trains all together.
+# Takes 35 minutes on two cores. Usage: sh training/tiny_shapes_av.sh [FOLDER]
 set -eu
 cd "$(dirname "$0")/.."
 out=${1:-build/shapes-av}

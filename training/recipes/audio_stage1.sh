@@ -1,11 +1,11 @@
 #!/bin/sh
-# Audio, stage 1: a checkpoint that sees gets BEATs as its audio tower; a fresh audio projector learns from captions of sounds.
+# Audio, stage 1: add BEATs as audio tower to a vision checkpoint, and train a new audio projector on audio captions.
 #
-#   DATA        datasets: stage1_pretrain.json and the sounds that it names
+#   DATA        datasets: stage1_pretrain.json and the audio files that it names
 #   CHECKPOINT  VideoLLaMA2.1-7B-16F
-#   BEATS       BEATs' published file      TOWER  the vision tower, where it is not near      OUT  the run
+#   BEATS       BEATs' published file      TOWER  the vision tower, if not next to CHECKPOINT      OUT  the run's folder
 #
-# Writes OUT/checkpoint, a whole audio-visual checkpoint. Arguments go to `vl2 train`, the last of each counts.
+# Writes OUT/checkpoint, a whole audio-visual checkpoint. Arguments are passed to `vl2 train` and override those below.
 ZERO=2
 . "$(dirname "$0")/run.sh"
 run "${DATA:-datasets}" --layout audio_stage1 --out "${OUT:-work_dirs/audio_stage1}" \

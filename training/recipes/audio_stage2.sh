@@ -1,10 +1,10 @@
 #!/bin/sh
-# Audio, stage 2: audio projector and audio tower learn from questions about sounds.
+# Audio, stage 2: train audio projector and audio tower on questions about audio.
 #
-#   DATA        datasets: stage2_audio_text.json and the sounds that it names
-#   CHECKPOINT  of audio_stage1.sh      TOWER  the vision tower, where it is not near      OUT  the run
+#   DATA        datasets: stage2_audio_text.json and the audio files that it names
+#   CHECKPOINT  that of audio_stage1.sh      TOWER  the vision tower, if not next to CHECKPOINT      OUT  the run's folder
 #
-# Writes OUT/checkpoint, a whole audio-visual checkpoint. Arguments go to `vl2 train`, the last of each counts.
+# Writes OUT/checkpoint, a whole audio-visual checkpoint. Arguments are passed to `vl2 train` and override those below.
 ZERO=2
 . "$(dirname "$0")/run.sh"
 run "${DATA:-datasets}" --layout audio_stage2 --out "${OUT:-work_dirs/audio_stage2}" \

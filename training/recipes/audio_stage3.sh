@@ -1,11 +1,11 @@
 #!/bin/sh
-# Audio, stage 3: all but the vision tower learns from videos with sound, sounds, and videos.
+# Audio, stage 3: train everything except the vision tower on videos with audio, audio, and videos.
 #
-#   DATA        datasets: stage3_video_audio.json (its videos are heard too), stage2_audio_subset_new.json,
+#   DATA        datasets: stage3_video_audio.json (videos with their audio), stage2_audio_subset_new.json,
 #               stage2_video_subset.json, and the media that they name
-#   CHECKPOINT  of audio_stage2.sh      TOWER  the vision tower, where it is not near      OUT  the run
+#   CHECKPOINT  that of audio_stage2.sh      TOWER  the vision tower, if not next to CHECKPOINT      OUT  the run's folder
 #
-# Writes OUT/checkpoint, a whole audio-visual checkpoint. Arguments go to `vl2 train`, the last of each counts.
+# Writes OUT/checkpoint, a whole audio-visual checkpoint. Arguments are passed to `vl2 train` and override those below.
 ZERO=2
 . "$(dirname "$0")/run.sh"
 run "${DATA:-datasets}" --layout audio_stage3 --out "${OUT:-work_dirs/audio_stage3}" \

@@ -1,13 +1,13 @@
 #!/bin/sh
-# Fine-tuning with adapters around the language model in 4 bits; the connector learns besides.
+# Fine-tuning: train the connector, and LoRA adapters of the language model in 4 bits, on conversations.
 #
 #   LAYOUT      videollava_sft: videochatgpt_llavaimage_tune.json, videochatgpt_tune/, llava_image_tune/
-#               custom_sft: custom.json and what it names, such as videos/ and images/
+#               custom_sft: custom.json and the media that it names, such as in videos/ and images/
 #   DATA        datasets/$LAYOUT
-#   CHECKPOINT  a Base folder: of pretrain.sh, or VideoLLaMA2.1-7B-16F-Base
-#   BASE, TOWER its language model and vision tower, where they are not near      OUT  the run
+#   CHECKPOINT  a Base folder: that of pretrain.sh, or VideoLLaMA2.1-7B-16F-Base
+#   BASE, TOWER its language model and vision tower, if not next to it      OUT  the run's folder
 #
-# Writes OUT/checkpoint, adapters. Arguments go to `vl2 train`, the last of each counts.
+# Writes the adapters to OUT/checkpoint. Arguments are passed to `vl2 train` and override those below.
 ZERO=2
 . "$(dirname "$0")/run.sh"
 LAYOUT=${LAYOUT:-videollava_sft}

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Pretraining: a fresh connector between a language model and a vision tower learns from captions.
+# Pretraining: train a new connector between a language model and a vision tower on captions.
 #
 #   DATA   datasets/videollava_pt: valley_llavaimage.json, valley/, llava_image/
-#   BASE   the language model      TOWER  the vision tower      OUT  the run
+#   BASE   the language model      TOWER  the vision tower      OUT  the run's folder
 #
-# Writes OUT/checkpoint, a Base folder. Arguments go to `vl2 train`, the last of each counts; --check-only looks at DATA.
+# Writes OUT/checkpoint, a Base folder. Arguments are passed to `vl2 train` and override those below; --check-only checks DATA.
 ZERO=3
 . "$(dirname "$0")/run.sh"
 run "${DATA:-datasets/videollava_pt}" --layout videollava_pt --out "${OUT:-work_dirs/pretrain}" \

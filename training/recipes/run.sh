@@ -1,8 +1,8 @@
-# Sourced by the recipes: `run ARGUMENT...` starts `vl2 train` with what all of the reference's scripts share.
+# Sourced by the recipes: `run ARGUMENT...` starts `vl2 train` with the arguments that all of the reference's scripts share.
 #
-#   PROCESSES  how many; default: one for each NVIDIA GPU of this machine
-#   ZERO       DeepSpeed's stage, 2 or 3, where there are several processes
-#   LAUNCH     what to start instead: LAUNCH=echo shows the command
+#   PROCESSES  number of processes; the default is one per NVIDIA GPU of this machine
+#   ZERO       DeepSpeed's ZeRO stage, 2 or 3, for several processes
+#   LAUNCH     a command to run instead; LAUNCH=echo prints the arguments
 set -eu
 configs=$(dirname "$0")/../configs
 PROCESSES=${PROCESSES:-$( (nvidia-smi -L 2>/dev/null || true) | grep -c GPU || true)}

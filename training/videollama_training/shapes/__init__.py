@@ -1,1 +1,1 @@
-"""A synthetic world of moving shapes and tones, with questions whose answers are known."""
+"""A synthetic world of moving shapes and sounds, with questions whose answers are known."""

@@ -1,7 +1,7 @@
-"""An audio tower for a tiny checkpoint: pretrained on its own, with a projector of random weights.
+"""Adds a pretrained audio tower to a tiny checkpoint, with a projector of random weights.
 
-The published tower comes pretrained (BEATs, on AudioSet's tags); this one learns to say at every patch what sounds there, what
-kind of sound the whole is, and how many beeps it holds. B sounds, P patches of each.
+The published tower comes pretrained (BEATs, on AudioSet's tags); this one learns to predict at every patch what sounds there, the
+kind of the whole sound, and its number of beeps. B sounds, P patches of each.
 """
 
 import json
@@ -45,12 +45,12 @@ UNCERTAIN = -100
 NOW = ("nothing", *PITCHES)  # what sounds at a moment
 KINDS = ("beeps", "steady", *GLIDES, "silence")
 MOST_BEEPS = 5
-SHORT_ROWS = 512  # of the first steps: 5 s, a thirtieth of the work
+SHORT_ROWS = 512  # filterbank rows of the first steps: 5 s, a thirtieth of the work
 _HEADS = (len(NOW), len(KINDS), MOST_BEEPS + 1)
 
 
 def add_audio_tower(checkpoint: Path, folder: Path, seed: int, steps: int) -> None:
-    """Write `checkpoint` with an audio tower pretrained for `steps` steps, in the published audio-visual layout."""
+    """Write `checkpoint` with an audio tower pretrained for `steps` steps to `folder`, in the published audio-visual layout."""
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.md", "*.png", "results.json"))
     config = read_json(folder / "config.json")
     config["max_position_embeddings"] = MAX_POSITIONS
@@ -72,7 +72,7 @@ def add_audio_tower(checkpoint: Path, folder: Path, seed: int, steps: int) -> No
 
 
 class _Sounds(IterableDataset):
-    """Endless sounds and sound tracks, with labels of their patches."""
+    """Endless sounds and audio tracks, with labels of their patches."""
 
     def __init__(self, rows: int, seed: int) -> None:
         self.rows, self.seed = rows, seed
@@ -84,7 +84,7 @@ class _Sounds(IterableDataset):
             sound, seconds, repeats = _draw(random)
             audible = np.tile(render_sound(sound, seconds), repeats)
             waveform = np.pad(audible, (0, SAMPLES))[:samples]
-            if random.random() < 0.5:  # what a codec leaves of silence
+            if random.random() < 0.5:  # simulates a codec's noise
                 waveform[: len(audible)] += noise.normal(
                     0.0, 10.0 ** random.uniform(-5, -3), len(waveform[: len(audible)])
                 )
@@ -92,17 +92,17 @@ class _Sounds(IterableDataset):
 
 
 def _draw(random: Random) -> tuple[Sound, float, int]:
-    """A sound, its seconds, and how often it is repeated: the excerpts of a short video's track are all the same."""
+    """A sound, its seconds, and its number of repetitions: all excerpts of a short video's audio track are the same."""
     kind = random.randrange(3)
     if kind < 2:
         sound = draw_mixed_beeps(random) if kind else draw_sound(random, held_out=False)
         return sound, SOUND_SECONDS, 1
-    beeps = tuple(moment for each in draw_sounding_scene(random, held_out=False).beeps for moment in each)
+    beeps = tuple(moment for group in draw_sounding_scene(random, held_out=False).beeps for moment in group)
     return Sound("beeps", "high", beeps), CLIP_SECONDS, EXCERPTS
 
 
 def moment_labels(sound: Sound, seconds: float, repeats: int, moments: int) -> np.ndarray:
-    """int64 [moments, 3]: what sounds now (of NOW), the kind of the whole (of KINDS), and its number of beeps."""
+    """int64 [moments, 3]: index in NOW of what sounds, index in KINDS of the whole sound's kind, and its number of beeps."""
     length = audio.PATCH * HOP / RATE
     kind = {"tone": "steady", "glide": sound.glide}.get(sound.kind, sound.kind)
     labels = np.tile(np.array([0, KINDS.index(kind), len(sound.beeps)]), (moments, 1))
@@ -126,7 +126,7 @@ def moment_labels(sound: Sound, seconds: float, repeats: int, moments: int) -> n
 
 
 def pretrain_audio_tower(tower: AudioTower, steps: int, seed: int) -> dict[str, float]:
-    """Train in place: most steps take 5 s, the last twentieth all 30 s. Returns the share of right labels."""
+    """Train in place, mostly on inputs of 5 s, and in the last twentieth of the steps on 30 s. Returns: accuracies, 0 to 1."""
     torch.manual_seed(seed)
     training = TowerTraining(tower, AUDIO_TOWER.width, _HEADS, steps)
     last = max(steps // 20, 1)
@@ -138,7 +138,7 @@ def pretrain_audio_tower(tower: AudioTower, steps: int, seed: int) -> dict[str, 
             right.zero_()
             for _ in range(number):
                 sounds, labels = next(batches)
-                per_patch = labels.repeat_interleave(AUDIO_TOWER.bins // audio.PATCH, dim=1)  # the bands of a moment
+                per_patch = labels.repeat_interleave(AUDIO_TOWER.bins // audio.PATCH, dim=1)  # over the bands
                 scores, loss = training.step(sounds, per_patch, _loss)
                 now = torch.stack([_share(scores[k], per_patch[..., k]) for k in range(3)])
                 right += now / number

@@ -1,4 +1,4 @@
-"""`vl2 shapes`."""
+"""The command `vl2 shapes`."""
 
 from functools import partial
 from pathlib import Path
@@ -13,41 +13,44 @@ from tqdm import tqdm
     "--pictures",
     default=16000,
     show_default=True,
-    help="Draw this many pictures with simple questions, for the first stage.",
+    help="Draw this many images with simple questions, for the first training stage.",
 )
 @click.option(
     "--texts",
     default=40000,
     show_default=True,
-    help="Write this many questions that hold their own fact, without media.",
+    help="Write this many questions without media, which state the fact that they ask about.",
 )
 @click.option(
-    "--clips", default=12000, show_default=True, help="Draw this many clips (and some pictures) with questions."
+    "--clips", default=12000, show_default=True, help="Draw this many clips, a tenth of them images, with questions."
 )
 @click.option(
-    "--held-out", default=60, show_default=True, help="Draw this many clips of combinations that are never trained."
+    "--held-out", default=60, show_default=True, help="Draw this many clips of combinations that are not in training."
 )
 @click.option(
     "--audio-samples",
     default=0,
     show_default=True,
-    help="Make this many audio files, and clips with beeps, with questions.",
+    help="Generate this many audio files, and clips with beeps, with questions.",
 )
-@click.option("--seed", default=1, show_default=True, help="Draw another world with another seed.")
+@click.option("--seed", default=1, show_default=True, help="Set the random seed.")
 @click.option(
-    "--start/--no-start", default=True, show_default=True, help="Write the tiny checkpoint to begin with, or do not."
+    "--start/--no-start", default=True, show_default=True, help="Write the tiny checkpoint to start training from."
 )
 @click.option(
-    "--tower-steps", default=0, show_default=True, help="Pretrain its vision tower alone for this many steps."
+    "--tower-steps", default=0, show_default=True, help="Pretrain its vision tower separately for this many steps."
 )
 @click.option(
     "--add-audio-tower",
     "add_audio_tower_to",
     type=click.Path(path_type=Path),
-    help="Begin with this checkpoint, and add an audio tower to it.",
+    help="Start from this checkpoint, and add an audio tower to it.",
 )
 @click.option(
-    "--audio-tower-steps", default=0, show_default=True, help="Pretrain that audio tower alone for this many steps."
+    "--audio-tower-steps",
+    default=0,
+    show_default=True,
+    help="Pretrain that audio tower separately for this many steps.",
 )
 def shapes(
     out: Path,
@@ -62,10 +65,10 @@ def shapes(
     add_audio_tower_to: Path | None,
     audio_tower_steps: int,
 ) -> None:
-    """Write a data set of moving shapes, in the reference's training format.
+    """Generate a data set of moving shapes, in the reference's training format.
 
-    OUT holds pictures.json, texts.json, train.json and held_out.json with their media beside them, and OUT/start, a checkpoint
-    in the published layout with a tokenizer of its own: random weights, but for the pretrained tower.
+    OUT gets pictures.json, texts.json, train.json and held_out.json with their media, and OUT/start, a checkpoint in the
+    published layout with its own tokenizer and random weights, except for the pretrained tower.
     """
     from videollama_training.shapes.make import (
         HELD_OUT,
@@ -94,8 +97,8 @@ def shapes(
         if not number:
             continue
         with tqdm(total=number, desc=f"{name:9}", unit=" media") as bar:
-            found = make_split(out, name, make, number, bar.update)
-            entries += found if name != TEXTS else []  # the tokenizer learns its words from what is seen
+            samples = make_split(out, name, make, number, bar.update)
+            entries += samples if name != TEXTS else []  # the tokenizer is trained on samples with media
     if add_audio_tower_to is not None:
         from videollama_training.shapes.audio_tower import add_audio_tower
 

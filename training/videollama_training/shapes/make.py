@@ -1,4 +1,4 @@
-"""Write a data set of the synthetic world: clips, pictures, and the JSON files of training and of the held-out test."""
+"""Writes a data set of the synthetic world: clips, images, audio, and JSON files for training and held-out evaluation."""
 
 import json
 from collections.abc import Callable
@@ -31,14 +31,14 @@ from videollama_training.shapes.world import (
     render_frame,
 )
 
-QUESTIONS, PICTURE_QUESTIONS = 8, 4  # about each clip, about each picture of the first stage
-IMAGE_SHARE = 0.1  # of the training media
-# Folders of media, each with a JSON file beside it.
+QUESTIONS, PICTURE_QUESTIONS = 8, 4  # per clip, and per image of the first stage
+IMAGE_SHARE = 0.1  # share of images among clips
+# Folders of media, each with a JSON file of the same name.
 PICTURES, TEXTS, TRAIN, HELD_OUT, SOUNDS = "pictures", "texts", "train", "held_out", "sounds"
 
 
 def write_clip(path: Path, frames: np.ndarray, rate: int = FRAMES_PER_SECOND) -> None:
-    """uint8 [T, H, W, 3] -> H.264 in mp4."""
+    """Write frames uint8 [T, H, W, 3] as H.264 in mp4."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "veryfast", "threads": "1"})
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
@@ -48,7 +48,7 @@ def write_clip(path: Path, frames: np.ndarray, rate: int = FRAMES_PER_SECOND) ->
 
 
 def make_media(folder: Path, number: int, seed: int, held_out: bool) -> list[dict]:
-    """One clip or picture and the samples about it. Depends on its arguments alone."""
+    """Write one clip or image, and return the samples about it. The result depends only on the arguments."""
     split = HELD_OUT if held_out else TRAIN
     random = Random(f"{seed}/{split}/{number}")
     is_image = random.random() < IMAGE_SHARE
@@ -70,7 +70,7 @@ def _entry(name: str, file: str, item: Item, with_audio: bool = False) -> dict:
         **({kind: file} if file else {}),
         **({"with_audio": True} if with_audio else {}),
         "conversations": [
-            # Without media, too, the served prompt has a newline before the question.
+            # The served prompt has a newline before the question, even without media.
             {"from": "human", "value": f"<{kind}>\n{item.question}" if file else f"\n{item.question}"},
             {"from": "gpt", "value": _sentence(item.answer)},
         ],
@@ -83,7 +83,7 @@ def _sentence(answer: str) -> str:
 
 
 def make_picture(folder: Path, number: int, seed: int) -> list[dict]:
-    """One picture with what is where and a few questions."""
+    """Write one image, and return a caption and a few questions."""
     random = Random(f"{seed}/picture/{number}")
     scene = draw_picture(random)
     name = f"{number:05d}.png"
@@ -93,13 +93,13 @@ def make_picture(folder: Path, number: int, seed: int) -> list[dict]:
 
 
 def make_text(folder: Path, number: int, seed: int) -> list[dict]:
-    """One question without media."""
+    """Return one question without media."""
     item = ask_text(Random(f"{seed}/text/{number}"))
     return [_entry(f"text-{number:05d}", "", item)]
 
 
 def make_sound(folder: Path, number: int, seed: int, held_out: bool) -> list[dict]:
-    """One sound, or (every third) one clip with beeps, and the samples about it."""
+    """Write one audio file, or (every third time) one clip with beeps, and return the samples about it."""
     random = Random(f"{seed}/{'held out' if held_out else 'train'}/sound/{number}")
     if number % 3 == 2:
         name = f"{number:05d}.mp4"
@@ -123,12 +123,12 @@ def make_split(
     tick: Callable[[], None],
     workers: int = 2,
 ) -> list[dict]:
-    """`number` media in the folder `name`, and their samples in `name`.json beside it."""
+    """Write `number` media to the folder `name`, and their samples to `name`.json next to it. Returns: the samples."""
     (folder / name).mkdir(parents=True, exist_ok=True)
     entries: list[dict] = []
     with ProcessPoolExecutor(workers) as pool:
-        for found in pool.map(partial(make, folder / name), range(number), chunksize=32):
-            entries += found
+        for samples in pool.map(partial(make, folder / name), range(number), chunksize=32):
+            entries += samples
             tick()
     (folder / f"{name}.json").write_text(json.dumps(entries, indent=0, ensure_ascii=False), "utf-8")
     return entries

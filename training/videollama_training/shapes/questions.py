@@ -1,9 +1,9 @@
 """Questions about a scene, and their true answers.
 
-A question has a topic (what must be understood) and a form (how it is put). The wording of the question decides the wording
-of the answer, so that an answer is right exactly when it is the expected one, case and full stop aside. Where there is a
-verdict (yes, no, a letter), the answer says first what it saw and then what follows: a small model learns to read its own
-words sooner than to compare what it never said.
+A question has a topic (what must be understood) and a form (how it is asked). The wording of the question determines the wording
+of the answer, so that an answer is right exactly if it equals the expected one, ignoring case and full stop. An answer with a
+verdict (yes, no, a letter) first states the fact: a small model learns to conclude from its own words sooner than to compare
+without them.
 """
 
 from random import Random
@@ -22,7 +22,7 @@ from videollama_training.shapes.world import COLOURS, SHAPES, Scene, place_name
 
 
 def ask(scene: Scene, random: Random, number: int) -> list[Item]:
-    """`number` different questions, no topic far more often than another."""
+    """`number` different questions, with topics about equally frequent."""
     makers = _MAKERS[scene.kind]
     items: dict[str, Item] = {}
     while len(items) < number:
@@ -34,7 +34,7 @@ def ask(scene: Scene, random: Random, number: int) -> list[Item]:
 
 
 def ask_image(scene: Scene, random: Random, number: int) -> list[Item]:
-    """Questions about a picture of still things."""
+    """Questions about an image of still objects."""
     items: dict[str, Item] = {}
     while len(items) < number:
         item = random.choice(_MAKERS["count"])(scene, random)
@@ -43,9 +43,9 @@ def ask_image(scene: Scene, random: Random, number: int) -> list[Item]:
 
 
 def ask_picture(scene: Scene, random: Random, number: int) -> list[Item]:
-    """What is where, from left to right, and questions about single things: the first training stage."""
-    things = sorted(scene.actors, key=lambda actor: actor.start)
-    caption = " and ".join(f"a {a.size} {a.colour} {a.shape} {place_name(a.start)}" for a in things)
+    """A caption of the objects from left to right, and questions about single objects: the first training stage."""
+    actors = sorted(scene.actors, key=lambda actor: actor.start)
+    caption = " and ".join(f"a {a.size} {a.colour} {a.shape} {place_name(a.start)}" for a in actors)
     items = {"caption": Item("description", "description", "What is where in the picture?", caption)}
     while len(items) < number:
         item = random.choice((ask_colour, ask_shape, ask_size, ask_where))(scene, random)
@@ -54,7 +54,7 @@ def ask_picture(scene: Scene, random: Random, number: int) -> list[Item]:
 
 
 def ask_text(random: Random) -> Item:
-    """A question that holds its own fact: how a verdict follows from what was seen, without a picture."""
+    """A question that states its own fact, to train concluding a verdict from a fact without media."""
     kind = random.choice(("colour", "shape", "number", "action"))
     if kind == "colour":
         values, begin, question = list(COLOURS), "it is", "What colour is it?"
@@ -66,13 +66,13 @@ def ask_text(random: Random) -> Item:
         values, begin, question = list(DOES.values()), "it", "What does it do?"
     right = random.choice(values)
     fact = f"{begin} {right}"
-    told = f"{fact[0].upper()}{fact[1:]}."
+    sentence = f"{fact[0].upper()}{fact[1:]}."
     if random.random() < 0.7:
-        asked, answer = put_options(random, f"{told} {question}", right, others(random, values, right), begin)
-        return Item(kind, "choice", asked, answer)
+        choice, answer = put_options(random, f"{sentence} {question}", right, others(random, values, right), begin)
+        return Item(kind, "choice", choice, answer)
     other = right if random.random() < 0.5 else others(random, values, right, 1)[0]
-    asked = f"Is it {other}?" if begin == "it is" else f"Is it true that it {other}?"
-    return Item(kind, "yes/no", f"{told} {asked}", conclude(fact, other == right))
+    yes_no = f"Is it {other}?" if begin == "it is" else f"Is it true that it {other}?"
+    return Item(kind, "yes/no", f"{sentence} {yes_no}", conclude(fact, other == right))
 
 
 def _description(scene: Scene, random: Random) -> Item:

@@ -1,4 +1,4 @@
-"""Questions that a single frame answers: how things look, how many there are, and where they stand."""
+"""Questions that a single frame answers: appearance, number and position of objects."""
 
 from random import Random
 
@@ -7,29 +7,29 @@ from videollama_training.shapes.world import COLOURS, SHAPES, SIZES, Actor, Scen
 
 
 def _unique(scene: Scene, random: Random) -> Actor | None:
-    """An actor whose shape and whose colour no other has."""
-    found = [
+    """An actor that shares neither its shape nor its colour with another; None if there is none."""
+    unique = [
         actor
         for actor in scene.actors
         if sum(other.shape == actor.shape for other in scene.actors) == 1
         and sum(other.colour == actor.colour for other in scene.actors) == 1
     ]
-    return random.choice(found) if found else None
+    return random.choice(unique) if unique else None
 
 
 def name_of(actor: Actor, random: Random) -> str:
-    """One of three ways to name a thing; random."""
+    """A random one of three ways to name an object."""
     return random.choice((f"the {actor.colour} {actor.shape}", f"the {actor.shape}", f"the {actor.colour} thing"))
 
 
 def ask_where(scene: Scene, random: Random) -> Item:
-    """Where a still thing stands."""
+    """Ask for the position of a still object."""
     actor = random.choice(scene.actors)
     return Item("place", "open", f"Where is {name_of(actor, random)}?", f"it is {place_name(actor.start)}")
 
 
 def ask_colour(scene: Scene, random: Random) -> Item:
-    """The colour of a thing that its shape names; a count where no thing is unique."""
+    """Ask for the colour of an object given its shape; if no object is unique, ask for a number."""
     actor = _unique(scene, random)
     if actor is None:
         return ask_count(scene, random)
@@ -39,11 +39,11 @@ def ask_colour(scene: Scene, random: Random) -> Item:
         (f"Tell me the colour of the {shape}.", f"the {shape} is {colour}"),
         (f"Which colour does the {shape} have?", f"it is {colour}"),
     )
-    return _look(random, "colour", colour, list(COLOURS), wordings, "it is {}", f"Is the {shape} {{}}?")
+    return _ask_property(random, "colour", colour, list(COLOURS), wordings, "it is {}", f"Is the {shape} {{}}?")
 
 
 def ask_shape(scene: Scene, random: Random) -> Item:
-    """The shape of a thing that its colour names; a count where no thing is unique."""
+    """Ask for the shape of an object given its colour; if no object is unique, ask for a number."""
     actor = _unique(scene, random)
     if actor is None:
         return ask_count(scene, random)
@@ -53,10 +53,10 @@ def ask_shape(scene: Scene, random: Random) -> Item:
         (f"What is the {colour} thing?", f"the {colour} thing is a {shape}"),
         (f"Which shape does the {colour} thing have?", f"it is a {shape}"),
     )
-    return _look(random, "shape", shape, list(SHAPES), wordings, "it is a {}", f"Is the {colour} thing a {{}}?")
+    return _ask_property(random, "shape", shape, list(SHAPES), wordings, "it is a {}", f"Is the {colour} thing a {{}}?")
 
 
-def _look(
+def _ask_property(
     random: Random,
     topic: str,
     right: str,
@@ -65,7 +65,7 @@ def _look(
     fact: str,
     verdict: str,
 ) -> Item:
-    """A question about how one thing looks, in any form."""
+    """A question about one property of an object, in a random form."""
     form = random.random()
     if form < 0.5:
         return Item(topic, "open", *pick(random, *wordings))
@@ -78,7 +78,7 @@ def _look(
 
 
 def ask_size(scene: Scene, random: Random) -> Item:
-    """Small or large; the colour of a thing whose size changes."""
+    """Ask whether an object is small or large; for an object whose size changes, ask for its colour."""
     actor = _unique(scene, random)
     if actor is None or actor.action in ("growing", "shrinking"):
         return ask_colour(scene, random)
@@ -95,7 +95,7 @@ def ask_size(scene: Scene, random: Random) -> Item:
 
 
 def ask_count(scene: Scene, random: Random) -> Item:
-    """How many things there are, or how many of one shape or colour."""
+    """Ask for the number of objects, in total or of one shape or colour."""
     total = len(scene.actors)
     form = random.random()
     if form < 0.45:
@@ -109,7 +109,7 @@ def ask_count(scene: Scene, random: Random) -> Item:
     if form < 0.75:
         by_shape = random.random() < 0.5
         word = random.choice(SHAPES if by_shape else list(COLOURS))
-        if random.random() < 0.75:  # mostly about something that is there
+        if random.random() < 0.75:  # mostly about a shape or colour that is present
             word = random.choice([actor.shape if by_shape else actor.colour for actor in scene.actors])
         number = sum(word in (actor.shape, actor.colour) for actor in scene.actors)
         plural = {"cross": "crosses"}.get(word, f"{word}s") if by_shape else f"{word} things"
@@ -126,7 +126,7 @@ def ask_count(scene: Scene, random: Random) -> Item:
 
 
 def ask_turning_shape(scene: Scene, random: Random) -> Item:
-    """Which shape changes its colour."""
+    """Ask which shape changes its colour."""
     shape = scene.actors[0].shape
     if random.random() < 0.5:
         return Item("shape", "open", "Which shape changes its colour?", f"it is the {shape}")

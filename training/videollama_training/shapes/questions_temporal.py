@@ -1,4 +1,4 @@
-"""Questions that only the order of the frames answers: motion, appearance, order and change."""
+"""Questions that need the order of the frames: motion, appearance, order and change."""
 
 from random import Random
 
@@ -8,7 +8,7 @@ from videollama_training.shapes.world import COLOURS, MOTIONS, REVERSED, Scene, 
 
 
 def ask_motion(scene: Scene, random: Random) -> Item:
-    """What a moving, growing or shrinking thing does; now and then whether it stays still."""
+    """Ask what a moving, growing or shrinking object does; occasionally, whether it stays still."""
     actor = scene.actors[0]
     name, motion = name_of(actor, random), actor.action
     if motion == "still" or random.random() < 0.15:
@@ -22,7 +22,7 @@ def ask_motion(scene: Scene, random: Random) -> Item:
             (f"How does {name} change?", f"it {DOES[motion]}"),
         )
         return Item("motion", "open", question, answer, temporal=True)
-    if form < 0.75:  # asked about itself or its reverse: an unordered set of frames does not tell which
+    if form < 0.75:  # about the motion or its reverse, which an unordered set of frames does not distinguish
         asked = motion if random.random() < 0.5 else REVERSED[motion]
         verb = {"grows": "grow", "shrinks": "shrink"}.get(DOES[asked], DOES[asked].replace("moves", "move"))
         return Item(
@@ -36,7 +36,7 @@ def ask_motion(scene: Scene, random: Random) -> Item:
 
 
 def ask_place(scene: Scene, random: Random) -> Item:
-    """Where a moving thing is at the beginning or at the end: the unordered frames show both places."""
+    """Ask where a moving object is at the beginning or at the end; the unordered frames show both positions."""
     actor = scene.actors[0]
     if actor.action not in ("left", "right", "up", "down"):
         return ask_motion(scene, random)
@@ -46,7 +46,7 @@ def ask_place(scene: Scene, random: Random) -> Item:
 
 
 def _stillness(scene: Scene, random: Random) -> Item:
-    """Whether something happens at all: the unordered frames tell."""
+    """Ask whether anything happens; the unordered frames suffice."""
     actor = random.choice(scene.actors)
     name, still = name_of(actor, random), actor.action == "still"
     if still and random.random() < 0.4:
@@ -56,7 +56,7 @@ def _stillness(scene: Scene, random: Random) -> Item:
 
 
 def ask_appearance(scene: Scene, random: Random) -> Item:
-    """Whether a thing appears or disappears."""
+    """Ask whether an object appears or disappears."""
     actor = scene.actors[0]
     name, does = name_of(actor, random), DOES[actor.action]
     form = random.random()
@@ -80,7 +80,7 @@ def ask_appearance(scene: Scene, random: Random) -> Item:
 
 
 def ask_order(scene: Scene, random: Random) -> Item:
-    """Which of two things comes first."""
+    """Ask which of two objects comes first."""
     first, second = (f"the {actor.colour} {actor.shape}" for actor in scene.actors)
     form = random.random()
     if form < 0.5:
@@ -110,7 +110,7 @@ def ask_order(scene: Scene, random: Random) -> Item:
 
 
 def ask_change(scene: Scene, random: Random) -> Item:
-    """From which colour to which a thing turns."""
+    """Ask from which colour to which an object changes."""
     actor = scene.actors[0]
     before, after = actor.colour, actor.colour_after
     name = f"the {actor.shape}"

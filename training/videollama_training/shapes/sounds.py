@@ -1,4 +1,4 @@
-"""The world's sounds: beeps to count, pitches that rise or fall, silence, and clips in which sound and picture both matter."""
+"""The world's sounds: beeps to count, rising and falling tones, silence, and clips whose audio and video both matter."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,24 +18,24 @@ BEEP_SECONDS = 0.12
 PITCHES = {"low": 300.0, "high": 1200.0}  # hertz
 GLIDES = {"rising": (300.0, 1200.0), "falling": (1200.0, 300.0)}
 KINDS = ("beeps", "glide", "tone", "silence")
-MIXED = "mixed"  # low and high beeps in one sound: by them numbers are learned apart from pitches
+MIXED = "mixed"  # low and high beeps in one sound, so that numbers are learned independently of pitches
 
 
 @dataclass(frozen=True)
 class Sound:
     kind: str  # of KINDS
-    pitch: str = ""  # of PITCHES, of beeps and tones; or MIXED
-    beeps: tuple[float, ...] = ()  # seconds at which they begin
+    pitch: str = ""  # of beeps and tones: one of PITCHES, or MIXED
+    beeps: tuple[float, ...] = ()  # start times in seconds
     glide: str = ""  # of GLIDES
-    pitches: tuple[str, ...] = ()  # of each beep, where they are mixed
+    pitches: tuple[str, ...] = ()  # pitch of each beep, if mixed
 
     def timed_beeps(self) -> list[tuple[float, str]]:
-        """When each begins, and its pitch."""
+        """Start time in seconds and pitch of each beep."""
         return list(zip(self.beeps, self.pitches or (self.pitch,) * len(self.beeps), strict=True))
 
 
 def is_held_out_sound(sound: Sound) -> bool:
-    """Combinations of number and pitch kept for the test; each number and each pitch is trained."""
+    """Whether this combination of number and pitch is held out; each number and each pitch is in training."""
     return sound.pitch in PITCHES and bool(sound.beeps) and (len(sound.beeps) + (sound.pitch == "high")) % 4 == 0
 
 
@@ -57,7 +57,7 @@ def draw_sound(random: Random, held_out: bool) -> Sound:
 
 
 def draw_mixed_beeps(random: Random) -> Sound:
-    """Two to five beeps, of which some are low and some high."""
+    """Two to five beeps, some low and some high."""
     number = random.randint(2, 5)
     pitches: list[str] = []
     while len(set(pitches)) < 2:
@@ -66,11 +66,11 @@ def draw_mixed_beeps(random: Random) -> Sound:
 
 
 def _moments(random: Random, number: int, low: float, high: float) -> list[float]:
-    """Beginnings of beeps, far enough apart to be counted."""
+    """Start times of beeps, far enough apart to be counted."""
     while True:
-        found = sorted(random.uniform(low, high) for _ in range(number))
-        if all(right - left > 2 * BEEP_SECONDS for left, right in pairwise(found)):
-            return found
+        starts = sorted(random.uniform(low, high) for _ in range(number))
+        if all(right - left > 2 * BEEP_SECONDS for left, right in pairwise(starts)):
+            return starts
 
 
 def render_sound(sound: Sound, seconds: float = SOUND_SECONDS) -> np.ndarray:
@@ -80,7 +80,7 @@ def render_sound(sound: Sound, seconds: float = SOUND_SECONDS) -> np.ndarray:
         return np.zeros(len(time), np.float32)
     if sound.kind == "glide":
         low, high = GLIDES[sound.glide]
-        frequency = low * (high / low) ** (time / seconds)  # equal steps of pitch
+        frequency = low * (high / low) ** (time / seconds)  # exponential, so that the pitch changes evenly
     else:
         frequency = np.full(len(time), PITCHES.get(sound.pitch, 0.0))
         for start, pitch in sound.timed_beeps():
@@ -95,23 +95,23 @@ def _envelope(time: np.ndarray, beeps: tuple[float, ...]) -> np.ndarray:
     envelope = np.zeros(len(time))
     for start in beeps:
         inside = _during(time, start)
-        envelope[inside] = np.sin(np.pi * (time[inside] - start) / BEEP_SECONDS)  # without a click
+        envelope[inside] = np.sin(np.pi * (time[inside] - start) / BEEP_SECONDS)  # smooth, to avoid clicks
     return envelope
 
 
 def _during(time: np.ndarray, start: float) -> np.ndarray:
-    """bool, of a beep that begins at `start`."""
+    """Mask of the samples of a beep that starts at `start`."""
     return (time >= start) & (time < start + BEEP_SECONDS)
 
 
 def ask_sound(sound: Sound, random: Random) -> list[Item]:
-    """Every question that this sound can answer, in one of its wordings."""
+    """All questions about this sound, each in one wording."""
     silent = Item("silence", "open", "Is there any sound?", "no, it is silent" if sound.kind == "silence" else "yes")
     if sound.kind == "beeps":
         number = NUMBERS[len(sound.beeps)]
         noun = "beep" if len(sound.beeps) == 1 else "beeps"
         count = Item("beeps", "open", random.choice(("How many beeps are there?", "Count the beeps.")), number)
-        if sound.pitch == MIXED:  # asked for their pitch, a model takes unseen combinations for mixed ones
+        if sound.pitch == MIXED:  # if their pitch were asked, a model would take held-out combinations for mixed ones
             return [count, silent]
         return [
             count,
@@ -135,7 +135,7 @@ def ask_sound(sound: Sound, random: Random) -> list[Item]:
 
 
 def write_flac(path: Path, samples: np.ndarray) -> None:
-    """float32 [n] -> 16 bit, mono."""
+    """Write samples float32 [n] as 16-bit mono FLAC."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("flac", rate=RATE, layout="mono")
         frame = av.AudioFrame.from_ndarray((samples * 32767).astype("<i2")[None], format="s16", layout="mono")
@@ -146,10 +146,10 @@ def write_flac(path: Path, samples: np.ndarray) -> None:
 
 @dataclass(frozen=True)
 class SoundingScene:
-    """A clip of two things shown one after the other, with beeps while each is there."""
+    """A clip of two objects shown one after the other, with beeps while each is visible."""
 
     scene: Scene
-    beeps: tuple[tuple[float, ...], tuple[float, ...]]  # seconds, while the first and while the second is shown
+    beeps: tuple[tuple[float, ...], tuple[float, ...]]  # start times in seconds, during the first and the second object
 
 
 def draw_sounding_scene(random: Random, held_out: bool) -> SoundingScene:
@@ -163,7 +163,7 @@ def draw_sounding_scene(random: Random, held_out: bool) -> SoundingScene:
 
 
 def ask_sounding(sounding: SoundingScene) -> list[Item]:
-    """Questions that neither sound nor picture alone can answer, and one for each alone."""
+    """Questions that need both audio and video, and one for each alone."""
     first, second = (f"the {actor.colour} {actor.shape}" for actor in sounding.scene.actors)
     counts = [len(beeps) for beeps in sounding.beeps]
     items = [
@@ -179,7 +179,7 @@ def ask_sounding(sounding: SoundingScene) -> list[Item]:
 
 
 def write_sounding_clip(path: Path, sounding: SoundingScene) -> None:
-    """H.264 and AAC in mp4."""
+    """Write the clip as H.264 and AAC in mp4."""
     sound = Sound("beeps", "high", tuple(moment for beeps in sounding.beeps for moment in beeps))
     samples = render_sound(sound, CLIP_SECONDS)
     with av.open(str(path), "w") as container:

@@ -1,4 +1,4 @@
-"""The tiny checkpoint before training: published layout, seeded random weights, and a small tokenizer of its own."""
+"""Writes the tiny checkpoint to start training from: published layout, seeded random weights, and its own small tokenizer."""
 
 import json
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ VISION = {
     "model_type": "siglip_vision_model",
     "hidden_size": 128,
     "intermediate_size": 384,
-    "num_hidden_layers": 4,  # the last one is stored and never used, as in the published towers
+    "num_hidden_layers": 4,  # the last one is stored but never used, as in the published towers
     "num_attention_heads": 4,
     "image_size": 64,
     "patch_size": 8,
@@ -72,10 +72,11 @@ LANGUAGE = {
 
 
 def make_start(folder: Path, texts: Iterable[str], seed: int, tower_steps: int = 0) -> None:
-    """Write the checkpoint; the tower's settings lie in a folder beside its files.
+    """Write the checkpoint, with the tower's settings in a subfolder.
 
     Args:
-        tower_steps: pretraining steps of the tower alone (tower.py). All else has random weights.
+        texts: what the tokenizer is trained on.
+        tower_steps: number of pretraining steps of the tower (tower.py). All other parts have random weights.
     """
     (folder / TOWER).mkdir(parents=True, exist_ok=True)
     _write(folder / TOWER / "config.json", {"model_type": "siglip", "vision_config": VISION})
@@ -110,7 +111,7 @@ def _write(path: Path, content: dict) -> None:
 
 
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """A byte-level BPE vocabulary of the world's words; any other text is spelled in bytes."""
+    """Train a byte-level BPE vocabulary on the world's words; any other text is encoded in bytes."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -147,10 +148,10 @@ def _first_tensors(folder: Path, seed: int, tower_steps: int) -> dict[str, torch
 
 
 def _initial_std(name: str, tensor: torch.Tensor) -> float | None:
-    """Standard deviation of a matrix's random values; None keeps the module's own.
+    """Standard deviation of a matrix's random values; None keeps the module's own initialization.
 
-    Embeddings are about as large as what the layers add to them, so that a token is not drowned in the first layer; what
-    goes back into the residual stream is smaller by the root of the number of additions.
+    Embeddings are about as large as the layers' outputs, so that a token is not lost in the first layer; matrices that write to
+    the residual stream are smaller by the square root of the number of additions.
     """
     if tensor.dim() != 2:
         return None

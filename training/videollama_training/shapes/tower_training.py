@@ -1,4 +1,4 @@
-"""Training a tower alone: linear heads say of every patch what is there, and the tower learns with them."""
+"""Trains a tower by itself, with linear heads that classify every patch."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,10 +11,12 @@ RATE = 1e-3
 
 
 class TowerTraining:
-    """A tower whose features are C wide, and its heads, of so many classes each.
+    """A tower, its heads and their optimizer.
 
     Args:
-        steps: of the whole training, which the learning rate's schedule is laid over.
+        width: C, the width of the tower's features.
+        classes: number of classes of each head.
+        steps: length of the whole training, for the learning rate schedule.
     """
 
     def __init__(self, tower: nn.Module, width: int, classes: Sequence[int], steps: int) -> None:
@@ -27,17 +29,17 @@ class TowerTraining:
     def step(
         self, inputs: Tensor, labels: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor]
     ) -> tuple[Sequence[Tensor], float]:
-        """One update by the sum of the heads' losses.
+        """Update the tower and heads once, with the sum of the heads' losses.
 
         Args:
             labels: int64 [B, P, heads].
-            loss_of: (scores [B, P, classes], labels [B, P]) of a head.
-        Returns: each head's scores, and the loss.
+            loss_of: loss of one head, from its scores [B, P, classes] and labels [B, P].
+        Returns: scores of each head, and the loss.
         """
         with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bfloat16()):
             features = self._tower(inputs)
         scores = self._heads(features.float()).split(self._classes, -1)
-        loss = sum((loss_of(each, labels[..., k]) for k, each in enumerate(scores)), torch.zeros(()))
+        loss = sum((loss_of(logits, labels[..., k]) for k, logits in enumerate(scores)), torch.zeros(()))
         self._optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self._parameters, 1.0)

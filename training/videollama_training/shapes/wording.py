@@ -1,4 +1,4 @@
-"""How questions and answers are worded: numbers, options, verdicts, and the sentence that describes a scene."""
+"""Wording of questions and answers: numbers, options, verdicts, and scene descriptions."""
 
 from dataclasses import dataclass
 from random import Random
@@ -7,7 +7,7 @@ from videollama_training.shapes.world import Scene
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 LETTERS = "ABCD"
-# What an action looks like, as a sentence's end and as an option.
+# The predicate of each action, used in sentences and as an option.
 DOES = {
     "left": "moves to the left",
     "right": "moves to the right",
@@ -29,16 +29,16 @@ class Item:
     form: str  # open, yes/no, choice, description
     question: str
     answer: str
-    temporal: bool = False  # only the order of the frames tells; an unordered set of frames leaves two answers
+    temporal: bool = False  # needs the order of the frames; an unordered set of frames leaves two possible answers
 
 
 def pick(random: Random, *pairs: tuple[str, str]) -> tuple[str, str]:
-    """One of some wordings of a question, each with its answer."""
+    """Choose one of several wordings of a question, each with its answer."""
     return random.choice(pairs)
 
 
 def put_options(random: Random, question: str, right: str, wrong: list[str], begin: str = "it is") -> tuple[str, str]:
-    """Question with options (A)-(D), and the answer: the option's text and its letter."""
+    """A question with options (A)-(D), and its answer: the option's text and letter."""
     options = random.sample([right, *wrong], len(wrong) + 1)
     lines = [f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False)]
     instruction = "Answer with the option's letter."
@@ -46,22 +46,22 @@ def put_options(random: Random, question: str, right: str, wrong: list[str], beg
 
 
 def others(random: Random, values: "tuple[str, ...] | list[str]", right: str, number: int = 3) -> list[str]:
-    """Wrong options."""
+    """Choose wrong options."""
     return random.sample([value for value in values if value != right], number)
 
 
 def conclude(fact: str, truth: bool) -> str:
-    """What was seen, and then what follows."""
+    """A fact followed by the verdict."""
     return f"{fact}, so {'yes' if truth else 'no'}"
 
 
 def there_are(number: int, noun: str) -> str:
-    """One to five of a thing."""
+    """A sentence that states a number of objects, one to five."""
     return f"there is one {noun}" if number == 1 else f"there are {NUMBERS[number]} {noun}s"
 
 
 def describe(scene: Scene) -> str:
-    """One sentence that says everything about the scene."""
+    """A sentence that describes the whole scene."""
     actors = scene.actors
     if scene.kind == "order":
         first, second = (f"a {actor.size} {actor.colour} {actor.shape}" for actor in actors)

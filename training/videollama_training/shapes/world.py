@@ -1,9 +1,9 @@
-"""The synthetic world: what is in a clip, and how it looks.
+"""The synthetic world: the content of a clip, and its rendering.
 
-A clip shows one or two actors (or several still things to count) on a plain ground. Every action looks, as an unordered
-set of frames, like its reverse: left and right, up and down, growing and shrinking, appearing and disappearing, A then B
-and B then A, red turning blue and blue turning red. Only the order of the frames tells them apart, so a model that answers
-is watching the video.
+A clip shows one or two actors (or several still objects to count) on a plain background. As an unordered set of frames, every
+action looks like its reverse: left and right, up and down, growing and shrinking, appearing and disappearing, A then B and B then
+A, red turning blue and blue turning red. Only the order of the frames distinguishes them, so right answers show that a model uses
+time.
 """
 
 import math
@@ -43,12 +43,19 @@ REVERSED = {
     "turning": "turning",
     "still": "still",
 }
-SCENES = ("motion", "appearance", "order", "motion", "change", "count")  # in turn; motion is the hardest
+SCENES = (
+    "motion",
+    "appearance",
+    "order",
+    "motion",
+    "change",
+    "count",
+)  # cycled; motion occurs twice as it is the hardest
 
 
 @dataclass(frozen=True)
 class Actor:
-    """One thing and what it does. Positions and radii in pixels of the clip, moments from 0 to 1."""
+    """An object and its action. Positions and radii in pixels of the clip, times from 0 to 1."""
 
     shape: str
     colour: str
@@ -56,8 +63,8 @@ class Actor:
     action: str  # of ACTIONS
     start: tuple[float, float]
     end: tuple[float, float]
-    moment: tuple[float, float] = (0.0, 1.0)  # when it is there, or when it turns
-    colour_after: str = ""  # of an actor that turns
+    moment: tuple[float, float] = (0.0, 1.0)  # when it is visible, or when it changes colour
+    colour_after: str = ""  # of an actor that changes colour
 
     def radius(self, time: float) -> float:
         if self.action == "growing":
@@ -77,7 +84,7 @@ class Actor:
         return self.colour_after if self.action == "turning" and time > self.moment[0] else self.colour
 
     def box(self) -> tuple[float, float, float, float]:
-        """All pixels it ever covers: left, top, right, bottom."""
+        """Bounding box over the whole clip: left, top, right, bottom."""
         radius = max(self.radius(0.0), self.radius(1.0))
         (x, y), (u, v) = self.start, self.end
         return min(x, u) - radius, min(y, v) - radius, max(x, u) + radius, max(y, v) + radius
@@ -86,15 +93,15 @@ class Actor:
 @dataclass(frozen=True)
 class Scene:
     kind: str  # of SCENES
-    actors: tuple[Actor, ...]  # the first one acts; for "order" the first two, in the order in which they are shown
+    actors: tuple[Actor, ...]  # the first one acts; for "order" the first two, in the order of appearance
     ground: tuple[int, int, int]
 
 
 def is_held_out(actor: Actor) -> bool:
-    """Whether this combination of shape, colour and action is kept for the test; each pair of them is still trained.
+    """Whether this combination of shape, colour and action is held out; each pair of them is still in training.
 
-    Nothing that stays still is held out: among still things alone, a combination that never comes is a pair that never
-    comes, and a model learns to rule it out.
+    Still objects are never held out: among them, a missing combination would be a missing pair of shape and colour, and a model
+    would learn to rule it out.
     """
     if actor.action == "still":
         return False
@@ -103,20 +110,20 @@ def is_held_out(actor: Actor) -> bool:
 
 
 def draw_scene(random: Random, kind: str, held_out: bool) -> Scene:
-    """A random scene. With `held_out` its first actor is an unseen combination, where something happens; without, no
-    actor is.
+    """A random scene. With `held_out`, its first actor is a held-out combination if there is an action; without, no actor
+    is.
     """
     while True:
         scene = _draw(random, kind)
         if scene is None:
             continue
-        unseen = [is_held_out(actor) for actor in scene.actors]
-        if kind == "count" or (unseen[0] if held_out else not any(unseen)):
+        flags = [is_held_out(actor) for actor in scene.actors]
+        if kind == "count" or (flags[0] if held_out else not any(flags)):
             return scene
 
 
 def draw_picture(random: Random) -> Scene:
-    """One or two still things that differ in shape and colour."""
+    """One or two still objects that differ in shape and colour."""
     while True:
         actors = [_still(random) for _ in range(random.randint(1, 2))]
         scene = _checked("picture", actors, random.choice(GROUNDS))
@@ -125,7 +132,7 @@ def draw_picture(random: Random) -> Scene:
 
 
 def place_name(centre: tuple[float, float]) -> str:
-    """Where something is, on a grid of three by three."""
+    """The name of a position, on a grid of three by three."""
     x, y = centre
     rows = "top" if y < SIDE / 3 else "bottom" if y > 2 * SIDE / 3 else ""
     columns = "left" if x < SIDE / 3 else "right" if x > 2 * SIDE / 3 else ""
@@ -137,7 +144,9 @@ def _draw(random: Random, kind: str) -> Scene | None:
     if kind == "count":
         number = random.randint(1, 5)
         actors = [_still(random) for _ in range(number)]
-        if random.random() < 0.5:  # half of the time several things are alike, so that there is something to count
+        if (
+            random.random() < 0.5
+        ):  # half of the time several objects share a shape or colour, so that they can be counted
             shape, colour = random.choice(SHAPES), random.choice(list(COLOURS))
             alike = random.randint(1, number)
             for place in range(alike):
@@ -176,7 +185,7 @@ def _draw(random: Random, kind: str) -> Scene | None:
 
 
 def _checked(kind: str, actors: list[Actor], ground: tuple[int, int, int]) -> Scene | None:
-    """None where actors overlap, or (but for counting) one cannot be named by its shape alone and by its colour alone."""
+    """None if actors overlap, or if (except for counting) an actor cannot be identified by its shape or colour alone."""
     colours = [colour for actor in actors for colour in (actor.colour, actor.colour_after) if colour]
     unique = len({actor.shape for actor in actors}) == len(actors) and len(set(colours)) == len(colours)
     return None if _overlap(actors) or not (unique or kind == "count") else Scene(kind, tuple(actors), ground)
@@ -195,7 +204,7 @@ def _mover(random: Random, motion: str) -> Actor:
         return replace(actor, start=place, end=place)
     if motion == "still":
         return actor
-    # The unordered path is drawn first: where it lies says nothing about the way it is gone.
+    # The path is drawn before its direction, so that its position does not reveal the direction.
     margin = SIZES[actor.size] + 2
     length = random.uniform(50.0, SIDE - 2 * margin)
     low = random.uniform(margin, SIDE - margin - length)
@@ -220,7 +229,7 @@ def _overlap(actors: list[Actor]) -> bool:
 
 
 def render_frame(scene: Scene, time: float) -> Image.Image:
-    """The scene at a moment from 0 to 1, drawn at twice its size for smooth edges."""
+    """The scene at a time from 0 to 1, drawn at twice its size for smooth edges."""
     image = Image.new("RGB", (2 * SIDE, 2 * SIDE), scene.ground)
     draw = ImageDraw.Draw(image)
     for actor in scene.actors:
@@ -231,7 +240,7 @@ def render_frame(scene: Scene, time: float) -> Image.Image:
 
 
 def render_clip(scene: Scene) -> np.ndarray:
-    """uint8 [NUM_FRAMES, SIDE, SIDE, 3]."""
+    """All frames, uint8 [NUM_FRAMES, SIDE, SIDE, 3]."""
     return np.stack([np.asarray(render_frame(scene, index / (NUM_FRAMES - 1))) for index in range(NUM_FRAMES)])
 
 
@@ -239,7 +248,7 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: fl
     if shape == "circle":
         draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)
     elif shape == "square":
-        r *= 0.88  # about the circle's area
+        r *= 0.88  # for about the circle's area
         draw.rectangle((x - r, y - r, x + r, y + r), fill=fill)
     elif shape == "triangle":
         draw.polygon(((x, y - r), (x + r, y + 0.8 * r), (x - r, y + 0.8 * r)), fill=fill)
