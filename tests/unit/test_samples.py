@@ -65,7 +65,11 @@ def test_a_sample_without_id_is_named_by_its_place():
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"{", "cannot be read as JSON"), (b"{}", "holds dict; expected a list of samples"), (b"[]", "holds an empty list")],
+    [
+        (b"{", "cannot be read as JSON"),
+        (b"{}", "holds dict; expected a list of samples"),
+        (b"[]", "holds an empty list"),
+    ],
 )
 def test_a_file_that_is_no_list_of_samples_is_refused(tmp_path, content, reason):
     (tmp_path / "data.json").write_bytes(content)
