@@ -94,7 +94,7 @@ def test_without_a_driver_the_engine_says_so(rtx_bundle):
     ("change", "reason"),
     [
         ({"tensorrt_rtx": "1.4.0.76"}, "was built by TensorRT-RTX 1.4.0.76"),
-        ({"targets": [12.0]}, "runs on compute capabilities 12.0, and this GPU has 9.0"),
+        ({"targets": [12.0]}, "runs on compute capabilities 12.0, but this GPU has 9.0"),
         ({"targets": None}, "damaged"),
     ],
 )
@@ -110,7 +110,7 @@ def test_an_engine_of_another_version_or_gpu_is_refused(change, reason, rtx_bund
 
 
 def test_hopper_is_refused_by_name(rtx_bundle):
-    with pytest.raises(ArtifactMismatch, match=r"8.0, 8.6, 8.9, 12.0, and this GPU has 9.0: convert with"):
+    with pytest.raises(ArtifactMismatch, match=r"8.0, 8.6, 8.9, 12.0, but this GPU has 9.0: convert with"):
         check_rtx_sidecar(rtx_bundle.root / engine_path(CONNECTOR.name), rtx_version(), 9.0)
 
 

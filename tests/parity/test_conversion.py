@@ -82,8 +82,8 @@ BROKEN = {
     "missing in the connector": (drop("model.mm_projector.s1.b1.se.fc1.bias"), "connector lacks 1 tensors: s1.b1.se.fc1.bias"),
     "missing in the tower": (drop("model.vision_tower.vision_tower.vision_model.pre_layrnorm.bias"), "vision tower lacks 1"),
     "left over": (add, r"no part of the model uses: model\.layers\.9\.mystery\.weight"),
-    "misshapen": (reshape, r"readout\.0\.weight is \[64, 63\]; the config wants \[64, 64\]"),
-    "not finite": (spoil, r"model\.norm\.weight holds values that are not finite"),
+    "misshapen": (reshape, r"readout\.0\.weight is \[64, 63\]; the config expects \[64, 64\]"),
+    "not finite": (spoil, r"model\.norm\.weight contains values that are not finite"),
 }  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def test_a_broken_checkpoint_is_refused_by_name(fault, tmp_path):
 
 CONFIG_FAULTS = {
     "text model": ({"mm_vision_tower": None}, "names no mm_vision_tower"),
-    "foreign family": ({"model_type": "llama"}, "model_type 'llama'; wanted one of"),
+    "foreign family": ({"model_type": "llama"}, "model_type 'llama'; expected one of"),
     "foreign connector": ({"mm_projector_type": "mlp2x_gelu"}, "mm_projector_type is 'mlp2x_gelu'"),
     "lost tower": ({"mm_vision_tower": "somewhere/else"}, "--tower"),
     "other width": ({"mm_hidden_size": 32}, "tower is 48 wide"),
@@ -130,7 +130,7 @@ def test_files_that_lack_or_lie_are_refused(tmp_path):
     with pytest.raises(CheckpointMismatch, match="cannot be read"):
         convert(source, tmp_path / "out")
     (source / "model.safetensors").unlink()
-    with pytest.raises(CheckpointMismatch, match="holds no model.safetensors"):
+    with pytest.raises(CheckpointMismatch, match="has neither model.safetensors"):
         convert(source, tmp_path / "out")
     source = copy(SMALL, tmp_path / "untemplated")
     (source / "config.json").write_text("{broken")
@@ -172,7 +172,7 @@ def test_tower_weights_come_from_its_folder_where_the_checkpoint_lacks_them(tmp_
             moved[name.removeprefix(prefix)] = tensors.pop(name)
 
     edit_tensors(source, move)
-    with pytest.raises(CheckpointMismatch, match="--tower|holds no model"):
+    with pytest.raises(CheckpointMismatch, match="--tower|has neither model"):
         convert(source, tmp_path / "out")
     from safetensors.torch import save_file
 

@@ -93,7 +93,7 @@ def test_adapters_of_another_base_are_refused(world, tmp_path):
     written = train(options(world, tmp_path / "run", tune="lora", max_steps=1)).checkpoint
     config = json.loads((written / "config.json").read_text())
     (written / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
-    with pytest.raises(CheckpointMismatch, match="made on a model with num_hidden_layers 5, but .* has 4"):
+    with pytest.raises(CheckpointMismatch, match="trained on a model with num_hidden_layers 5, but .* has 4"):
         open_checkpoint(written)
     (written / "config.json").write_text(json.dumps(config | {"_name_or_path": "/nowhere"}))
     with pytest.raises(CheckpointMismatch, match="'/nowhere' is not a folder near it: name it with --base"):

@@ -136,7 +136,7 @@ _REQUIRED += ("max_position_embeddings",)
 _ALLOWED = {("rope_theta", "half"), ("rope_theta", "2^31"), ("mm_vision_select_layer", "zero")}
 _ALLOWED |= {("mm_vision_select_layer", "negative")}
 VALUES = tuple(
-    Hostile(f"{key}: {name}", config(**{key: value}), f"{key}|not JSON|no JSON", row=f"config: {key}")
+    Hostile(f"{key}: {name}", config(**{key: value}), f"{key}|not JSON", row=f"config: {key}")
     for key in (*_REQUIRED, "num_key_value_heads", "num_frames", "rms_norm_eps", "rope_theta", "mm_vision_select_layer")
     for name, value in {**_BAD, **({"null": None} if key in _REQUIRED else {})}.items()
     if (key, name) not in _ALLOWED
@@ -148,13 +148,13 @@ CONFIGS = (
     Hostile("positions that media alone fill", config(max_position_embeddings=20), "media alone takes"),
     Hostile("512 layers that are not there", config(num_hidden_layers=512), "lacks .* tensors"),
     Hostile("tie_word_embeddings is text", config(tie_word_embeddings="false"), "true or false"),
-    Hostile("hidden_act is another", config(hidden_act="gelu"), "silu was wanted"),
+    Hostile("hidden_act is another", config(hidden_act="gelu"), "expected silu"),
     Hostile("rope_scaling", config(rope_scaling={"factor": 8}), "rope_scaling"),
-    Hostile("model_type is unknown", config(model_type="llama"), "wanted one of"),
-    Hostile("model_type is a list", config(model_type=["videollama2"]), "wanted one of"),
-    Hostile("model_type has 5 MB", config(model_type="x" * 5_000_000), "wanted one of"),
+    Hostile("model_type is unknown", config(model_type="llama"), "expected one of"),
+    Hostile("model_type is a list", config(model_type=["videollama2"]), "expected one of"),
+    Hostile("model_type has 5 MB", config(model_type="x" * 5_000_000), "expected one of"),
     Hostile("mm_projector_type is an object", config(mm_projector_type={}), "mm_projector_type is"),
-    Hostile("mm_vision_tower is a list", config(mm_vision_tower=["a"]), "name of a folder was wanted"),
+    Hostile("mm_vision_tower is a list", config(mm_vision_tower=["a"]), "expected the name of a folder"),
     Hostile("mm_vision_tower is a system folder", config(mm_vision_tower="/etc"), "--tower"),
     Hostile("mm_vision_tower climbs", config(mm_vision_tower="../made/towers/x"), "--tower"),
     Hostile("mm_vision_tower holds NUL and a line end", config(mm_vision_tower="a\0b\n"), "name of a folder"),
@@ -171,7 +171,7 @@ CONFIGS = (
     Hostile("rescale_factor is 1e308", pixels(rescale_factor=1e308), "rescale_factor"),
     Hostile("config.json is no JSON", write("config.json", "{broken"), "cannot be read as JSON"),
     Hostile("config.json is empty", write("config.json", ""), "cannot be read as JSON"),
-    Hostile("config.json is a list", write("config.json", "[]"), "a JSON object was wanted"),
+    Hostile("config.json is a list", write("config.json", "[]"), "expected a JSON object"),
     Hostile("config.json is nested 100,000 deep", write("config.json", "[" * 100_000), "cannot be read as JSON"),
     Hostile("config.json: an integer of 5,000 digits", write("config.json", '{"a": 1' + "0" * 5000 + "}"), "as JSON"),
     Hostile("config.json is no UTF-8", write("config.json", b'{"a": "\xff"}'), "cannot be read as JSON"),
@@ -182,33 +182,33 @@ CONFIGS = (
     Hostile("config.json is missing", lambda folder: (folder / "config.json").unlink(), "is missing"),
 )
 FILES = (
-    Hostile("config.json is a folder", replaced("config.json", Path.mkdir), "no regular file"),
-    Hostile("config.json is a pipe", replaced("config.json", os.mkfifo), "no regular file"),
-    Hostile("config.json is a socket", replaced("config.json", put_socket), "no regular file"),
-    Hostile("config.json is a device", replaced("config.json", put_device), "no regular file|leads out"),
+    Hostile("config.json is a folder", replaced("config.json", Path.mkdir), "not a regular file"),
+    Hostile("config.json is a pipe", replaced("config.json", os.mkfifo), "not a regular file"),
+    Hostile("config.json is a socket", replaced("config.json", put_socket), "not a regular file"),
+    Hostile("config.json is a device", replaced("config.json", put_device), "not a regular file|leads out"),
     Hostile("config.json is a link to /dev/zero", link("config.json", "/dev/zero"), "leads out of the folder"),
     Hostile("config.json is a link to a file outside", moved_out("config.json"), "leads out of the folder"),
     Hostile("config.json is a link to itself", link("config.json", "config.json"), "leads to no file"),
     Hostile(
         "tokenizer.model is a link to /etc/passwd", link("tokenizer.model", "/etc/passwd"), "leads out of the folder"
     ),
-    Hostile("tokenizer.json is a pipe", replaced("tokenizer.json", os.mkfifo), "no regular file"),
+    Hostile("tokenizer.json is a pipe", replaced("tokenizer.json", os.mkfifo), "not a regular file"),
     Hostile("generation_config.json is a broken link", link("generation_config.json", "nowhere"), "leads to no file"),
     Hostile(
         "chat_template.jinja is a link outside", link("chat_template.jinja", f"../../{OUTSIDE}/secret"), "leads out"
     ),
     Hostile("the weights are a link outside", moved_out("model.safetensors"), "leads out of the folder"),
-    Hostile("the weights are a pipe", replaced("model.safetensors", os.mkfifo), "no regular file"),
-    Hostile("the weights are a folder", replaced("model.safetensors", Path.mkdir), "no regular file"),
-    Hostile("the index climbs", index(first=f"../../{OUTSIDE}/secret"), "no weight file of its folder", SHARDED),
-    Hostile("the index names an absolute path", index(first="/etc/passwd"), "no weight file of its folder", SHARDED),
-    Hostile("the index names a file in a linked folder", index(first="sub/a.bin"), "no weight file", SHARDED),
+    Hostile("the weights are a pipe", replaced("model.safetensors", os.mkfifo), "not a regular file"),
+    Hostile("the weights are a folder", replaced("model.safetensors", Path.mkdir), "not a regular file"),
+    Hostile("the index climbs", index(first=f"../../{OUTSIDE}/secret"), "not a weight file of its folder", SHARDED),
+    Hostile("the index names an absolute path", index(first="/etc/passwd"), "not a weight file of its folder", SHARDED),
+    Hostile("the index names a file in a linked folder", index(first="sub/a.bin"), "not a weight file", SHARDED),
     Hostile("the index names a shard that is not there", index(first="a.safetensors"), "lacks 1 shards", SHARDED),
     Hostile("the index is no map", write("model.safetensors.index.json", '{"weight_map": [1]}'), "no weight_map"),
     Hostile(
         "the index maps to numbers", write("model.safetensors.index.json", '{"weight_map": {"a": 1}}'), "no weight_map"
     ),
-    Hostile("a shard is a pipe", replaced("model-00002-of-00003.safetensors", os.mkfifo), "no regular file", SHARDED),
+    Hostile("a shard is a pipe", replaced("model-00002-of-00003.safetensors", os.mkfifo), "not a regular file", SHARDED),
 )
 
 

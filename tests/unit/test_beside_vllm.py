@@ -54,9 +54,9 @@ def test_engine_arguments_pass_through():
 @pytest.mark.parametrize(
     ("word", "reason"),
     [
-        ("tensor_parallel_size", "wanted NAME=VALUE"),
-        ("=2", "wanted NAME=VALUE"),
-        ("max-model-len=8192", "max_model_len is the stage's own"),
+        ("tensor_parallel_size", "expected NAME=VALUE"),
+        ("=2", "expected NAME=VALUE"),
+        ("max-model-len=8192", "max_model_len is set by the stage"),
         ("data_parallel_size=2", "start a server on each GPU"),
     ],
 )

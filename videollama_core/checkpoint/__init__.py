@@ -1,1 +1,1 @@
-"""Checkpoint folders in every published layout, read and proved complete. May import `protocol` and `model`."""
+"""Checkpoint folders in every published layout, read and checked for completeness. May import `protocol` and `model`."""

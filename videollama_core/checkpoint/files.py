@@ -1,7 +1,7 @@
-"""Files of a folder that a stranger made: regular ones that lie inside it, and JSON of bounded size.
+"""Files of an untrusted folder: only regular files inside it are opened, and JSON is bounded in size.
 
-A link is followed where it stays inside the folder. In the Hugging Face hub's cache every file of a snapshot is a link to
-a blob beside the snapshots, so there (`models--OWNER--NAME/snapshots/COMMIT`) the repository's own `blobs` count as inside.
+A link is followed if it stays inside the folder. In the Hugging Face hub's cache every file of a snapshot is a link to a
+blob beside the snapshots, so there (`models--OWNER--NAME/snapshots/COMMIT`) the repository's own `blobs` count as inside.
 """
 
 import json
@@ -16,28 +16,28 @@ from videollama_core.protocol.limits import JSON_BYTES
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
-_MOST_WORDS = 300  # characters of another library's error that are passed on
+_MOST_CHARACTERS = 300  # of another library's error message that are passed on
 
 
 def shown(value: object) -> str:
-    """A value out of such a file as one short line."""
+    """A value from such a file as one short line."""
     return _SHORT.repr(value)
 
 
 def named(name: str) -> str:
-    """A stranger's name for a tensor: a plain one as it is."""
+    """An untrusted tensor name for an error message: unchanged if it is short and printable."""
     return name if len(name) < 200 and name.isprintable() else shown(name)
 
 
 def in_words(error: BaseException) -> str:
-    """What another library says, as one short line."""
-    return " ".join(str(error).split())[:_MOST_WORDS] or type(error).__name__
+    """The message of another library's error as one short line."""
+    return " ".join(str(error).split())[:_MOST_CHARACTERS] or type(error).__name__
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """A regular file of the folder; None where there is nothing of that name.
+    """The path of a regular file in the folder; None if there is nothing of that name.
 
-    Raises: CheckpointMismatch for anything else: a name or a link that leaves the folder, a folder, a device, a pipe.
+    Raises: CheckpointMismatch for anything else: a name or link that leads out of the folder, a folder, a device, a pipe.
     """
     path = folder / name
     try:
@@ -48,19 +48,19 @@ def find_file(folder: Path, name: str) -> Path | None:
         roots = _roots(folder.resolve())
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointMismatch(
-            f"{folder} holds {shown(name)}, which leads to no file ({in_words(error)}): put the file there"
+            f"{folder} holds {shown(name)}, which leads to no file ({in_words(error)}): put the file itself there"
         ) from error
     if not any(real.is_relative_to(root) for root in roots):
         raise CheckpointMismatch(
             f"{folder} holds {shown(name)}, which leads out of the folder: put the file itself there, not a link"
         )
     if not stat.S_ISREG(kind):
-        raise CheckpointMismatch(f"{path} is no regular file, but a folder, a device or a pipe: put the file there")
+        raise CheckpointMismatch(f"{path} is a folder, a device or a pipe, not a regular file: put the file there")
     return path
 
 
 def need_file(folder: Path, name: str) -> Path:
-    """Raises: CheckpointMismatch, also where there is nothing of that name."""
+    """Like `find_file`, for a required file. Raises: CheckpointMismatch, also if there is nothing of that name."""
     path = find_file(folder, name)
     if path is None:
         raise CheckpointMismatch(f"{folder / name} is missing")
@@ -68,14 +68,14 @@ def need_file(folder: Path, name: str) -> Path:
 
 
 def _roots(folder: Path) -> list[Path]:
-    """Folders whose files belong to a folder, links resolved."""
+    """The folders whose files count as inside `folder`."""
     around = folder.parent
     in_cache = around.name == "snapshots" and around.parent.name.startswith("models--")
     return [folder, around.parent / "blobs"] if in_cache else [folder]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises: CheckpointMismatch if the file is missing, is too large or is not a JSON object."""
+    """Read a JSON object. Raises: CheckpointMismatch if the file is missing, too large, or not a JSON object."""
     need_file(path.parent, path.name)
     try:
         with open(path, "rb", opener=_open_at_once) as file:
@@ -84,19 +84,19 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointMismatch(f"{path} cannot be read as JSON: {in_words(error)}") from error
     if not isinstance(content, dict):
-        raise CheckpointMismatch(f"{path} holds {type(content).__name__}; a JSON object was wanted")
+        raise CheckpointMismatch(f"{path} holds {type(content).__name__}; expected a JSON object")
     return content
 
 
 def parse_json(data: bytes) -> Any:
-    """JSON as RFC 8259 has it: no NaN, no infinity. Raises: ValueError, RecursionError."""
+    """Parse JSON strictly by RFC 8259, without NaN and infinity. Raises: ValueError, RecursionError."""
     return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Opening a pipe would wait for its writer."""
+    """Open without blocking: opening a pipe would wait for its writer."""
     return os.open(path, flags | os.O_NONBLOCK)

@@ -1,4 +1,4 @@
-"""Fill a module with a checkpoint's tensors, and prove that they fit: none missing, none left over, none damaged."""
+"""Fill a module with a checkpoint's tensors, and check that they match: none missing, none left over, none damaged."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -17,12 +17,13 @@ def is_tied(module: nn.Module) -> bool:
     return isinstance(module, Decoder) and module.config.tied
 
 
-def check_names(expected: Iterable[str], found: Iterable[str], tied: bool, part: str) -> None:
-    expected, found = set(expected), set(found)
+def check_names(expected: Iterable[str], stored: Iterable[str], tied: bool, part: str) -> None:
+    """Raises: CheckpointMismatch if a tensor of the part is missing or left over."""
+    expected, stored = set(expected), set(stored)
     if tied:
         expected.discard("lm_head.weight")
-        found.discard("lm_head.weight")
-    missing, extra = sorted(expected - found), sorted(found - expected)
+        stored.discard("lm_head.weight")
+    missing, extra = sorted(expected - stored), sorted(stored - expected)
     if missing:
         raise CheckpointMismatch(
             f"the {part} lacks {len(missing)} tensors: {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}"
@@ -34,17 +35,21 @@ def check_names(expected: Iterable[str], found: Iterable[str], tied: bool, part:
         )
 
 
-def check_tensor(name: str, found: Tensor, wanted: Tensor, part: str) -> None:
-    if found.shape != wanted.shape:
-        raise CheckpointMismatch(f"{part}: {name} is {list(found.shape)}; the config wants {list(wanted.shape)}")
-    if found.dtype not in DTYPES:
-        raise CheckpointMismatch(f"{part}: {name} is {found.dtype}; floating point of 16 bits or more was wanted")
-    if not torch.isfinite(found).all():
-        raise CheckpointMismatch(f"{part}: {name} holds values that are not finite: the file is damaged")
+def check_tensor(name: str, stored: Tensor, expected: Tensor, part: str) -> None:
+    """Raises: CheckpointMismatch if the stored tensor has another shape, is not floating point, or is not finite."""
+    if stored.shape != expected.shape:
+        raise CheckpointMismatch(f"{part}: {name} is {list(stored.shape)}; the config expects {list(expected.shape)}")
+    if stored.dtype not in DTYPES:
+        raise CheckpointMismatch(f"{part}: {name} is {stored.dtype}; expected floating point of 16 bits or more")
+    if not torch.isfinite(stored).all():
+        raise CheckpointMismatch(f"{part}: {name} contains values that are not finite: the file is damaged")
 
 
 def fill(module: nn.Module, sources: Sources, part: str) -> Any:
-    """Copy stored tensors into the module, as float32. Raises: CheckpointMismatch if one is missing, left over or misshapen."""
+    """Copy stored tensors into the module, as float32, and freeze it.
+
+    Raises: CheckpointMismatch if a tensor is missing, left over, or does not match.
+    """
     parameters = module.state_dict()
     check_names(parameters, sources, is_tied(module), part)
     for name, read in sources.items():

@@ -1,4 +1,4 @@
-"""Adapters as peft writes them: merged into the language model's weights while these are read."""
+"""LoRA adapters in peft's format, merged into the language model's weights as these are read."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,11 +15,11 @@ from videollama_core.protocol.errors import CheckpointMismatch
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 RANK, ALPHA = Rule("r", int, 1, 4096), Rule("lora_alpha", float, 1e-6, 1e6)
-_WRAPPED, _INSIDE = "base_model.model.", ".base_layer."  # what peft puts before a name, and into that of what it adapts
+_WRAPPED, _INSIDE = "base_model.model.", ".base_layer."  # peft's prefix of every name, and infix of adapted layers
 
 
 def adapter_file(folder: Path) -> str:
-    """Raises: CheckpointMismatch."""
+    """Name of the adapters' file in the folder. Raises: CheckpointMismatch if there is none."""
     name = next((name for name in ADAPTER_FILES if find_file(folder, name)), None)
     if name is None:
         raise CheckpointMismatch(f"{folder} holds adapter_config.json, but neither {' nor '.join(ADAPTER_FILES)}")
@@ -27,9 +27,9 @@ def adapter_file(folder: Path) -> str:
 
 
 def renamed(tensors: Sources) -> Sources:
-    """Names of `non_lora_trainables.bin` as published: without the wrappers that training put around the model.
+    """Tensors of `non_lora_trainables.bin` under their published names, without the prefixes of the training wrappers.
 
-    What lies inside an adapted layer (biases that were trained too) is stored with the adapters as well, and read there.
+    Tensors inside an adapted layer (trained biases) are also stored with the adapters, and read from there.
     """
     names = {name.removeprefix("base_model."): read for name, read in tensors.items() if _INSIDE not in name}
     if any(name.startswith("model.model.") for name in names):
@@ -38,12 +38,12 @@ def renamed(tensors: Sources) -> Sources:
 
 
 def merge_adapters(tensors: Sources, adapters: Sources, folder: Path) -> None:
-    """W + scale * B A in float32, for each weight that an adapter names, and each bias that was trained, when asked for.
+    """Replace each adapted weight by W + scale * B A in float32, and each trained bias; computed when it is read.
 
     Args:
         tensors: of the whole model by published names; changed in place.
         adapters: as stored in `folder`.
-    Raises: CheckpointMismatch.
+    Raises: CheckpointMismatch, also from the changed readers.
     """
     scale, rank, biases = _settings(read_json(folder / "adapter_config.json"), folder)
     alone = {name for name in adapters if ".lora_A." in name and name.replace(".lora_A.", ".lora_B.") not in adapters}
@@ -65,19 +65,19 @@ def merge_adapters(tensors: Sources, adapters: Sources, folder: Path) -> None:
             continue
         target = name.replace(_INSIDE, ".")
         if biases == "none" or not target.endswith("bias") or target not in tensors:
-            raise CheckpointMismatch(f"{folder} holds {named(stored)}, which is no part of LoRA with bias {biases!r}")
+            raise CheckpointMismatch(f"{folder} holds {named(stored)}, which is not part of LoRA with bias {biases!r}")
         tensors[target] = read
 
 
 def _settings(config: dict[str, Any], folder: Path) -> tuple[float, int, str]:
-    """Scale, rank, and which biases were trained. Raises: CheckpointMismatch for a kind of adapter that is not plain LoRA."""
+    """Scale, rank, and which biases were trained. Raises: CheckpointMismatch for adapters other than plain LoRA."""
     rank: Any
     alpha: Any
     rank, alpha, kind = config.get("r"), config.get("lora_alpha"), config.get("peft_type", "LORA")
     if kind != "LORA" or not RANK.allows(rank) or not ALPHA.allows(alpha):
         raise CheckpointMismatch(
-            f"{folder}/adapter_config.json: {shown(kind)} with r {shown(rank)}; wanted LoRA with r {RANK.wanted} and "
-            f"lora_alpha {ALPHA.wanted}, not {shown(alpha)}"
+            f"{folder}/adapter_config.json: {shown(kind)} with r {shown(rank)} and lora_alpha {shown(alpha)}; expected "
+            f"LoRA with r {RANK.expected} and lora_alpha {ALPHA.expected}"
         )
     for key in ("use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern"):
         if config.get(key):
@@ -87,7 +87,7 @@ def _settings(config: dict[str, Any], folder: Path) -> tuple[float, int, str]:
     biases = str(config.get("bias") or "none")
     if biases not in ("none", "all", "lora_only"):
         raise CheckpointMismatch(
-            f"{folder}/adapter_config.json: bias is {shown(biases)}; wanted none, all or lora_only"
+            f"{folder}/adapter_config.json: bias is {shown(biases)}; expected none, all or lora_only"
         )
     return (alpha / rank**0.5 if config.get("use_rslora") else alpha / rank), rank, biases
 
@@ -109,5 +109,5 @@ def _merged(
         raise CheckpointMismatch(f"the adapter of {name} has rank {a.shape[0]}, but adapter_config.json says {rank}")
     for matrix in (a, b):
         if matrix.dtype not in DTYPES:
-            raise CheckpointMismatch(f"the adapter of {name} is {matrix.dtype}; floating point was wanted")
+            raise CheckpointMismatch(f"the adapter of {name} is {matrix.dtype}; expected floating point")
     return weight.float() + scale * (b.float() @ a.float())

@@ -1,4 +1,4 @@
-"""Checkpoint folders: split their tensors by part, and prove that none is missing or left over."""
+"""Checkpoint folders: their tensors split by part, and the check that none is missing or left over."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,12 +24,12 @@ from videollama_core.model.value_rules import check_model
 from videollama_core.model.vision import VisionEncoder
 from videollama_core.protocol.errors import CheckpointMismatch
 
-# Tensors that a checkpoint may hold and the answer never needs, by part.
+# Tensors that a checkpoint may contain and inference never needs, by part.
 _UNUSED_VISION = ("post_layernorm.", "head.", "embeddings.position_ids")
 _UNUSED_LANGUAGE = (".rotary_emb.inv_freq",)
 _UNUSED_AUDIO = ("predictor.",)
-BIAS_TABLE = "self_attn.relative_attention_bias.weight"  # of every layer or of the first: one and the same
-_TOWER_FILE_PREFIX = "vision_model."  # in the tower's own files; everything else there is its text half
+BIAS_TABLE = "self_attn.relative_attention_bias.weight"  # stored for every layer or the first; all are equal
+_TOWER_FILE_PREFIX = "vision_model."  # in the tower's own files; everything else there is its text model
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Module:
 
 
 def open_checkpoint(folder: Path, tower: Path | None = None, base: Path | None = None) -> "CheckpointParts":
-    """A checkpoint of any published layout, told by its files: chat, Base (`mm_projector.bin` alone), or adapters.
+    """Open a checkpoint of any published layout, recognized by its files: chat, Base (`mm_projector.bin` alone), or adapters.
 
     Args:
-        tower: folder of the vision tower; needed where neither the checkpoint nor a folder near it holds its weights.
-        base: folder of the base language model; needed for Base folders and adapters whose `_name_or_path` is not near.
+        tower: folder of the vision tower; required if neither the checkpoint nor a folder near it has its weights.
+        base: folder of the base language model; required for Base folders and adapters whose `_name_or_path` is not near.
     Raises: CheckpointMismatch.
     """
     if not folder.is_dir():
@@ -57,9 +57,7 @@ def open_checkpoint(folder: Path, tower: Path | None = None, base: Path | None =
     layout = find_layout(folder)
     if layout == "chat":
         if base is not None:
-            raise CheckpointMismatch(
-                f"{folder} is a whole (chat) checkpoint, which has no base model: leave out --base"
-            )
+            raise CheckpointMismatch(f"{folder} is a complete (chat) checkpoint, which has no base model: omit --base")
         return CheckpointParts(config, Folders(layout, folder, tower, folder), content)
     name = read_name(content, "_name_or_path")
     base = base or find_named_folder(folder, name)
@@ -76,7 +74,7 @@ def _check_base(content: dict[str, Any], base: dict[str, Any], folder: Path, pat
     for key in ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size"):
         if content.get(key) != base.get(key):
             raise CheckpointMismatch(
-                f"{folder} was made on a model with {key} {shown(content.get(key))}, but {path} has {shown(base.get(key))}: "
+                f"{folder} was trained on a model with {key} {shown(content.get(key))}, but {path} has {shown(base.get(key))}: "
                 "name the right one with --base"
             )
 
@@ -89,8 +87,9 @@ class CheckpointParts:
     ) -> None:
         """
         Args:
-            content: of the checkpoint's config.json.
-            added: tensors beside those of the folders, by published name.
+            content: the checkpoint's config.json.
+            added: tensors in addition to those of the folders, by published name.
+        Raises: CheckpointMismatch.
         """
         self.config, self.folders, self.content = config, folders, content
         shards = Shards.open(folders.language)
@@ -123,7 +122,7 @@ class CheckpointParts:
     def _read_tower(self, tower: Path | None, folder: Path) -> Sources:
         if tower is None:
             raise CheckpointMismatch(
-                f"{folder} holds no weights of the vision tower ({vision.PREFIX}*); name the tower's folder with --tower"
+                f"{folder} has no weights of the vision tower ({vision.PREFIX}*); name the tower's folder with --tower"
             )
         shards = Shards.open(tower)
         self._files += shards.paths()
@@ -134,15 +133,15 @@ class CheckpointParts:
         }
 
     def paths(self) -> list[Path]:
-        """Every file that weights are read from."""
+        """Every file from which weights are read, sorted."""
         return sorted(set(self._files))
 
     def names(self) -> list[str]:
-        """Published names of all tensors, those that the answer never needs included."""
+        """Published names of all tensors, including those that inference never needs."""
         return list(self._tensors)
 
     def read(self, name: str) -> Tensor:
-        """One tensor by its published name, adapters merged."""
+        """One tensor by its published name, with adapters merged."""
         return self._tensors[name]()
 
     def _below(self, prefix: str) -> Sources:
@@ -162,10 +161,10 @@ class CheckpointParts:
         def shape(name: str) -> tuple[int, ...]:
             if audio.PREFIX + name not in self._tensors:
                 raise CheckpointMismatch(f"the audio tower lacks {name}")
-            found = tuple(self._tensors[audio.PREFIX + name]().shape)
-            if len(found) < 2:
-                raise CheckpointMismatch(f"{name} of the audio tower is {list(found)}; at least 2 axes were wanted")
-            return found
+            dims = tuple(self._tensors[audio.PREFIX + name]().shape)
+            if len(dims) < 2:
+                raise CheckpointMismatch(f"{name} of the audio tower is {list(dims)}; expected at least 2 axes")
+            return dims
 
         numbers = [name.split("layers.")[1].split(".")[0] for name in self._below(audio.PREFIX) if "layers." in name]
         return AudioConfig(
@@ -177,7 +176,7 @@ class CheckpointParts:
         )
 
     def audio_sources(self) -> Sources:
-        """Of tower and projector; the position convolution's weight made from its direction and length."""
+        """Tensors of tower and projector; the position convolution's weight is computed from its direction and length."""
         tower = {name: read for name, read in self._below(audio.PREFIX).items() if not name.startswith(_UNUSED_AUDIO)}
         tables = [tower.pop(name) for name in list(tower) if name.endswith(BIAS_TABLE)]
         if tables:
@@ -194,7 +193,7 @@ class CheckpointParts:
         return {name: self._tensors[name] for name in self.language_names}
 
     def modules(self) -> "list[Module]":
-        """Every part of the model: how to make it, and its tensors."""
+        """Every part of the model: how to create its module, and its tensors."""
         config = self.config
         modules = [
             Module("vision tower", partial(VisionEncoder, config.vision, config.pixels), self.vision_sources()),
@@ -223,7 +222,7 @@ class CheckpointParts:
         return None if self.config.audio is None else self._filled("audio tower")
 
     def check(self) -> None:
-        """Raises: CheckpointMismatch unless every part is complete, nothing is left over, and all shapes fit."""
+        """Raises: CheckpointMismatch unless every part is complete, nothing is left over, and all shapes match."""
         for part in self.modules():
             with torch.device("meta"):
                 module = part.make()
@@ -237,7 +236,7 @@ def _shared(tables: list[Callable[[], Tensor]]) -> Tensor:
     """Raises: CheckpointMismatch unless all layers hold the same table."""
     first = tables[0]()
     if any(not torch.equal(first, read()) for read in tables[1:]):
-        raise CheckpointMismatch("the audio tower's layers hold different tables of relative positions; one is shared")
+        raise CheckpointMismatch("the audio tower's layers have different tables of relative positions; expected one")
     return first
 
 
@@ -248,5 +247,5 @@ def _normed_weight(read_length: Callable[[], Tensor], read_direction: Callable[[
 
 
 def tap_lengths(weight: Tensor) -> Tensor:
-    """[out, in, taps] -> [1, 1, taps]."""
+    """Norm of each kernel tap: [out, in, taps] -> [1, 1, taps]."""
     return (weight.float().square().sum((0, 1), keepdim=True) + 1e-6).sqrt()

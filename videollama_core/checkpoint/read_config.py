@@ -1,4 +1,4 @@
-"""A checkpoint folder's config files and its tower's, checked and typed."""
+"""The config files of a checkpoint folder and of its vision tower, validated and typed."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ from videollama_core.model.config import (
 from videollama_core.model.value_rules import CONNECTOR, FIXED_ACTIVATION, RULES, USE_WINDOW, WINDOW, Rule, check_model
 from videollama_core.protocol.errors import CheckpointMismatch
 
-# model_type -> family. Early checkpoints say plain "videollama2": they are Mistral's.
+# model_type -> family. Early checkpoints have plain "videollama2": they use Mistral.
 FAMILIES = {
     "videollama2": "mistral",
     "videollama2_mistral": "mistral",
@@ -38,12 +38,12 @@ def read_model_config(checkpoint: Path, tower: Path | None = None) -> ModelConfi
 
 
 def make_model_config(content: dict[str, Any], checkpoint: Path, tower: Path | None = None) -> ModelConfig:
-    """Config from the content of a checkpoint's config.json; the other arguments are those of `read_model_config`."""
+    """Config from the content of a checkpoint's config.json; other arguments and errors as in `read_model_config`."""
     kind = content.get("model_type", "")
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
         raise CheckpointMismatch(
-            f"{checkpoint / 'config.json'} has model_type {shown(kind)}; wanted one of {', '.join(FAMILIES)}"
+            f"{checkpoint / 'config.json'} has model_type {shown(kind)}; expected one of {', '.join(FAMILIES)}"
         )
     name = read_name(content, "mm_vision_tower")
     if not name:
@@ -51,7 +51,7 @@ def make_model_config(content: dict[str, Any], checkpoint: Path, tower: Path | N
     connector = content.get("mm_projector_type", "linear")
     if not CONNECTOR.allows(connector):
         raise CheckpointMismatch(
-            f"mm_projector_type is {shown(connector)}; the published checkpoints have {CONNECTOR.wanted}"
+            f"mm_projector_type is {shown(connector)}; the published checkpoints have {CONNECTOR.expected}"
         )
     vision_content, pixel_content = read_tower(checkpoint, name, tower)
     vision = _vision_config(vision_content, content)
@@ -71,17 +71,17 @@ def make_model_config(content: dict[str, Any], checkpoint: Path, tower: Path | N
 
 
 def read_name(content: dict[str, Any], key: str) -> str:
-    """What a config calls another folder; "" where it names none. Raises: CheckpointMismatch."""
+    """A config's name for another folder; "" if it has none. Raises: CheckpointMismatch."""
     name = content.get(key) or ""
     if not isinstance(name, str) or len(name) > _LONGEST_NAME or not name.isprintable():
-        raise CheckpointMismatch(f"{key} is {shown(name)}; the name of a folder was wanted")
+        raise CheckpointMismatch(f"{key} is {shown(name)}; expected the name of a folder")
     return name
 
 
 def find_named_folder(checkpoint: Path, name: str) -> Path | None:
-    """Folder of a tower or base model: its name as a path, from here, from the checkpoint, or from the folder around it.
+    """Folder of a tower or base model: its name as a path from here, from the checkpoint, or from the checkpoint's parent.
 
-    A path with `..` names nothing: it would lead a stranger's checkpoint anywhere.
+    Names with `..` are ignored: they would let an untrusted checkpoint refer to any folder.
     """
     for root in (Path(), checkpoint, checkpoint.parent) if name and ".." not in Path(name).parts else ():
         if os.path.lexists(root / name / "config.json"):
@@ -90,13 +90,16 @@ def find_named_folder(checkpoint: Path, name: str) -> Path | None:
 
 
 def read_tower(checkpoint: Path, name: str, tower: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Vision config and image processor of the tower, from its folder, else from the table of published towers."""
+    """Vision config and image processor config of the tower, from its folder or the table of published towers.
+
+    Raises: CheckpointMismatch.
+    """
     tower = tower or find_named_folder(checkpoint, name)
     if tower is not None:
         content = read_json(tower / "config.json")
         vision = content.get("vision_config", content)
         if not isinstance(vision, dict):
-            raise CheckpointMismatch(f"vision_config of {tower} is {shown(vision)}; a JSON object was wanted")
+            raise CheckpointMismatch(f"vision_config of {tower} is {shown(vision)}; expected a JSON object")
         return {"model_type": content.get("model_type", "")} | vision, read_json(tower / "preprocessor_config.json")
     if name in TOWERS:
         return TOWERS[name]
@@ -110,14 +113,14 @@ _REQUIRED = object()
 
 
 def _value(content: dict[str, Any], rule: Rule, part: str, default: Any = _REQUIRED) -> Any:
-    """A config's value by its rule; null counts as left out. Raises: CheckpointMismatch."""
+    """A config's value, checked by its rule; null counts as absent. Raises: CheckpointMismatch."""
     value = content.get(rule.key)
     if value is None and default is not _REQUIRED:
         return default
     if value is None:
         raise CheckpointMismatch(f"the config of the {part} lacks {rule.key!r}")
     if not rule.allows(value):
-        raise CheckpointMismatch(f"{rule.key} of the {part} is {shown(value)}; {rule.wanted} was wanted")
+        raise CheckpointMismatch(f"{rule.key} of the {part} is {shown(value)}; expected {rule.expected}")
     return float(value) if rule.kind is float else value
 
 
@@ -125,12 +128,12 @@ def _vision_config(content: dict[str, Any], model: dict[str, Any]) -> VisionConf
     kind = str(content.get("model_type", "")).removesuffix("_vision_model")
     if kind not in TOWER_FAMILIES:
         raise CheckpointMismatch(
-            f"the vision tower has model_type {shown(content.get('model_type'))}; wanted {' or '.join(TOWER_FAMILIES)}"
+            f"the vision tower has model_type {shown(content.get('model_type'))}; expected {' or '.join(TOWER_FAMILIES)}"
         )
     family = TOWER_FAMILIES[kind]
     feature = model.get("mm_vision_select_feature", "patch")
-    if feature != "patch":  # with the class token, no STC connector can arrange the tokens on a grid
-        raise CheckpointMismatch(f"mm_vision_select_feature is {shown(feature)}; wanted patch")
+    if feature != "patch":  # with the class token, the STC connector could not arrange the tokens on a grid
+        raise CheckpointMismatch(f"mm_vision_select_feature is {shown(feature)}; expected patch")
     rules, part = RULES["vision"], "vision tower"
     sizes = ("width", "mlp_width", "layers", "heads", "image_size", "patch_size")
     return VisionConfig(
@@ -148,12 +151,12 @@ def _pixel_config(content: dict[str, Any], vision: VisionConfig) -> PixelConfig:
         size = size.get("shortest_edge") or size.get("height")
     if size != vision.image_size:
         raise CheckpointMismatch(
-            f"the image processor makes pictures of {shown(size)}, but the tower takes {vision.image_size}"
+            f"the image processor produces images of {shown(size)} pixels, but the tower takes {vision.image_size}"
         )
     mean, std = content.get("image_mean"), content.get("image_std")
     if not isinstance(mean, (list, tuple)) or not isinstance(std, (list, tuple)):
         raise CheckpointMismatch(
-            f"the image processor has image_mean {shown(mean)} and image_std {shown(std)}; wanted three numbers each"
+            f"the image processor has image_mean {shown(mean)} and image_std {shown(std)}; expected three numbers each"
         )
     scale = _value(content, RULES["pixels"]["scale"], "image processor", PixelConfig.scale)
     return PixelConfig(vision.image_size, vision.family.crop, tuple(mean), tuple(std), scale)
@@ -167,13 +170,13 @@ def _language_config(content: dict[str, Any], family: str) -> LanguageConfig:
 
     if content.get("rope_scaling"):
         raise CheckpointMismatch(
-            f"rope_scaling is {shown(content['rope_scaling'])}; no published checkpoint scales its positions"
+            f"rope_scaling is {shown(content['rope_scaling'])}, which is not supported; no published checkpoint uses it"
         )
     _value(content, FIXED_ACTIVATION, part, "silu")
     width, heads, max_positions = value("width"), value("heads"), value("max_positions")
     window = _value(content, WINDOW, part, None)
     if window and _value(content, USE_WINDOW, part, family != "qwen2") and window < max_positions:
-        max_positions = window  # within the window, full attention is the same thing
+        max_positions = window  # within the window, full attention is equivalent
     if content.get("head_dim") is None and width % heads:
         raise CheckpointMismatch(f"hidden_size is {width}, which {heads} attention heads cannot share evenly")
     nested = content.get("rope_parameters")
@@ -198,7 +201,7 @@ def _language_config(content: dict[str, Any], family: str) -> LanguageConfig:
 
 
 def published_config(name: str) -> ModelConfig:
-    """The config of a released checkpoint from its published shapes, without its folder."""
+    """The config of a released checkpoint (a key of VARIANTS) from its published shapes, without its folder."""
     variant = VARIANTS[name]
     vision_content, pixel_content = TOWERS[variant.tower]
     content = LANGUAGE_MODELS[variant.language_model] | {"max_position_embeddings": MAX_POSITIONS}

@@ -1,6 +1,6 @@
-"""Tensors on disk: read one at a time wherever they are stored, written in shards.
+"""Tensors on disk: read one at a time from any supported file, written in shards.
 
-Whole models are never held in memory; `weight_files.py` says what a file may be.
+A whole model is never held in memory; `weight_files.py` defines which files are supported.
 """
 
 import json
@@ -18,13 +18,13 @@ from videollama_core.checkpoint.weight_files import open_tensors
 from videollama_core.protocol.errors import CheckpointMismatch
 
 SHARD_BYTES = 2 * 2**30
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that is there; of shards, NAME.index.json
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in order of preference; shards have NAME.index.json
 _SHARD = re.compile(r"[\w.-]{1,200}\.(safetensors|bin)", re.ASCII)
 Sources = dict[str, Callable[[], Tensor]]  # name -> reader
 
 
 class Shards:
-    """The tensors of a folder by name, wherever they are stored."""
+    """The tensors of a folder by name, from one file or from shards."""
 
     def __init__(self, files: dict[str, Path], folder: Path) -> None:
         self._files = files
@@ -34,7 +34,7 @@ class Shards:
 
     @classmethod
     def open(cls, folder: Path) -> "Shards":
-        """Index the folder: a single file, or the shards that its index names. Raises: CheckpointMismatch."""
+        """List the tensors of a folder: of a single file, or of the shards in its index. Raises: CheckpointMismatch."""
         if not folder.is_dir():
             raise CheckpointMismatch(f"{folder} is not a folder; name the folder of a checkpoint")
         for stem in WEIGHT_FILES:
@@ -46,10 +46,13 @@ class Shards:
             path = find_file(folder, stem)
             if path is not None:
                 return cls.of_file(path)
-        raise CheckpointMismatch(f"{folder} holds no model.safetensors, no pytorch_model.bin and no index of either")
+        raise CheckpointMismatch(
+            f"{folder} has neither model.safetensors nor pytorch_model.bin, nor an index of either"
+        )
 
     @classmethod
     def of_file(cls, path: Path) -> "Shards":
+        """The tensors of one file. Raises: CheckpointMismatch."""
         need_file(path.parent, path.name)
         return cls(dict.fromkeys(names_in(path), path), path.parent)
 
@@ -57,7 +60,7 @@ class Shards:
         stored = {name: path for path in sorted(set(self._files.values())) for name in names_in(path)}
         wrong = sorted(set(stored) ^ set(self._files))
         if wrong:
-            where = "is stored but not in" if wrong[0] in stored else "is not stored, but named by"
+            where = "is stored but not listed in" if wrong[0] in stored else "is not stored but listed in"
             raise CheckpointMismatch(
                 f"{self.folder}: tensor {shown(wrong[0])} {where} {index} ({len(wrong)} such tensors)"
             )
@@ -72,11 +75,11 @@ class Shards:
         return sorted(set(self._files.values()))
 
     def sources(self, prefix: str = "") -> Sources:
-        """Readers of the tensors below a prefix, named without it."""
+        """Readers of the tensors whose names begin with a prefix, by name without it."""
         return {name.removeprefix(prefix): partial(self.read, name) for name in self._files if name.startswith(prefix)}
 
     def read(self, name: str) -> Tensor:
-        """One tensor in its stored dtype."""
+        """One tensor in its stored dtype. Raises: CheckpointMismatch."""
         path = self._files[name]
         if path != self._open_path:
             self._open_file, self._open_path = open_tensors(path), path
@@ -85,7 +88,7 @@ class Shards:
             return file[name]
         try:
             return file.get_tensor(name)  # type: ignore[attr-defined, no-any-return]
-        except (SafetensorError, RuntimeError, TypeError) as error:  # a type that torch does not have
+        except (SafetensorError, RuntimeError, TypeError) as error:  # such as a dtype that torch does not have
             raise CheckpointMismatch(f"{path}: {shown(name)} cannot be read: {in_words(error)}") from error
 
 
@@ -97,14 +100,15 @@ def _read_index(index: Path) -> dict[str, Path]:
     files = sorted(set(names.values()))
     odd = [file for file in files if not _SHARD.fullmatch(file)]
     if odd:
-        raise CheckpointMismatch(f"{index} names {shown(odd[0])}, which is no weight file of its folder")
+        raise CheckpointMismatch(f"{index} names {shown(odd[0])}, which is not a weight file of its folder")
     missing = [file for file in files if find_file(folder, file) is None]
     if missing:
-        raise CheckpointMismatch(f"{folder} lacks {len(missing)} shards that {index.name} names: {missing[0]}, ...")
+        raise CheckpointMismatch(f"{folder} lacks {len(missing)} shards listed in {index.name}: {missing[0]}, ...")
     return {name: folder / file for name, file in names.items()}
 
 
 def names_in(path: Path) -> list[str]:
+    """Names of the tensors in a file. Raises: CheckpointMismatch."""
     file = open_tensors(path)
     return list(file) if isinstance(file, dict) else list(file.keys())  # type: ignore[attr-defined]
 
@@ -112,10 +116,11 @@ def names_in(path: Path) -> list[str]:
 def write_shards(
     sources: Sources, folder: Path, tick: Callable[[], None] = lambda: None, elements: dict[str, int] | None = None
 ) -> None:
-    """Write tensors as model.safetensors, or as shards of at most 2 GiB with their index; one shard is held at a time.
+    """Write tensors as model.safetensors, or as shards of at most 2 GiB with an index; holds one shard in memory at a time.
 
     Args:
-        elements: of each tensor, where known: then a full shard is written before the next tensor is read, and not after.
+        tick: called after each tensor.
+        elements: number of elements by tensor, where known: a full shard is then written before the next tensor is read.
     """
     written: list[tuple[Path, list[str]]] = []
     total = size = 0
@@ -134,15 +139,15 @@ def write_shards(
             size = 0
         tensor = read().contiguous()
         element_size = tensor.element_size()
-        size_of = tensor.numel() * element_size
-        if batch and size + size_of > SHARD_BYTES:
+        num_bytes = tensor.numel() * element_size
+        if batch and size + num_bytes > SHARD_BYTES:
             flush()
             size = 0
-        # safetensors refuses tensors that share memory: a part of a larger one is copied.
-        batch[name] = tensor.clone() if tensor.untyped_storage().nbytes() != size_of else tensor
+        # safetensors rejects tensors that share memory, so a view of a larger one is copied.
+        batch[name] = tensor.clone() if tensor.untyped_storage().nbytes() != num_bytes else tensor
         del tensor
-        size += size_of
-        total += size_of
+        size += num_bytes
+        total += num_bytes
         tick()
     flush()
     if len(written) == 1:

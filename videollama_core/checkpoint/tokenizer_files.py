@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer files, completed with the fast tokenizer.json where it has only the slow ones."""
+"""A checkpoint's tokenizer files, with the fast tokenizer.json added if it has only the slow tokenizer's files."""
 
 import shutil
 from pathlib import Path
@@ -25,7 +25,10 @@ _LONGEST_PIECE = 512  # characters; 16 in Mistral's
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Tokenizer files as they are; tokenizer.json is made from the slow tokenizer's files where it is missing."""
+    """Copy the tokenizer files unchanged; make tokenizer.json from the slow tokenizer's files if it is missing.
+
+    Raises: CheckpointMismatch.
+    """
     for name in TOKENIZER_FILES:
         path = find_file(source, name)
         if path is not None:
@@ -40,7 +43,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def make_fast_tokenizer(source: Path, path: Path) -> None:
-    """tokenizer.json from tokenizer.model, or from vocab.json and merges.txt."""
+    """Write tokenizer.json, made from tokenizer.model, or from vocab.json and merges.txt. Raises: CheckpointMismatch."""
     try:
         if (source / "tokenizer.model").is_file():
             tokenizer = _from_sentencepiece(source)
@@ -53,7 +56,7 @@ def make_fast_tokenizer(source: Path, path: Path) -> None:
         tokenizer.save(str(path))
     except Exception as error:  # of three libraries, which have no common root
         raise CheckpointMismatch(
-            f"{source} has no tokenizer.json, and none can be made of tokenizer.model, or vocab.json and merges.txt: "
+            f"{source} has no tokenizer.json, and none can be made from tokenizer.model, or vocab.json and merges.txt: "
             f"{in_words(error)}"
         ) from error
 
@@ -61,7 +64,7 @@ def make_fast_tokenizer(source: Path, path: Path) -> None:
 def _from_sentencepiece(source: Path) -> Tokenizer:
     """Llama's BPE vocabulary with byte fallback; transformers' own converter needs another protobuf than tritonclient.
 
-    SentencePiece stores no merges, but scores: a pair of pieces merges as early as the score of what it makes is high.
+    SentencePiece stores scores instead of merges: the higher the score of the merged piece, the earlier its pair merges.
     """
     from sentencepiece import SentencePieceProcessor
 
@@ -70,7 +73,7 @@ def _from_sentencepiece(source: Path) -> Tokenizer:
     ids = {model.id_to_piece(index): index for index in range(model.get_piece_size())}
     longest = max(map(len, ids), default=0)
     if longest > _LONGEST_PIECE:
-        raise CheckpointMismatch(f"a piece has {longest} characters; at most {_LONGEST_PIECE} were wanted")
+        raise CheckpointMismatch(f"a piece has {longest} characters; expected at most {_LONGEST_PIECE}")
     merges = []
     for piece, index in ids.items():
         pairs = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
@@ -85,6 +88,6 @@ def _from_sentencepiece(source: Path) -> Tokenizer:
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     for _, token in sorted((int(index), token) for index, token in config.get("added_tokens_decoder", {}).items()):
-        made = AddedToken(token.pop("content"), **token)
-        (tokenizer.add_special_tokens if made.special else tokenizer.add_tokens)([made])
+        added = AddedToken(token.pop("content"), **token)
+        (tokenizer.add_special_tokens if added.special else tokenizer.add_tokens)([added])
     return tokenizer

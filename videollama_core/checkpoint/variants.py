@@ -1,7 +1,7 @@
 """The released checkpoints and the constants that their folders lack.
 
-Everything else about a checkpoint is read from the checkpoint; this table supplies the vision towers' settings (the
-published folders name the tower by its hub id only) and the counts to expect.
+Everything else about a checkpoint is read from its folder; this table supplies the vision towers' settings (the published
+folders name the tower only by its hub id) and the expected counts.
 """
 
 from dataclasses import dataclass
@@ -72,18 +72,18 @@ class Variant:
 
     @property
     def hub_id(self) -> str:
-        """Where it is published."""
+        """The id of its repository on the Hugging Face hub."""
         return f"DAMO-NLP-SG/{self.name}"
 
     @property
     def grid(self) -> int:
-        """Patches per side of the tower's image; a remainder of the image is not looked at."""
+        """Patches per side of the tower's image; a remainder of the image is ignored."""
         vision, _ = TOWERS[self.tower]
         return int(vision["image_size"] // vision["patch_size"])
 
     @property
     def media_tokens(self) -> int:
-        """Of a video or an image: 845 for 8 frames of CLIP-336, 1521 for 16, 1352 for 16 frames of SigLIP-384."""
+        """Media tokens of a video or image: 845 for 8 frames with CLIP-336, 1521 for 16, 1352 for 16 with SigLIP-384."""
         return media_token_count(self.connector, self.num_frames, self.grid)
 
 
@@ -132,5 +132,5 @@ LANGUAGE_MODELS: dict[str, dict] = {
         "rope_theta": 1e6,
     },
 }
-MAX_POSITIONS = 32768  # of every one of them
+MAX_POSITIONS = 32768  # of all of them
 BEATS = {"width": 768, "mlp_width": 3072, "layers": 12, "heads": 12, "patch_width": 512}

@@ -1,1 +1,1 @@
-"""A converted checkpoint and what runs its encoders. May import every room but `generation`."""
+"""A converted checkpoint and the engines that run its encoders. May import every folder but `generation`."""

@@ -1,9 +1,9 @@
-"""A converted checkpoint, as the stages see it: build/NAME.
+"""A converted checkpoint as the stages read it: build/NAME.
 
-manifest.json       written last: without it nothing here is whole
+manifest.json       written last: without it the bundle is incomplete
 onnx/               the graphs (.onnx with .onnx.data), for --engine onnx, tensorrt and tensorrt-rtx
 torch/              weights of the encoders, for --engine torch
-engines/            TensorRT engines with their side-cars, for --engine tensorrt and tensorrt-rtx
+engines/            TensorRT engines with their sidecars, for --engine tensorrt and tensorrt-rtx
 llm/                the decoder as a plain Hugging Face directory, with tokenizer and chat template
 model_repository/   ready to serve
 parity.json         difference between each graph and its PyTorch module
@@ -27,20 +27,21 @@ MANIFEST = "manifest.json"
 LANGUAGE_FOLDER = "llm"
 LANGUAGE_ENGINE = "engines/llm/engine"  # of TensorRT-LLM
 REPOSITORY = "model_repository"
-ENCODER_WEIGHTS = "torch/encoders.safetensors"  # vision.*, connector.*, audio.*, of a bundle for PyTorch
+ENCODER_WEIGHTS = "torch/encoders.safetensors"  # vision.*, connector.*, audio.*; in bundles for PyTorch
 
 
 def graph_path(name: str) -> str:
+    """Path of an ONNX graph within the bundle."""
     return f"onnx/{name}.onnx"
 
 
 def engine_path(name: str) -> str:
-    """Of a TensorRT engine; its side-car lies beside it with the suffix .json."""
+    """Path of a TensorRT engine within the bundle; its sidecar is beside it with the suffix .json."""
     return f"engines/{name}.engine"
 
 
 def runtime_cache_path(name: str) -> str:
-    """Of the kernels that TensorRT-RTX compiled for the GPU that serves; not part of the manifest."""
+    """Path of the kernels that TensorRT-RTX compiled for the serving GPU; not part of the manifest."""
     return f"engines/{name}.runtime-cache"
 
 
@@ -52,13 +53,13 @@ class Bundle:
 
     @classmethod
     def open(cls, root: Path) -> "Bundle":
-        """Raises: ArtifactMismatch if the folder is not whole, damaged or of another format."""
+        """Open and check a bundle. Raises: ArtifactMismatch if it is incomplete, damaged or of another format."""
         path = root / MANIFEST
         if not root.is_dir():
             raise ArtifactMismatch(f"{root} is not a folder; name one that `vl2 convert CHECKPOINT --out {root}` made")
         if not path.is_file():
             raise ArtifactMismatch(
-                f"{root} has no {MANIFEST}: not a converted checkpoint, or its conversion did not end; run vl2 convert"
+                f"{root} has no {MANIFEST}: not a converted checkpoint, or its conversion did not finish; run vl2 convert"
             )
         try:
             manifest = read_json(path)
@@ -70,7 +71,7 @@ class Bundle:
             raise ArtifactMismatch(f"{path} is damaged ({in_words(error)}); convert again") from error
         if manifest.get("format") != FORMAT:
             raise ArtifactMismatch(
-                f"{path} is of format {manifest.get('format')}; this version reads {FORMAT}: convert again"
+                f"{path} has format {manifest.get('format')}; this version reads format {FORMAT}: convert again"
             )
         bundle = cls(root, config, manifest)
         try:
@@ -81,52 +82,52 @@ class Bundle:
             ) from error
         for name, size in files.items():
             if ".." in Path(name).parts or Path(name).is_absolute():
-                raise ArtifactMismatch(f"{path} lists {shown(name)}, which is no file of the bundle: convert again")
-            found = (root / name).stat().st_size if (root / name).is_file() else None
-            if found != size:
-                state = "is missing" if found is None else f"has {found} bytes"
+                raise ArtifactMismatch(f"{path} lists {shown(name)}, which is outside the bundle: convert again")
+            actual = (root / name).stat().st_size if (root / name).is_file() else None
+            if actual != size:
+                state = "is missing" if actual is None else f"has {actual} bytes"
                 raise ArtifactMismatch(f"{root / name} {state}; the manifest lists {size} bytes: convert again")
         return bundle
 
     @property
     def identity(self) -> bytes:
-        """Other for every other content: the manifest names each file's hash."""
+        """Differs for any difference in content: the manifest has the hash of each file."""
         return json.dumps(self.manifest, sort_keys=True).encode()
 
     @property
     def engine(self) -> str:
-        """What runs the encoders: a name of ENCODER_ENGINES."""
+        """The engine of the encoders: a key of ENCODER_ENGINES."""
         return str(self.manifest["engine"])
 
     @property
     def llm_engine(self) -> str:
-        """What runs the language model: a name of LANGUAGE_ENGINES."""
-        beside = self.encoder_engine.language_engines[0]  # manifests from before there was a choice
-        return str(self.manifest.get("llm_engine", beside))
+        """The engine of the language model: a key of LANGUAGE_ENGINES."""
+        default = self.encoder_engine.language_engines[0]  # older manifests name none
+        return str(self.manifest.get("llm_engine", default))
 
     @property
     def encoder_engine(self) -> EncoderEngine:
-        """Raises: ArtifactMismatch for an engine that is not known here."""
+        """Raises: ArtifactMismatch for an unknown engine."""
         return encoder_engine(self.engine)
 
     @property
     def language_engine(self) -> LanguageEngine:
-        """Raises: ArtifactMismatch for an engine that is not known here."""
+        """Raises: ArtifactMismatch for an unknown engine."""
         return language_engine(self.llm_engine)
 
     @property
     def dtype(self) -> str:
-        """In which the engine computes."""
+        """The type in which the engine computes: "float32", "float16" or "bfloat16"."""
         return str(self.manifest["dtype"])
 
     @property
     def quantization(self) -> str:
-        """Of the language model's weights, as `vl2 convert --quantize` names it; "" where there is none."""
+        """Quantization of the language model's weights, as `vl2 convert --quantize` names it; "" if there is none."""
         return str(self.manifest.get("quantization", ""))
 
     @property
     def world_size(self) -> int:
-        """GPUs of the language model on TensorRT-LLM; 0 where another engine runs it."""
+        """GPUs of the language model on TensorRT-LLM; 0 for other engines."""
         return int(self.manifest.get("world_size", 0))
 
     @property
@@ -136,12 +137,12 @@ class Bundle:
 
     @property
     def pool_bytes(self) -> int:
-        """Of GPU memory that the server sets aside for media tokens on their way."""
+        """Bytes of GPU memory that the server reserves for media tokens in transit."""
         return int(self.manifest.get("pool_bytes", 0))
 
     @property
     def max_seq_len(self) -> int:
-        """Positions of prompt and answer together that the language model takes."""
+        """The most positions of prompt and answer together."""
         return int(self.manifest["max_seq_len"])
 
     def graph(self, name: str) -> Path:
@@ -159,7 +160,7 @@ class Bundle:
 
 
 def _check_values(manifest: dict[str, Any]) -> None:
-    """Raises: ValueError, KeyError for values that no conversion writes."""
+    """Raises: ValueError or KeyError for values that no conversion writes."""
     positions = manifest["max_seq_len"]
     if not RULES["language"]["max_positions"].allows(positions):
         raise ValueError(f"max_seq_len is {shown(positions)}")

@@ -1,4 +1,4 @@
-"""Whether this machine can run a bundle on its engine: what `vl2 doctor` says of it. Packages are imported when asked for."""
+"""Whether this machine can run a bundle on its engine, for `vl2 doctor`. Packages are imported on demand."""
 
 import os
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Finding:
 
 
 def memory_bytes(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
-    """Of the machine, or of this process's container where it has a limit of its own."""
+    """Memory of the machine, or of this process's container if it has a lower limit."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         return min(memory, int(limit.read_text()))
@@ -29,23 +29,23 @@ def memory_bytes(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
 
 
 def check_memory(bundle: Bundle, size: int) -> list[Finding]:
-    """Args: size: bytes of the bundle, as in every check here."""
+    """Whether the graphs fit in memory. Args: size: bytes of the bundle, as in every check here."""
     memory = memory_bytes()
-    if bundle.llm_engine == "onnx":  # it does not read the plain language model in llm/
+    if bundle.llm_engine == "onnx":  # does not read the plain language model in llm/
         size -= sum(
             int(entry["bytes"])
             for name, entry in bundle.manifest["files"].items()
             if name.startswith(f"{LANGUAGE_FOLDER}/")
         )
-    told = f"{size / 2**30:.2f} GiB of graphs, {memory / 2**30:.1f} GiB of memory"
+    summary = f"{size / 2**30:.2f} GiB of graphs, {memory / 2**30:.1f} GiB of memory"
     if size < 0.9 * memory:
-        return [Finding("memory", OK, told)]
+        return [Finding("memory", OK, summary)]
     return [
         Finding(
             "memory",
             FAIL,
-            told,
-            "the CPU engine holds all of it: take a larger machine, --quantize int8, or --engine torch",
+            summary,
+            "the CPU engine holds all of it: use a larger machine, --quantize int8, or --engine torch",
         )
     ]
 
@@ -54,15 +54,15 @@ def check_torch(bundle: Bundle, size: int) -> list[Finding]:
     import torch
 
     if not torch.cuda.is_available():
-        return [Finding("PyTorch", WARN, f"torch {torch.__version__} sees no GPU", "it serves on the CPU, slowly")]
+        return [Finding("PyTorch", WARN, f"torch {torch.__version__} sees no GPU", "it will serve on the CPU, slowly")]
     free = torch.cuda.mem_get_info()[0]
     language = bundle.config.language
     slots = int(bundle.manifest.get("slots") or 16)
     cache = slots * bundle.max_seq_len * language.layers * 2 * language.kv_heads * language.head_dim * 2
-    told = f"weights {size / 2**30:.1f} GiB and {slots} slots {cache / 2**30:.1f} GiB, free {free / 2**30:.1f} GiB"
+    summary = f"weights {size / 2**30:.1f} GiB and {slots} slots {cache / 2**30:.1f} GiB, free {free / 2**30:.1f} GiB"
     if size + cache < 0.95 * free:
-        return [Finding("GPU memory", OK, told)]
-    return [Finding("GPU memory", FAIL, told, "convert with a shorter --max-seq-len or fewer --slots")]
+        return [Finding("GPU memory", OK, summary)]
+    return [Finding("GPU memory", FAIL, summary, "convert with a shorter --max-seq-len or fewer --slots")]
 
 
 def check_tensorrt(bundle: Bundle, size: int) -> list[Finding]:
@@ -93,8 +93,6 @@ def check_tensorrt_rtx(bundle: Bundle, size: int) -> list[Finding]:
         return [Finding("TensorRT-RTX", FAIL, "the engines cannot run here", str(error))]
     if capability is None:
         return [
-            Finding(
-                "TensorRT-RTX", FAIL, f"{version}, and no GPU", "the encoders need an NVIDIA GPU: nvidia-smi tells why"
-            )
+            Finding("TensorRT-RTX", FAIL, f"{version}, and no GPU", "the encoders need an NVIDIA GPU; check nvidia-smi")
         ]
     return [Finding("TensorRT-RTX", OK, f"{version} on compute capability {capability}"), *check_torch(bundle, size)]

@@ -1,4 +1,4 @@
-"""What was made of media, kept for the next question about them: found by a digest of all that it depends on, compared in full."""
+"""Results computed from media, cached for the next question about them under a digest of everything that they depend on."""
 
 import hashlib
 import threading
@@ -8,10 +8,10 @@ from typing import Generic, Protocol, TypeVar
 
 from videollama_core.protocol.errors import Cancelled, InvalidRequest
 
-CACHE_VARIABLE = "VL2_MEDIA_CACHE_BYTES"  # of a stage's environment: memory for what is kept
+CACHE_VARIABLE = "VL2_MEDIA_CACHE_BYTES"  # environment variable of a stage: memory for its cache
 KEPT_BYTES = 256 * 2**20  # about 25 videos of a 7B checkpoint
-ENTRY_BYTES = 1024  # counted for each entry beside its value, so that small ones are bounded too
-WAIT_SECONDS = 0.05  # how often a caller that waits for another's work looks whether its client has left
+ENTRY_BYTES = 1024  # counted for each entry besides its value, so that small entries are bounded too
+WAIT_SECONDS = 0.05  # between two checks of a waiting caller whether its client has disconnected
 
 
 class Kept(Protocol):
@@ -24,13 +24,14 @@ IsCancelled = Callable[[], bool]
 
 
 def media_key(checkpoint: bytes, kind: str, files: Sequence[bytes], **options: object) -> bytes:
-    """SHA-256 of media and of everything that decides what is made of them.
+    """SHA-256 of media and of everything else that their result depends on.
 
-    Each part comes after its length, and each list after its count: no two requests read as the same bytes.
+    Each part is preceded by its length, and each list by its count, so that no two requests give the same bytes.
 
     Args:
         checkpoint: its identity (`Bundle.identity`).
-        options: by name; values whose repr tells them apart (numbers, text, None, dataclasses of these).
+        kind: one of contract.MEDIA_KINDS.
+        options: by name; values with a distinctive repr (numbers, text, None, dataclasses of these).
     """
     digest = hashlib.sha256()
 
@@ -38,7 +39,7 @@ def media_key(checkpoint: bytes, kind: str, files: Sequence[bytes], **options: o
         digest.update(len(parts).to_bytes(8, "little"))
         for part in parts:
             digest.update(len(part).to_bytes(8, "little"))
-            digest.update(part)  # lets other threads run meanwhile
+            digest.update(part)  # releases the GIL
 
     add(checkpoint, kind.encode())
     add(*(word.encode() for name in sorted(options) for word in (name, repr(options[name]))))
@@ -47,7 +48,7 @@ def media_key(checkpoint: bytes, kind: str, files: Sequence[bytes], **options: o
 
 
 class _Flight(Generic[T]):
-    """Work under way for all who asked for it meanwhile."""
+    """A computation in progress, shared by all callers that need it meanwhile."""
 
     def __init__(self, is_cancelled: IsCancelled) -> None:
         self._is_cancelled, self.waiting = is_cancelled, 0
@@ -56,14 +57,14 @@ class _Flight(Generic[T]):
         self.refusal: InvalidRequest | None = None
 
     def is_abandoned(self) -> bool:
-        """Whether everybody who wanted it has left."""
+        """Whether every caller that needed it has left."""
         return self.waiting == 0 and self._is_cancelled()
 
 
 class MediaCache(Generic[T]):
-    """The values that were asked for last, by key, up to a size in bytes; what is missing is made once for all who wait.
+    """An LRU cache by key, bounded in bytes; a missing value is computed once for all callers that wait for it.
 
-    `hits` counts callers for whom nothing was made, `misses` the others.
+    `hits` counts callers for whom nothing was computed, `misses` the others. Thread-safe.
     """
 
     def __init__(self, most_bytes: int = KEPT_BYTES) -> None:
@@ -77,16 +78,16 @@ class MediaCache(Generic[T]):
         return len(self._kept)
 
     def known(self, key: bytes) -> T | None:
-        """The value, if it is kept."""
+        """The value if it is cached, else None."""
         with self._lock:
-            found = self._kept.get(key)
-            if found is not None:
+            value = self._kept.get(key)
+            if value is not None:
                 self._kept.move_to_end(key)
-            self.hits, self.misses = self.hits + (found is not None), self.misses + (found is None)
-            return found
+            self.hits, self.misses = self.hits + (value is not None), self.misses + (value is None)
+            return value
 
     def keep(self, key: bytes, value: T) -> T:
-        """For the next one who asks; one that was kept meanwhile is as good, and is returned."""
+        """Cache a value for later callers; returns an equal one instead if one was cached meanwhile."""
         with self._lock:
             if key not in self._kept:
                 self._keep(key, value)
@@ -95,12 +96,13 @@ class MediaCache(Generic[T]):
     def get(
         self, key: bytes, make: Callable[[IsCancelled], T], is_cancelled: IsCancelled = lambda: False
     ) -> tuple[T, bool]:
-        """The value, and whether it was there, or made for another caller.
+        """The value, and whether it was cached or computed for another caller.
 
         Args:
-            make: called without a lock, with a function that says when nobody wants its value any more.
-        Raises: what `make` raises. A refusal (InvalidRequest) is told to all who waited, for it is about the media; after
-            any other failure the next of them tries it himself. Cancelled when this caller has left.
+            make: called without a lock, with a function that returns whether nobody needs the value any more.
+            is_cancelled: whether this caller has left.
+        Raises: what `make` raises. InvalidRequest is raised to all waiting callers, because it is about the media; after
+            any other error the next of them tries again. Cancelled if this caller has left.
         """
         while True:
             with self._lock:
@@ -117,7 +119,7 @@ class MediaCache(Generic[T]):
             try:
                 while not flight.ended.wait(WAIT_SECONDS):
                     if is_cancelled():
-                        raise Cancelled("the client left")
+                        raise Cancelled("the client disconnected")
             finally:
                 with self._lock:
                     flight.waiting -= 1
@@ -131,7 +133,7 @@ class MediaCache(Generic[T]):
             mine.value = make(mine.is_abandoned)
             return mine.value, False
         except InvalidRequest as error:
-            mine.refusal = type(error)(str(error))  # the error itself would hold its frames, and the media in them
+            mine.refusal = type(error)(str(error))  # the error itself would keep its stack frames and their media alive
             raise
         finally:
             with self._lock:

@@ -1,4 +1,4 @@
-"""Pixels and filterbanks -> media tokens. What is the same on every engine; the engines are behind `Encoders`."""
+"""Pixels and filterbanks -> media tokens: the engine-independent part; the engines implement `Encoders`."""
 
 import hashlib
 import secrets
@@ -15,11 +15,11 @@ from videollama_core.media.video import MAX_FRAMES
 from videollama_core.model.frame_plan import EncodingPlan, plan_encoding
 from videollama_core.protocol.errors import InvalidRequest
 
-_SECRET = secrets.token_bytes(32)  # of this process: outside of it nobody can look for media whose hashes meet
+_SECRET = secrets.token_bytes(32)  # of this process: without it nobody can search for colliding media
 
 
 def media_digest(frames: np.ndarray, filterbank: np.ndarray | None, noise: Noise | None = None) -> bytes:
-    """32 bytes of what is encoded: keyed BLAKE2b, other in each process."""
+    """32-byte digest of the encoder's inputs: keyed BLAKE2b, different in each process."""
     about = repr((frames.shape, None if filterbank is None else filterbank.shape, noise)).encode()
     digest = hashlib.blake2b(len(about).to_bytes(8, "little") + about, digest_size=32, key=_SECRET)
     for array in (frames, filterbank):
@@ -29,20 +29,20 @@ def media_digest(frames: np.ndarray, filterbank: np.ndarray | None, noise: Noise
 
 
 def media_hash(digest: bytes) -> int:
-    """64 bits of a digest, never 0: the language model keeps the KV cache of media positions by it."""
+    """64 bits of a digest, never 0: identifies media positions for the language model's KV cache reuse."""
     return int.from_bytes(digest[:8], "little") or 1
 
 
 class Encoders(Protocol):
-    """The encoders of one checkpoint on one engine. U distinct frames, T' of them in time, D language model width.
+    """The encoders of one checkpoint on one engine. U: distinct frames, T': frames in time, D: width of the language model.
 
-    Features and media tokens are arrays, or tensors on the engine's device, whose work may still be under way.
+    Features and media tokens are arrays, or tensors on the engine's device, possibly still being computed.
     """
 
     frames_per_run: int  # of the tower (specs.py)
 
     def encode_frames(self, frames: np.ndarray) -> Any:
-        """uint8 [K, S, S, 3] -> features [K, P, C], which the next run may write over.
+        """uint8 [K, S, S, 3] -> features [K, P, C], which the next run may overwrite.
 
         Frames with noise are float32 (contrast.py), except on TensorRT.
         """
@@ -53,7 +53,7 @@ class Encoders(Protocol):
         ...
 
     def encode_audio(self, filterbank: np.ndarray) -> Any:
-        """float32 [R, F] -> [N, D], in the same type."""
+        """float32 [R, F] -> [N, D], of the same dtype as the media tokens of `connect`."""
         ...
 
 
@@ -64,14 +64,14 @@ def load_encoders(bundle: Bundle) -> Encoders:
 
 
 class Encoding:
-    """One request's media on their way through the encoders: `MediaEncoder.run` takes them further, a run at a time."""
+    """The progress of one request's media through the encoders; `MediaEncoder.run` advances it one run at a time."""
 
     def __init__(self, plans: list[EncodingPlan], filterbank: np.ndarray | None, digest: bytes) -> None:
         self.digest = digest
-        self.table: Any = None  # the media tokens, in the end
+        self.table: Any = None  # the media tokens, once done
         self.plans, self.filterbank = plans, filterbank
         self.features: list[Any] = [None] * len(plans)
-        self._done = [0] * len(plans)  # pictures that the tower has seen
+        self._done = [0] * len(plans)  # pictures that the tower has encoded
 
     @property
     def is_done(self) -> bool:
@@ -79,7 +79,7 @@ class Encoding:
 
     @property
     def pictures(self) -> int:
-        """How many the tower must see."""
+        """How many pictures the tower must encode."""
         return sum(len(plan.distinct) for plan in self.plans)
 
     @property
@@ -92,22 +92,22 @@ class Encoding:
 
     @property
     def is_picture(self) -> bool:
-        """One picture needs no company: padding would cost it as much as a video."""
+        """Whether it has a single picture, which runs alone: padding would make it as expensive as a video."""
         return all(len(plan.distinct) == 1 for plan in self.plans)
 
     def keep(self) -> None:
-        """Copy what still lies in memory of the caller's."""
+        """Copy inputs that are still in the caller's memory."""
         self.plans = [replace(plan, distinct=plan.distinct.copy()) for plan in self.plans]
         self.filterbank = None if self.filterbank is None else self.filterbank.copy()
 
     def take(self, most: int) -> np.ndarray:
-        """The pictures of one plan that come next: [at most `most`, S, S, 3], float32 with noise (contrast.py)."""
+        """The next pictures of one plan: uint8 [at most `most`, S, S, 3], or float32 with noise (contrast.py)."""
         number = self._next_plan()
         done = self._done[number]
         return self.plans[number].distinct[done : done + most]
 
     def put(self, features: Any) -> None:
-        """Of the pictures that `take` gave last."""
+        """Store the features of the pictures that `take` returned last."""
         number = self._next_plan()
         done = self._done[number]
         if self.features[number] is None:
@@ -124,9 +124,9 @@ class Encoding:
 class MediaEncoder:
     """Vision encoder, connector and (with an audio tower) audio encoder of one bundle.
 
-    Requests share it by turns: `begin` for each, then `run` until each is done. The tower always runs in one of two
-    shapes, one picture or `frames_per_run` frames, which only the request decides: a product of another shape may differ in
-    its last bits, and so an answer would depend on who else asks.
+    Requests take turns: `begin` for each, then `run` until each is done. The tower always runs in one of two shapes, one
+    picture or `frames_per_run` frames, and the request alone decides which: products of another shape may differ in the
+    last bits, and an answer must not depend on concurrent requests.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -137,7 +137,7 @@ class MediaEncoder:
     def encode_media(
         self, frames: np.ndarray, filterbank: np.ndarray | None = None, noise: Noise | None = None
     ) -> tuple[Any, int]:
-        """`encode`, and the media's hash. Where tables stay on the GPU: a tensor there, made once for equal media."""
+        """Like `encode`, and the media's hash. If tables stay on the GPU: a tensor there, computed once for equal media."""
         encoding = self.begin(frames, filterbank, noise)
         while not encoding.is_done:
             self.run(encoding)
@@ -146,16 +146,18 @@ class MediaEncoder:
     def encode(
         self, frames: np.ndarray, filterbank: np.ndarray | None = None, noise: Noise | None = None
     ) -> np.ndarray:
-        """Vision tokens, then audio tokens: uint8 [T, S, S, 3], float32 [R, F] -> [N, D] as `Encoders` types it; T or R may be 0.
+        """uint8 [T, S, S, 3], float32 [R, F] -> vision tokens, then audio tokens: [N, D], of the dtype of `Encoders`.
 
-        With noise [2N, D]: then the same of noised frames, and the audio again.
-        Raises: InvalidRequest on another size or a wrong number of frames, or noise that cannot be.
+        T or R may be 0. With noise [2N, D]: followed by the tokens of the noised frames and the audio again.
+        Raises: InvalidRequest for another size or number of frames, or noise that the engine or the media do not allow.
         """
         return to_host(self.encode_media(frames, filterbank, noise)[0])
 
     def begin(self, frames: np.ndarray, filterbank: np.ndarray | None = None, noise: Noise | None = None) -> Encoding:
-        """As `encode`, checked, and nothing run yet; done at once where the table is known. Reads the arrays until it is done,
-        or `keep` was called."""
+        """Check a request as for `encode` and prepare it without running anything; done at once if its table is cached.
+
+        The arrays must stay unchanged until it is done, or `keep` was called.
+        """
         filterbank = filterbank if filterbank is not None and len(filterbank) else None
         if filterbank is not None:
             self._check_audio(filterbank)
@@ -164,7 +166,7 @@ class MediaEncoder:
             self._check_frames(frames)
             plans.append(plan_encoding(frames, self._config))
         elif filterbank is None:
-            raise InvalidRequest("there is neither a frame nor audio to encode")
+            raise InvalidRequest("the request has neither frames nor audio to encode")
         if noise is not None:
             if not self._takes_noise:
                 raise InvalidRequest(NO_CONTRAST)
@@ -177,43 +179,43 @@ class MediaEncoder:
         return encoding
 
     def run(self, first: Encoding, others: Iterable[Encoding] = ()) -> None:
-        """One run of the tower for the first one, with pictures of the others where it leaves room, or what comes after it.
+        """One run of the tower for `first`, filled up with pictures of the others; after its last picture, also the rest.
 
         Args:
-            others: begun earlier or later; their own turn finishes them.
+            others: begun earlier or later; they are finished in their own turn.
         """
         if first.pictures_left:
-            self._see(first, others)
+            self._run_tower(first, others)
         if not first.pictures_left:
             first.table = self._finish(first)
             first.plans, first.features, first.filterbank = [], [], None
 
     def feature_bytes(self, encoding: Encoding) -> int:
-        """What its features take at most, from its first run to its last."""
+        """Upper bound of the memory that its features take, from its first run to its last."""
         vision = self._config.vision
         return encoding.pictures * vision.tokens * vision.width * 4
 
-    def _see(self, first: Encoding, others: Iterable[Encoding]) -> None:
+    def _run_tower(self, first: Encoding, others: Iterable[Encoding]) -> None:
         size = room = 1 if first.is_picture else self._encoders.frames_per_run
         taken: list[tuple[Encoding, np.ndarray]] = []
         for encoding in (first, *others):
             if room and encoding.pictures_left and encoding.is_picture == first.is_picture:
                 taken.append((encoding, encoding.take(room)))
                 room -= len(taken[-1][1])
-        pictures = [each for _, each in taken]
-        if len(pictures) > 1 or room:  # otherwise they are a run as they lie
+        pictures = [chunk for _, chunk in taken]
+        if len(pictures) > 1 or room:  # otherwise they fill a run without a copy
             pictures.append(np.zeros((room, *pictures[0].shape[1:]), np.uint8))
         features = self._encoders.encode_frames(pictures[0] if len(pictures) == 1 else np.concatenate(pictures))
         assert len(features) == size
         begin = 0
-        for encoding, each in taken:
-            encoding.put(features[begin : begin + len(each)])
-            begin += len(each)
+        for encoding, chunk in taken:
+            encoding.put(features[begin : begin + len(chunk)])
+            begin += len(chunk)
 
     def _finish(self, encoding: Encoding) -> Any:
         vision = [self._steps(*pair) for pair in zip(encoding.plans, encoding.features, strict=True)]
         audio = [] if encoding.filterbank is None else [self._encoders.encode_audio(encoding.filterbank)]
-        parts = [part for seen in vision for part in (seen, *audio)] if vision else audio
+        parts = [part for tokens in vision for part in (tokens, *audio)] if vision else audio
         table = parts[0] if len(parts) == 1 else _concatenate(parts)
         return table if self._kept is None else self._kept.keep(encoding.digest, _when_done(table))
 
@@ -224,25 +226,27 @@ class MediaEncoder:
         return steps.reshape(-1, steps.shape[-1])
 
     def _check_frames(self, frames: np.ndarray) -> None:
-        size, wanted = self._config.pixels.size, self._config.num_frames
+        size, least = self._config.pixels.size, self._config.num_frames
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (size, size, 3):
-            raise InvalidRequest(f"frames are {frames.dtype} {list(frames.shape)}; wanted uint8 [T, {size}, {size}, 3]")
-        if len(frames) != 1 and not wanted <= len(frames) <= MAX_FRAMES:
-            raise InvalidRequest(f"found {len(frames)} frames; wanted 1 (an image), or {wanted} to {MAX_FRAMES}")
+            raise InvalidRequest(
+                f"frames are {frames.dtype} {list(frames.shape)}; expected uint8 [T, {size}, {size}, 3]"
+            )
+        if len(frames) != 1 and not least <= len(frames) <= MAX_FRAMES:
+            raise InvalidRequest(f"found {len(frames)} frames; expected 1 (an image), or {least} to {MAX_FRAMES}")
 
     def _check_audio(self, filterbank: np.ndarray) -> None:
         config = self._config.audio
         if config is None:
             raise InvalidRequest("this checkpoint has no audio tower, so it takes no audio")
-        wanted = (config.rows, config.bins)
-        if filterbank.dtype != np.float32 or filterbank.shape != wanted:
+        expected = (config.rows, config.bins)
+        if filterbank.dtype != np.float32 or filterbank.shape != expected:
             raise InvalidRequest(
-                f"the filterbank is {filterbank.dtype} {list(filterbank.shape)}; wanted float32 {list(wanted)}"
+                f"the filterbank is {filterbank.dtype} {list(filterbank.shape)}; expected float32 {list(expected)}"
             )
 
 
 def to_host(table: Any) -> np.ndarray:
-    """Media tokens as an array, once they are there."""
+    """Media tokens as an array on the host; waits until they are computed."""
     return table if isinstance(table, np.ndarray) else table.cpu().numpy()
 
 
@@ -255,7 +259,7 @@ def _concatenate(parts: list[Any]) -> Any:
 
 
 def _when_done(table: Any) -> Any:
-    """The table, whole: who takes it over works on another stream, or in another process."""
+    """The table, once it is computed: its readers use another stream, or are another process."""
     import torch
 
     if table.is_cuda:

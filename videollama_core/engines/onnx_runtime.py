@@ -1,4 +1,4 @@
-"""An engine runs one converted graph: name -> array in, name -> array out. ONNX Runtime is the CPU's."""
+"""Running one converted graph: arrays by name in, arrays by name out; and ONNX Runtime, the engine for CPUs."""
 
 import os
 from pathlib import Path
@@ -15,39 +15,39 @@ Arrays = dict[str, np.ndarray]
 
 class Engine(Protocol):
     def run(self, inputs: Arrays) -> Arrays:
-        """Shapes and dtypes are the artefact's."""
+        """Run the graph; shapes and dtypes are those of the artifact."""
         ...
 
 
 class OnnxEngine:
     """A graph on ONNX Runtime's CPU provider.
 
-    Raises: ArtifactMismatch if the file cannot be loaded or its tensors are not those named.
+    Raises: ArtifactMismatch if the file cannot be loaded, or its tensors are not `inputs` and `outputs`.
     """
 
     def __init__(self, path: Path, inputs: tuple[str, ...], outputs: tuple[str, ...], threads: int = 0) -> None:
-        import onnxruntime  # not there where TensorRT or PyTorch runs the graphs
+        import onnxruntime  # not installed where TensorRT or PyTorch runs the encoders
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-        # Several stages share the cores: a thread that waits must not spin.
+        # Several stages share the cores, so waiting threads must not spin.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own errors share no public root
             raise ArtifactMismatch(f"{path} cannot be loaded: {error}") from error
-        found = (
+        names = (
             tuple(item.name for item in self._session.get_inputs()),
-            tuple(o.name for o in self._session.get_outputs()),
+            tuple(item.name for item in self._session.get_outputs()),
         )
-        if found != (inputs, outputs):
-            raise ArtifactMismatch(f"{path} has the tensors {found}; wanted {(inputs, outputs)}: convert again")
+        if names != (inputs, outputs):
+            raise ArtifactMismatch(f"{path} has the tensors {names}; expected {(inputs, outputs)}: convert again")
         self._outputs = list(outputs)
         self.floats = {item.name for item in self._session.get_inputs() if item.type == "tensor(float)"}
 
     def run(self, inputs: Arrays) -> Arrays:
-        """Pixels may come as uint8 where the graph takes float32, which is what it would make of them."""
+        """Run the graph; pixels may be uint8 where it takes float32, to which they are cast."""
         typed = {
             name: array.astype(np.float32) if array.dtype == np.uint8 and name in self.floats else array
             for name, array in inputs.items()
@@ -69,7 +69,7 @@ class OnnxEncoders:
     def encode_frames(self, frames: np.ndarray) -> np.ndarray:
         if frames.dtype != np.uint8 and "frames" not in self._vision.floats:
             raise ArtifactMismatch(
-                "this bundle is older than vcd_alpha, and its vision graph takes whole colours: convert again"
+                "this bundle predates vcd_alpha: its vision graph takes uint8 frames, which cannot hold noise; convert again"
             )
         return self._vision.run({"frames": frames})["vision_features"]
 

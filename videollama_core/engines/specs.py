@@ -1,4 +1,4 @@
-"""The converted graphs and their tensors, named once for the converter and the runners."""
+"""The converted graphs and the names of their tensors, shared by the converter and the runners."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,10 @@ class Graph:
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    per_layer: tuple[str, ...] = ()  # inputs that each layer of the language model has of its own, behind the others
+    per_layer: tuple[str, ...] = ()  # inputs that exist once per layer of the language model, after the others
 
     def inputs_of(self, config: ModelConfig) -> tuple[str, ...]:
+        """Names of all inputs in order, those of each layer included."""
         layers = range(config.language.layers)
         return (*self.inputs, *(f"{name}_{layer}" for layer in layers for name in self.per_layer))
 
@@ -21,7 +22,7 @@ VISION_ENCODER = Graph("vision_encoder", ("frames",), ("vision_features",))
 CONNECTOR = Graph("connector", ("vision_features", "frame_index"), ("media_steps",))
 AUDIO_ENCODER = Graph("audio_encoder", ("filterbank",), ("audio_tokens",))
 EMBEDDING = Graph("embedding", ("input_ids",), ("inputs_embeds",))
-# A tensor a layer: ONNX Runtime reads each where it lies, and would copy a slice of one for all.
+# One tensor per layer: ONNX Runtime reads each in place, but would copy slices of a single tensor.
 DECODER = Graph(
     "decoder",
     ("inputs_embeds", "positions", "bias", "last"),
@@ -36,14 +37,14 @@ def graphs_of(config: ModelConfig) -> tuple[Graph, ...]:
     return tuple(graph for graph in GRAPHS if graph is not AUDIO_ENCODER or config.audio is not None)
 
 
-MOST_FRAMES_PER_RUN = 8  # of the tower: what a GPU is busy with, and as many as a video has at least
-_OPERATIONS_PER_RUN = 2e10  # of a CPU: about 0.2 s of two cores
+MOST_FRAMES_PER_RUN = 8  # of the tower: enough to occupy a GPU, and the least frames of a video
+_OPERATIONS_PER_RUN = 2e10  # on a CPU: about 0.2 s of two cores
 
 
 def frames_per_run(vision: VisionConfig, on_gpu: bool) -> int:
-    """How many frames the tower is given at once. It depends on nothing else, so that a frame's features do not either.
+    """How many frames the tower takes at once. It depends on the tower and device alone, so that features do too.
 
-    On a CPU as many as keep others waiting for a moment only: one frame of a published tower, eight of a tiny one.
+    On a CPU, few enough not to keep other requests waiting: one frame for a published tower, eight for a tiny one.
     """
     weights = vision.used_layers * vision.width * (4 * vision.width + 2 * vision.mlp_width)
     operations = 2 * weights * vision.tokens

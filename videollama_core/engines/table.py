@@ -1,8 +1,8 @@
-"""The engines: what each one can do, and where its code lies.
+"""The engines: what each one supports, and where its code is.
 
-A new engine is one entry here and one beside it in the converter (`ENCODER_STEPS`), with the modules that they name.
-A bundle names two: what runs its encoders, and what runs its language model. Modules are named, not imported: torch takes
-seconds, and the packages of other engines are not there.
+A new engine is one entry here and one in the converter (`ENCODER_STEPS`), with the modules that they name. A bundle names
+two: the engine of its encoders, and the engine of its language model. Modules are named rather than imported: torch takes
+seconds to import, and the packages of other engines may not be installed.
 """
 
 from collections.abc import Callable
@@ -17,16 +17,16 @@ _FLOATS = ("bfloat16", "float16", "float32")
 
 @dataclass(frozen=True)
 class EncoderEngine:
-    """What runs the vision encoder, the connector and the audio encoder."""
+    """An engine of the vision encoder, the connector and the audio encoder."""
 
     name: str
-    dtypes: tuple[str, ...]  # in which it computes, the default first
-    language_engines: tuple[str, ...]  # that may stand beside it, the default first
+    dtypes: tuple[str, ...]  # in which it can compute, the default first
+    language_engines: tuple[str, ...]  # with which it can be combined, the default first
     encoders: str  # "module:name" of (Bundle) -> Encoders (media_encoder.py)
-    package: str  # of Python, without which it cannot run
+    package: str  # the Python package that it requires
     machine_check: str  # "module:name" of (Bundle, bytes of the bundle) -> list[Finding] (machine_checks.py)
     is_tensorrt: bool = False  # it runs typed graphs that are built into engines; the tower can be fp8
-    takes_noise: bool = True  # pixels of contrastive decoding, which are no whole numbers
+    takes_noise: bool = True  # whether it takes the float32 pixels of contrastive decoding
     can_keep_media_tokens_on_gpu: bool = False  # between the encoder and the language model
 
     def load_encoders(self) -> Callable[..., Any]:
@@ -38,13 +38,13 @@ class EncoderEngine:
 
 @dataclass(frozen=True)
 class LanguageEngine:
-    """What runs the language model. Those of a stage of ours are loaded by generation/language_models.py."""
+    """An engine of the language model. Those in a stage of ours are loaded by generation/language_models.py."""
 
     name: str
     package: str
-    is_backend: bool = False  # a backend of Triton in C++, with a config.pbtxt and an engine of its own
-    quantizations: tuple[str, ...] = ()  # of its weights, that a conversion offers
-    parameters: dict[str, str] = field(default_factory=dict)  # of the stage's config.pbtxt, where not the tracked ones
+    is_backend: bool = False  # a Triton backend in C++, with a config.pbtxt and an engine of its own
+    quantizations: tuple[str, ...] = ()  # of the weights, as offered by `vl2 convert --quantize`
+    parameters: dict[str, str] = field(default_factory=dict)  # overrides of the parameters in the stage's config.pbtxt
 
 
 ENCODER_ENGINES = {
@@ -66,8 +66,8 @@ ENCODER_ENGINES = {
             "torch",
             "videollama_core.engines.machine_checks:check_torch",
         ),
-        # The types of both TensorRT engines are the vision tower's: connector and audio encoder never go to bfloat16
-        # (engine_options.encoder_dtype in the converter). Media tokens beside TensorRT-LLM are float16, its own type.
+        # The types of both TensorRT engines are the vision tower's: connector and audio encoder are never bfloat16
+        # (engine_options.encoder_dtype in the converter). Media tokens for TensorRT-LLM are float16, its own type.
         EncoderEngine(
             "tensorrt",
             _FLOATS,
@@ -95,7 +95,7 @@ LANGUAGE_ENGINES = {
     engine.name: engine
     for engine in (
         LanguageEngine("onnx", "onnxruntime", quantizations=("int8",)),
-        # A GPU is not busy with a chunk that suits a CPU.
+        # Prefill chunks sized for a CPU are too small to occupy a GPU.
         LanguageEngine("torch", "torch", parameters={"max_num_sequences": "16", "prefill_chunk_len": "4096"}),
         LanguageEngine("vllm", "vllm"),
         LanguageEngine("tensorrt-llm", "tensorrt_llm", is_backend=True, quantizations=("fp8", "int4_awq", "int8_sq")),
@@ -106,7 +106,7 @@ LANGUAGE_ENGINES = {
 def encoder_engine(name: str) -> EncoderEngine:
     """Raises: ArtifactMismatch for a name that is not in the table."""
     if name not in ENCODER_ENGINES:
-        raise ArtifactMismatch(f"the engine {name!r} is not known here; known are {', '.join(ENCODER_ENGINES)}")
+        raise ArtifactMismatch(f"the engine {name!r} is unknown; expected one of {', '.join(ENCODER_ENGINES)}")
     return ENCODER_ENGINES[name]
 
 
@@ -114,7 +114,7 @@ def language_engine(name: str) -> LanguageEngine:
     """Raises: ArtifactMismatch for a name that is not in the table."""
     if name not in LANGUAGE_ENGINES:
         raise ArtifactMismatch(
-            f"the engine {name!r} of the language model is not known here; known are {', '.join(LANGUAGE_ENGINES)}"
+            f"the language model's engine {name!r} is unknown; expected one of {', '.join(LANGUAGE_ENGINES)}"
         )
     return LANGUAGE_ENGINES[name]
 

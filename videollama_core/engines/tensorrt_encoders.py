@@ -1,7 +1,7 @@
 """The encoders on TensorRT 10.14 engines, which `vl2 convert --engine tensorrt` built.
 
-PyTorch brings the buffers, the stream and the recording of CUDA graphs; `tensorrt` brings the kernels. Nothing leaves the
-GPU between tower and connector. Whether the media tokens do is the bundle's choice (`vl2 convert --media-token-memory`).
+PyTorch provides the buffers, the stream and the capture of CUDA graphs; `tensorrt` provides the kernels. Features stay on
+the GPU between tower and connector. Whether the media tokens do is set by the bundle (`vl2 convert --media-token-memory`).
 """
 
 import json
@@ -28,7 +28,7 @@ DTYPES = {
 
 
 def describe_machine() -> dict[str, Any]:
-    """What an engine is bound to. Raises: ArtifactMismatch where there is no GPU or no TensorRT."""
+    """Versions and GPU that an engine is bound to. Raises: ArtifactMismatch if there is no GPU or no TensorRT."""
     try:
         import tensorrt
     except ImportError as error:
@@ -37,7 +37,7 @@ def describe_machine() -> dict[str, Any]:
             "--engine torch"
         ) from error
     if not torch.cuda.is_available():
-        raise ArtifactMismatch("no GPU can be used here: nvidia-smi tells why; or convert with --engine onnx")
+        raise ArtifactMismatch("no GPU can be used here: check nvidia-smi, or convert with --engine onnx")
     major, minor = torch.cuda.get_device_capability()
     return {
         "tensorrt": tensorrt.__version__,
@@ -48,25 +48,25 @@ def describe_machine() -> dict[str, Any]:
 
 
 def check_sidecar(path: Path, machine: dict[str, Any]) -> dict[str, Any]:
-    """The facts written beside an engine. Raises: ArtifactMismatch unless it was built for this machine."""
+    """The content of an engine's sidecar. Raises: ArtifactMismatch unless the engine was built for this machine."""
     sidecar = path.with_suffix(".json")
     try:
-        found = json.loads(sidecar.read_text("utf-8"))
-        built_on = found["machine"]
+        facts = json.loads(sidecar.read_text("utf-8"))
+        built_on = facts["machine"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactMismatch(f"{sidecar} is missing or damaged ({error!r}); convert again on this machine") from error
-    # The name of the GPU may differ within one capability; TensorRT then warns of lost speed, and runs.
+    # The GPU's name may differ within one capability; TensorRT then warns about lower speed, and runs.
     for key in ("tensorrt", "capability"):
         if built_on.get(key) != machine[key]:
             raise ArtifactMismatch(
-                f"{path} was built for {key} {built_on.get(key)} ({built_on.get('gpu')}), and this machine has {machine[key]} "
+                f"{path} was built for {key} {built_on.get(key)} ({built_on.get('gpu')}), but this machine has {machine[key]} "
                 f"({machine['gpu']}): convert again here, in the container that serves"
             )
-    return found
+    return facts
 
 
 class TensorRtEngine:
-    """One engine. Its executions take turns on one stream, so that one piece of memory serves all of them."""
+    """One engine. Its executions take turns on one stream, so that they can share one block of scratch memory."""
 
     def __init__(self, path: Path, graph: Graph, machine: dict[str, Any]) -> None:
         import tensorrt
@@ -78,12 +78,12 @@ class TensorRtEngine:
             raise ArtifactMismatch(f"{path} cannot be loaded by TensorRT {machine['tensorrt']}: convert again here")
         names = [self._engine.get_tensor_name(place) for place in range(self._engine.num_io_tensors)]
         if sorted(names) != sorted((*graph.inputs, *graph.outputs)):
-            raise ArtifactMismatch(f"{path} has the tensors {names}; wanted {(*graph.inputs, *graph.outputs)}")
-        self.graph, self.dtypes = graph, {name: DTYPES[found] for name, found in facts["dtypes"].items()}
+            raise ArtifactMismatch(f"{path} has the tensors {names}; expected {(*graph.inputs, *graph.outputs)}")
+        self.graph, self.dtypes = graph, {name: DTYPES[dtype] for name, dtype in facts["dtypes"].items()}
         self._scratch = torch.empty(self._engine.device_memory_size_v2, dtype=torch.uint8, device="cuda")
 
     def execution(self) -> "Execution":
-        """One of any number: since TensorRT 10.0 contexts may share an optimisation profile."""
+        """A new execution; there may be any number: since TensorRT 10.0 contexts may share an optimization profile."""
         import tensorrt
 
         context = self._engine.create_execution_context(tensorrt.ExecutionContextAllocationStrategy.USER_MANAGED)
@@ -91,7 +91,7 @@ class TensorRtEngine:
         return Execution(self, context)
 
     def profile_for(self, inputs: dict[str, Tensor]) -> int:
-        """Raises: ArtifactMismatch for shapes that the engine was not built for."""
+        """Number of the optimization profile for some inputs. Raises: ArtifactMismatch if none fits their shapes."""
         for number in range(self._engine.num_optimization_profiles):
             bounds = {name: self._engine.get_tensor_profile_shape(name, number) for name in inputs}
             if all(
@@ -108,9 +108,9 @@ class TensorRtEngine:
 
 
 class Execution:
-    """An engine with a context of its own, called from one thread.
+    """An engine with its own context, called from one thread.
 
-    What is recorded of a context is good as long as its shapes stay: every CUDA graph records an execution of its own.
+    A recorded CUDA graph is valid only while its context keeps its shapes, so every CUDA graph records its own execution.
     """
 
     def __init__(self, engine: TensorRtEngine, context: Any) -> None:
@@ -131,12 +131,12 @@ class Execution:
         output = torch.empty(tuple(self._context.get_tensor_shape(name)), dtype=dtypes[name], device="cuda")
         self._context.set_tensor_address(name, output.data_ptr())
         if not self._context.execute_async_v3(stream.cuda_stream):
-            raise ArtifactMismatch(f"TensorRT refused to run {graph.name}; its log says why")
+            raise ArtifactMismatch(f"TensorRT failed to run {graph.name}; see its log")
         return output
 
     def _set_shapes(self, inputs: dict[str, Tensor], stream: torch.cuda.Stream) -> None:
         shapes = {name: value.shape for name, value in inputs.items()}
-        if shapes == self._shapes:  # nothing but the work itself is recorded
+        if shapes == self._shapes:  # a CUDA graph must record nothing but the computation
             return
         self._context.set_optimization_profile_async(self._owner.profile_for(inputs), stream.cuda_stream)
         for name, shape in shapes.items():
@@ -145,7 +145,7 @@ class Execution:
 
 
 class TensorRtEncoders:
-    """Engines of one bundle, on a stream of their own: TensorRT waits for the host on CUDA's default one.
+    """Engines of one bundle, on their own stream: on CUDA's default stream TensorRT would synchronize with the host.
 
     Media tokens are float16: the language model's type on TensorRT-LLM (assemble.py).
     """
@@ -158,9 +158,9 @@ class TensorRtEncoders:
 
         self._stream = torch.cuda.Stream()
         self.frames_per_run = frames_per_run(bundle.config.vision, on_gpu=True)
-        see, connect = load(VISION_ENCODER).execution, load(CONNECTOR).execution
-        self._encode_frames = CudaGraphCache(see(), device, see)
-        self._connect = CudaGraphCache(connect(), device, connect)
+        vision_execution, connector_execution = load(VISION_ENCODER).execution, load(CONNECTOR).execution
+        self._encode_frames = CudaGraphCache(vision_execution(), device, vision_execution)
+        self._connect = CudaGraphCache(connector_execution(), device, connector_execution)
         if bundle.config.audio:
             audio_execution = load(AUDIO_ENCODER).execution
             self._encode_audio = CudaGraphCache(audio_execution(), device, audio_execution)
@@ -169,23 +169,23 @@ class TensorRtEncoders:
     def encode_frames(self, frames: np.ndarray) -> Tensor:
         take_over(self._stream)
         with torch.cuda.stream(self._stream):
-            found = self._encode_frames(_pinned(frames))
-        return hand_over(found, self._stream)
+            features = self._encode_frames(_pinned(frames))
+        return hand_over(features, self._stream)
 
     @torch.inference_mode()
     def connect(self, features: Tensor, frame_index: np.ndarray) -> Tensor:
         take_over(self._stream, features)
         with torch.cuda.stream(self._stream):
-            found = self._connect(features, _pinned(frame_index)).to(torch.float16, copy=True)
-        return hand_over(found, self._stream)
+            tokens = self._connect(features, _pinned(frame_index)).to(torch.float16, copy=True)
+        return hand_over(tokens, self._stream)
 
     @torch.inference_mode()
     def encode_audio(self, filterbank: np.ndarray) -> Tensor:
         with torch.cuda.stream(self._stream):
-            found = self._encode_audio(_pinned(filterbank[None]))[0].to(torch.float16, copy=True)
-        return hand_over(found, self._stream)
+            tokens = self._encode_audio(_pinned(filterbank[None]))[0].to(torch.float16, copy=True)
+        return hand_over(tokens, self._stream)
 
 
 def _pinned(array: np.ndarray) -> Tensor:
-    """A copy in memory that the GPU reads without the host."""
+    """A copy in pinned memory, from which the GPU can copy asynchronously."""
     return torch.from_numpy(np.ascontiguousarray(array)).pin_memory()

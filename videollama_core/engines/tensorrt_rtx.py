@@ -1,7 +1,7 @@
-"""NVIDIA's TensorRT-RTX, a package of PyPI: its log, and whether an engine suits this machine.
+"""NVIDIA's TensorRT-RTX, a package on PyPI: its log, and whether an engine matches this machine.
 
 Engines are built ahead of time for compute capabilities, on any machine (build_tensorrt_rtx.py); their kernels are compiled
-on the GPU that serves, and kept in a runtime cache beside them.
+on the serving GPU, and stored in a runtime cache beside them.
 """
 
 import json
@@ -15,10 +15,10 @@ from videollama_core.protocol.errors import ArtifactMismatch
 
 @cache
 def rtx_logger() -> Any:
-    """The one of this process: the library keeps the first and ignores later ones. `errors` since the last `start`."""
+    """The logger of this process: the library keeps its first one and ignores others. `errors`: since the last `start`."""
     import tensorrt_rtx as trt
 
-    class Said(trt.ILogger):
+    class ErrorLog(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.start()
@@ -32,11 +32,11 @@ def rtx_logger() -> Any:
                 self.errors.append(message)
             self._pass_on(message)
 
-    return Said()
+    return ErrorLog()
 
 
 def rtx_version() -> str:
-    """Raises: ArtifactMismatch where the package is missing."""
+    """Raises: ArtifactMismatch if the package is missing."""
     try:
         import tensorrt_rtx
     except ImportError as error:
@@ -48,11 +48,12 @@ def rtx_version() -> str:
 
 
 def check_rtx_sidecar(path: Path, version: str, capability: float | None) -> dict[str, Any]:
-    """The facts written beside an engine.
+    """The content of an engine's sidecar.
 
     Args:
-        capability: compute capability of this machine's GPU; None where no GPU can be asked.
-    Raises: ArtifactMismatch for an engine of another version or without this GPU.
+        version: of the installed TensorRT-RTX.
+        capability: compute capability of this machine's GPU; None if there is no usable GPU.
+    Raises: ArtifactMismatch for an engine of another version, or not built for this GPU.
     """
     sidecar = path.with_suffix(".json")
     try:
@@ -62,11 +63,11 @@ def check_rtx_sidecar(path: Path, version: str, capability: float | None) -> dic
         raise ArtifactMismatch(f"{sidecar} is missing or damaged ({error!r}); convert again") from error
     if built_by != version:
         raise ArtifactMismatch(
-            f"{path} was built by TensorRT-RTX {built_by}, and this machine has {version}: convert again with this one"
+            f"{path} was built by TensorRT-RTX {built_by}, but this machine has {version}: convert again with this version"
         )
     if capability is not None and capability not in targets:
         raise ArtifactMismatch(
-            f"{path} runs on compute capabilities {', '.join(map(str, targets))}, and this GPU has {capability}: convert with "
+            f"{path} runs on compute capabilities {', '.join(map(str, targets))}, but this GPU has {capability}: convert with "
             "--engine torch, or with --engine tensorrt in the pinned container"
         )
     return facts

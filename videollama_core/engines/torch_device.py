@@ -1,4 +1,4 @@
-"""Where PyTorch computes, and in which type."""
+"""The device and dtype in which PyTorch computes, and the handover between CUDA streams."""
 
 import torch
 
@@ -13,19 +13,19 @@ def pick_device() -> torch.device:
 
 
 def pick_dtype(name: str) -> torch.dtype:
-    """Raises: ArtifactMismatch."""
+    """The torch dtype of a manifest's dtype. Raises: ArtifactMismatch for an unknown name."""
     if name not in DTYPES:
         raise ArtifactMismatch(f"the manifest's dtype is {name!r}; PyTorch computes in {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16; elsewhere PyTorch emulates it, several times slower than float32."""
+    """Whether this CPU multiplies in bfloat16; otherwise PyTorch emulates it, several times slower than float32."""
     return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 def hand_over(tensor: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:
-    """What was computed on `stream`, to the stream that the caller works on, without waiting on the host."""
+    """Make a tensor that was computed on `stream` usable on the caller's stream, without waiting on the host."""
     caller = torch.cuda.current_stream()
     caller.wait_stream(stream)
     tensor.record_stream(caller)
@@ -33,7 +33,7 @@ def hand_over(tensor: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:
 
 
 def take_over(stream: torch.cuda.Stream, *tensors: torch.Tensor) -> None:
-    """The other way round: `stream` goes on when what the caller's stream was given is done, these tensors with it."""
+    """The reverse: let `stream` continue once the work queued on the caller's stream, which made the tensors, is done."""
     stream.wait_stream(torch.cuda.current_stream())
     for tensor in tensors:
         tensor.record_stream(stream)

@@ -1,6 +1,6 @@
-"""The encoders on PyTorch: a GPU where there is one, the CPU elsewhere. The modules are those that graphs are exported from.
+"""The encoders on PyTorch: on a GPU if there is one, else on the CPU. The modules are those from which graphs are exported.
 
-On a GPU nothing leaves it between tower and connector, and a shape that comes a second time is replayed as a CUDA graph.
+Features stay on the GPU between tower and connector, and from the second call on a shape is replayed as a CUDA graph.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ MAX_GRAPHS = 8  # kept per function; each holds its activations
 
 
 def load_torch_encoders(bundle: Bundle, device: torch.device | None = None) -> "TorchEncoders":
-    """The encoders of a bundle that was converted with --engine torch."""
+    """The encoders of a bundle that was converted with --engine torch. Raises: ArtifactMismatch, CheckpointMismatch."""
     config, weights = bundle.config, Shards.of_file(bundle.root / ENCODER_WEIGHTS)
 
     def load(part: str, module: M) -> M:
@@ -40,7 +40,7 @@ def load_torch_encoders(bundle: Bundle, device: torch.device | None = None) -> "
 
 
 class TorchEncoders:
-    """Modules on one device, in one type."""
+    """Modules on one device, in one dtype."""
 
     def __init__(self, vision: VisionEncoder, connector: nn.Module, audio: nn.Module | None = None) -> None:
         self.vision, self.connector, self.audio = vision, connector, audio
@@ -71,11 +71,11 @@ class TorchEncoders:
 class CudaGraphCache:
     """A function of tensors; on a GPU its kernels are recorded per shape, and replayed without the host.
 
-    A shape's first call runs as it is written (and warms up), its second records. A replay writes where the last one of its
-    shape wrote: who keeps a result copies it.
+    The first call with a shape runs the function normally (and warms it up), the second records. A replay overwrites the
+    previous result for the same shape: copy a result to keep it.
 
     Args:
-        fresh: makes another such function to record, where its state must not change afterwards; default: itself.
+        fresh: makes another such function to record, if its state must not change afterwards; default: the same function.
     """
 
     def __init__(
@@ -97,29 +97,29 @@ class CudaGraphCache:
                 self._graphs[key] = None
             return self._function(*(value.to(self._device) for value in inputs))
         recorded = self._graphs[key] or self._record(key, inputs)
-        for place, value in zip(recorded.places, inputs, strict=True):
-            place.copy_(value, non_blocking=True)
+        for buffer, value in zip(recorded.inputs, inputs, strict=True):
+            buffer.copy_(value, non_blocking=True)
         recorded.graph.replay()
         return recorded.output
 
     def _record(self, key: tuple[Any, ...], inputs: tuple[Tensor, ...]) -> "_Recorded":
-        places, function = [value.to(self._device) for value in inputs], self._fresh()
+        buffers, function = [value.to(self._device) for value in inputs], self._fresh()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):
-                function(*places)
+                function(*buffers)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            output = function(*places)
-        found = self._graphs[key] = _Recorded(graph, places, output, function)
-        return found
+            output = function(*buffers)
+        recorded = self._graphs[key] = _Recorded(graph, buffers, output, function)
+        return recorded
 
 
 @dataclass
 class _Recorded:
     graph: torch.cuda.CUDAGraph
-    places: list[Tensor]  # of the inputs
+    inputs: list[Tensor]  # its input buffers
     output: Tensor
-    function: Callable[..., Tensor]  # what it was recorded of lives as long
+    function: Callable[..., Tensor]  # kept alive, because the graph uses its memory

@@ -1,34 +1,36 @@
-"""How much of a prompt goes in between two decoding steps: so much that neither waits long for the other."""
+"""How much of a prompt is prefilled between two decoding steps, so that neither delays the other for long."""
 
-LEAST = 32  # positions: fewer cost about as much, for all weights are read either way
-_PATIENCE = 2.0  # a chunk may take so many times as long as a decoding step
-_NEW = 0.3  # weight of the last measurement
+LEAST = 32  # positions: fewer take about as long, because all weights are read anyway
+_PATIENCE = 2.0  # the most time of a chunk, in decoding steps
+_NEW = 0.3  # weight of the latest measurement
 
 
 class ChunkSizes:
-    """Sizes from what chunks and steps took lately."""
+    """Chunk sizes from the recent durations of chunks and decoding steps."""
 
     def __init__(self, most: int) -> None:
-        """most: positions of a chunk while nobody decodes."""
+        """most: positions of a chunk while no request decodes."""
         self._most, self._least = most, min(LEAST, most)
-        self._position = self._step = 0.0  # seconds of each; 0: not known yet
+        self._position = self._step = 0.0  # seconds of each; 0: unknown yet
 
     def next(self, while_others_decode: bool) -> int:
-        """Positions, while others decode a power of two."""
+        """Positions of the next chunk; while others decode, a power of two."""
         if not while_others_decode:
             return self._most
         if not (self._position and self._step):
             return self._least
-        wanted = int(_PATIENCE * self._step / self._position)
-        return min(max(1 << max(wanted, 1).bit_length() - 1, self._least), self._most)
+        affordable = int(_PATIENCE * self._step / self._position)
+        return min(max(1 << max(affordable, 1).bit_length() - 1, self._least), self._most)
 
     def took_chunk(self, positions: int, seconds: float) -> None:
-        if positions >= self._least:  # the last ones of a prompt say little
-            self._position = _mixed(self._position, seconds / positions)
+        """Record how long a chunk took."""
+        if positions >= self._least:  # the short rest of a prompt is not representative
+            self._position = _averaged(self._position, seconds / positions)
 
     def took_step(self, seconds: float) -> None:
-        self._step = _mixed(self._step, seconds)
+        """Record how long a decoding step took."""
+        self._step = _averaged(self._step, seconds)
 
 
-def _mixed(before: float, now: float) -> float:
+def _averaged(before: float, now: float) -> float:
     return now if not before else before + _NEW * (now - before)

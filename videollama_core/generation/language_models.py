@@ -1,4 +1,4 @@
-"""The language model on one of the engines that a stage of ours runs. torch and vllm are imported when they are asked for."""
+"""The language model on one of the engines that run in a stage of ours. torch and vllm are imported on demand."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ def _torch(bundle: Bundle, num_slots: int) -> Runner:
     return TorchRunner(load_decoder(bundle), num_slots, bundle.max_seq_len)
 
 
-# Name in LANGUAGE_ENGINES (engines/table.py) -> what its scheduler runs.
+# Name in LANGUAGE_ENGINES (engines/table.py) -> its runner, for our scheduler.
 RUNNERS: dict[str, Callable[[Bundle, int], Runner]] = {"onnx": _onnx, "torch": _torch}
 
 
@@ -28,7 +28,7 @@ def load_runner(bundle: Bundle, num_slots: int) -> Runner:
     """The language model on the engine that the bundle was converted for. Raises: ArtifactMismatch."""
     engine = bundle.language_engine.name
     if engine not in RUNNERS:
-        raise ArtifactMismatch(f"{bundle.root}: no runner of ours for {engine}; there are {', '.join(RUNNERS)}")
+        raise ArtifactMismatch(f"{bundle.root}: there is no runner for {engine}; expected one of {', '.join(RUNNERS)}")
     return RUNNERS[engine](bundle, num_slots)
 
 
@@ -38,15 +38,22 @@ def _vllm(bundle: Bundle, num_slots: int, max_waiting: int) -> Scheduler:
     return Scheduler(VllmSteps(VllmRunner(bundle, num_slots)), max_waiting)
 
 
-# Likewise, for engines that schedule by themselves.
+# The same for engines with a scheduler of their own.
 SCHEDULERS: dict[str, Callable[[Bundle, int, int], Scheduler]] = {"vllm": _vllm}
 
 
 def load_scheduler(
-    bundle: Bundle, asked: str | None, num_slots: int, max_waiting: int, prefill_chunk: int
+    bundle: Bundle, override: str | None, num_slots: int, max_waiting: int, prefill_chunk: int
 ) -> Scheduler:
-    """Args: asked: an engine that `vl2 serve` named in the place of the bundle's own. Raises: ArtifactMismatch."""
-    engine = asked if asked in SCHEDULERS else bundle.llm_engine
+    """The scheduler of a bundle's language model.
+
+    Args:
+        override: an engine that `vl2 serve` uses instead of the bundle's own; None for the bundle's.
+        max_waiting: requests in the queue.
+        prefill_chunk: positions, while no request decodes.
+    Raises: ArtifactMismatch.
+    """
+    engine = override if override in SCHEDULERS else bundle.llm_engine
     if engine in SCHEDULERS:
         return SCHEDULERS[engine](bundle, num_slots, max_waiting)
     return Scheduler(SlotSteps(load_runner(bundle, num_slots), prefill_chunk), max_waiting)

@@ -1,4 +1,4 @@
-"""The decoder on ONNX Runtime, on slots whose keys and values stay where they are from step to step."""
+"""The decoder on ONNX Runtime, with a KV cache of slots that is read in place at every step."""
 
 import os
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from videollama_core.generation.prefixes import spare_memory
 from videollama_core.generation.runner import HostScores
 from videollama_core.generation.slot_cache import SlotCache
 
-HIDDEN = np.finfo(np.float32).min  # added to the score of a position that must not be seen
+HIDDEN = np.finfo(np.float32).min  # added to the score of a masked position
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """A copy of what a slot held."""
+    """A copy of a slot's content."""
 
     values: np.ndarray  # float32 [layers, 2, H, L, d]
     visible: np.ndarray  # bool [L]
@@ -56,7 +56,7 @@ class OnnxRunner:
         length = cache.length[slot]
         past = cache.past(cache.row(slot), 1)
         if not length:
-            past = [each[:, :, :0] for each in past]  # nothing is written: nothing to look at
+            past = [layer[:, :, :0] for layer in past]  # the slot is empty: nothing to attend to
         cached = past[0].shape[2]
         bias = np.full((new, cached + new), HIDDEN, np.float32)
         bias[:, :length][:, cache.visible(slot)] = 0
@@ -80,13 +80,13 @@ class OnnxRunner:
             bias[row, 0, 0, : cache.length[slot]][cache.visible(slot)] = 0
         embeds = self._embedding.run({"input_ids": ids})["inputs_embeds"]
         logits, added = self._run(embeds, positions, bias, np.zeros(count, np.int64), cache.past(0, count))
-        seen = np.ones(1, bool)
+        visible = np.ones(1, bool)
         for slot, row in zip(slots, rows, strict=True):
-            cache.append(slot, added[:, :, row], seen)
+            cache.append(slot, added[:, :, row], visible)
         return HostScores(logits[rows])
 
     def _embed(self, ids: np.ndarray, media: np.ndarray | None) -> np.ndarray:
-        """int64 [S] -> float32 [S, D], media rows spliced in."""
+        """Ids int64 [S] -> embeddings float32 [S, D], with the media rows at the media positions."""
         is_media = ids >= self.vocab_size
         embeds = self._embedding.run({"input_ids": np.where(is_media, 0, ids)[None]})["inputs_embeds"][0]
         if media is not None:

@@ -1,4 +1,4 @@
-"""What the scheduler is asked, what it answers, and what it knows of a request that runs. L prompt length, N, D as in messages.py."""
+"""The scheduler's requests, its answers, and its state of a running request. L: length of the prompt; N, D as in messages.py."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,17 +16,18 @@ class Step:
     """One new token of a request."""
 
     token: int
-    logits: np.ndarray | None  # float32 [vocab], before any penalty; None unless asked for
+    logits: np.ndarray | None  # float32 [vocab], before any penalty; None unless requested
     last: bool
-    cached_tokens: int = 0  # with the first token: positions of the prompt whose keys and values were there
+    cached_tokens: int = 0  # with the first token: prompt positions reused from the prefix cache
 
 
 @dataclass
 class GenerationRequest:
-    """A prompt to go on from.
+    """A prompt to continue.
 
-    `on_step` and `on_error` are called from the scheduler's thread, in order; after a last step, an error or a
-    cancellation comes nothing more; `on_admitted` before them, when the request gets its slot. `is_cancelled` is asked before every iteration once it may run, before that in turn.
+    `on_step` and `on_error` are called from the scheduler's thread, in order, and never again after a last step, an error or
+    a cancellation. `on_admitted` is called before them, when the request gets its slot. `is_cancelled` is called before every
+    iteration for requests that run or could be admitted, and in turn for the rest of the queue.
     """
 
     request_id: str
@@ -35,8 +36,8 @@ class GenerationRequest:
     end_words: tuple[tuple[int, ...], ...]  # generation ends after any of these sequences
     on_step: Callable[[Step], None]
     on_error: Callable[[VideoLlamaError], None]
-    media: np.ndarray | None = None  # float32 [N, D]; with a contrast [2N, D], the noised half behind the other
-    media_hashes: np.ndarray | None = None  # uint64 [L]: of the media at their positions, as prompt_table_extra_ids
+    media: np.ndarray | None = None  # float32 [N, D]; with a contrast [2N, D], the noised half last
+    media_hashes: np.ndarray | None = None  # uint64 [L]: the media's hash at media positions (prompt_table_extra_ids)
     pad_id: int | None = None
     return_logits: bool = False
     is_cancelled: Callable[[], bool] = lambda: False
@@ -47,7 +48,7 @@ class GenerationRequest:
         return 2 if self.sampling.contrasts else 1
 
     def prompts(self, vocab_size: int) -> list[np.ndarray]:
-        """Ids int64 [L] of each sequence."""
+        """The prompt's ids int64 [L] for each sequence."""
         ids = self.input_ids
         if not self.sampling.contrasts:
             return [ids]
@@ -57,18 +58,18 @@ class GenerationRequest:
 
 @dataclass
 class Running:
-    """A request and its place."""
+    """A request that holds slots, and its progress."""
 
     request: GenerationRequest
     sampler: Sampler
-    slots: list[int]  # one for each sequence
-    prompts: list[np.ndarray]  # int64 [L], likewise
-    prefilled: int = 0  # positions of the prompts already in the slots, one prompt after the other
+    slots: list[int]  # one per sequence
+    prompts: list[np.ndarray]  # int64 [L], one per sequence
+    prefilled: int = 0  # positions already in the slots, counted over the prompts in order
     positions: np.ndarray = field(
         default_factory=lambda: np.zeros((0, 2), np.int64)
-    )  # of the prompt in turn, once looked up: prefixes.py
-    cached_tokens: int = 0  # of the first prompt's: taken from a prompt before it
-    scores: list[np.ndarray] = field(default_factory=list)  # after each whole prompt
+    )  # of the current prompt, once it was looked up: prefixes.py
+    cached_tokens: int = 0  # of the first prompt: positions reused from an earlier prompt
+    scores: list[np.ndarray] = field(default_factory=list)  # after each complete prompt
 
     @property
     def slot(self) -> int:
@@ -76,7 +77,7 @@ class Running:
 
     @property
     def place(self) -> tuple[int, int]:
-        """The prompt that is being taken in, by number, and how many of its positions are."""
+        """Number of the prompt that is being prefilled, and how many of its positions are done."""
         return divmod(self.prefilled, len(self.request.input_ids))
 
     @property
@@ -84,7 +85,7 @@ class Running:
         return self.prefilled == sum(map(len, self.prompts))
 
     def combine(self, scores: Sequence[np.ndarray]) -> np.ndarray:
-        """The scores of its sequences -> those to choose from."""
+        """The scores of its sequences -> the scores to sample from, float32 [vocab]."""
         if len(scores) == 1:
             return scores[0]
         return contrast(scores[0], scores[1], self.request.sampling.vcd_alpha, self.request.sampling.vcd_beta)

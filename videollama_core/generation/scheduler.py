@@ -1,11 +1,12 @@
 """Iteration-level batching: requests join and leave between decoding steps.
 
-One iteration drops what was cancelled, admits what waits, goes on with prompts, then takes one decoding step for every
-running request together. What runs a step is steps.py's; with `SlotSteps` one iteration prefills one chunk of one prompt,
-so that a long prompt never stalls the others for longer than a chunk.
+One iteration drops cancelled requests, admits waiting ones, continues prefilling, then takes one decoding step for all
+running requests together. steps.py runs the steps; with `SlotSteps` one iteration prefills one chunk of one prompt, so that
+a long prompt never stalls the others for longer than a chunk.
 
-A request with a contrast (contrast.py) holds two slots: one sequence sees the media, the other the noised media, and both
-go on with the same tokens. Slots are taken together and in the order of the queue, so that nobody waits with one in hand.
+A request with a contrast (contrast.py) holds two slots: one sequence has the media, the other the noised media, and both
+continue with the same tokens. Both slots are taken at once and in the order of the queue, so that no request waits while
+holding one.
 """
 
 import logging
@@ -33,8 +34,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Scheduler:
-    """
+    """Runs generation requests on a fixed number of slots.
+
     Args:
+        max_waiting: requests in the queue; further ones are rejected.
         after_step: called in the scheduler's thread when `on_step` has received every token of a step, and after errors.
     """
 
@@ -60,7 +63,7 @@ class Scheduler:
             if self._closed:
                 raise StageFailed("the language model is shutting down")
             if len(self._waiting) >= self.max_waiting:
-                raise Overloaded(f"{len(self._waiting)} requests wait for the language model already; try again later")
+                raise Overloaded(f"{len(self._waiting)} requests are waiting for the language model; try again later")
             active = [*self._waiting, *(running.request for running in self._running.values())]
             if any(request.request_id == other.request_id for other in active):
                 raise InvalidRequest(f"request id {request.request_id} is already running; use another")
@@ -68,7 +71,7 @@ class Scheduler:
             self._changed.notify()
 
     def stop(self, request_id: str) -> None:
-        """End a request; unknown ids (it may just have ended) are ignored."""
+        """Cancel a request; an unknown id is ignored, because the request may just have ended."""
         with self._changed:
             active = [*self._waiting, *(running.request for running in self._running.values())]
             if any(request_id == request.request_id for request in active):
@@ -89,7 +92,7 @@ class Scheduler:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop the thread; every request that has not ended gets an error."""
+        """Stop the thread; every unfinished request gets an error."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -104,7 +107,7 @@ class Scheduler:
         if request.sampling.contrasts:
             if rows == 0 or rows % 2:
                 raise InvalidRequest(
-                    f"found {rows} media rows; vcd_alpha takes those of the media and as many of noised pixels"
+                    f"found {rows} media rows; vcd_alpha needs those of the media and as many of noised pixels"
                 )
             if self.steps.num_slots < 2:
                 raise InvalidRequest(
@@ -115,12 +118,12 @@ class Scheduler:
             raise InvalidRequest("input_ids is empty; send at least one token")
         if request.input_ids.min() < 0 or request.input_ids.max() >= self.steps.vocab_size + rows:
             raise InvalidRequest(
-                f"input_ids holds {request.input_ids.min()} to {request.input_ids.max()}; ids are 0 to "
-                f"{self.steps.vocab_size - 1}, and {rows} media rows follow them"
+                f"input_ids range from {request.input_ids.min()} to {request.input_ids.max()}; expected 0 to "
+                f"{self.steps.vocab_size - 1}, followed by {rows} media rows"
             )
         if length >= self.steps.max_length:
             raise PromptTooLong(
-                f"the prompt has {length} tokens; the context holds {self.steps.max_length} with the answer"
+                f"the prompt has {length} tokens; the context holds {self.steps.max_length}, the answer included"
             )
         self.steps.check(request)
 
@@ -134,12 +137,12 @@ class Scheduler:
                     return
             try:
                 self.iterate()
-            except Exception as error:  # of no request that could be named: all are told, and the next ones are taken
+            except Exception as error:  # not attributable to one request: all of them fail, and new ones are accepted
                 self._fail_all(error)
                 self.after_step()
 
     def iterate(self) -> None:
-        """One iteration."""
+        """Run one iteration."""
         self.counters.iterations += 1
         self._drop_cancelled()
         self._admit()
@@ -151,11 +154,11 @@ class Scheduler:
     def _drop_cancelled(self) -> None:
         with self._changed:
             stops, self._stops = self._stops, set()
-            asked = self._asked_while_waiting()
+            polled = self._polled_while_waiting()
             waiting = [
                 request
                 for place, request in enumerate(self._waiting)
-                if request.request_id in stops or (place in asked and self._has_left(request))
+                if request.request_id in stops or (place in polled and self._has_left(request))
             ]
             for request in waiting:
                 self._waiting.remove(request)
@@ -164,14 +167,15 @@ class Scheduler:
             for running in self._running.values()
             if running.request.request_id in stops or self._has_left(running.request)
         ]
-        for gone in running:
-            self._release(gone)
-        for request in [*waiting, *(gone.request for gone in running)]:
+        for cancelled in running:
+            self._release(cancelled)
+        for request in [*waiting, *(cancelled.request for cancelled in running)]:
             self.counters.cancelled += 1
             self._report(request, Cancelled("the request was stopped"))
 
-    def _asked_while_waiting(self) -> set[int]:
-        """Places in the queue: those that may be admitted now, and one of the rest in turn, for asking costs time."""
+    def _polled_while_waiting(self) -> set[int]:
+        """Places in the queue to poll for cancellation: those that may be admitted now and, since polling costs time, only
+        one of the rest in turn."""
         return {*range(len(self._free_slots())), self.counters.iterations % max(len(self._waiting), 1)}
 
     def _admit(self) -> None:
@@ -195,22 +199,22 @@ class Scheduler:
 
     def _act_on(self, outcome: Outcome) -> None:
         if self._running.get(outcome.running.slot) is not outcome.running:
-            return  # it ended with an earlier token of the same step
+            return  # already ended by an earlier token of the same step
         if isinstance(outcome, Failure):
             self._fail(outcome.running, outcome.error)
         else:
             self._advance(outcome.running, outcome.scores, outcome.token)
 
-    def _advance(self, running: Running, logits: np.ndarray | None, taken: int | None) -> None:
-        """One more token: `taken` where it is chosen already, else chosen from the scores."""
+    def _advance(self, running: Running, logits: np.ndarray | None, chosen: int | None) -> None:
+        """Append one token: `chosen` if the engine chose it already, else sampled from the scores."""
         request, generated = running.request, running.sampler.generated
         try:
-            if taken is not None:
-                token = running.sampler.take(taken)
+            if chosen is not None:
+                token = running.sampler.take(chosen)
             else:
                 assert logits is not None
                 token = running.sampler.choose(logits)
-        except ValueError as error:  # scores that are not numbers
+        except ValueError as error:  # NaN among the scores
             self._fail(running, error)
             return
         self.counters.generated_tokens += 1
@@ -220,10 +224,10 @@ class Scheduler:
         if last:
             self._release(running)
         try:
-            shown = logits if request.return_logits else None
-            request.on_step(Step(token, shown, last, running.cached_tokens if len(generated) == 1 else 0))
-        except Exception:  # whoever listened is gone
-            logger.exception("request %s: its listener failed", request.request_id)
+            returned = logits if request.return_logits else None
+            request.on_step(Step(token, returned, last, running.cached_tokens if len(generated) == 1 else 0))
+        except Exception:  # the receiver is gone
+            logger.exception("request %s: its callback failed", request.request_id)
             if not last:
                 self._release(running)
 
@@ -255,13 +259,13 @@ class Scheduler:
     def _has_left(request: GenerationRequest) -> bool:
         try:
             return request.is_cancelled()
-        except Exception:  # whoever listened is gone
-            logger.exception("request %s: its listener failed", request.request_id)
+        except Exception:  # the receiver is gone
+            logger.exception("request %s: its callback failed", request.request_id)
             return True
 
     @staticmethod
     def _report(request: GenerationRequest, error: VideoLlamaError) -> None:
         try:
             request.on_error(error)
-        except Exception:  # whoever listened is gone; the others go on
-            logger.exception("request %s: its listener failed", request.request_id)
+        except Exception:  # the receiver is gone; other requests continue
+            logger.exception("request %s: its callback failed", request.request_id)

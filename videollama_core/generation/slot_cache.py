@@ -1,7 +1,7 @@
-"""Keys and values of all slots in one array that grows with them: a step reads them where they lie, and writes one position each.
+"""The KV cache of all slots in one array that grows on demand: a step reads it in place and writes one position per slot.
 
-A graph takes the keys of a layer as one array of B rows, so the slots of a decoding step must be the first rows. Rows change
-places when other slots are asked for, which is once for each request that comes or goes, and not at every step.
+A graph takes the keys of a layer as one array of B rows, so the slots of a decoding step must be the first rows. Rows are
+swapped when the set of decoding slots changes, which is once per request that joins or leaves, not at every step.
 """
 
 import numpy as np
@@ -10,9 +10,9 @@ _GROW = 64  # positions by which the array grows
 
 
 class SlotCache:
-    """float32 [layers, 2, rows, H, capacity, d]; a slot has a row, and of it `length` positions are written.
+    """float32 [layers, 2, rows, H, capacity, d]; a slot has one row, of which `length` positions are written.
 
-    The others are zero: a step multiplies them by a weight of zero, which makes nothing of any number, but not of NaN.
+    The others are zero: a step multiplies them by a weight of 0, and 0 times uninitialized memory could be NaN.
     """
 
     def __init__(self, num_slots: int, layers: int, heads: int, width: int) -> None:
@@ -25,11 +25,11 @@ class SlotCache:
 
     @property
     def capacity(self) -> int:
-        """Positions of each row, written or not."""
+        """Positions per row, written or not."""
         return self._values.shape[4]
 
     def reserve(self, slots: list[int], count: int) -> None:
-        """Make room for `count` more positions in each of some slots."""
+        """Make room for `count` more positions in each of `slots`."""
         rows = max(self._values.shape[2], *(self._row[slot] + 1 for slot in slots))
         needed = max(*self.length, *(self.length[slot] + count for slot in slots))
         capacity = -(-needed // _GROW) * _GROW
@@ -46,24 +46,24 @@ class SlotCache:
         self._values, self._visible = values, visible
 
     def line_up(self, slots: list[int]) -> list[int]:
-        """Give some slots the first rows, in any order. Returns: the row of each."""
+        """Move `slots` to the first rows, in any order. Returns: the row of each."""
         count = len(slots)
-        asked = set(slots)
-        free = [row for row in range(count) if self._slot[row] not in asked]
+        members = set(slots)
+        free = [row for row in range(count) if self._slot[row] not in members]
         for slot in slots:
             if self._row[slot] >= count:
                 self._swap(self._row[slot], free.pop())
         return [self._row[slot] for slot in slots]
 
-    def _swap(self, one: int, other: int) -> None:
-        reach = max(self.length[self._slot[row]] for row in (one, other))
+    def _swap(self, first: int, second: int) -> None:
+        reach = max(self.length[self._slot[row]] for row in (first, second))
         for array in (self._values[:, :, :, :, :reach].swapaxes(0, 2), self._visible[:, :reach]):
-            array[[one, other]] = array[[other, one]]
-        self._slot[one], self._slot[other] = self._slot[other], self._slot[one]
-        self._row[self._slot[one]], self._row[self._slot[other]] = one, other
+            array[[first, second]] = array[[second, first]]
+        self._slot[first], self._slot[second] = self._slot[second], self._slot[first]
+        self._row[self._slot[first]], self._row[self._slot[second]] = first, second
 
     def past(self, begin: int, count: int) -> list[np.ndarray]:
-        """Keys, then values, of each layer: [count, H, capacity, d], where they lie."""
+        """Views of the keys, then the values, of each layer: [count, H, capacity, d]."""
         return [
             self._values[layer, which, begin : begin + count] for layer in range(self._shape[0]) for which in (0, 1)
         ]
@@ -72,11 +72,11 @@ class SlotCache:
         return self._row[slot]
 
     def visible(self, slot: int) -> np.ndarray:
-        """bool [length]: the positions that later ones may look at."""
+        """bool [length]: positions to which later ones may attend."""
         return self._visible[self._row[slot], : self.length[slot]]
 
     def append(self, slot: int, values: np.ndarray, visible: np.ndarray) -> None:
-        """values [layers, 2, H, S, d], visible [S]; there is room."""
+        """Append values [layers, 2, H, S, d] and visible [S]; `reserve` must have made room."""
         row, begin = self._row[slot], self.length[slot]
         end = begin + len(visible)
         self._values[:, :, row, :, begin:end] = values
@@ -84,7 +84,7 @@ class SlotCache:
         self.length[slot] = end
 
     def read(self, slot: int) -> np.ndarray:
-        """A copy of what is written: [layers, 2, H, length, d]."""
+        """A copy of the written positions: [layers, 2, H, length, d]."""
         return self._values[:, :, self._row[slot], :, : self.length[slot]].copy()
 
     def free(self, slot: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from videollama_core.protocol.errors import ArtifactMismatch, InvalidRequest
 
 VARIABLE = "VL2_VLLM_ARGS"  # JSON object, for the language model's stage
-# What the stage decides itself: without these its answers would be others, or none.
+# Set by the stage itself: with other values it would give other answers, or none.
 OWN = (
     "async_scheduling",
     "disable_log_stats",
@@ -26,29 +26,30 @@ OWN = (
 
 def parse(words: Sequence[str]) -> dict[str, Any]:
     """NAME=VALUE -> arguments; a value is JSON, or a plain string. Raises: InvalidRequest."""
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for word in words:
         name, mark, value = word.partition("=")
         name = name.removeprefix("--").replace("-", "_")
         if not mark or not name:
-            raise InvalidRequest(f"--vllm-arg {word!r}: wanted NAME=VALUE, such as tensor_parallel_size=2")
+            raise InvalidRequest(f"--vllm-arg {word!r}: expected NAME=VALUE, such as tensor_parallel_size=2")
         if name in OWN:
             raise InvalidRequest(
-                f"--vllm-arg {word!r}: {name} is the stage's own; --max-seq-len and --slots of vl2 convert set sizes"
+                f"--vllm-arg {word!r}: {name} is set by the stage; --max-seq-len and --slots of vl2 convert set sizes"
             )
         if name.startswith("data_parallel"):
             raise InvalidRequest(
-                f"--vllm-arg {word!r}: the stage holds one engine; for more, start a server on each GPU "
-                "(CUDA_VISIBLE_DEVICES=1 vl2 serve ... --grpc-port 8011) and spread questions over them"
+                f"--vllm-arg {word!r}: the stage runs one engine; for more, start a server on each GPU "
+                "(CUDA_VISIBLE_DEVICES=1 vl2 serve ... --grpc-port 8011) and distribute questions over them"
             )
         try:
-            found[name] = json.loads(value)
+            arguments[name] = json.loads(value)
         except ValueError:
-            found[name] = value
-    return found
+            arguments[name] = value
+    return arguments
 
 
 def from_environment() -> dict[str, Any]:
+    """The arguments that `vl2 serve` passed to this stage."""
     return dict(json.loads(os.environ.get(VARIABLE, "{}")))
 
 
@@ -56,6 +57,4 @@ def check_known(arguments: dict[str, Any], known: Sequence[str], version: str) -
     """Raises: ArtifactMismatch for an argument that the installed vLLM does not have."""
     unknown = [name for name in arguments if name not in known]
     if unknown:
-        raise ArtifactMismatch(
-            f"vLLM {version} has no engine argument {unknown[0]}; leave out --vllm-arg {unknown[0]}=..."
-        )
+        raise ArtifactMismatch(f"vLLM {version} has no engine argument {unknown[0]}; omit --vllm-arg {unknown[0]}=...")

@@ -1,7 +1,7 @@
-"""vLLM in the decoder's place: our requests and answers, its engine for everything between.
+"""vLLM instead of our decoder: our requests and answers, with its engine in between.
 
-Prompts go in as embeddings, media tokens spliced in, so the model that vLLM sees is the plain language model in `llm/`.
-Written against vLLM 0.32. Greedy answers are those of our own decoder; sampled ones have another stream of random numbers.
+Prompts are passed as embeddings that include the media tokens, so vLLM runs the plain language model in `llm/`.
+Written against vLLM 0.32. Greedy answers equal our own decoder's; sampled ones use another stream of random numbers.
 """
 
 import os
@@ -27,7 +27,7 @@ _PENALTY = "penalty_of_generated"
 _BLOCK = 128  # positions, the largest page of vLLM's caches
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in the stage's process and dies with it
-    # The newer runner, the default where its Triton finds a GPU, refuses a processor of this interface at the start.
+    # The newer runner, the default where Triton (the compiler) finds a GPU, rejects logits processors of this interface.
     "VLLM_USE_V2_MODEL_RUNNER": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
@@ -35,15 +35,15 @@ _ENVIRONMENT = {
 
 
 def _distribution() -> str:
-    """vLLM is published under a name for each kind of machine."""
+    """Name of the installed distribution: vLLM has one per kind of hardware."""
     return metadata.packages_distributions()["vllm"][0]
 
 
 @cache
 def _penalty() -> Any:
-    """vLLM's hook for scores, made here because its base class is vLLM's.
+    """The logits processor for our repetition penalty, defined here because importing its base class imports vLLM.
 
-    The penalty counts what was generated. vLLM's own counts the prompt too, and takes ids for it that embeddings do not have.
+    Our penalty counts generated tokens only. vLLM's own also counts the prompt, whose ids it lacks for embeddings.
     """
     from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
@@ -53,7 +53,7 @@ def _penalty() -> Any:
 
         def new_req_logits_processor(self, params: Any) -> Any:
             penalty = (params.extra_args or {}).get(_PENALTY, 1.0)
-            # Of two arguments: a third would be the prompt's ids.
+            # With three parameters, vLLM would pass the prompt's ids as well.
             return None if penalty == 1.0 else lambda generated, scores: penalise(generated, scores, penalty)
 
     Penalty.__qualname__ = "Penalty"
@@ -61,14 +61,14 @@ def _penalty() -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    """`Penalty` by its name, as processes that share the layers look for it when they are sent the class."""
+    """`Penalty` by name: processes that share the layers unpickle the class by it."""
     if name == "Penalty":
         return _penalty()
     raise AttributeError(name)
 
 
 def penalise(generated: list[int], scores: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Scores [vocab] with those of the generated ids divided by the penalty, or multiplied where they are negative."""
+    """Divide the scores [vocab] of generated ids by the penalty, or multiply them if they are negative; in place."""
     ids = torch.tensor(sorted(set(generated)), dtype=torch.int64, device=scores.device)
     before = scores[ids]
     scores[ids] = torch.where(before > 0, before / penalty, before * penalty)
@@ -91,26 +91,26 @@ class VllmRunner:
         self._table = table.to(self._dtype)
         self._slots: dict[str, int] = {}
         self._ids: dict[int, str] = {}
-        asked = from_environment()
-        check_known(asked, [field.name for field in fields(EngineArgs)], metadata.version(_distribution()))
-        # Of one GPU: those that share a layer share its heads too, those that share the layers have their own.
-        heads = -(-language.kv_heads // int(asked.get("tensor_parallel_size", 1)))
-        layers = -(-language.layers // int(asked.get("pipeline_parallel_size", 1)))
+        arguments = from_environment()
+        check_known(arguments, [field.name for field in fields(EngineArgs)], metadata.version(_distribution()))
+        # Per GPU: tensor parallelism splits the heads of each layer, pipeline parallelism the layers.
+        heads = -(-language.kv_heads // int(arguments.get("tensor_parallel_size", 1)))
+        layers = -(-language.layers // int(arguments.get("pipeline_parallel_size", 1)))
         per_position = 2 * layers * heads * language.head_dim * self._dtype.itemsize
         defaults = {
-            # Exactly what the slots can fill: vLLM's default, a share of the device, would leave nothing to the encoders.
+            # Exactly what the slots need: vLLM's default, a share of the device, would leave no memory for the encoders.
             "kv_cache_memory_bytes": num_slots * (self.max_length + _BLOCK) * per_position,
             "gpu_memory_utilization": 0.1,
             "enforce_eager": not torch.cuda.is_available(),
         }
         self._engine: Any = LLMEngine.from_engine_args(
             EngineArgs(
-                **(defaults | asked),
+                **(defaults | arguments),
                 model=str(bundle.language_folder),
                 dtype=bundle.dtype,
                 skip_tokenizer_init=True,
                 enable_prompt_embeds=True,
-                enable_prefix_caching=False,  # it knows token ids, and ours are embeddings
+                enable_prefix_caching=False,  # it compares token ids, and our prompts are embeddings
                 max_model_len=self.max_length,
                 max_num_seqs=num_slots,
                 logits_processors=[_penalty()],
@@ -121,7 +121,7 @@ class VllmRunner:
         )
 
     def begin(self, slot: int, request: GenerationRequest) -> None:
-        """Hand a request to the engine, which takes its prompt in with the next steps."""
+        """Pass a request to the engine, which prefills its prompt in the next steps."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -133,7 +133,7 @@ class VllmRunner:
             extra_args={_PENALTY: sampling.repetition_penalty},
             seed=sampling.seed,
             max_tokens=min(sampling.max_new_tokens, self.max_length - len(request.input_ids)),
-            ignore_eos=True,  # the scheduler ends a request, by any of its end words
+            ignore_eos=True,  # the scheduler ends a request at any of its end words
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )
@@ -142,7 +142,7 @@ class VllmRunner:
         self._engine.add_request(name, {"prompt_embeds": self._embed(request.input_ids, request.media)}, settings)
 
     def _embed(self, ids: np.ndarray, media: np.ndarray | None) -> torch.Tensor:
-        """int64 [S] -> [S, D], media rows spliced in."""
+        """Ids int64 [S] -> embeddings [S, D], with the media rows at the media positions."""
         is_media = ids >= self.vocab_size
         embeds = self._table[torch.from_numpy(np.where(is_media, 0, ids))]
         if media is not None:
@@ -151,13 +151,13 @@ class VllmRunner:
         return embeds
 
     def step(self) -> list[tuple[int, int]]:
-        """One step of the engine. Returns: (slot, token) of whatever has a new one."""
-        found = []
+        """One step of the engine. Returns: (slot, token) of every new token."""
+        tokens = []
         for output in self._engine.step():
             slot = self._slots.get(output.request_id)
             if slot is not None:
-                found += [(slot, token) for token in output.outputs[0].token_ids]
-        return found
+                tokens += [(slot, token) for token in output.outputs[0].token_ids]
+        return tokens
 
     def free(self, slot: int) -> None:
         """Forget a slot's request, ended or not."""
@@ -168,7 +168,7 @@ class VllmRunner:
 
 
 class VllmSteps:
-    """Steps of vLLM's engine, which takes prompts in and decodes as it likes."""
+    """Steps of vLLM's engine, which schedules prefill and decoding itself."""
 
     def __init__(self, runner: VllmRunner) -> None:
         self.runner = runner
@@ -178,24 +178,26 @@ class VllmSteps:
         if request.sampling.contrasts:
             raise InvalidRequest(NO_CONTRAST)
         if request.return_logits:
-            raise InvalidRequest("vLLM keeps its scores; ask a server without --llm vllm for return_generation_logits")
+            raise InvalidRequest(
+                "vLLM does not return scores; use a server without --llm vllm for return_generation_logits"
+            )
         if request.pad_id is not None and (request.input_ids == request.pad_id).any():
-            raise InvalidRequest("the text holds the padding token, which the model must not see and vLLM cannot hide")
+            raise InvalidRequest("the text contains the padding token, which must be masked, and vLLM cannot mask it")
 
     def free(self, slot: int) -> None:
         self.runner.free(slot)
 
     def prefill(self, running: Sequence[Running], counters: Counters) -> Iterator[Outcome]:
-        """Hand every new prompt to the engine."""
-        for one in running:
-            if one.prefilled:
+        """Pass every new prompt to the engine."""
+        for entry in running:
+            if entry.prefilled:
                 continue
             try:
-                self.runner.begin(one.slot, one.request)
+                self.runner.begin(entry.slot, entry.request)
             except Exception as error:
-                yield Failure(one, error)
+                yield Failure(entry, error)
             else:
-                one.prefilled = len(one.request.input_ids)
+                entry.prefilled = len(entry.request.input_ids)
 
     def decode(self, running: Sequence[Running], counters: Counters) -> Iterator[Outcome]:
         if not running:
@@ -203,12 +205,12 @@ class VllmSteps:
         try:
             tokens = self.runner.step()
         except Exception as error:
-            for one in running:
-                yield Failure(one, error)
+            for entry in running:
+                yield Failure(entry, error)
             return
         if tokens:
             counters.count_step(len(tokens))
-        by_slot = {one.slot: one for one in running}
+        by_slot = {entry.slot: entry for entry in running}
         for slot, token in tokens:
             if slot in by_slot:
                 yield Advance(by_slot[slot], token=token)

@@ -1,1 +1,1 @@
-"""The network: typed config and its PyTorch modules. May import `protocol`; knows neither files nor engines."""
+"""The network: typed config and its PyTorch modules. May import `protocol`; independent of files and engines."""

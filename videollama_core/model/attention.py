@@ -1,10 +1,10 @@
-"""What attention of both towers begins and ends with: projections, and heads side by side."""
+"""The parts of attention that both towers share: the projections, and the split into heads."""
 
 from torch import Tensor, nn
 
 
 class Heads(nn.Module):
-    """The four projections of an attention of C = heads * head_dim; what comes between them is the tower's own."""
+    """The four projections of multi-head attention, C = heads * head_dim; the scores are up to each tower."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -1,8 +1,9 @@
 """The audio tower (BEATs) and its projector: filterbanks -> audio tokens.
 
-Parameter names are the published ones below `model.audio_tower.` and `model.mm_projector_a.`; the position convolution's
-weight is what its stored direction and length give (checkpoint.py), and the table of relative positions, which all layers
-share, exists once. B sounds, R rows and F bands of a filterbank, P patches, C width, D language model width.
+Parameter names are the published ones below `model.audio_tower.` and `model.mm_projector_a.`, except that the position
+convolution's weight is computed from its stored direction and length (checkpoint/parts.py), and that the table of relative
+positions, which all layers share, exists once. B: audio clips, R and F: rows and bands of a filterbank, P: patches,
+C: width, D: width of the language model.
 """
 
 import math
@@ -24,7 +25,7 @@ KERNEL, GROUPS = 128, 16  # of the position convolution
 
 
 class Attention(Heads):
-    """Attention whose relative position bias is scaled by a gate of each query."""
+    """Attention whose relative position bias is scaled by a gate per query."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads)
@@ -41,7 +42,7 @@ class Attention(Heads):
 
 
 class Layer(nn.Module):
-    """Norms come after the additions; what is added to is scaled up (DeepNorm)."""
+    """A post-norm transformer layer whose residual branch is scaled up (DeepNorm)."""
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
@@ -68,8 +69,9 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the first layer is given [B, P, C], and the bias of all layers [heads, P, P]."""
-        near = self.pos_conv[0](x.transpose(1, 2))[..., :-1].transpose(1, 2)  # an even kernel gives one too many
+        """Patches [B, P, C] -> input of the first layer [B, P, C], and the bias of all layers [heads, P, P]."""
+        # An even kernel yields one position too many.
+        near = self.pos_conv[0](x.transpose(1, 2))[..., :-1].transpose(1, 2)
         x = self.layer_norm(x + functional.gelu(near))
         place = torch.arange(x.shape[1], device=x.device)
         bias = self.relative_attention_bias(bucket_of(place[None, :] - place[:, None])).permute(2, 0, 1)
@@ -83,7 +85,7 @@ class Encoder(nn.Module):
 
 
 def bucket_of(offset: Tensor) -> Tensor:
-    """int64 offsets (key minus query) -> bucket: one side each, near ones exact, far ones by logarithm."""
+    """int64 offsets (key minus query) -> buckets: one half per sign, exact for near offsets, logarithmic for far ones."""
     half, exact = BUCKETS // 2, BUCKETS // 4
     distance = offset.abs()
     far = torch.log(distance.clamp(min=1).float() / exact) / math.log(MAX_DISTANCE / exact) * (half - exact)
@@ -92,7 +94,7 @@ def bucket_of(offset: Tensor) -> Tensor:
 
 
 class AudioTower(nn.Module):
-    """filterbank [B, R, F] -> audio features [B, P, C]; patches of one moment follow one another."""
+    """filterbank [B, R, F] -> audio features [B, P, C]; patches are ordered by time, then by band."""
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()

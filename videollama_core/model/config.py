@@ -1,4 +1,4 @@
-"""A VideoLLaMA 2 model, typed: sizes of its parts, and how many media tokens they make."""
+"""The typed config of a VideoLLaMA 2 model: sizes of its parts, and how many media tokens they produce."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +14,7 @@ class PixelConfig:
     """How the tower's image processor prepares a picture."""
 
     size: int  # S
-    crop: bool  # CLIP: shorter side to S and centre crop; SigLIP: straight to S x S
+    crop: bool  # CLIP: resize the shorter side to S, then centre crop; SigLIP: resize to S x S
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     scale: float = 0.00392156862745098
@@ -26,17 +26,17 @@ class PixelConfig:
 
 @dataclass(frozen=True)
 class TowerFamily:
-    """What sets one family of vision towers apart; everything else is in the tower's own config."""
+    """What distinguishes a family of vision towers; everything else is in the tower's own config."""
 
-    class_token: bool  # stands before the patches, and is dropped from the features
+    class_token: bool  # precedes the patches, and is dropped from the features
     pre_norm: bool  # a LayerNorm between embeddings and layers
     patch_bias: bool  # of the patch embedding's convolution
-    crop: bool  # shorter side to S and centre crop; otherwise straight to S x S
-    activation: str  # where the config does not say
-    eps: float  # likewise
+    crop: bool  # resize the shorter side to S, then centre crop; otherwise resize to S x S
+    activation: str  # default, if the config has none
+    eps: float  # default, if the config has none
 
 
-# model_type of the tower's config, less "_vision_model" -> its family.
+# model_type of the tower's config, without "_vision_model" -> its family.
 TOWER_FAMILIES = {
     "clip": TowerFamily(
         class_token=True, pre_norm=True, patch_bias=False, crop=True, activation="quick_gelu", eps=1e-5
@@ -76,13 +76,13 @@ class VisionConfig:
 
     @property
     def used_layers(self) -> int:
-        """Layers before the selected hidden state; the rest never influence the output."""
+        """Number of layers before the selected hidden state; the others never influence the output."""
         return self.layers + 1 + self.select_layer if self.select_layer < 0 else self.select_layer
 
 
 @dataclass(frozen=True)
 class AudioConfig:
-    """BEATs. Sizes come from the stored tensors: the published folders do not say them."""
+    """BEATs. Sizes come from the stored tensors: the published folders do not state them."""
 
     width: int
     mlp_width: int
@@ -94,7 +94,7 @@ class AudioConfig:
 
     @property
     def tokens(self) -> int:
-        """Of 30 s, which silence fills up: patches of 16 rows and 16 bands."""
+        """Audio tokens of 30 s, to which shorter audio is padded: one per patch of 16 rows and 16 bands."""
         return (self.rows // 16) * (self.bins // 16)
 
 
@@ -132,11 +132,11 @@ class ModelConfig:
 
     @property
     def media_tokens(self) -> int:
-        """Of a video or an image."""
+        """Media tokens of a video or an image."""
         return media_token_count(self.connector, self.num_frames, self.vision.grid)
 
     def frames_of(self, num_frames: int | None) -> int:
-        """How many frames of a video are looked at, of so many asked for. Raises: InvalidRequest for what it was not made for."""
+        """The number of frames to sample if `num_frames` are requested. Raises: InvalidRequest for an unsupported number."""
         if num_frames is None:
             return self.num_frames
         if not self.num_frames <= num_frames <= limits.FRAMES.value:
@@ -149,14 +149,14 @@ class ModelConfig:
     def tokens_of(self, kind: str, num_frames: int | None = None) -> int:
         """Media tokens of media of a kind (contract.MEDIA_KINDS).
 
-        Raises: InvalidRequest where the model has no audio tower, or does not take so many frames.
+        Raises: InvalidRequest if the model has no audio tower, or does not support the number of frames.
         """
         pictures = media_token_count(self.connector, self.frames_of(num_frames), self.vision.grid)
         if kind not in AUDIO_KINDS:
             return pictures
         if self.audio is None:
             raise InvalidRequest(
-                f"this checkpoint has no audio tower, so it cannot take media of kind {kind}; ask an audio-visual checkpoint"
+                f"this checkpoint has no audio tower, so it cannot take media of kind {kind}; use an audio-visual checkpoint"
             )
         return self.audio.tokens + (0 if kind == "audio" else pictures)
 
@@ -187,10 +187,11 @@ class ModelConfig:
 
 
 def downsampled(length: int, connector: str) -> int:
-    """Cells that the connector's Conv3d (kernel 2, stride 2) leaves of an axis."""
+    """Output length of an axis of the connector's Conv3d (kernel 2, stride 2)."""
     padding = {"stc_connector": 1, "stc_connector_v35": 0}[connector]
     return (length + 2 * padding - 2) // 2 + 1
 
 
 def media_token_count(connector: str, num_frames: int, grid: int) -> int:
+    """Media tokens of `num_frames` frames of grid x grid patches."""
     return downsampled(num_frames, connector) * downsampled(grid, connector) ** 2

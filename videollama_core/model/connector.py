@@ -1,11 +1,11 @@
 """The spatial-temporal connector (STC): vision features -> media tokens.
 
-Parameter names are the published ones below `model.mm_projector.`. U distinct frames, T frames in time, g patches per
-side, C tower width, D language model width; maps are channel-first.
+Parameter names are the published ones below `model.mm_projector.`. U: distinct frames, T: frames in time, g: patches per
+side, C: width of the tower, D: width of the language model; feature maps are channels first.
 
-The Conv3d has kernel 2 and stride 2, so each output time step sees two neighbouring frames and no other step sees them.
-Frames that repeat (an image, a short video, black padding) therefore need the spatial stage once, and time steps that
-see the same pair of frames need the rest once: frame_plan.py. It is exact, not an approximation.
+The Conv3d has kernel 2 and stride 2, so each output time step depends on two neighbouring frames, which no other step uses.
+Repeated frames (an image, a short video, black padding) therefore need the spatial stage once, and time steps over the
+same pair of frames need the rest once: frame_plan.py. This is exact, not an approximation.
 """
 
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ BLOCKS = 4  # per stage
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, then a LayerNorm over channels (published as `bn`), then maybe SiLU."""
+    """Convolution without bias, LayerNorm over channels (published as `bn`), and optionally SiLU."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, groups: int = 1, activate: bool = True) -> None:
         super().__init__()
@@ -86,11 +86,13 @@ class Connector(nn.Module):
         self.readout = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
 
     def spatial(self, features: Tensor) -> Tensor:
-        maps = features.transpose(1, 2).unflatten(2, (self.grid, self.grid))  # [U, g*g, C] -> [U, C, g, g]
-        return self.s1(maps)  # [U, D, g, g]
+        """Features [U, g*g, C] -> maps [U, D, g, g]."""
+        maps = features.transpose(1, 2).unflatten(2, (self.grid, self.grid))  # [U, C, g, g]
+        return self.s1(maps)
 
     def temporal(self, volume: Tensor) -> Tensor:
-        steps = self.sampler(volume)  # [M, D, T', g, g] -> [M, D, steps, g', g']
+        """Maps of M media [M, D, T', g, g] -> media tokens [M, steps, tokens per step, D]."""
+        steps = self.sampler(volume)  # [M, D, steps, g', g']
         rows = steps.transpose(1, 2).flatten(0, 1)  # [M * steps, D, g', g']
         tokens = self.readout(self.s2(rows).flatten(2).transpose(1, 2))  # [M * steps, g'*g', D]
         return tokens.unflatten(0, (volume.shape[0], -1))

@@ -1,7 +1,7 @@
 """The language model: Mistral, Mixtral and Qwen2 as one decoder that takes embeddings and a key-value cache.
 
-Parameter names are the published ones. B rows, S new positions, P cached positions (padded to the longest row),
-D width, H key-value heads, G query heads per key-value head, d head dim.
+Parameter names are the published ones. B: batch rows, S: new positions, P: cached positions (padded to the longest row),
+D: width, H: key-value heads, G: query heads per key-value head, d: head dim.
 """
 
 from collections.abc import Sequence
@@ -36,13 +36,14 @@ def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tenso
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply rotary position embeddings to x [B, heads, S, d]."""
     half = x.shape[-1] // 2
-    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
-    return x * cos.to(x.dtype) + turned * sin.to(x.dtype)
+    rotated = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+    return x * cos.to(x.dtype) + rotated * sin.to(x.dtype)
 
 
 class Attention(nn.Module):
-    fused = False  # True: one kernel of PyTorch's, for training; what is exported spells its operators out
+    fused = False  # True: PyTorch's fused kernel, for training; the exported graphs need separate operators
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
@@ -60,18 +61,18 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor, past_key: Tensor, past_value: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the mixed [B, S, D] and the new keys and values [B, H, S, d]."""
+        """Returns the attention output [B, S, D] and the new keys and values [B, H, S, d]."""
         length = x.shape[1]
         query = rotate(self._split(self.q_proj(x)), cos, sin)
         key = rotate(self._split(self.k_proj(x)), cos, sin)
         value = self._split(self.v_proj(x))
         if self.fused:
             keys, values = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)  # [B, H, P+S, d]
-            mask = bias.to(query.dtype).clamp(min=torch.finfo(query.dtype).min)  # rounded, it may be infinite
+            mask = bias.to(query.dtype).clamp(min=torch.finfo(query.dtype).min)  # the cast may round to infinity
             mixed = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=True)
             return self.o_proj(mixed.transpose(1, 2).flatten(2)), key, value
         # The G query heads that share a key head are stacked along the positions, and cached and new positions are
-        # multiplied apart: no copy of keys and values.
+        # multiplied separately, so that keys and values are never copied.
         query = query.unflatten(1, (self.kv_heads, self.groups)).flatten(2, 3)  # [B, H, G*S, d]
         scores = torch.cat([query @ past_key.transpose(-1, -2), query @ key.transpose(-1, -2)], dim=-1)
         scores = scores * self.head_dim**-0.5  # [B, H, G*S, P+S]
@@ -107,7 +108,7 @@ class Expert(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """Each expert runs on the positions whose router chose it."""
+    """Mixtral's sparse MLP: each expert runs on the positions for which the router chose it."""
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
@@ -127,7 +128,7 @@ class MixtureOfExperts(nn.Module):
         return mixed.view_as(x)
 
     def dense(self, x: Tensor) -> Tensor:
-        """Every expert on every position, the unchosen ones weigh 0: the same values, and shapes that do not depend on them."""
+        """Every expert on every position, weighted 0 where not chosen: the same values with data-independent shapes."""
         shares = torch.softmax(self.gate(x).float(), dim=-1)  # [B, S, experts]
         best, index = torch.topk(shares, self.chosen, dim=-1)
         best = best / best.sum(-1, keepdim=True)
@@ -209,9 +210,9 @@ class Decoder(nn.Module):
         Args:
             inputs_embeds: [B, S, D].
             positions: int64 [B, S].
-            bias: [B, 1, S, P+S], added to the scores: 0 where position s may look, a huge negative number elsewhere.
-            last: int64 [B], the position of each row whose logits are wanted.
-            past: the KV cache: keys and values [B, H, P, d] of each layer, or all of them as [layers, 2, B, H, P, d].
+            bias: [B, 1, S, P+S], added to the scores: 0 where position s may attend, a huge negative number elsewhere.
+            last: int64 [B], the position in each row whose logits are returned.
+            past: the KV cache: keys and values [B, H, P, d] per layer, or all of them as [layers, 2, B, H, P, d].
         Returns:
             logits float32 [B, vocab] and the new keys and values [layers, 2, B, H, S, d].
         """
@@ -219,6 +220,6 @@ class Decoder(nn.Module):
         return self.head(x, last), torch.stack(new)
 
     def head(self, x: Tensor, last: Tensor) -> Tensor:
-        """The last layer's output [B, S, D] -> logits float32 [B, vocab] of one position of each row."""
+        """The last layer's output [B, S, D] -> logits float32 [B, vocab] of one position per row."""
         rows = torch.arange(x.shape[0], device=x.device)
         return self.lm_head(self.model.norm(x[rows, last])).float()

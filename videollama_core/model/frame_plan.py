@@ -1,7 +1,7 @@
-"""Which work the encoder must do for some frames: each distinct frame, and each distinct pair in time, once.
+"""What the encoder must compute for a sequence of frames: each distinct frame, and each distinct pair in time, once.
 
-The connector's Conv3d has kernel 2 and stride 2 in time: an output step sees two neighbouring frames, and no other step
-sees them. An image is one frame and at most three steps (first, middle, last); a short video or black padding repeats
+The connector's Conv3d has kernel 2 and stride 2 in time: an output step depends on two neighbouring frames, which no other
+step uses. An image is one frame and at most three steps (first, middle, last); a short video or black padding repeats
 frames. The media tokens are exactly those of the whole sequence.
 """
 
@@ -14,13 +14,13 @@ from videollama_core.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class EncodingPlan:
-    distinct: np.ndarray  # uint8 [U, S, S, 3]; the frames themselves where none repeats
-    frame_index: np.ndarray  # int64 [T'], rows of `distinct` that the connector is given
-    step_index: np.ndarray  # int64 [steps], output steps of the connector that make the answer
+    distinct: np.ndarray  # uint8 [U, S, S, 3]; the frames themselves if none repeats
+    frame_index: np.ndarray  # int64 [T'], rows of `distinct` to pass to the connector
+    step_index: np.ndarray  # int64 [steps], the connector's output steps that form the result
 
 
 def plan_encoding(frames: np.ndarray, config: ModelConfig) -> EncodingPlan:
-    """Args: frames uint8 [T, S, S, 3]; T = 1 is an image and stands for num_frames equal frames."""
+    """Args: frames uint8 [T, S, S, 3]; T = 1 is an image, equivalent to num_frames equal frames."""
     rows: dict[bytes, int] = {}
     ids = [rows.setdefault(frame.tobytes(), len(rows)) for frame in frames]
     first = [ids.index(row) for row in range(len(rows))]
@@ -32,7 +32,7 @@ def plan_encoding(frames: np.ndarray, config: ModelConfig) -> EncodingPlan:
 
 
 def plan_time_steps(frame_ids: list[int], padding: int) -> tuple[np.ndarray, np.ndarray]:
-    """The shortest sequence of frames whose time steps hold every step of the whole one.
+    """The shortest sequence of frames whose time steps include every step of the whole sequence.
 
     Args:
         frame_ids: row of each of the T frames among the distinct ones.

@@ -2,7 +2,7 @@
 
 Parameter names are the published ones below `model.vision_tower.vision_tower.vision_model.`. Layers after the selected
 hidden state, the last norm and SigLIP's pooling head never influence the output and do not exist here.
-U distinct frames, S image side, P patches (and the class token inside the tower), C width.
+U: distinct frames, S: image side, P: patches (and the class token inside the tower), C: width.
 """
 
 import torch
@@ -22,7 +22,7 @@ def activation(name: str, x: Tensor) -> Tensor:
         return functional.gelu(x, approximate="tanh")
     if name == "gelu":
         return functional.gelu(x)
-    raise ValueError(f"activation {name!r}")
+    raise ValueError(f"the activation {name!r} is unknown")
 
 
 class Embeddings(nn.Module):
@@ -83,20 +83,20 @@ class Encoder(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """frames uint8 [U, S, S, 3] -> vision_features [U, P, C]. Rescale and normalise are folded in."""
+    """frames uint8 [U, S, S, 3] -> vision_features [U, P, C]; rescaling and normalization are part of the module."""
 
     def __init__(self, config: VisionConfig, pixels: PixelConfig) -> None:
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
         if config.family.pre_norm:
-            self.pre_layrnorm = nn.LayerNorm(config.width, eps=config.eps)  # spelled so in every checkpoint
+            self.pre_layrnorm = nn.LayerNorm(config.width, eps=config.eps)  # misspelled so in every checkpoint
         self.encoder = Encoder(config)
         self.pixels = pixels
 
     def normalise(self, frames: Tensor) -> Tensor:
-        """uint8 [U, S, S, 3] -> float32 [U, 3, S, S], in float32 whatever the type of the weights."""
-        # The cast comes first: TensorRT takes uint8 as a graph's input alone.
+        """uint8 [U, S, S, 3] -> float32 [U, 3, S, S], in float32 whatever the dtype of the weights."""
+        # The cast comes first: TensorRT supports uint8 as a graph input only.
         channels = (frames.to(torch.float32) * self.pixels.scale).unbind(-1)
         scaled = [
             (channel - mean) / std
