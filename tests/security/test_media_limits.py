@@ -10,7 +10,7 @@ import soundfile
 from security.measured import measured
 from security.media_cases import OVER, Case, encoded, flac, npy, wav
 from videollama_core.checkpoint.read_config import published_config
-from videollama_core.media.audio_file import open_sound
+from videollama_core.media.audio_file import open_audio
 from videollama_core.media.pictures import open_array, open_image
 from videollama_core.media.pixels import pad_to_square
 from videollama_core.media.preprocess import prepare
@@ -82,8 +82,8 @@ def test_a_late_start_is_sought_and_gives_the_samples_that_decoding_from_0_gives
     for container in ("WAV", "FLAC") if subtype.startswith("PCM") else ("WAV",):
         buffer = io.BytesIO()
         soundfile.write(buffer, noise, 8000, subtype, format=container)
-        with open_sound(buffer.getvalue()) as sound:
-            found, _ = sound.read(int(start * 8000), int(start * 8000) + 16000)
+        with open_audio(buffer.getvalue()) as audio:
+            found, _ = audio.read(int(start * 8000), int(start * 8000) + 16000)
         whole = soundfile.read(io.BytesIO(buffer.getvalue()))[0][:, 0]
         assert np.array_equal(found, whole[int(start * 8000) :][:16000])
 

@@ -93,6 +93,6 @@ def test_without_a_driver_the_stage_does_not_start(monkeypatch, capfd):
     try:
         CagedDecoder(CONFIG).close()
     except StageFailed:
-        assert "NVIDIA's driver is not found here" in capfd.readouterr().err
+        assert "NVIDIA's driver is not found" in capfd.readouterr().err
     else:
         pytest.skip("this machine has the driver")

@@ -116,7 +116,7 @@ def test_a_driver_without_a_gpu_is_the_server_s_fault_and_not_the_file_s(driver,
 @pytest.mark.parametrize(
     ("what", "value", "said"),
     [
-        ("LIBRARIES", ("libno-driver.so.1",), "libno-driver.so.1 .* not found here.*NVIDIA_DRIVER_CAPABILITIES"),
+        ("LIBRARIES", ("libno-driver.so.1",), "libno-driver.so.1 .* is not found.*NVIDIA_DRIVER_CAPABILITIES"),
         ("hwdevices_available", lambda: ["qsv"], "built without CUDA"),
     ],
 )

@@ -16,7 +16,7 @@ from videollama_core.media.audio import (
     SAMPLES,
     file_waveform,
     filterbank,
-    load_sound,
+    load_audio,
     resample,
     to_bfloat16,
     track_waveform,
@@ -138,4 +138,4 @@ def test_rounding_to_bfloat16_is_torchs():
 )
 def test_what_cannot_be_heard(data, error):
     with pytest.raises(UnreadableMedia, match=error):
-        load_sound("audio", data)
+        load_audio("audio", data)

@@ -179,7 +179,7 @@ class MediaEncoder:
         return encoding
 
     def run(self, first: Encoding, others: Iterable[Encoding] = ()) -> None:
-        """One run of the tower for `first`, filled up with pictures of the others; after its last picture, also the rest.
+        """One run of the tower for `first`, filled up with pictures of the others; after its last picture, connector and audio.
 
         Args:
             others: begun earlier or later; they are finished in their own turn.

@@ -1,1 +1,1 @@
-"""The language model: one scheduler over a small interface for what runs a step. May import every room of the core."""
+"""The language model: one scheduler over a small interface that runs its steps. May import every folder of the core."""

@@ -12,7 +12,7 @@ _GROW = 64  # positions by which the array grows
 class SlotCache:
     """float32 [layers, 2, rows, H, capacity, d]; a slot has one row, of which `length` positions are written.
 
-    The others are zero: a step multiplies them by a weight of 0, and 0 times uninitialized memory could be NaN.
+    The others are kept at zero: a step multiplies them by a weight of 0, which would not cancel NaN.
     """
 
     def __init__(self, num_slots: int, layers: int, heads: int, width: int) -> None:

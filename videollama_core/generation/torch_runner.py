@@ -115,7 +115,7 @@ class TorchRunner:
         self._length[slot] = length
 
     def free(self, slot: int) -> None:
-        # A step multiplies masked values by a weight of 0, and 0 times NaN would be NaN.
+        # Zeroed, because a step multiplies masked values by a weight of 0, which would not cancel NaN.
         self._cache[:, :, slot, :, : self._length[slot]] = 0
         self._length[slot] = 0
 

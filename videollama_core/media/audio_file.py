@@ -1,7 +1,7 @@
-"""An audio file -> its samples: by libsndfile, as the reference reads it, or by FFmpeg where libsndfile does not know the format.
+"""An audio file -> its samples: by libsndfile, as in the reference, or by FFmpeg for formats that libsndfile does not know.
 
-The two agree in wav and flac, and up to rounding in mp3 and Vorbis. Opus is where they part: libsndfile decodes at the rate
-the sound was recorded at (8 kHz of a telephone), FFmpeg always at 48 kHz.
+The two agree exactly on wav and flac, and up to rounding on mp3 and Vorbis. They differ on Opus: libsndfile decodes at the
+recording's original rate (such as a telephone's 8 kHz), FFmpeg always at 48 kHz.
 """
 
 import io
@@ -18,25 +18,25 @@ from videollama_core.protocol import limits
 from videollama_core.protocol.errors import InvalidRequest, UnreadableMedia
 
 LEAST_RATE = 1000  # samples per second of a file
-BLOCK = 1 << 16  # samples read at once; short ones (1,000) change the samples of an mp3
-# Of libsndfile: what can be begun anywhere and gives the same samples. An mp3, Vorbis or Opus does not.
+BLOCK = 1 << 16  # samples read at once; with short blocks (1,000) the samples of an mp3 differ
+# libsndfile's encodings that give the same samples after a seek. mp3, Vorbis and Opus do not.
 _SEEKABLE = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 
 
-class Sound:
-    """An opened audio file.
+class AudioReader:
+    """An open audio file.
 
     Args:
         rate: samples per second.
         blocks: the first channel from sample 0 on, in parts: float64 in [-1, 1].
-        file: of libsndfile, if its samples can be begun anywhere.
+        file: libsndfile's, if seeking does not change its samples.
     """
 
     def __init__(self, rate: int, blocks: Iterator[np.ndarray], file: soundfile.SoundFile | None = None) -> None:
         self.rate, self._blocks, self._file = rate, blocks, file
 
     def read(self, first: int, last: int) -> tuple[np.ndarray, int]:
-        """Samples first (inclusive) to last (exclusive), as far as there are any; and where the reading ended.
+        """Samples first (inclusive) to last (exclusive), as far as they exist, and the position where reading ended.
 
         Raises: UnreadableMedia.
         """
@@ -49,7 +49,7 @@ class Sound:
                 raise UnreadableMedia(f"the audio cannot be decoded: {error}") from error
         chunks = [np.zeros(0)]
         for samples in self._blocks:
-            # Copies: a slice would keep its whole block, with all channels.
+            # Copied, because a slice would keep its whole block with all channels in memory.
             chunks.append(samples[max(first - position, 0) : max(last - position, 0)].copy())
             position += len(samples)
             if position >= last:
@@ -58,9 +58,9 @@ class Sound:
 
 
 @contextmanager
-def open_sound(data: bytes) -> Iterator[Sound]:
-    """Raises: UnreadableMedia."""
-    if data[8:16] == b"WAVEfmt ":  # FFmpeg, which gets what libsndfile refuses, takes seconds to find it out
+def open_audio(data: bytes) -> Iterator[AudioReader]:
+    """Open an audio file, or the audio track of a video. Raises: UnreadableMedia."""
+    if data[8:16] == b"WAVEfmt ":  # FFmpeg, the fallback for what libsndfile rejects, would take seconds to find out
         limits.AUDIO_CHANNELS.check(int.from_bytes(data[22:24], "little"), "the audio", UnreadableMedia)
     try:
         file = soundfile.SoundFile(io.BytesIO(data))
@@ -70,24 +70,24 @@ def open_sound(data: bytes) -> Iterator[Sound]:
                 raise UnreadableMedia(
                     "the file has no audio; send a wav, flac, mp3, ogg, m4a or a video with an audio track"
                 ) from None
-            yield Sound(track_rate(container), decode_track(container))
+            yield AudioReader(track_rate(container), decode_track(container))
         return
     with file:
         rate = _checked(file.samplerate, file.channels)
-        yield Sound(rate, _blocks(file), file if file.subtype.startswith(_SEEKABLE) and file.seekable() else None)
+        yield AudioReader(rate, _blocks(file), file if file.subtype.startswith(_SEEKABLE) and file.seekable() else None)
 
 
 def track_rate(container: "av.container.InputContainer") -> int:
-    """Samples per second of the first track. Raises: UnreadableMedia where it cannot be decoded."""
+    """Samples per second of the first audio track. Raises: UnreadableMedia if it cannot be decoded."""
     context = container.streams.audio[0].codec_context
     if context is None:
-        raise UnreadableMedia("the audio codec is not known here; re-encode it to AAC, or send a wav or flac file")
+        raise UnreadableMedia("the audio codec is not supported; re-encode it to AAC, or send a wav or flac file")
     return _checked(context.sample_rate, context.channels)
 
 
 def _checked(rate: int | None, channels: int) -> int:
     if not rate or rate < LEAST_RATE:
-        raise UnreadableMedia(f"the audio has {rate or 'no'} samples per second; {LEAST_RATE} are wanted at least")
+        raise UnreadableMedia(f"the audio has {rate or 'no'} samples per second; expected at least {LEAST_RATE}")
     limits.AUDIO_RATE.check(rate, "the audio", UnreadableMedia)
     limits.AUDIO_CHANNELS.check(channels, "the audio", UnreadableMedia)
     return rate
@@ -97,7 +97,7 @@ def _blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
     until, taken = deadline(), 0
     try:
         if not file.tell():
-            file.seek(0)  # soundfile.read begins so, and Opus decodes otherwise without it
+            file.seek(0)  # soundfile.read does so first, and Opus decodes differently without it
         while len(block := file.read(BLOCK, dtype="float64", always_2d=True)):
             yield block[:, 0]
             taken += len(block)
@@ -110,12 +110,15 @@ def _blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
 def decode_track(
     container: "av.container.InputContainer", resampler: av.AudioResampler | None = None
 ) -> Iterator[np.ndarray]:
-    """Yields the samples of the first track: float64 of its first channel, or whatever the resampler makes."""
+    """Yield the samples of the first audio track: float64 of its first channel, or the resampler's output.
+
+    Raises: UnreadableMedia, InvalidRequest.
+    """
     until, taken = deadline(), 0
     stream = container.streams.audio[0]
     try:
         for frame in container.decode(stream):
-            _checked(frame.sample_rate, len(frame.layout.channels))  # they may change on the way
+            _checked(frame.sample_rate, len(frame.layout.channels))  # they may change within a track
             for part in resampler.resample(frame) if resampler else (frame,):
                 samples = part.to_ndarray()
                 yield samples[0] if resampler else _first_channel(samples, part)

@@ -1,4 +1,4 @@
-"""A video file -> its chosen frames, by decord (video_decoders.py says what it cannot do)."""
+"""A video file -> its chosen frames, by decord (video_decoders.py lists its limitations)."""
 
 import io
 
@@ -14,13 +14,13 @@ from videollama_core.protocol.messages import Frames
 
 
 def decode_video(data: bytes, segment: Segment, num_frames: int | None, fit: Fit = as_it_is) -> Frames:
-    """As decoding.video_file.decode_video, whose checks (container, size, cut off) are made before decord opens the file.
+    """Like decoding.video_file.decode_video, whose checks (container, size, truncation) run before decord opens the file.
 
-    Raises: UnreadableMedia, BadSegment. Nothing bounds the time that decord takes.
+    The time that decord takes is not bounded. Raises: UnreadableMedia, BadSegment, InvalidRequest.
     """
     if segment.by_key_frames:
         raise InvalidRequest(
-            "sampling=keyframes is not for the decoder decord; leave it out, or serve with --decoder pyav"
+            "sampling=keyframes is not supported by the decoder decord; omit it, or serve with --decoder pyav"
         )
     with open_container(data) as container:
         read_index(container, video_stream(container), deadline())
@@ -30,8 +30,8 @@ def decode_video(data: bytes, segment: Segment, num_frames: int | None, fit: Fit
         rgb = reader.get_batch(wanted.tolist()).asnumpy()
         times = reader.get_frame_timestamp(wanted.tolist())[:, 0].astype(np.float64)
     except (decord.DECORDError, RuntimeError, IndexError) as error:
-        said = (str(error).splitlines() or ["no reason"])[0]
+        message = (str(error).splitlines() or ["no reason"])[0]
         raise UnreadableMedia(
-            f"decord cannot decode the file: {said}. Serve with --decoder pyav to decode it"
+            f"decord cannot decode the file: {message}. Serve with --decoder pyav to decode it"
         ) from error
     return Frames([fit(picture) for picture in rgb], wanted, times)

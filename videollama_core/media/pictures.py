@@ -1,4 +1,4 @@
-"""Encoded pictures, gifs and raw frames (.npy) -> uint8 [H, W, 3]; what one may ask for is checked before it is decoded."""
+"""Encoded pictures, gifs and raw frames (.npy) -> uint8 [H, W, 3]; their size is checked before they are decoded."""
 
 import io
 import re
@@ -11,16 +11,16 @@ from PIL import Image, UnidentifiedImageError
 from videollama_core.protocol import limits
 from videollama_core.protocol.errors import UnreadableMedia, VideoLlamaError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")  # Pillow knows more, and starts Ghostscript for one
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")  # Pillow supports more, and starts Ghostscript for EPS
 # The header that numpy writes for uint8 of 3 or 4 dimensions.
 _ARRAY_HEADER = re.compile(rb"\{'descr': '\|u1', 'fortran_order': (False|True), 'shape': \(([\d, ]{1,80})\), \} *\n")
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # those with a length, and the end
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # markers with a length, and the end marker
 _SCAN, _END = 0xDA, 0xD9
 
 
 @contextmanager
 def reading_picture() -> Iterator[None]:
-    """Raises: UnreadableMedia for whatever Pillow raises; damaged files make it raise almost anything."""
+    """Turn any exception of Pillow into UnreadableMedia; damaged files make it raise almost anything."""
     try:
         yield
     except VideoLlamaError:
@@ -34,7 +34,7 @@ def reading_picture() -> Iterator[None]:
 
 
 def check_size(width: int, height: int) -> None:
-    """Raises: UnreadableMedia if one picture is too large, or too long and narrow, to be decoded and resized."""
+    """Raises: UnreadableMedia if a picture is too large, or too long and narrow, to be decoded and resized."""
     what = f"a picture of {width}x{height}"
     limits.PICTURE_PIXELS.check(width * height, what, UnreadableMedia)
     limits.PICTURE_SIDE.check(max(width, height), what, UnreadableMedia)
@@ -44,7 +44,7 @@ def check_size(width: int, height: int) -> None:
 
 @contextmanager
 def open_picture(data: bytes) -> Iterator[Image.Image]:
-    """A picture whose header was read and whose size can be decoded. Raises: UnreadableMedia, within the block too."""
+    """Open a picture: its header is read and its size checked. Raises: UnreadableMedia, within the block too."""
     with reading_picture():
         try:
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -63,16 +63,19 @@ def open_picture(data: bytes) -> Iterator[Image.Image]:
 
 
 def _count_scans(data: bytes) -> int:
-    """Passes over the picture that a jpeg wants: one, or about ten if it is progressive."""
+    """Number of passes over the picture in a jpeg: one, or about ten if it is progressive."""
     position, scans = 2, 0
-    while (found := _JPEG_MARKER.search(data, position)) is not None and data[found.end() - 1] != _END:
-        scans += data[found.end() - 1] == _SCAN
-        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+    while (marker := _JPEG_MARKER.search(data, position)) is not None and data[marker.end() - 1] != _END:
+        scans += data[marker.end() - 1] == _SCAN
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
     return scans
 
 
 def open_image(data: bytes) -> np.ndarray:
-    """An encoded picture -> uint8 [H, W, 3]; alpha is dropped and the EXIF orientation ignored, as in the reference."""
+    """An encoded picture -> uint8 [H, W, 3]; alpha is dropped and the EXIF orientation ignored, as in the reference.
+
+    Raises: UnreadableMedia.
+    """
     with open_picture(data) as picture:
         return np.asarray(picture.convert("RGB"))
 
@@ -87,22 +90,23 @@ def is_array(data: bytes) -> bool:
 def open_array(data: bytes) -> np.ndarray:
     """.npy bytes of uint8 [H, W, 3] or [T, H, W, 3] -> uint8 [T, H, W, 3] in the same memory.
 
-    Nothing but this type and these shapes, as numpy writes them, is read; the file must be as long as its header says.
+    Only this type and these shapes are accepted, with a header as numpy writes it and exactly the data that it declares.
+    Raises: UnreadableMedia.
     """
     size = 2 if data[6:7] == b"\x01" else 4  # bytes of the header's length
     start = 8 + size
     length = int.from_bytes(data[8:start], "little")
     header = data[start : start + min(length, 512)]
-    found = _ARRAY_HEADER.fullmatch(header)
-    shape = [int(part) for part in found[2].split(b",") if part.strip()] if found else []
-    if found is None or len(shape) not in (3, 4) or shape[-1] != 3 or 0 in shape:
+    match = _ARRAY_HEADER.fullmatch(header)
+    shape = [int(part) for part in match[2].split(b",") if part.strip()] if match else []
+    if match is None or len(shape) not in (3, 4) or shape[-1] != 3 or 0 in shape:
         raise UnreadableMedia(
-            "the raw frames are not a valid .npy file of the type wanted: wanted uint8 [H, W, 3] or [T, H, W, 3] with "
-            f"nothing empty, found {header[:100].decode('ascii', 'replace').strip()!r}"
+            "the raw frames are not a supported .npy file: expected uint8 [H, W, 3] or [T, H, W, 3] without empty axes, "
+            f"found {header[:100].decode('ascii', 'replace').strip()!r}"
         )
-    pictures = np.frombuffer(data, np.uint8, offset=start + length)
-    if len(pictures) != np.prod(shape, dtype=object):
-        raise UnreadableMedia(f"the raw frames are cut off or too long: {len(pictures)} bytes for uint8 {shape}")
+    pixels = np.frombuffer(data, np.uint8, offset=start + length)
+    if len(pixels) != np.prod(shape, dtype=object):
+        raise UnreadableMedia(f"the raw frames are cut off or too long: {len(pixels)} bytes for uint8 {shape}")
     check_size(shape[-2], shape[-3])
-    array = pictures.reshape(shape, order="F" if found[1] == b"True" else "C")
+    array = pixels.reshape(shape, order="F" if match[1] == b"True" else "C")
     return array if len(shape) == 4 else array[None]

@@ -1,7 +1,7 @@
-"""Frames -> uint8 pixels at the size the vision tower wants.
+"""Frames -> uint8 pixels at the vision tower's input size.
 
-Rescaling and normalisation are in the encoder's graph (vision.py), so that pixels travel as uint8: a quarter of the
-bytes. Pillow's bicubic filter, width first, gives the reference's pixels exactly.
+Rescaling and normalization are part of the encoder's graph (vision.py), so that pixels are transferred as uint8: a quarter
+of the bytes. Pillow's bicubic filter, width first, gives the reference's pixels exactly.
 """
 
 from collections.abc import Sequence
@@ -19,18 +19,19 @@ def to_tower_size(pictures: Sequence[np.ndarray], config: PixelConfig, pad: bool
 
     Args:
         pictures: T arrays, uint8 [H, W, 3].
-        pad: first make them square with bars of the mean colour (fine-tuning did, inference does not).
-    Returns: uint8 [T, S, S, 3]. A picture that occurs twice in the list is resized once.
+        pad: first pad them to squares with the mean colour (as in fine-tuning; inference does not).
+    Returns: uint8 [T, S, S, 3]. An array that occurs several times in the list is resized once.
+    Raises: UnreadableMedia as `fit_picture` does.
     """
-    done: dict[int, np.ndarray] = {}
+    fitted: dict[int, np.ndarray] = {}
     for picture in pictures:
-        if id(picture) not in done:
-            done[id(picture)] = fit_picture(picture, config, pad)
-    return np.stack([done[id(picture)] for picture in pictures])
+        if id(picture) not in fitted:
+            fitted[id(picture)] = fit_picture(picture, config, pad)
+    return np.stack([fitted[id(picture)] for picture in pictures])
 
 
 def fit_picture(picture: np.ndarray, config: PixelConfig, pad: bool = False) -> np.ndarray:
-    """One picture, uint8 [H, W, 3] -> [S, S, 3]. Raises: UnreadableMedia if it grows too large on the way."""
+    """One picture, uint8 [H, W, 3] -> [S, S, 3]. Raises: UnreadableMedia if an intermediate size is too large."""
     source = pad_to_square(picture, config.mean_colour) if pad else picture
     return _crop_resize(source, config.size) if config.crop else _squash(source, config.size)
 
@@ -63,18 +64,19 @@ def _crop_resize(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def _resize(picture: np.ndarray, width: int, height: int, part: tuple[int, int, int, int] | None = None) -> np.ndarray:
-    """Bicubic, the width and then the height, each rounded to uint8: Pillow 10.4's result by any Pillow.
+    """Bicubic, the width and then the height, each rounded to uint8: Pillow 10.4's result with any Pillow version.
 
     Args:
-        part: left, top, right and bottom of what is returned of the result; all of it if None.
-    One call leaves the order of the two passes to Pillow; 13 shrinks a tall picture's height first (python-pillow #9549).
+        part: left, top, right and bottom of the part of the result to return; None for all of it.
+    Two calls, because in one Pillow chooses the order of the passes; 13 shrinks a tall picture's height first
+    (python-pillow #9549).
     """
     left, top, right, bottom = part or (0, 0, width, height)
-    # Only what the part leans on: columns after the width, and rows before it. The height's filter must still see the
-    # whole height, or its places would be rounded otherwise.
+    # Compute only what the part depends on: crop rows before the width pass, and columns after it. The height pass must
+    # still get the full height, or its filter positions would be rounded differently.
     rows = picture.shape[0]
     scale = rows / height
-    reach = 2 * max(scale, 1.0) + 2  # of the bicubic filter, and then some
+    reach = 2 * max(scale, 1.0) + 2  # support of the bicubic filter, with a margin
     first, last = max(int(top * scale - reach), 0), min(int(bottom * scale + reach) + 1, rows)
     image = Image.fromarray(picture[first:last]).resize((width, last - first), Image.Resampling.BICUBIC)
     if right - left < width:

@@ -1,4 +1,4 @@
-"""Encoded media -> Frames: choose frames, decode, pad. Video files go through decoding/, or decord_file.py or nvdec_file.py on demand."""
+"""Encoded media -> Frames: choose frames, decode, pad. Video files are decoded by decoding/, decord_file.py or nvdec_file.py."""
 
 import math
 from collections.abc import Sequence
@@ -14,21 +14,22 @@ from videollama_core.protocol.errors import BadSegment, InvalidRequest, Unreadab
 from videollama_core.protocol.messages import Frames
 
 MAX_FRAMES = limits.FRAMES.value
-FILE_KINDS = ("video", "video_with_audio")  # contract.MEDIA_KINDS that are a file
-TIMED_KINDS = (*FILE_KINDS, "folder")  # whose frames are chosen
+FILE_KINDS = ("video", "video_with_audio")  # contract.MEDIA_KINDS that are one video file
+TIMED_KINDS = (*FILE_KINDS, "folder")  # kinds whose frames are sampled
 GIF_RATE = 25.0  # frames per second, assumed by the reference
 FOLDER_RATE = 3.0  # frames per second, assumed by the reference
 
 
 @dataclass(frozen=True)
 class Segment:
-    """What of a video is looked at.
+    """The part of a video to use, and how to sample its frames.
 
     Args:
         start, end: seconds; None means open on that side.
         num_frames: how many frames; None for the checkpoint's number.
-        sampling: one of contract.SAMPLINGS; None is exact. With "keyframes" a frame gives way to the key frame of a video file that
-            is nearest to it, within start and end. Where there is none, or the file does not tell, frames are exact.
+        sampling: one of contract.SAMPLINGS; None is exact. With "keyframes" each frame of a video file is replaced by the
+            nearest key frame between start and end. If there is none, or the file does not list them, frames are exact.
+    Raises: BadSegment, InvalidRequest.
     """
 
     start: float | None = None
@@ -44,7 +45,7 @@ class Segment:
             limits.SEGMENT_SECONDS.check(abs(value or 0.0), name, BadSegment)
         if self.num_frames is not None:
             if self.num_frames < 1:
-                raise InvalidRequest(f"num_frames is {self.num_frames}; at least 1 is wanted")
+                raise InvalidRequest(f"num_frames is {self.num_frames}; expected at least 1")
             limits.FRAMES.check(self.num_frames, "num_frames")
         if self.sampling is not None and self.sampling not in SAMPLINGS:
             raise InvalidRequest(f"sampling is {self.sampling!r}; it takes {' or '.join(SAMPLINGS)}")
@@ -54,7 +55,7 @@ class Segment:
         return self.sampling == "keyframes"
 
     def refuse_for(self, kind: str) -> None:
-        """Raises: BadSegment, InvalidRequest where media of a kind have no such parts, numbers or key frames."""
+        """Raises: BadSegment or InvalidRequest if an option does not apply to media of this kind."""
         if kind not in (*TIMED_KINDS, "audio") and (self.start is not None or self.end is not None):
             raise BadSegment(f"start and end need a video or a folder of frames, not kind {kind}")
         if kind not in TIMED_KINDS and self.num_frames is not None:
@@ -63,7 +64,7 @@ class Segment:
             raise InvalidRequest(f"sampling needs a video file, not kind {kind}")
 
     def refuse_reversed(self) -> None:
-        """The public entry refuses what the reference silently mends (negative or swapped bounds)."""
+        """Raises: BadSegment for negative or swapped bounds, which the reference silently corrects."""
         for name in ("start", "end"):
             value = getattr(self, name)
             if value is not None and value < 0:
@@ -75,7 +76,7 @@ class Segment:
 def choose_frames(num_available: int, num_frames: int) -> np.ndarray:
     """Index of the frame in the middle of each of `num_frames` equal parts of the video.
 
-    Returns: int64 [num_frames], never decreasing, in [0, num_available); indices repeat in a short video.
+    Returns: int64 [num_frames], non-decreasing, in [0, num_available); indices repeat in a short video.
     Raises: UnreadableMedia if num_available is 0.
     Source: VideoLLaMA2 mm_utils.frame_sample, mode "uniform", its rounding included.
     """
@@ -90,15 +91,18 @@ def choose_frames_per_second(num_available: int, rate: float) -> np.ndarray:
     """Index of the middle frame of each second: int64 [seconds]. Raises: UnreadableMedia below 1 frame per second."""
     step = min(int(rate), num_available)
     if step < 1:
-        raise UnreadableMedia(f"{rate:g} frames per second are too few for one frame a second; name a number of frames")
+        raise UnreadableMedia(
+            f"{rate:g} frames per second are too few to sample one per second; set the number of frames"
+        )
     return np.arange(step // 2, num_available, step, dtype=np.int64)
 
 
 def candidate_range(num_frames: int, rate: float, segment: Segment) -> tuple[int, int]:
-    """First and last frame that a segment names, both inclusive.
+    """First and last frame of a segment, both inclusive.
 
-    Both ends lie one frame early, and full bounds are mended (negative, swapped, equal), as in the reference.
-    Raises: BadSegment if no frame lies in the segment.
+    As in the reference, both ends are one frame early, and if both bounds are set, negative, swapped or equal ones are
+    corrected.
+    Raises: BadSegment if the segment contains no frame.
     """
     start, end = segment.start, segment.end
     if start is not None and end is not None:
@@ -119,7 +123,13 @@ def candidate_range(num_frames: int, rate: float, segment: Segment) -> tuple[int
 
 
 def choose_in_segment(available: int, rate: float, segment: Segment, num_frames: int | None) -> np.ndarray:
-    """Absolute index of each frame to look at: int64 [num_frames], or one a second if num_frames is None."""
+    """Absolute index of each frame to use: int64 [num_frames], or one per second if num_frames is None.
+
+    Args:
+        available: frames of the video.
+        rate: frames per second.
+    Raises: UnreadableMedia, BadSegment.
+    """
     if available < 1:
         raise UnreadableMedia("the video has 0 frames; send one with at least 1")
     first, last = candidate_range(available, rate, segment)
@@ -136,14 +146,14 @@ def load_media(
     decoder: str | None = None,
     fit: Fit = as_it_is,
 ) -> Frames:
-    """Media as it comes over the wire (contract.MEDIA) -> its frames.
+    """Media as received in a request (contract.MEDIA) -> its frames.
 
     Args:
         kind: one of contract.MEDIA_KINDS.
         files: encoded bytes; one element for "video" and "image".
-        num_frames: frames the checkpoint wants, None for one a second; those of the segment, if it names any, take their place.
-        decoder: of video files, one of video_decoders.DECODERS; None for what the environment names.
-        fit: resizes each picture as soon as it is decoded, so that the large ones are never kept together.
+        num_frames: the checkpoint's number of frames, None for one per second; overridden by the segment's, if it has one.
+        decoder: of video files, one of video_decoders.DECODERS; None for the one that the environment names.
+        fit: resizes each picture as soon as it is decoded, so that full-size pictures are never held together.
     Raises: UnreadableMedia, BadSegment, InvalidRequest.
     """
     if not files:
@@ -161,7 +171,7 @@ def load_media(
         return _timeless([fit(open_array(files[0])[0] if is_array(files[0]) else open_image(files[0]))])
     if kind == "video":
         if is_array(files[0]):
-            raise InvalidRequest("raw frames (.npy) come as kind frames, not video")
+            raise InvalidRequest("raw frames (.npy) must be sent as kind frames, not video")
         load = load_gif if files[0][:4] == b"GIF8" else frame_decoder(decoder)
         return _pad(load(files[0], segment, num_frames, last), num_frames, last)
     if kind == "folder":
@@ -176,7 +186,7 @@ def load_media(
 
 
 def load_gif(data: bytes, segment: Segment, num_frames: int | None, fit: Fit = as_it_is) -> Frames:
-    """The distinct wanted frames of a gif, at an assumed 25 per second; indices that repeat collapse."""
+    """The chosen frames of a gif, assuming 25 per second; repeated indices are returned once. Raises: UnreadableMedia."""
     with open_picture(data) as gif:
         available = getattr(gif, "n_frames", 1)
         limits.GIF_FRAMES.check(available, "the gif", UnreadableMedia)
@@ -184,7 +194,7 @@ def load_gif(data: bytes, segment: Segment, num_frames: int | None, fit: Fit = a
         rgb = []
         for position in range(int(index[-1]) + 1):
             gif.seek(position)
-            check_size(*gif.size)  # a frame that reaches out of the picture makes it grow
+            check_size(*gif.size)  # a frame that exceeds the canvas enlarges it
             limits.GIF_PIXELS.check((int(index[-1]) + 1) * gif.width * gif.height, "the gif", UnreadableMedia)
             if position in index:
                 rgb.append(fit(np.asarray(gif.convert("RGB"))))
@@ -194,8 +204,8 @@ def load_gif(data: bytes, segment: Segment, num_frames: int | None, fit: Fit = a
 def _load_frames(files: Sequence[bytes], fit: Fit) -> Frames:
     pictures: list[np.ndarray] = []
     for file in files[:MAX_FRAMES]:
-        found = open_array(file)[: MAX_FRAMES - len(pictures)] if is_array(file) else [open_image(file)]
-        pictures.extend(map(fit, found))
+        frames = open_array(file)[: MAX_FRAMES - len(pictures)] if is_array(file) else [open_image(file)]
+        pictures.extend(map(fit, frames))
         if len(pictures) >= MAX_FRAMES:
             break
     return _timeless(pictures)
@@ -206,7 +216,7 @@ def _timeless(pictures: list[np.ndarray]) -> Frames:
 
 
 class _Last:
-    """A `fit` that remembers the size of the picture it was given last: black frames begin as large as that."""
+    """A `fit` that remembers the size of its last picture: black frames are created at that size."""
 
     def __init__(self, fit: Fit) -> None:
         self.fit = fit
@@ -218,10 +228,10 @@ class _Last:
 
 
 def _pad(frames: Frames, num_frames: int | None, last: _Last) -> Frames:
-    """Black frames at the end while there are fewer than num_frames; then at most MAX_FRAMES."""
+    """Append black frames up to num_frames, then cut to MAX_FRAMES."""
     missing = max((num_frames or 1) - len(frames.rgb), 0)
     if missing:
-        # The reference swaps width and height of each from the one before; only square padding can show it.
+        # The reference swaps width and height from one black frame to the next; only padding to squares makes it visible.
         sizes = ((last.width, last.height), (last.height, last.width))
         black = [last.fit(np.zeros((*size, 3), np.uint8)) for size in sizes]
         frames = Frames(

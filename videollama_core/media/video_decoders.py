@@ -1,8 +1,8 @@
-"""The decoders of video files behind one interface, and which of them runs.
+"""The decoders of video files behind one interface, and the choice between them.
 
-PyAV is the default. decord is the reference's own decoder, optional here: it cannot open AV1 or raw streams, does not reach
-the end of MPEG-TS, counts frames that playback never shows (edit lists), and one crafted file (an index that claims 2^31
-frames) aborts its process. nvdec is PyAV with the pictures decoded on an NVIDIA GPU.
+PyAV is the default. decord, the reference's own decoder, is optional: it cannot open AV1 or raw streams, does not reach the
+end of MPEG-TS, counts frames that playback never shows (edit lists), and a crafted file (an index that claims 2^31 frames)
+aborts its process. nvdec is PyAV with the pictures decoded on an NVIDIA GPU.
 """
 
 import importlib.util
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from videollama_core.media.video import Segment
 
 DECODERS = ("pyav", "decord", "nvdec")
-Fit: TypeAlias = Callable[[np.ndarray], np.ndarray]  # uint8 [H, W, 3] -> what is kept of a picture
+Fit: TypeAlias = Callable[[np.ndarray], np.ndarray]  # uint8 [H, W, 3] -> the form in which a picture is kept
 FrameDecoder: TypeAlias = "Callable[[bytes, Segment, int | None, Fit], Frames]"
-DECODER_VARIABLE = "VL2_DECODER"  # tells the stages which of them; pyav where it is not set
+DECODER_VARIABLE = "VL2_DECODER"  # names the stages' decoder; pyav if it is not set
 
 
 def as_it_is(picture: np.ndarray) -> np.ndarray:
@@ -29,9 +29,9 @@ def as_it_is(picture: np.ndarray) -> np.ndarray:
 
 
 def frame_decoder(name: str | None = None) -> FrameDecoder:
-    """The function (file, segment, num_frames, fit) -> Frames of a decoder; without a name, of the one the environment names.
+    """A decoder's function (file, segment, num_frames, fit) -> Frames; without a name, the environment's decoder.
 
-    Raises: InvalidRequest if it is unknown, not installed or not to be had on this machine.
+    Raises: InvalidRequest if it is unknown, not installed, or not available on this machine.
     """
     name = name or os.environ.get(DECODER_VARIABLE) or DECODERS[0]
     if name not in DECODERS:
@@ -39,8 +39,8 @@ def frame_decoder(name: str | None = None) -> FrameDecoder:
     if name == "decord":
         if importlib.util.find_spec("decord") is None:
             raise InvalidRequest(
-                "the decoder decord was asked for, and this Python has no decord; install it "
-                "(pip install 'videollama2-service[decord]', Linux on x86-64 only), or leave --decoder out for PyAV"
+                "the decoder decord was requested, but is not installed; install it "
+                "(pip install 'videollama2-service[decord]', Linux on x86-64 only), or omit --decoder to use PyAV"
             )
         from videollama_core.media.decord_file import decode_video
     elif name == "nvdec":

@@ -1,1 +1,1 @@
-"""A video file -> its wanted frames by PyAV. May import `media` and what that may import."""
+"""A video file -> its wanted frames, by PyAV. May import `media` and what that may import."""

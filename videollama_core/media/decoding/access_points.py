@@ -1,4 +1,4 @@
-"""Key frames that decoding can really begin at, and streams whose unreferenced pictures are safely skipped, by their bytes."""
+"""Read from the bitstream: whether decoding can start at a key frame, and whether unreferenced pictures can be skipped."""
 
 from collections.abc import Iterator
 
@@ -7,9 +7,9 @@ _HEVC_ACCESS, _HEVC_SLICES, _HEVC_SPS = range(16, 22), range(32), 33
 
 
 def is_access_point(codec: str, packet: bytes, header: bytes) -> bool:
-    """Whether every picture that is shown after this key frame is whole if decoding begins here.
+    """Whether decoding can start at this key frame: every picture shown after it is then complete.
 
-    H.264's recovery points are no such: the picture may come bit by bit, and marks of older references are missed.
+    H.264's recovery points do not qualify: the picture may build up gradually, and operations on older references are missed.
     `header` is the stream's extradata.
     """
     if codec == "h264":
@@ -24,7 +24,7 @@ def is_access_point(codec: str, packet: bytes, header: bytes) -> bool:
 def has_unreferenced(codec: str, header: bytes) -> bool:
     """Whether a picture marked as unreferenced can be skipped.
 
-    HEVC marks it for its own temporal layer only: with several layers a higher one may lean on it.
+    In HEVC the mark applies to the picture's own temporal layer only: with several, a higher layer may refer to it.
     """
     if codec != "hevc":
         return codec == "h264"
@@ -35,12 +35,12 @@ def has_unreferenced(codec: str, header: bytes) -> bool:
 
 
 def _length_size(header: bytes, place: int) -> int:
-    """Bytes of a unit's length; 0 where units begin with start codes."""
+    """Bytes of a NAL unit's length prefix; 0 if units begin with start codes."""
     return (header[place] & 3) + 1 if header[:1] == b"\1" and len(header) > place else 0
 
 
 def _units(data: bytes, length_size: int) -> Iterator[bytes]:
-    """The beginnings of NAL units, none of them empty: their first bytes are all that is looked at."""
+    """The first bytes of each NAL unit, never empty."""
     place = 0
     if length_size:
         while place + length_size < len(data):

@@ -1,4 +1,4 @@
-"""The packets of a video stream, listed by one pass over the file; and whether frames can be sought by that list."""
+"""The packets of a video stream, listed in one pass over the file, and whether that list is reliable enough for seeking."""
 
 from array import array
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from videollama_core.media.decoding.access_points import is_access_point
 from videollama_core.media.decoding.container import DECODER_ERRORS, check_bounds, reason
 from videollama_core.protocol.errors import UnreadableMedia
 
-NONE = np.iinfo(np.int64).min  # of a packet without the time
-HELD = 8 * 2**20  # bytes of packets that are kept between the list and the decoder
-_CHECKED = 64  # packets from one look at the limits to the next: the clock costs as much as a packet
-# Containers whose times can be believed, by FFmpeg's names. AVI's cannot: it stores none, and they are guessed.
+NONE = np.iinfo(np.int64).min  # a missing time
+HELD = 8 * 2**20  # bytes of packets that are kept in memory for decoding
+_CHECKED = 64  # packets between two checks of the limits: reading the clock costs as much as a packet
+# Containers with reliable times, by FFmpeg's names. AVI stores none; FFmpeg guesses them.
 _CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "flv"}
-# One packet, one picture, in these. VP8 and MPEG-4 have packets that show nothing, MPEG-2 packets of one field.
+# Codecs with one picture per packet. VP8 and MPEG-4 have packets that show nothing, MPEG-2 packets of one field.
 CODECS = {"h264", "hevc", "vp9", "libdav1d", "av1", "prores", "mjpeg"}
 
 Packet: TypeAlias = "av.Packet[VideoStream]"
@@ -29,12 +29,12 @@ class FrameIndex:
     """Packets in decoding order: int64 [N] or bool [N] each; times in units of the stream's time base.
 
     Args:
-        pts: when it is shown; NONE where the container does not say.
-        dts: when it is decoded; NONE likewise.
+        pts: presentation time; NONE if the container has none.
+        dts: decoding time; NONE likewise.
         size: bytes.
-        key: decoding can begin at it.
-        shown: false for what an edit list cuts away.
-        whole: false if a packet is marked as corrupt, or changes the decoder's header on the way.
+        key: decoding can begin at the packet.
+        shown: false if an edit list removes the packet from playback.
+        whole: false if a packet is marked as corrupt, or changes the decoder's header within the stream.
     """
 
     pts: np.ndarray
@@ -46,10 +46,11 @@ class FrameIndex:
 
     @property
     def available(self) -> int:
+        """Number of frames shown in playback."""
         return int(self.shown.sum())
 
     def is_sound(self, container: str, codec: str) -> bool:
-        """It proves itself: every packet has a time of its own, and the first is a key frame and shown first."""
+        """Whether seeking by it is safe: all times are distinct, and the first packet is a key frame and shown first."""
         return bool(
             container in _CONTAINERS
             and codec in CODECS
@@ -62,14 +63,14 @@ class FrameIndex:
         )
 
     def packets_of(self, frames: np.ndarray) -> np.ndarray:
-        """Numbers of frames in the order they are shown -> of their packets."""
+        """Frame numbers in presentation order -> numbers of their packets."""
         shown = np.flatnonzero(self.shown)
         return shown[np.argsort(self.pts[shown], kind="stable")[frames]]
 
     def nearest_keys(self, frames: np.ndarray, first: int, last: int) -> np.ndarray:
-        """Numbers of frames -> of the key frames nearest to them, the earlier of two, among `first` to `last`.
+        """Frame numbers -> numbers of the nearest key frames from `first` to `last`, the earlier of two equally near.
 
-        The frames themselves where no key frame lies there.
+        The frames themselves if that range has no key frame.
         """
         keys = np.flatnonzero(self.key[self.packets_of(np.arange(self.available))])
         keys = keys[(keys >= first) & (keys <= last)]
@@ -88,18 +89,18 @@ class FrameIndex:
         return np.sort(self.pts[self.shown])
 
     def packet_at(self, pts: int) -> int:
-        """The packet that is shown at a time; -1 if there is none."""
+        """Number of the packet with a presentation time; -1 if there is none."""
         place = int(np.searchsorted(self.pts, pts, sorter=self._by_time))
-        found = int(self._by_time[place]) if place < len(self.pts) else -1
-        return found if found >= 0 and self.pts[found] == pts else -1
+        packet = int(self._by_time[place]) if place < len(self.pts) else -1
+        return packet if packet >= 0 and self.pts[packet] == pts else -1
 
     def number_at(self, pts: int) -> int:
-        """The number of the frame that is shown at a time; -1 if there is none."""
+        """Number of the frame with a presentation time; -1 if there is none."""
         place = int(np.searchsorted(self._times_shown, pts))
         return place if place < len(self._times_shown) and self._times_shown[place] == pts else -1
 
     def start_of(self, packet: int) -> int:
-        """The key frame that decoding begins at: a packet shown before its key frame leans on the group before, too."""
+        """The key frame at which decoding must begin: a packet shown before its key frame also depends on the group before."""
         keys = np.flatnonzero(self.key[: packet + 1])
         return int(keys[self.pts[keys] <= self.pts[packet]][-1])
 
@@ -107,10 +108,12 @@ class FrameIndex:
 def read_index(
     container: "av.container.InputContainer", stream: VideoStream, until: float, held: list[Packet] | None = None
 ) -> FrameIndex:
-    """
+    """List all packets of a stream.
+
     Args:
-        held: takes the packets, to be decoded without reading them again; none of a stream of more than HELD bytes.
-    Raises: UnreadableMedia if the file holds fewer packets than its own table promises, or cannot be read to its end.
+        until: the deadline (`container.deadline`).
+        held: filled with the packets, so that they need not be read again; left empty for streams of more than HELD bytes.
+    Raises: UnreadableMedia if the file has fewer packets than its own table lists, or cannot be read to its end.
     """
     rows = array("q")  # 40 bytes a packet: there may be two million
     packets, whole, left = 0, True, HELD
@@ -142,6 +145,6 @@ def read_index(
         raise UnreadableMedia(f"the file is damaged after frame {packets}: {reason(error)}") from error
     check_bounds(packets, until)
     if packets < stream.frames:
-        raise UnreadableMedia(f"the file is cut off: its index lists {stream.frames} frames, {packets} can be read")
+        raise UnreadableMedia(f"the file is cut off: its index lists {stream.frames} frames, but {packets} can be read")
     table = np.array(rows, np.int64).reshape(-1, 5)
     return FrameIndex(table[:, 0], table[:, 1], table[:, 2], table[:, 3] > 0, table[:, 4] > 0, whole)

@@ -1,7 +1,7 @@
-"""The index of a long MP4 by its own table, where the groups that are looked at prove it: the file is not read through.
+"""The index of a long MP4 from its own sample table, verified on the groups that are needed, without reading the whole file.
 
-The table tells when each packet is decoded, not when it is shown. In groups that are shown one after the other that makes no
-difference but within a group, and those that hold a wanted frame are read.
+The table has decoding times, not presentation times. If groups of pictures are shown one after the other, these differ in
+order only within a group, and the groups that contain a wanted frame are read.
 """
 
 import av
@@ -12,13 +12,13 @@ from videollama_core.media.decoding.access_points import is_access_point
 from videollama_core.media.decoding.container import DECODER_ERRORS, check_bounds
 from videollama_core.media.decoding.frame_index import CODECS, FrameIndex
 
-LEAST = 1000  # packets of a file: fewer are read through sooner
-SHARE = 0.5  # of the packets that are read, at most: otherwise all of them can be
-LEADING = 16  # packets behind a key frame among which one that is shown before it would be
+LEAST = 1000  # packets of a file: with fewer, reading all of them is faster
+SHARE = 0.5  # of the packets, the most to read for verification: beyond it all of them can be read instead
+LEADING = 16  # packets after a key frame that are checked for pictures shown before it
 
 
 def read_table(container: "av.container.InputContainer", stream: VideoStream, size: int) -> FrameIndex | None:
-    """Every packet by the table, as if each were shown when it is decoded; None where there is none that can be believed.
+    """All packets by the table, with decoding times as presentation times; None if there is no plausible table.
 
     Args:
         size: bytes of the file.
@@ -31,8 +31,8 @@ def read_table(container: "av.container.InputContainer", stream: VideoStream, si
     rows = [(entry.timestamp, entry.pos, entry.size, entry.is_keyframe, entry.is_discard) for entry in entries]
     table = np.array(rows, np.int64)
     dts, place, length, key, cut = table.T
-    sound = key[0] and not cut.any() and np.all(np.diff(dts) > 0) and length.min() > 0 and place.min() >= 0
-    if not sound or (place + length).max() > size:
+    plausible = key[0] and not cut.any() and np.all(np.diff(dts) > 0) and length.min() > 0 and place.min() >= 0
+    if not plausible or (place + length).max() > size:
         return None
     return FrameIndex(dts + (stream.start_time - dts[0]), dts, length, key > 0, np.ones(len(dts), bool), whole=True)
 
@@ -40,7 +40,7 @@ def read_table(container: "av.container.InputContainer", stream: VideoStream, si
 def confirmed(
     table: FrameIndex, container: "av.container.InputContainer", stream: VideoStream, wanted: np.ndarray, until: float
 ) -> FrameIndex | None:
-    """The table with the true times of the groups that hold wanted frames; None if one is not as the table lets expect.
+    """The table with the true times of the groups that contain wanted frames; None if a group contradicts the table.
 
     Raises: UnreadableMedia past a limit.
     """
@@ -71,24 +71,24 @@ def _times(
     last: int,
     until: float,
 ) -> np.ndarray:
-    """When packets first to last (exclusive) are shown. Raises: ValueError where one is not what the table says."""
+    """Presentation times of packets first to last (exclusive). Raises: ValueError if a packet contradicts the table."""
     context = stream.codec_context
     codec, header = context.name, context.extradata or b""
-    found: list[int] = []
+    times: list[int] = []
     container.seek(int(table.pts[first]), stream=stream)
     for packet in container.demux(stream):
-        number = first + len(found)
+        number = first + len(times)
         check_bounds(number, until)
-        if not found and packet.dts is not None and packet.dts < table.dts[first]:
+        if not times and packet.dts is not None and packet.dts < table.dts[first]:
             continue
-        said = (table.dts[number], table.size[number], table.key[number], False)
-        if packet.pts is None or said != (packet.dts, packet.size, packet.is_keyframe, packet.is_discard):
-            raise ValueError(f"packet {number} is not what the table says")
+        expected = (table.dts[number], table.size[number], table.key[number], False)
+        if packet.pts is None or expected != (packet.dts, packet.size, packet.is_keyframe, packet.is_discard):
+            raise ValueError(f"packet {number} differs from the table")
         if packet.is_corrupt or packet.has_sidedata("new_extradata"):
             raise ValueError(f"packet {number} is damaged, or changes the decoder's header")
-        if not found and not is_access_point(codec, bytes(packet), header):
+        if not times and not is_access_point(codec, bytes(packet), header):
             raise ValueError(f"decoding cannot begin at packet {number}")
-        found.append(packet.pts)
+        times.append(packet.pts)
         if number + 1 == last:
-            return np.array(found, np.int64)
+            return np.array(times, np.int64)
     raise ValueError(f"the file ends before packet {last}")

@@ -1,4 +1,4 @@
-"""The plain way: every frame of a video from the first packet to the last wanted one. Right for every file tried, and slow."""
+"""Sequential decoding: every frame of a video from the first packet to the last wanted one. Correct for all tested files, but slow."""
 
 import math
 from collections.abc import Callable
@@ -20,8 +20,8 @@ from videollama_core.media.rgb import ToRgb
 from videollama_core.media.video_decoders import Fit
 from videollama_core.protocol.errors import UnreadableMedia
 
-REORDERED = 16  # pictures that a decoder may hold back at most
-Found = dict[int, tuple[np.ndarray, float]]  # picture and seconds by number of the frame
+REORDERED = 16  # the most pictures that a decoder may hold back for reordering
+Pictures = dict[int, tuple[np.ndarray, float]]  # picture and seconds by frame number
 
 
 def decode_sequentially(
@@ -31,15 +31,15 @@ def decode_sequentially(
     fit: Fit,
     number_at: Callable[[int], int] | None = None,
     hwaccel: HWAccel | None = None,
-) -> tuple[Found, int | None]:
-    """The wanted frames; and the number of frames shown, if the end was reached before the last wanted one.
+) -> tuple[Pictures, int | None]:
+    """The wanted frames, and the number of frames shown if the file ended before the last wanted one, else None.
 
-    One thread decodes: with several, what is made up for a damaged picture is not the same every time.
+    Decoding uses one thread: with several, the concealment of a damaged picture is not deterministic.
 
     Args:
-        number_at: the number of a frame by its pts, -1 for another time; None where times tell nothing. A wanted frame that is lost to damage is then the
-            next one that is not; elsewhere frames are counted.
-    Raises: UnreadableMedia if a picture on the way cannot be decoded and the end comes too early.
+        number_at: the number of a frame by its pts, -1 for an unknown time; None if times are unreliable. With it, a wanted
+            frame that is lost to damage is replaced by the next decodable one; without it, frames are counted.
+    Raises: UnreadableMedia if a picture cannot be decoded and the file ends before the last wanted frame.
     """
     try:
         with open_container(data, hwaccel) as container:
@@ -55,11 +55,11 @@ def _decode_wanted(
     until: float,
     fit: Fit,
     number_at: Callable[[int], int],
-) -> tuple[Found, int | None]:
+) -> tuple[Pictures, int | None]:
     awaited = set(wanted.tolist())
     last = int(wanted[-1])
-    found: Found = {}
-    instead: Found = {}  # of awaited frames: the first one that came in their place
+    pictures: Pictures = {}
+    substitutes: Pictures = {}  # for awaited frames that were passed: the first frame after each
     position, beyond = -1, 0
     damaged: av.FFmpegError | None = None
     origin: float | None = None
@@ -78,18 +78,18 @@ def _decode_wanted(
             known = -1 if frame.pts is None else number_at(frame.pts)
             number = position if known < 0 else known
             origin = frame.time if origin is None else origin
-            passed = [other for other in awaited if other < number and other not in instead]
+            passed = [other for other in awaited if other < number and other not in substitutes]
             if passed or number in awaited:
                 check_size(frame.width, frame.height)
                 seconds = math.nan if frame.time is None else float(frame.time - (origin or 0.0))
                 picture = (fit(to_rgb(frame)), seconds)
-                instead.update(dict.fromkeys(passed, picture))
+                substitutes.update(dict.fromkeys(passed, picture))
                 if number in awaited:
                     awaited.discard(number)
-                    found[number] = picture
+                    pictures[number] = picture
             beyond += number >= last
             if not awaited or beyond > REORDERED:
-                return {**instead, **found}, None
+                return {**substitutes, **pictures}, None
     if damaged is not None:
         raise UnreadableMedia(f"the video is damaged after frame {position}: {reason(damaged)}") from damaged
-    return found, position + 1
+    return pictures, position + 1

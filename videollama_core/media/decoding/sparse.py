@@ -1,6 +1,6 @@
-"""The wanted frames of a video and little else: from the key frame before each, without the pictures nothing leans on.
+"""Sparse decoding: only the wanted frames of a video and what they depend on, from the key frame before each.
 
-Whatever is not as the index promised ends this way: the answer is None, and the caller decodes everything.
+On any deviation from the index it gives up and returns None; the caller then decodes everything.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,10 +16,10 @@ from videollama_core.media.decoding.frame_index import NONE, FrameIndex, Packet
 from videollama_core.media.rgb import ToRgb
 from videollama_core.media.video_decoders import Fit
 
-# The smallest damage is an error here: what a damaged picture looks like may depend on those before it.
-# Strict also holds back as many pictures as the header allows where it does not say how many: none comes too late to be given out.
+# Any damage is an error here, because the look of a damaged picture may depend on the pictures before it.
+# "strict" also assumes the largest reordering delay if the header does not state it, so that no picture is output late.
 _STRICT = {**OPTIONS, "err_detect": "explode", "strict": "strict"}
-Found = dict[int, tuple[np.ndarray, float]]  # picture and seconds by number of the frame
+Pictures = dict[int, tuple[np.ndarray, float]]  # picture and seconds by frame or packet number
 
 
 def decode_sparsely(
@@ -30,11 +30,11 @@ def decode_sparsely(
     until: float,
     fit: Fit,
     held: Sequence[Packet] = (),
-) -> Found | None:
-    """None if the stream is not what the index says, or a picture on the way is damaged.
+) -> Pictures | None:
+    """The wanted frames; None if the stream differs from the index, or a picture that they depend on is damaged.
 
     Args:
-        held: all packets of the index; none if they are to be read from the container.
+        held: all packets of the index; empty to read them from the container.
     Raises: UnreadableMedia past a limit.
     """
     frames = np.unique(wanted)
@@ -45,20 +45,20 @@ def decode_sparsely(
         groups.setdefault(index.start_of(packet), []).append(packet)
     stream.codec_context.options = _STRICT
     reader = _Reader(container, stream, index, until, fit, held)
-    found: Found = {}
+    pictures: Pictures = {}
     try:
         for start in sorted(groups):
-            pictures = reader.read(start, groups[start])
-            if pictures is None:
+            group = reader.read(start, groups[start])
+            if group is None:
                 return None
-            found.update({frame_of[packet]: picture for packet, picture in pictures.items()})
+            pictures.update({frame_of[packet]: picture for packet, picture in group.items()})
     except DECODER_ERRORS:
         return None
-    return found
+    return pictures
 
 
 class _Reader:
-    """Decodes one group after the other from one container."""
+    """Decodes groups of pictures, one after the other, from one container."""
 
     def __init__(
         self,
@@ -75,50 +75,50 @@ class _Reader:
         context = stream.codec_context
         safe = has_unreferenced(context.name, context.extradata or b"")
         self._between: Literal["NONREF", "DEFAULT"] = "NONREF" if safe else "DEFAULT"
-        self._size = (context.width, context.height)  # which the limits were checked for
+        self._size = (context.width, context.height)  # the size that was checked against the limits
         self._origin = self._seconds(int(index.pts[index.shown].min()))
 
-    def read(self, start: int, wanted: list[int]) -> Found | None:
-        """The pictures of packets that are decoded from packet `start` on."""
+    def read(self, start: int, wanted: list[int]) -> Pictures | None:
+        """Decode from packet `start` on; return the pictures of the wanted packets, or None if some are missing."""
         context = self._stream.codec_context
         at_time = {int(self._index.pts[packet]): packet for packet in wanted}
-        found: Found = {}
+        pictures: Pictures = {}
         skipped: Literal["NONREF", "DEFAULT"] | None = None
         for number, packet in self._packets(start, max(wanted)):
             skips = "DEFAULT" if number in wanted or number == start else self._between
             if skips != skipped:
                 context.skip_frame = skipped = skips
-            self._keep(packet.decode(), at_time, found)
-        self._keep(context.decode(None), at_time, found)
-        return found if len(found) == len(wanted) else None
+            self._keep(packet.decode(), at_time, pictures)
+        self._keep(context.decode(None), at_time, pictures)
+        return pictures if len(pictures) == len(wanted) else None
 
-    def _keep(self, frames: list[av.VideoFrame], at_time: dict[int, int], found: Found) -> None:
-        """Of the pictures of a group those at the wanted times. Raises: ValueError if one is damaged, or comes twice."""
+    def _keep(self, frames: list[av.VideoFrame], at_time: dict[int, int], pictures: Pictures) -> None:
+        """Keep the pictures at the wanted times. Raises: ValueError if one is damaged, or occurs twice."""
         for frame in frames:
             if frame.is_corrupt:
-                raise ValueError("a picture on the way is damaged")
+                raise ValueError("a decoded picture is damaged")
             pts = frame.pts
             packet = at_time.get(NONE if pts is None else pts)
             if packet is None or pts is None:
                 continue
-            if packet in found:
+            if packet in pictures:
                 raise ValueError(f"packet {packet} shows two pictures")
             if (frame.width, frame.height) != self._size:
                 raise ValueError(f"a picture of {frame.width}x{frame.height} in a stream of {self._size}")
-            frame.time_base = self._stream.time_base  # what the decoder still held comes without
-            found[packet] = (self._fit(self._to_rgb(frame)), self._seconds(pts) - self._origin)
+            frame.time_base = self._stream.time_base  # flushed frames have none
+            pictures[packet] = (self._fit(self._to_rgb(frame)), self._seconds(pts) - self._origin)
 
     def _packets(self, first: int, last: int) -> Iterator[tuple[int, Packet]]:
-        """Packets first to last with their numbers. Raises: ValueError if one is not what the index says."""
+        """Packets first to last with their numbers. Raises: ValueError if one differs from the index."""
         index, awaited, here = self._index, first, slice(first, last + 1)
-        said = zip(index.pts[here].tolist(), index.size[here].tolist(), index.shown[here].tolist(), strict=True)
+        expected = zip(index.pts[here].tolist(), index.size[here].tolist(), index.shown[here].tolist(), strict=True)
         for packet in self._held_from(first) if self._held else self._after_seek(first):
             check_bounds(awaited, self._until)
             if awaited == first and self._number_of(packet) < first:
                 continue
-            pts, size, shown = next(said)
+            pts, size, shown = next(expected)
             if packet.pts != pts or packet.size != size or packet.is_discard == shown:
-                raise ValueError(f"packet {awaited} is not what the index says")
+                raise ValueError(f"packet {awaited} differs from the index")
             yield awaited, packet
             if awaited == last:
                 return
@@ -130,7 +130,7 @@ class _Reader:
         return self._held[number:]
 
     def _after_seek(self, number: int) -> Iterator[Packet]:
-        """The packets from this one or one before it on: some containers seek by one kind of time, some by the other."""
+        """The packets from this one, or an earlier one, on: containers seek by either presentation or decoding time."""
         for time in (self._index.pts[number], self._index.dts[number]):
             self._container.seek(int(time), stream=self._stream)
             packets = self._container.demux(self._stream)
@@ -141,7 +141,7 @@ class _Reader:
                 return
 
     def _number_of(self, packet: Packet) -> int:
-        """-1 for one that the index does not know, as the first one after a seek can be."""
+        """The packet's number; -1 if it is not in the index, as may happen to the first one after a seek."""
         return -1 if packet.pts is None else self._index.packet_at(packet.pts)
 
     def _seconds(self, pts: int) -> float:

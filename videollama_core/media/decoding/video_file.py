@@ -1,4 +1,4 @@
-"""A video file -> its chosen frames: only what they need is decoded where that is safe, everything up to the last one elsewhere."""
+"""A video file -> its chosen frames: decodes only what they depend on if that is safe, else everything up to the last one."""
 
 import av
 import numpy as np
@@ -8,7 +8,7 @@ from av.video.stream import VideoStream
 from videollama_core.media.decoding.container import deadline, open_container, open_unseen, video_stream
 from videollama_core.media.decoding.frame_index import FrameIndex, Packet, read_index
 from videollama_core.media.decoding.frame_table import confirmed, read_table
-from videollama_core.media.decoding.sequential import Found, decode_sequentially
+from videollama_core.media.decoding.sequential import Pictures, decode_sequentially
 from videollama_core.media.decoding.sparse import decode_sparsely
 from videollama_core.media.video import MAX_FRAMES, Segment, candidate_range, choose_in_segment
 from videollama_core.media.video_decoders import Fit, as_it_is
@@ -25,13 +25,13 @@ def decode_video(
     sparse: bool = True,
     hwaccel: HWAccel | None = None,
 ) -> Frames:
-    """The wanted frames of a video file, rotation tag applied, each fitted as soon as it is decoded.
+    """The chosen frames of a video file, rotated by its rotation tag, each fitted as soon as it is decoded.
 
-    Frames that playback never shows (cut by an edit list) are not candidates.
+    Frames that playback never shows (removed by an edit list) are not candidates.
 
     Args:
-        sparse: false for the plain way, which decodes every frame; both give the same.
-        hwaccel: the device that pictures are decoded on; None for the processor.
+        sparse: false to decode every frame; the result is the same.
+        hwaccel: the device on which pictures are decoded; None for the CPU.
     Raises: UnreadableMedia if there is no video stream, the file is cut off, or a wanted frame cannot be decoded.
     """
     until = deadline()
@@ -47,13 +47,13 @@ def decode_video(
             )
         if frames is not None:
             return frames
-        sparse = table is not None  # the list of all packets was not tried
-    with open_container(data, hwaccel) as container:  # from its beginning
+        sparse = table is not None  # sparse decoding by a list of all packets was not tried yet
+    with open_container(data, hwaccel) as container:  # from the start of the file
         stream = video_stream(container)
         choice = _Choice(stream, segment, num_frames)
         frames, index = _by_list(container, stream, choice, until, fit, sparse)
-        sound = index.is_sound(container.format.name, stream.codec_context.name)
-    return frames or _from_the_start(data, index, sound, choice, until, fit, hwaccel)
+        reliable = index.is_sound(container.format.name, stream.codec_context.name)
+    return frames or _from_the_start(data, index, reliable, choice, until, fit, hwaccel)
 
 
 def _by_table(
@@ -64,11 +64,11 @@ def _by_table(
     until: float,
     fit: Fit,
 ) -> Frames | None:
-    """None where the table does not prove itself, or the stream is not what it says."""
+    """Sparse decoding by the file's own table; None if the stream differs from it."""
     wanted = choice.by_key_frames(choice.of(table.available), table)
     index = confirmed(table, container, stream, wanted, until)
-    found = None if index is None else decode_sparsely(container, stream, index, wanted, until, fit)
-    return None if found is None else _frames(found, wanted)
+    pictures = None if index is None else decode_sparsely(container, stream, index, wanted, until, fit)
+    return None if pictures is None else _frames(pictures, wanted)
 
 
 def _by_list(
@@ -79,48 +79,48 @@ def _by_list(
     fit: Fit,
     sparse: bool = True,
 ) -> tuple[Frames | None, FrameIndex]:
-    """By a list of all packets, which comes with it; None where it does not prove itself, or the stream is not what it says."""
+    """Sparse decoding by a list of all packets, and that list; None if it is unreliable, or the stream differs from it."""
     held: list[Packet] = []
     index = read_index(container, stream, until, held if sparse else None)
     if not sparse or not index.is_sound(container.format.name, stream.codec_context.name):
         return None, index
     wanted = choice.by_key_frames(choice.of(index.available), index)
-    found = decode_sparsely(container, stream, index, wanted, until, fit, held)
-    return None if found is None else _frames(found, wanted), index
+    pictures = decode_sparsely(container, stream, index, wanted, until, fit, held)
+    return None if pictures is None else _frames(pictures, wanted), index
 
 
 def _from_the_start(
     data: bytes,
     index: FrameIndex,
-    sound: bool,
+    reliable: bool,
     choice: "_Choice",
     until: float,
     fit: Fit,
     hwaccel: HWAccel | None,
 ) -> Frames:
-    """Everything up to the last wanted frame. Raises: UnreadableMedia if one cannot be decoded."""
+    """Decode everything up to the last wanted frame. Raises: UnreadableMedia if a wanted one cannot be decoded."""
     available, wanted = index.available, choice.of(index.available)
-    if sound:
+    if reliable:
         wanted = choice.by_key_frames(wanted, index)
-    number_at = index.number_at if sound else None
-    found: Found | None = None
-    while found is None:
-        pictures, shown = decode_sequentially(data, wanted, until, fit, number_at, hwaccel)
+    number_at = index.number_at if reliable else None
+    pictures: Pictures | None = None
+    while pictures is None:
+        decoded, shown = decode_sequentially(data, wanted, until, fit, number_at, hwaccel)
         if shown is None or shown == available:
-            found = pictures
+            pictures = decoded
         elif shown > available or shown == 0:
-            raise UnreadableMedia(f"the file lists {available} frames and holds {shown}: it is damaged; re-encode it")
+            raise UnreadableMedia(f"the file lists {available} frames but holds {shown}: it is damaged; re-encode it")
         else:
-            # Fewer pictures than packets (a codec with hidden frames): what can be shown is what counts.
+            # Fewer pictures than packets (a codec with hidden frames): choose again among those that are shown.
             available, wanted = shown, choice.of(shown)
-    missing = sorted(set(wanted.tolist()) - set(found))
+    missing = sorted(set(wanted.tolist()) - set(pictures))
     if missing:
-        raise UnreadableMedia(f"frame {missing[0]} of {available} cannot be decoded: the file is damaged")
-    return _frames(found, wanted)
+        raise UnreadableMedia(f"frame {missing[0]} of {available} cannot be decoded: the file is damaged; re-encode it")
+    return _frames(pictures, wanted)
 
 
 class _Choice:
-    """Which frames of a stream a segment wants."""
+    """Chooses the frames of a stream that a segment selects."""
 
     def __init__(self, stream: VideoStream, segment: Segment, num_frames: int | None) -> None:
         self._segment, self._num_frames = segment, num_frames
@@ -128,18 +128,18 @@ class _Choice:
         self._pixels = stream.codec_context.width * stream.codec_context.height
 
     def of(self, available: int) -> np.ndarray:
-        """Raises: UnreadableMedia, BadSegment."""
+        """Numbers of the chosen frames among those available: int64 [T]. Raises: UnreadableMedia, BadSegment."""
         chosen = choose_in_segment(available, self._rate, self._segment, self._num_frames)[:MAX_FRAMES]
         limits.VIDEO_PIXELS.check((int(chosen[-1]) + 1) * self._pixels, "the video", UnreadableMedia)
         return chosen
 
     def by_key_frames(self, wanted: np.ndarray, index: FrameIndex) -> np.ndarray:
-        """The key frames nearest to them, if those are asked for."""
+        """The nearest key frames to the wanted frames if the segment asks for key frames, else the wanted frames."""
         if not self._segment.by_key_frames:
             return wanted
         return index.nearest_keys(wanted, *candidate_range(index.available, self._rate, self._segment))
 
 
-def _frames(found: Found, wanted: np.ndarray) -> Frames:
-    times = np.array([found[number][1] for number in wanted.tolist()], dtype=np.float64)
-    return Frames([found[number][0] for number in wanted.tolist()], wanted, times)
+def _frames(pictures: Pictures, wanted: np.ndarray) -> Frames:
+    times = np.array([pictures[number][1] for number in wanted.tolist()], dtype=np.float64)
+    return Frames([pictures[number][0] for number in wanted.tolist()], wanted, times)
