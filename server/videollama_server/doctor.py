@@ -168,7 +168,7 @@ def doctor(bundle: Path | None, ports: tuple[int, ...], decoder: str, as_json: b
         click.echo(json.dumps([asdict(finding) for finding in found], indent=1))
     else:
         for finding in found:
-            click.echo(f"{finding.state:5} {finding.check:14} {finding.found}")
+            click.echo(f"{finding.state:5} {finding.check:14} {finding.detail}")
             if finding.advice and finding.state != OK:
                 click.echo(f"{'':20} {finding.advice}")
     if any(finding.state == FAIL for finding in found):

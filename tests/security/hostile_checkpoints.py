@@ -208,7 +208,9 @@ FILES = (
     Hostile(
         "the index maps to numbers", write("model.safetensors.index.json", '{"weight_map": {"a": 1}}'), "no weight_map"
     ),
-    Hostile("a shard is a pipe", replaced("model-00002-of-00003.safetensors", os.mkfifo), "not a regular file", SHARDED),
+    Hostile(
+        "a shard is a pipe", replaced("model-00002-of-00003.safetensors", os.mkfifo), "not a regular file", SHARDED
+    ),
 )
 
 

@@ -62,11 +62,11 @@ def test_what_nvdec_needs_and_what_it_leaves_out_of_the_cage(monkeypatch):
     found = {finding.check: finding for finding in examine(decoder="nvdec")}
     assert found["video decoder"].state == FAIL and "NVIDIA_DRIVER_CAPABILITIES" in found["video decoder"].advice
     assert found["media sandbox"].state == WARN
-    assert found["media sandbox"].found.startswith(
+    assert found["media sandbox"].detail.startswith(
         "landlock not in force for video files: nvdec needs devices; seccomp not available"
     )
     found = {finding.check: finding for finding in examine()}
-    assert found["video decoder"].state == OK and "nvdec" not in found["media sandbox"].found
+    assert found["video decoder"].state == OK and "nvdec" not in found["media sandbox"].detail
 
 
 @pytest.mark.parametrize("words", [(), ("--json",)])

@@ -15,7 +15,7 @@ OK, WARN, FAIL = "ok", "warn", "FAIL"
 class Finding:
     check: str
     state: str  # ok | warn | FAIL
-    found: str
+    detail: str
     advice: str = ""
 
 

@@ -33,7 +33,7 @@ def machine_findings() -> list[Finding]:
 def check_machine(findings: Iterable[Finding] | None = None) -> None:
     """Log warnings about what will fail some requests. Raises: ServerFailed for what prevents any server from running."""
     for finding in machine_findings() if findings is None else findings:
-        text = f"{finding.check}: {finding.found}; {finding.advice}"
+        text = f"{finding.check}: {finding.detail}; {finding.advice}"
         if finding.state == FAIL:
             raise ServerFailed(text)
         if finding.state == WARN:
