@@ -182,9 +182,9 @@ def test_bfloat16_is_near_and_finite():
     ("options", "reason"),
     [
         ({"engine": "abacus"}, "one of onnx, torch, tensorrt"),
-        ({"engine": "onnx", "dtype": "bfloat16"}, "takes float32"),
-        ({"engine": "torch", "dtype": "int3"}, "takes bfloat16"),
-        ({"engine": "torch", "dtype": "float32", "max_seq_len": 10**6}, "made for 32768 positions"),
+        ({"engine": "onnx", "dtype": "bfloat16"}, "supports float32"),
+        ({"engine": "torch", "dtype": "int3"}, "supports bfloat16"),
+        ({"engine": "torch", "dtype": "float32", "max_seq_len": 10**6}, "supports 32768 positions"),
         ({"engine": "torch", "dtype": "float32", "max_seq_len": 20}, "media alone take"),
         ({"engine": "torch", "dtype": "float32", "slots": 0}, "1 to 1024"),
         ({"engine": "torch", "dtype": "float32", "media_token_memory": "gpu"}, "over gRPC.*use --engine tensorrt"),

@@ -28,7 +28,7 @@ def test_the_tables_beside_it_name_the_same_engines():
 
 @pytest.mark.parametrize("ask", [encoder_engine, language_engine])
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones(ask):
-    with pytest.raises(ArtifactMismatch, match="'openvino'.* known are onnx, torch"):
+    with pytest.raises(ArtifactMismatch, match="'openvino'.* expected one of onnx, torch"):
         ask("openvino")
 
 

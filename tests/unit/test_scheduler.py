@@ -169,7 +169,7 @@ def test_bad_requests_are_refused_at_once():
     with pytest.raises(InvalidRequest, match="already running"):
         scheduler.submit(request("one", [1])[0])
     scheduler.submit(request("two", [1])[0])
-    with pytest.raises(Overloaded, match="2 requests wait"):
+    with pytest.raises(Overloaded, match="2 requests are waiting"):
         scheduler.submit(request("three", [1])[0])
 
 

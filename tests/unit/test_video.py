@@ -136,7 +136,10 @@ BAD_VIDEOS = {
     "cut before the index": (cut(VIDEO, 0.5), "not a video|cut off|damaged"),
     "cut within the index": (INDEX_FIRST[: INDEX_FIRST.index(b"stsd")], "cut off|not a video"),
     "cut behind the index": (cut(INDEX_FIRST, 0.6), "cut off|damaged|not a video"),
-    "whole, of a codec that nobody knows": (VIDEO.replace(b"avc1", b"zzzz") + b"more behind it", "codec.*not known"),
+    "whole, of a codec that nobody knows": (
+        VIDEO.replace(b"avc1", b"zzzz") + b"more behind it",
+        "codec.*not supported",
+    ),
     "sound only": ((MEDIA / "tone_16k_mono_4s.wav").read_bytes(), "no video stream.*audio track"),
     "picture": ((MEDIA / "image_90x50.png").read_bytes(), "not a video"),
     "playlist": (b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n/etc/passwd\n#EXT-X-ENDLIST\n", "not a video"),

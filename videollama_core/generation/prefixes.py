@@ -1,6 +1,6 @@
-"""The prefix cache: KV cache contents of earlier prompts, reused by prompts with the same prefix, such as a second question
-about the same media.
+"""The prefix cache: KV cache contents of earlier prompts, reused by prompts with the same prefix.
 
+A second question about the same media is the usual case.
 A position is identified by its id and, for media rows, by the hash of the media: the ids of media rows are the same for
 every video.
 """
