@@ -1,5 +1,5 @@
 #!/bin/sh
-# Load with NVIDIA's AIPerf: the videos of a folder, four callers, 24 questions; tables, CSV and JSON in OUT.
+# Measure performance with NVIDIA's AIPerf: 24 questions about the videos of a folder, four concurrent; tables, CSV and JSON in OUT.
 # pip install aiperf
 # sh examples/aiperf.sh VIDEOS BUNDLE OUT [localhost:8080]
 set -eu

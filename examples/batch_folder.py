@@ -1,4 +1,4 @@
-"""Ask the same question about every video of a folder, several at a time; one JSON object per line.
+"""Ask the same question about every video of a folder, several concurrently; prints one JSON object per line.
 
 python examples/batch_folder.py clips "What happens?" [localhost:8001]
 """
@@ -14,14 +14,14 @@ CONCURRENT_REQUESTS = 8
 
 
 async def main(folder: str, question: str, *address: str) -> None:
-    places = asyncio.Semaphore(CONCURRENT_REQUESTS)
+    limit = asyncio.Semaphore(CONCURRENT_REQUESTS)
 
     async def ask(client: AsyncClient, video: Path) -> dict[str, str]:
-        async with places:
+        async with limit:
             try:
                 answer = await client.ask(question, video=video, max_new_tokens=64)
                 return {"video": video.name, "answer": answer.text}
-            except VideoLlamaError as error:  # one broken file must not end the batch
+            except VideoLlamaError as error:  # a broken file must not end the batch
                 return {"video": video.name, "error": str(error)}
 
     async with AsyncClient(*address) as client:

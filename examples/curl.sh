@@ -1,5 +1,5 @@
 #!/bin/sh
-# Ask about a video with curl alone; the answer comes as server-sent events.
+# Ask about a video with only curl; the answer is streamed as server-sent events.
 # sh examples/curl.sh clip.mp4 [http://localhost:8080/v1]
 set -eu
 printf '{"model": "videollama2", "max_tokens": 64, "stream": true, "messages": [{"role": "user", "content": [

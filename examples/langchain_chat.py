@@ -1,4 +1,4 @@
-"""Ask about a video with langchain-openai: a system message, a video, a question, and the answer as it comes.
+"""Ask about a video with langchain-openai, with a system message, and print the answer while it is generated.
 
 pip install langchain-openai
 python examples/langchain_chat.py clip.mp4 "What happens?" [http://localhost:8080/v1]

@@ -1,4 +1,4 @@
-"""Ask about a video with LiteLLM, whose proxy can stand in front of the gateway as well.
+"""Ask about a video with LiteLLM, whose proxy also works in front of the gateway.
 
 pip install litellm
 python examples/litellm_chat.py clip.mp4 "What happens?" [http://localhost:8080/v1]

@@ -1,4 +1,4 @@
-"""Measure answers with lmms-eval: questions in the form of vl2 shapes or vl2 train become one of its tasks.
+"""Evaluate with lmms-eval: makes an lmms-eval task of questions in the format of vl2 shapes or vl2 train.
 
 pip install "lmms-eval[openai]==0.7.3" decord "filelock<3.21"
 python examples/lmms_eval_run.py benchmarks/shapes/held_out.json OUT [http://localhost:8080/v1]

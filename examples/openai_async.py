@@ -1,4 +1,4 @@
-"""Ask the same question about several videos at once with OpenAI's asynchronous SDK; one JSON line for each answer.
+"""Ask the same question about several videos at once with OpenAI's asynchronous SDK; prints one JSON line per answer.
 
 pip install openai
 python examples/openai_async.py "What happens?" a.mp4 b.mp4 ... [--url http://localhost:8080/v1]
@@ -25,7 +25,7 @@ async def ask(client: AsyncOpenAI, question: str, video: Path) -> None:
             model="videollama2", messages=[{"role": "user", "content": content}], max_tokens=64
         )
         line["answer"] = answer.choices[0].message.content
-    except OpenAIError as error:  # of one video; the others go on
+    except OpenAIError as error:  # an error about one video must not stop the others
         line["error"] = str(error)
     print(json.dumps(line), flush=True)
 

@@ -1,4 +1,4 @@
-"""Ask about a video through the gateway with OpenAI's SDK, and print the answer as it comes.
+"""Ask about a video through the gateway with OpenAI's SDK, and print the answer while it is generated.
 
 pip install openai
 python examples/openai_sdk.py clip.mp4 "What happens?" [http://localhost:8080/v1]

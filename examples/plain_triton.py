@@ -1,4 +1,4 @@
-"""The same with tritonclient alone: no code of this project, for languages and programs that speak KServe v2.
+"""Ask about a video with only tritonclient, as from any language or program that speaks KServe v2.
 
 python examples/plain_triton.py clip.mp4 "What happens?" [localhost:8001]
 """
@@ -41,6 +41,6 @@ with triton.InferenceServerClient(*address or ["localhost:8001"]) as client:
             raise SystemExit(str(error))
         if (text := result.as_numpy("text")) is not None:
             print(text[0].decode(), end="", flush=True)
-        summary = result.as_numpy("summary")  # on the last message
+        summary = result.as_numpy("summary")  # only in the last message
     print()
     print(json.loads(summary[0])["usage"], file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Make docs/page.png, the picture of the web page in README.md, from a gateway that runs with its examples.
+"""Makes docs/page.png, the screenshot of the web page in README.md, from a running gateway with examples.
 
 .venv/bin/pip install playwright   (make test-page installs it, and Chromium)
 .venv/bin/python scripts/screenshot.py http://localhost:8080/
@@ -13,12 +13,12 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 TARGET = Path(__file__).parents[1] / "docs/page.png"
-COLOURS = 64  # of the palette: enough for text and the synthetic clips, and a third of the bytes
-FRAMES = 8  # that the demo's checkpoint looks at
+COLOURS = 64  # palette size: enough for text and the synthetic clips, at a third of the bytes
+FRAMES = 8  # number of frames of the demo's checkpoint
 QUESTIONS = ("What happens in the video?", "How many things are there?")
 
-with sync_playwright() as started:
-    browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+with sync_playwright() as playwright:
+    browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
     page = browser.new_page(viewport={"width": 1000, "height": 760})
     page.goto(sys.argv[1])
     page.get_by_role("button", name="Example 1", exact=True).click()

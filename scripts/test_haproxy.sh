@@ -1,5 +1,5 @@
 #!/bin/sh
-# Three real servers behind Debian's HAProxy. Installs it by apt, where it is missing.
+# Tests three real servers behind Debian's HAProxy. Installs it with apt if it is missing.
 set -eu
 cd "$(dirname "$0")/.."
 command -v haproxy > /dev/null || [ -x /usr/sbin/haproxy ] || apt-get install --yes --quiet haproxy

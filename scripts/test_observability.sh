@@ -1,5 +1,5 @@
 #!/bin/sh
-# Prometheus reads a real server and gateway, and promtool the rules. Debian's package is unpacked into build/prometheus, where
+# Tests Prometheus with a real server and gateway, and the rules with promtool. Debian's package is unpacked into build/prometheus if
 # it is missing; nothing is installed.
 set -eu
 cd "$(dirname "$0")/.."

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The web page in Debian's Chromium, driven by playwright. Installs both: the browser by apt, where it is missing.
+# Tests the web page in Debian's Chromium with playwright. Installs playwright, and with apt Chromium if it is missing.
 set -eu
 cd "$(dirname "$0")/.."
 command -v chromium > /dev/null || apt-get install --yes --quiet chromium

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Install this source tree into a virtual environment: install.sh SOURCE VENV [EXTRA]
-# EXTRA: nothing (the client), serve, or any extra of pyproject.toml. Versions are those of constraints.txt.
+# EXTRA: empty (the client), serve, or any other extras of pyproject.toml. Versions are those of constraints.txt.
 set -eu
 source=$1 venv=$2 extra=${3:-}
 python=${PYTHON:-python3}

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The user that serves, with no password and no shell: make_user.sh NAME UID
+# Create the user that runs the server, without password and shell: make_user.sh NAME UID
 set -eu
 name=$1 uid=$2
 if ! id "$name" >/dev/null 2>&1; then

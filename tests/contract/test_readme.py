@@ -84,10 +84,10 @@ LINUX = "case $1 in -s) echo Linux ;; -m) echo x86_64 ;; esac"
 @pytest.mark.parametrize(
     ("programs", "reason"),
     [
-        ({"uname": "case $1 in -s) echo Darwin ;; -m) echo arm64 ;; esac"}, "found Darwin on arm64.*pip install"),
-        ({"uname": LINUX}, "found no Python; Python 3.11 or 3.12 is needed"),
-        ({"uname": LINUX, "python3": "echo 3.9"}, "found 3.9; Python 3.11 or 3.12 is needed"),
-        ({"uname": LINUX, "python3": "echo 3.13"}, "found 3.13; Python 3.11 or 3.12 is needed"),
+        ({"uname": "case $1 in -s) echo Darwin ;; -m) echo arm64 ;; esac"}, "this is Darwin on arm64.*pip install"),
+        ({"uname": LINUX}, "found no Python, but Python 3.11 or 3.12 is needed"),
+        ({"uname": LINUX, "python3": "echo 3.9"}, "found 3.9, but Python 3.11 or 3.12 is needed"),
+        ({"uname": LINUX, "python3": "echo 3.13"}, "found 3.13, but Python 3.11 or 3.12 is needed"),
     ],
 )
 def test_setup_says_what_is_missing(programs, reason, tmp_path):
