@@ -82,6 +82,7 @@ class Pipeline:
         return self.audio(torch.from_numpy(filterbank)[None])[0]
 
     def prompt(self, conversation: Conversation, modality: str, num_media_tokens: int) -> Prompt:
+        """Conversation -> prompt ids. Raises: InvalidRequest, PromptTooLong."""
         text = render_prompt(self.tokenizer, self.config.language.family, conversation, modality)
         vocab_size = self.config.language.vocab_size
         prompt = tokenize_prompt(self.tokenizer, text, modality, num_media_tokens, vocab_size)

@@ -33,6 +33,8 @@ SYSTEM_TEXT = SYSTEM_FORM.format(
 
 @dataclass(frozen=True)
 class Prompt:
+    """A tokenized prompt of L text tokens and N media tokens."""
+
     input_ids: np.ndarray  # int32 [L + N]; media position k holds vocab_size + k
     text_tokens: int  # L
     media_tokens: int  # N

@@ -25,16 +25,19 @@ _MOST_STRIPPED = 64  # characters in the argument of `strip` and `trim`
 
 
 class Exceeded(jinja2.TemplateError):
-    pass
+    """The template exceeded its budget."""
 
 
 @dataclass
 class Budget:
+    """What one rendering may still spend: steps, characters of output, and processor time."""
+
     steps: int = TEMPLATE_STEPS.value
     characters: int = RENDERED_CHARACTERS.value
     deadline: float = field(default_factory=lambda: time.thread_time() + _SECONDS)
 
     def spend(self, steps: int) -> None:
+        """Raises: Exceeded."""
         self.steps -= steps
         if self.steps < 0 or time.thread_time() > self.deadline:
             raise Exceeded(f"it takes more than {TEMPLATE_STEPS.value} steps or {_SECONDS:g} s")
@@ -89,6 +92,7 @@ def text(value: Any) -> str:
 
 
 def check_size(size: int) -> None:
+    """Raises: Exceeded for a string of too many characters."""
     if size > RENDERED_CHARACTERS.value:
         raise Exceeded(f"it builds a string of more than {RENDERED_CHARACTERS.value} characters")
 

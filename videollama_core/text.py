@@ -60,7 +60,7 @@ class Tokenizer:
         self._byte_level = "ByteLevel" in kinds
         if not self._byte_level and "ByteFallback" not in kinds:
             raise ArtifactMismatch(f"{path} decodes with {sorted(map(str, kinds))}; expected ByteLevel or ByteFallback")
-        self._bytes: dict[int, bytes] = {}  # cache, filled first come, first served
+        self._bytes: dict[int, bytes] = {}  # a cache of at most _KEPT_TOKENS ids
         self._special = {index for index, token in self._rust.get_added_tokens_decoder().items() if token.special}
         self._added = {index: token.content for index, token in self._rust.get_added_tokens_decoder().items()}
 
@@ -73,6 +73,7 @@ class Tokenizer:
         return text
 
     def token_id(self, name: str) -> int | None:
+        """Id of a named token; None if the tokenizer has none."""
         text = self.token(name)
         return None if text is None else self._rust.token_to_id(text)
 
@@ -129,6 +130,7 @@ class Tokenizer:
             raise ArtifactMismatch(f"the tokenizer's piece {index}, {piece}, maps to no bytes") from error
 
     def decoder(self) -> "TextDecoder":
+        """A new incremental decoder, for one sequence of ids."""
         return TextDecoder(self)
 
     def decode(self, ids: list[int]) -> str:
@@ -187,6 +189,7 @@ class TextDecoder:
         self._at_start = tokenizer.drops_first_space
 
     def push(self, index: int) -> str:
+        """Append one id; return the text that its bytes complete."""
         data = self._tokenizer.token_bytes(index)
         if self._at_start and data:
             self._at_start = False
@@ -220,6 +223,7 @@ class AnswerText:
         return self._release(final=False)
 
     def finish(self) -> str:
+        """The rest of the text, once there are no more ids."""
         if self.stopped:
             return ""
         self._held += self._decoder.finish()

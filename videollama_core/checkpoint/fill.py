@@ -14,6 +14,7 @@ from videollama_core.protocol.errors import CheckpointMismatch
 
 
 def is_tied(module: nn.Module) -> bool:
+    """Whether the output head shares its weight with the embedding."""
     return isinstance(module, Decoder) and module.config.tied
 
 

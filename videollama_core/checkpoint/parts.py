@@ -148,11 +148,13 @@ class CheckpointParts:
         return {name.removeprefix(prefix): read for name, read in self._tensors.items() if name.startswith(prefix)}
 
     def vision_sources(self) -> Sources:
+        """Tensors of the vision tower by their names in VisionEncoder, without layers that are never used."""
         later = tuple(f"encoder.layers.{n}." for n in range(self.config.vision.used_layers, self.config.vision.layers))
         unused = (*_UNUSED_VISION, *later)
         return {name: read for name, read in self._below(vision.PREFIX).items() if not name.startswith(unused)}
 
     def connector_sources(self) -> Sources:
+        """Tensors of the connector by their names in Connector."""
         return self._below(connector.PREFIX)
 
     def _audio_config(self) -> AudioConfig:
@@ -190,6 +192,7 @@ class CheckpointParts:
         }
 
     def language_sources(self) -> Sources:
+        """Tensors of the language model by their published names, which are those in Decoder."""
         return {name: self._tensors[name] for name in self.language_names}
 
     def modules(self) -> "list[Module]":
@@ -210,6 +213,7 @@ class CheckpointParts:
         return fill(part.make(), part.sources, name)
 
     def vision_encoder(self) -> VisionEncoder:
+        """The loaded vision tower, float32, as the other modules below. Raises: CheckpointMismatch, as they do."""
         return self._filled("vision tower")
 
     def connector(self) -> Connector:
@@ -219,6 +223,7 @@ class CheckpointParts:
         return self._filled("language model")
 
     def audio_encoder(self) -> AudioEncoder | None:
+        """The loaded audio tower and its projector; None for a checkpoint without audio."""
         return None if self.config.audio is None else self._filled("audio tower")
 
     def check(self) -> None:

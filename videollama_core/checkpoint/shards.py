@@ -72,6 +72,7 @@ class Shards:
         return list(self._files)
 
     def paths(self) -> list[Path]:
+        """Every file that holds a tensor, sorted."""
         return sorted(set(self._files.values()))
 
     def sources(self, prefix: str = "") -> Sources:

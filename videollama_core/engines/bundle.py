@@ -47,6 +47,8 @@ def runtime_cache_path(name: str) -> str:
 
 @dataclass(frozen=True)
 class Bundle:
+    """A complete bundle on disk; `open` checks it."""
+
     root: Path
     config: ModelConfig
     manifest: dict[str, Any]
@@ -146,16 +148,20 @@ class Bundle:
         return int(self.manifest["max_seq_len"])
 
     def graph(self, name: str) -> Path:
+        """Path of an ONNX graph."""
         return self.root / graph_path(name)
 
     @property
     def language_folder(self) -> Path:
+        """The language model as a plain Hugging Face folder, with its tokenizer."""
         return self.root / LANGUAGE_FOLDER
 
     def tokenizer(self) -> Tokenizer:
+        """Raises: ArtifactMismatch."""
         return Tokenizer(self.language_folder)
 
     def generation_defaults(self, tokenizer: Tokenizer) -> GenerationDefaults:
+        """Raises: ArtifactMismatch."""
         return read_generation_defaults(self.language_folder, tokenizer)
 
 

@@ -13,6 +13,8 @@ OK, WARN, FAIL = "ok", "warn", "FAIL"
 
 @dataclass(frozen=True)
 class Finding:
+    """The result of one check: what was found, and what to do about it."""
+
     check: str
     state: str  # ok | warn | FAIL
     detail: str
@@ -51,6 +53,7 @@ def check_memory(bundle: Bundle, size: int) -> list[Finding]:
 
 
 def check_torch(bundle: Bundle, size: int) -> list[Finding]:
+    """Whether weights and slots fit in the free memory of the GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -66,6 +69,7 @@ def check_torch(bundle: Bundle, size: int) -> list[Finding]:
 
 
 def check_tensorrt(bundle: Bundle, size: int) -> list[Finding]:
+    """Whether the bundle's engines were built for this machine's TensorRT and GPU."""
     from videollama_core.engines.tensorrt_encoders import check_sidecar, describe_machine
 
     try:
@@ -80,6 +84,7 @@ def check_tensorrt(bundle: Bundle, size: int) -> list[Finding]:
 
 
 def check_tensorrt_rtx(bundle: Bundle, size: int) -> list[Finding]:
+    """Whether the bundle's engines were built for this machine's TensorRT-RTX and GPU, and the rest as `check_torch`."""
     from videollama_core.engines.tensorrt_rtx import check_rtx_sidecar, rtx_version
     from videollama_core.engines.tensorrt_rtx_encoders import gpu_capability
 

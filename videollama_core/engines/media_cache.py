@@ -15,6 +15,8 @@ WAIT_SECONDS = 0.05  # between two checks of a waiting caller whether its client
 
 
 class Kept(Protocol):
+    """A cached value; its size counts against the limit."""
+
     @property
     def nbytes(self) -> int: ...
 

@@ -88,6 +88,7 @@ class Encoding:
 
     @property
     def has_begun(self) -> bool:
+        """Whether the tower has encoded a picture of it."""
         return any(self._done)
 
     @property

@@ -14,6 +14,8 @@ Arrays = dict[str, np.ndarray]
 
 
 class Engine(Protocol):
+    """Runs one converted graph."""
+
     def run(self, inputs: Arrays) -> Arrays:
         """Run the graph; shapes and dtypes are those of the artifact."""
         ...

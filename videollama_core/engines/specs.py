@@ -7,6 +7,8 @@ from videollama_core.model.config import ModelConfig, VisionConfig
 
 @dataclass(frozen=True)
 class Graph:
+    """The name of a converted graph and of its tensors, in order."""
+
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]

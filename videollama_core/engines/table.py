@@ -30,9 +30,11 @@ class EncoderEngine:
     can_keep_media_tokens_on_gpu: bool = False  # between the encoder and the language model
 
     def load_encoders(self) -> Callable[..., Any]:
+        """Import the function (Bundle) -> Encoders."""
         return _named(self.encoders)
 
     def load_machine_check(self) -> Callable[..., Any]:
+        """Import the function (Bundle, bytes of the bundle) -> list[Finding]."""
         return _named(self.machine_check)
 
 

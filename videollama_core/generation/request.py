@@ -45,6 +45,7 @@ class GenerationRequest:
 
     @property
     def num_slots(self) -> int:
+        """Slots that it needs: one per sequence."""
         return 2 if self.sampling.contrasts else 1
 
     def prompts(self, vocab_size: int) -> list[np.ndarray]:
@@ -82,6 +83,7 @@ class Running:
 
     @property
     def is_whole(self) -> bool:
+        """Whether all prompts are prefilled."""
         return self.prefilled == sum(map(len, self.prompts))
 
     def combine(self, scores: Sequence[np.ndarray]) -> np.ndarray:

@@ -69,6 +69,7 @@ class SlotCache:
         ]
 
     def row(self, slot: int) -> int:
+        """The current row of a slot."""
         return self._row[slot]
 
     def visible(self, slot: int) -> np.ndarray:
@@ -88,6 +89,7 @@ class SlotCache:
         return self._values[:, :, self._row[slot], :, : self.length[slot]].copy()
 
     def free(self, slot: int) -> None:
+        """Empty a slot."""
         if self.length[slot]:
             self._values[:, :, self._row[slot], :, : self.length[slot]] = 0
             self.length[slot] = 0

@@ -84,6 +84,7 @@ def open_image(data: bytes) -> np.ndarray:
 
 
 def is_array(data: bytes) -> bool:
+    """Whether the bytes are an .npy file."""
     return data[:6] == b"\x93NUMPY"
 
 

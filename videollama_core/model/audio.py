@@ -59,6 +59,8 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
+    """The transformer of the audio tower: x [B, P, C] -> [B, P, C]."""
+
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
         self.pos_conv = nn.ModuleList(

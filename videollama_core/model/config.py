@@ -21,6 +21,7 @@ class PixelConfig:
 
     @property
     def mean_colour(self) -> tuple[int, int, int]:
+        """The mean as an RGB colour of 0 to 255, for padding."""
         return tuple(int(255 * value) for value in self.mean)  # type: ignore[return-value]
 
 
@@ -68,6 +69,7 @@ class VisionConfig:
 
     @property
     def grid(self) -> int:
+        """Patches per side."""
         return self.image_size // self.patch_size
 
     @property
@@ -167,6 +169,7 @@ class ModelConfig:
 
     @property
     def connector_padding(self) -> int:
+        """Padding of the connector's Conv3d on each axis."""
         return 1 if self.connector == "stc_connector" else 0
 
     def to_dict(self) -> dict[str, Any]:

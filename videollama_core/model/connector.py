@@ -33,6 +33,8 @@ class ConvNorm(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
+    """Scales each channel by a gate computed from the means of all channels."""
+
     def __init__(self, width: int, reduced: int) -> None:
         super().__init__()
         self.fc1 = nn.Conv2d(width, reduced, 1)
@@ -60,6 +62,8 @@ class Block(nn.Module):
 
 
 class RegStage(nn.Module):
+    """A RegNet stage of BLOCKS blocks: maps [N, inputs, h, w] -> [N, width, h, w]."""
+
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
         for number in range(1, BLOCKS + 1):

@@ -16,6 +16,8 @@ Past = Tensor | Sequence[tuple[Tensor, Tensor]]
 
 
 class RmsNorm(nn.Module):
+    """RMSNorm, computed in float32."""
+
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
@@ -43,6 +45,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
+    """Grouped-query attention with rotary positions, over cached and new positions."""
+
     fused = False  # True: PyTorch's fused kernel, for training; the exported graphs need separate operators
 
     def __init__(self, config: LanguageConfig) -> None:
@@ -86,6 +90,8 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
+    """The gated MLP (SwiGLU) of the dense models."""
+
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.width, config.mlp_width, bias=False)
@@ -97,6 +103,8 @@ class Mlp(nn.Module):
 
 
 class Expert(nn.Module):
+    """The same gated MLP under Mixtral's parameter names."""
+
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.w1 = nn.Linear(config.width, config.mlp_width, bias=False)
@@ -139,6 +147,8 @@ class MixtureOfExperts(nn.Module):
 
 
 class DecoderLayer(nn.Module):
+    """A pre-norm transformer layer: attention, then an MLP or a mixture of experts."""
+
     input_layernorm: RmsNorm
     self_attn: Attention
     post_attention_layernorm: RmsNorm
@@ -167,6 +177,8 @@ class DecoderLayer(nn.Module):
 
 
 class Body(nn.Module):
+    """The parameters below `model.`: embedding, layers and final norm."""
+
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
@@ -186,6 +198,7 @@ class Decoder(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def embed(self, input_ids: Tensor) -> Tensor:
+        """Ids int64 [B, S] -> embeddings [B, S, D]."""
         return self.model.embed_tokens(input_ids)
 
     def hidden_states(

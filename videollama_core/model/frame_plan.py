@@ -14,6 +14,8 @@ from videollama_core.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class EncodingPlan:
+    """The encoder's inputs without repetitions, and how to assemble its output."""
+
     distinct: np.ndarray  # uint8 [U, S, S, 3]; the frames themselves if none repeats
     frame_index: np.ndarray  # int64 [T'], rows of `distinct` to pass to the connector
     step_index: np.ndarray  # int64 [steps], the connector's output steps that form the result

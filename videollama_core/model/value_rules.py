@@ -37,6 +37,7 @@ class Rule:
         return f"{'an integer' if self.kind is int else 'a number'} from {self.least:g} to {self.most:g}"
 
     def allows(self, value: object) -> bool:
+        """Whether a value has the right type and is in range; a bool is not a number."""
         if self.kind is bool:
             return isinstance(value, bool)
         if self.kind is str:

@@ -16,6 +16,7 @@ PREFIX = "model.vision_tower.vision_tower.vision_model."
 
 
 def activation(name: str, x: Tensor) -> Tensor:
+    """Apply an activation by its name in Hugging Face configs. Raises: ValueError for an unknown name."""
     if name == "quick_gelu":
         return x * torch.sigmoid(1.702 * x)
     if name == "gelu_pytorch_tanh":
@@ -26,6 +27,8 @@ def activation(name: str, x: Tensor) -> Tensor:
 
 
 class Embeddings(nn.Module):
+    """Normalized pixels [U, 3, S, S] -> patch embeddings with positions [U, P, C], the class token first."""
+
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         family = config.family

@@ -44,6 +44,7 @@ class VideoLlamaError(Exception):
         return type(self).__name__
 
     def to_wire(self) -> str:
+        """`Kind: message`, which `from_wire` reads."""
         return f"{self.kind}: {self}"
 
 

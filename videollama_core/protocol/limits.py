@@ -11,6 +11,8 @@ from videollama_core.protocol.errors import InvalidRequest, VideoLlamaError
 
 @dataclass(frozen=True)
 class Limit:
+    """The largest allowed value of something, inclusive."""
+
     name: str
     value: int
     unit: str

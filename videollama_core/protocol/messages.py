@@ -199,6 +199,8 @@ class FrameSeen:
 
 @dataclass(frozen=True)
 class Answer:
+    """A complete answer."""
+
     text: str
     output_ids: list[int]
     finish_reason: str  # "stop" (end token or stop string) or "length"

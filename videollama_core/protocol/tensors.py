@@ -13,6 +13,8 @@ _ITEM_BYTES = {"UINT8": 1, "BOOL": 1, "INT32": 4, "FP32": 4, "INT64": 8, "UINT64
 
 @dataclass(frozen=True)
 class Tensor:
+    """The definition of a tensor: its name, type, shape and meaning."""
+
     name: str
     dtype: str  # Triton's name without the TYPE_ prefix, STRING for bytes
     dims: tuple[int, ...]
@@ -60,6 +62,8 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Stage:
+    """The definition of a Triton model: its inputs and outputs."""
+
     name: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]

@@ -29,10 +29,12 @@ class LogStyle:
     content: bool = False
 
     def environment(self) -> dict[str, str]:
+        """Variables that pass the style to child processes."""
         return {FORMAT_VARIABLE: self.format, CONTENT_VARIABLE: str(int(self.content))}
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> "LogStyle":
+        """The style that the environment names; text without content by default."""
         return cls(environment.get(FORMAT_VARIABLE, TEXT), environment.get(CONTENT_VARIABLE) == "1")
 
 
