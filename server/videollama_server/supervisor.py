@@ -16,7 +16,7 @@ from videollama_core.generation.vllm_arguments import VARIABLE, parse
 from videollama_core.media.video_decoders import DECODERS, frame_decoder
 from videollama_core.protocol import contract
 from videollama_core.protocol.errors import InvalidRequest, ServerFailed
-from videollama_core.protocol.trace_context import CALLER, MEASURED, TRACEPARENT
+from videollama_core.protocol.trace_context import MEASURED, RESERVED, TRACEPARENT
 from videollama_core.telemetry.logs import LogStyle
 from videollama_core.telemetry.traces import with_endpoint
 from videollama_server.control import Sockets
@@ -156,7 +156,7 @@ class TritonServer:
             *(f"--load-model={stage}" for stage in loaded_stages(self._exposed)),
             f"--backend-config=python,thread-pool-size={_CALL_THREADS}",
             "--exit-timeout-secs=5",
-            f"--grpc-header-forward-pattern={TRACEPARENT}|{MEASURED}|{CALLER}",
+            f"--grpc-header-forward-pattern={'|'.join((TRACEPARENT, MEASURED, *RESERVED))}",
         ]
         return with_ranks(words, self._world_size, self._pool_bytes, self._runtime.prefix)
 

@@ -19,11 +19,10 @@ from videollama_core.protocol import contract
 from videollama_core.protocol.errors import StageFailed, StageRestarting, VideoLlamaError, from_wire
 from videollama_server.answers.answering import Listener
 from videollama_server.direct.channel import DirectChannel
-from videollama_server.http2.channel import OK, Channel
+from videollama_server.http2.channel import OK, STREAM_INFER, Channel
 from videollama_server.processes import is_alive
 
 logger = logging.getLogger(__name__)
-_METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 _STAGE = contract.LANGUAGE_MODEL.name
 STOP_SECONDS = 0.25  # between two requests to stop one answer
 _RESTARTING = f"stage {_STAGE}: it is being started again, send the request again"
@@ -98,7 +97,7 @@ class AnswerLoop:
         self._running.discard(running)
 
     def send(self, message: bytes, listener: "GrpcGeneration | _Nobody") -> None:
-        if self.channel.open_at_once(_METHOD, message, listener):
+        if self.channel.open_at_once(STREAM_INFER, message, listener):
             return
         task = self._loop.create_task(self._send(message, listener))
         self._tasks.add(task)
@@ -106,7 +105,7 @@ class AnswerLoop:
 
     async def _send(self, message: bytes, listener: "GrpcGeneration | _Nobody") -> None:
         try:
-            await self.channel.open(_METHOD, message, listener)
+            await self.channel.open(STREAM_INFER, message, listener)
         except OSError as error:
             listener.on_end(-1, str(error))
 

@@ -4,14 +4,16 @@ A request therefore ends exactly when Triton's call ends, whatever its responses
 """
 
 import asyncio
+import secrets
 from collections import deque
 from collections.abc import Collection
 
 import grpc
 from tritonclient.grpc import service_pb2
 
+from videollama_core.protocol.contract import ENTRY
 from videollama_core.protocol.errors import InvalidRequest, VideoLlamaError
-from videollama_core.protocol.trace_context import CALLER, MEASURED, TRACEPARENT
+from videollama_core.protocol.trace_context import CALLER, MEASURED, REQUEST, TRACEPARENT
 from videollama_server.endpoint.answers import (
     Context,
     abort,
@@ -23,12 +25,12 @@ from videollama_server.endpoint.answers import (
     traceparent_of,
 )
 from videollama_server.endpoint.api_keys import Caller
+from videollama_server.endpoint.cancellation import Cancellation
 from videollama_server.endpoint.request_checks import check_request
 from videollama_server.endpoint.state import State
 from videollama_server.http2.call import Call
-from videollama_server.http2.channel import OK, UNAVAILABLE, Channel
+from videollama_server.http2.channel import OK, STREAM_INFER, UNAVAILABLE, Channel
 
-_METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 _ERROR_CODES = "triton_grpc_error"  # Triton's header: errors end the call with their gRPC status code
 _MOST_WAITING = 64  # responses not yet read by the caller, beyond which Triton's call is paused
 
@@ -43,7 +45,7 @@ class InferStream:
     def __init__(
         self, triton: Channel, context: Context, caller: Caller, state: State, exposed: Collection[str]
     ) -> None:
-        self._triton, self._context, self._caller = triton, context, caller
+        self.triton, self._context, self._caller = triton, context, caller
         self._state, self._exposed = state, exposed
         self._responses: deque[bytes] = deque()  # not yet read by the caller
         self._changed = asyncio.Event()
@@ -113,14 +115,17 @@ class InferStream:
                 raise
             self._refuse(error)  # like Triton: the call and its other requests go on
             return
-        request = _Request(self, checked.is_ping)
+        is_question = checked.model == ENTRY.name and not checked.is_ping
+        request = _Request(self, checked.is_ping, secrets.token_hex(8) if is_question else "")
         self._requests.add(request)
         self._count(1)
         try:
             metadata = self._metadata
+            if request.mark:
+                metadata += ((REQUEST, request.mark),)
             if checked.has_media and self._caller.mark:
                 metadata += ((CALLER, self._caller.mark),)
-            request.call = await self._triton.open(_METHOD, message, request, metadata)
+            request.call = await self.triton.open(STREAM_INFER, message, request, metadata)
         except OSError as error:
             request.on_end(UNAVAILABLE, str(error))
         except BaseException:
@@ -153,18 +158,23 @@ class InferStream:
 class _Request:
     """One request of a stream; the listener of its call to Triton."""
 
-    def __init__(self, stream: InferStream, is_ping: bool) -> None:
-        self._stream, self.is_ping = stream, is_ping
+    def __init__(self, stream: InferStream, is_ping: bool, mark: str) -> None:
+        self._stream, self.is_ping, self.mark = stream, is_ping, mark
         self.call: Call | None = None
+        self._cancellation: Cancellation | None = None
         self.begun = self._held = False
 
     def on_messages(self, messages: list[bytes]) -> None:
+        if self._cancellation is not None:
+            return
         self.begun = True
         if not self._stream.respond(messages) and self.call is not None:
             self._held = True
             self.call.hold()
 
     def on_end(self, status: int, details: str) -> None:
+        if self._cancellation is not None:
+            self._cancellation.has_ended = True
         self._stream.ended(self, status, details)
 
     def resume(self) -> None:
@@ -175,5 +185,9 @@ class _Request:
     def cancel(self) -> None:
         """Cancel the call, because the caller has disconnected."""
         if self.call is not None:
-            self.call.cancel()
+            if self.mark:
+                self.resume()
+                self._cancellation = Cancellation(self._stream.triton, self.call, self.mark)
+            else:
+                self.call.cancel()
         self._stream.ended(self)

@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2
 from videollama_core.protocol import contract, limits
 from videollama_core.protocol.errors import InvalidRequest, NotAllowed
 from videollama_core.protocol.tensors import Stage
-from videollama_core.protocol.trace_context import CALLER
+from videollama_core.protocol.trace_context import RESERVED
 
 _RAW = service_pb2.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf
@@ -47,8 +47,9 @@ def check_request(message: bytes, exposed: Collection[str]) -> CheckedRequest:
     limits.REQUEST_ID_CHARACTERS.check(len(request.id), "the request id")
     if request.id and not request.id.isprintable():
         raise InvalidRequest("the request id holds characters that are not printable; use printable ones")
-    if CALLER in request.parameters:  # where Triton also puts headers
-        raise NotAllowed(f"the parameter {CALLER} is reserved for the server; leave it out")
+    for name in RESERVED:
+        if name in request.parameters:  # where Triton also puts headers
+            raise NotAllowed(f"the parameter {name} is reserved for the server; leave it out")
     stage = contract.STAGES[request.model_name]
     for index, tensor in enumerate(request.inputs):
         if sizes:

@@ -13,6 +13,7 @@ from typing import cast
 from videollama_server.http2 import frames
 from videollama_server.http2.call import STREAM_WINDOW, Call, Listener
 
+STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"  # the one call that Triton is asked by here
 OK, CANCELLED, UNKNOWN, INTERNAL, UNAVAILABLE = 0, 1, 2, 13, 14  # gRPC status codes
 _CONNECTION_UPDATE = 2**30
 _FRAME = 2**18
@@ -44,12 +45,14 @@ class Channel:
                     connection = self._connection = await self._connect()
         return self._open(connection, path, message, listener, metadata)
 
-    def open_at_once(self, path: str, message: bytes, listener: Listener) -> bool:
+    def open_at_once(
+        self, path: str, message: bytes, listener: Listener, metadata: Iterable[tuple[str, str]] = ()
+    ) -> bool:
         """Start a call if there is already a connection; return whether there was one."""
         connection = self._connection
         if connection is None or not connection.is_usable:
             return False
-        self._open(connection, path, message, listener)
+        self._open(connection, path, message, listener, metadata)
         return True
 
     def _open(

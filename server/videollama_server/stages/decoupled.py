@@ -14,11 +14,10 @@ from videollama_core.protocol.contract import MAX_REQUESTS, Stage
 from videollama_core.protocol.errors import Overloaded
 from videollama_core.protocol.questions import check_request_id
 from videollama_core.protocol.trace_context import (
-    CALLER,
     MEASURED,
     TRACEPARENT,
     YES,
-    checked_caller,
+    checked_mark,
     checked_traceparent,
 )
 from videollama_server.answers.leavers import CallerWatch
@@ -41,6 +40,7 @@ class Reply:
         self._lock = threading.Lock()
         self.ended = False
         self._cancelled = False
+        self.look_seconds = self._next_look = 0.0  # between two looks, at least; when the next one is due
         self._on_cancel: Callable[[], None] | None = None
         self._on_end: list[Callable[[], None]] = []
 
@@ -53,10 +53,9 @@ class Reply:
         """Whether its caller sends its metrics."""
         return self._parameter(MEASURED) == YES
 
-    @property
-    def caller(self) -> str:
-        """The endpoint's mark of who asks; "" where the request came another way."""
-        return checked_caller(self._parameter(CALLER))
+    def mark(self, name: str) -> str:
+        """One of the endpoint's ids; "" where the request came another way."""
+        return checked_mark(self._parameter(name))
 
     def _parameter(self, name: str) -> str | None:
         """A text of the request's parameters, where Triton puts headers, too."""
@@ -71,8 +70,19 @@ class Reply:
 
     def look(self) -> None:
         """Ask the server, which costs a round trip to its process."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + self.look_seconds
         with self._lock:  # Triton 2.51 crashes when it is asked about a request that has ended
-            if self.ended or self._cancelled or not self._sender.is_cancelled():
+            has_left = not self.ended and not self._cancelled and self._sender.is_cancelled()
+        if has_left:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Take note that the caller has left."""
+        with self._lock:
+            if self.ended or self._cancelled:
                 return
             self._cancelled = True
             tell = self._on_cancel

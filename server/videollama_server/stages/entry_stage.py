@@ -17,6 +17,7 @@ from videollama_core.protocol.errors import InvalidRequest
 from videollama_core.protocol.limits import WORKING_SECONDS
 from videollama_core.protocol.messages import Conversation, SamplingOptions
 from videollama_core.protocol.questions import read_messages, read_question, read_stop
+from videollama_core.protocol.trace_context import CALLER, CANCELLED, REQUEST
 from videollama_core.telemetry import figures
 from videollama_core.telemetry.measures import NO_MEASURES, Measures, open_measures
 from videollama_core.telemetry.traces import Span, open_tracer
@@ -41,6 +42,7 @@ from videollama_server.stages.watch import (
 )
 
 SHORT_BYTES = 4096  # of a question: half a millisecond's work
+ENDPOINT_LOOK_SECONDS = 0.5  # between two looks at a request of the endpoint, which says itself whose caller has left
 INTRODUCE_SECONDS = 0.05  # how long a question's first message waits for its first text, at least
 
 
@@ -142,12 +144,16 @@ class EntryStage(DecoupledStage):
         self._process = f"{server_name()}:{os.getpid()}-{secrets.token_hex(4)}".encode()
         self._loop = stages.loop
         self._working: set[QuestionReply] = set()
+        self._marked: dict[str, Reply] = {}  # by the endpoint's id of the request
         self._loop.later(WORKING_SECONDS.value, self._say_that_it_works)
 
     def handle_at_once(self, inputs: dict[str, Any], reply: Reply) -> bool:
-        """A ping is answered at once."""
+        """A ping is answered at once; the endpoint's may cancel a request."""
         is_ping = bool(scalar(inputs["ping"], "ping"))
         if is_ping:
+            cancelled = self._marked.get(reply.mark(CANCELLED))
+            if cancelled is not None:
+                cancelled.cancel()
             reply.send({"process": [self._process]}, last=True)
         return is_ping
 
@@ -164,16 +170,23 @@ class EntryStage(DecoupledStage):
         span = self._tracer.begin(self.contract.name, reply.traceparent, {"vl2.request_id": reply.request_id})
         watch = QuestionWatch(self._publisher, span, reply.request_id, self._measures_of(reply))
         question = QuestionReply(reply, self._process, watch)
+        mark = reply.mark(REQUEST)
         self._working.add(question)
-        reply.when_ended(lambda: self._working.discard(question))
+        if mark:
+            self._marked[mark], reply.look_seconds = reply, ENDPOINT_LOOK_SECONDS
+        reply.when_ended(lambda: self._forget(question, mark))
         try:
-            asked = _read_question(inputs, reply.caller)
+            asked = _read_question(inputs, reply.mark(CALLER))
             watch.asked(asked)
             answering = self._entry.answer(asked, question, span)
         except Exception as error:
             question.fail(error)
         else:
             reply.when_cancelled(lambda: self._loop.call(answering.cancel))
+
+    def _forget(self, question: QuestionReply, mark: str) -> None:
+        self._working.discard(question)
+        self._marked.pop(mark, None)
 
     def failed(self, error: Exception, reply: Reply) -> None:
         tell_failed(self._publisher, error, reply.request_id, Span(reply.traceparent).trace_id)
