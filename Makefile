@@ -63,7 +63,7 @@ bench-fast: setup ## run a small part of every measuring script (three minutes);
 	@for script in $(MEASURES); do .venv/bin/python $$script --fast || exit 1; done
 
 docs: setup ## build the documentation as a site, build/site/index.html
-	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build -q && echo build/site/index.html
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build && echo build/site/index.html
 
 clean: ## remove converted checkpoints (build/*/) and caches
 	@rm -rf build/*/ .pytest_cache .ruff_cache .mypy_cache

@@ -132,7 +132,8 @@ class Client(BaseClient[AnswerStream]):
         timeout: seconds that a request may take, unless it sets its own; None waits as long as the server works on it.
         tls: encrypt, and verify the server's certificate; implied by any of the next three arguments.
         root_certificates: the authorities to trust, as a path or PEM text in bytes; None means those of this machine.
-        certificate, key: the client's own, in the same forms, for servers that require them (mutual TLS).
+        certificate: the client's own, in the same forms, for servers that require one (mutual TLS).
+        key: the private key of `certificate`, in the same forms.
         api_key: sent with every call as `authorization: Bearer KEY`; without TLS, it can be read on the network.
         restart_seconds: how long to resend a request that no server process has accepted; 0 raises at once.
 
