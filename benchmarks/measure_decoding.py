@@ -13,7 +13,7 @@ import torch
 
 from videollama_benchmarks.decoding.batches import BATCHES, POSITIONS, check_batches, decode_rates, experts, kept_prompt
 from videollama_benchmarks.decoding.models import SHAPES, random_bundle, shapes_bundle, with_language
-from videollama_benchmarks.decoding.questions import beside, repeated
+from videollama_benchmarks.decoding.questions import prefill_during_decoding, repeated
 from videollama_benchmarks.recording import Aim, Table, arguments, record
 from videollama_core.generation.onnx_runner import OnnxRunner
 from videollama_core.generation.prefixes import PREFIX_VARIABLE
@@ -79,7 +79,7 @@ def main() -> None:
                         medians["eight"] / medians["one"],
                     ]
                 )
-                both = samples[f"beside {name} {engine}"] = beside(runner, max(1, runs // 2))
+                both = samples[f"beside {name} {engine}"] = prefill_during_decoding(runner, max(1, runs // 2))
                 gaps, prefill = both["gaps"], both["prefill"]
                 alone = gaps["alone"]["median"]
                 sharing.append(

@@ -56,7 +56,7 @@ _EPILOG = f"\b\nBenchmarks:\n{_LIST}\n\nExample: vl2 eval mvbench /data/MVBench 
 @click.option(
     "--num-frames",
     type=int,
-    help="Set num_frames of the served checkpoint's config.json, which --order and videomme-subtitles need.",
+    help="Give num_frames of the served checkpoint's config.json; --order and videomme-subtitles need it.",
 )
 @click.option(
     "--without-audio",

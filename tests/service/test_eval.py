@@ -143,8 +143,8 @@ def test_a_judged_benchmark(named, tmp_path):
     [
         (("shapes", "/nowhere"), 1, "held_out.json is missing"),
         (("activitynet-qa", "/nowhere"), 2, "give --judge-url and --judge-model"),
-        (("shapes", HELD_OUT, "--order", "shuffled"), 2, "name --num-frames"),
-        (("videomme-subtitles", "/nowhere"), 2, "name --num-frames"),
+        (("shapes", HELD_OUT, "--order", "shuffled"), 2, "give --num-frames"),
+        (("videomme-subtitles", "/nowhere"), 2, "give --num-frames"),
         (("videomme-subtitles", "/nowhere", "--checkpoint", TINY_SHAPES), 1, "no parquet file"),
         (("shapes", HELD_OUT, "--judge-prompts", "x.json"), 2, "scored without a judge"),
         (("shapes", HELD_OUT, "--url", "localhost:1"), 3, "ServerUnreachable"),

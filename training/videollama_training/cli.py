@@ -162,7 +162,12 @@ The reference's recipes are in training/recipes.
     is_flag=True,
     help="Recompute activations in the backward pass: less memory, a third more time.",
 )
-@click.option("--workers", default=_DEFAULTS["workers"], show_default=True, help="Decode media in this many processes.")
+@click.option(
+    "--workers",
+    default=_DEFAULTS["workers"],
+    show_default=True,
+    help="Decode media in this many worker processes; 0 uses the main process.",
+)
 @click.option(
     "--save-steps", default=_DEFAULTS["save_steps"], show_default=True, help="Save the state every this many steps."
 )

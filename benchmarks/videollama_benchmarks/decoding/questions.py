@@ -86,7 +86,7 @@ def repeated(runner: Runner, runs: int) -> dict[str, Any]:
     return {name: spread(values) for name, values in times.items()}
 
 
-def beside(runner: Runner, runs: int) -> dict[str, Any]:
+def prefill_during_decoding(runner: Runner, runs: int) -> dict[str, Any]:
     """Seconds between an answer's tokens and until a prompt's first token, each alone and both together."""
     gaps: dict[str, list[float]] = {"alone": [], "beside": [], "longest": []}
     prefill: dict[str, list[float]] = {"alone": [], "beside": []}

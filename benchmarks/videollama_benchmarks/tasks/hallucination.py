@@ -203,6 +203,6 @@ TASKS = [
     Task("cmm", "CMM, hallucination of vision, audio and language", load_cmm, read_cmm, export=export_cmm,
          measure=perception_and_resistance),
     Task("pope", "POPE, COCO objects", load_pope, read_pope, measure=precision_and_recall, max_new_tokens=1024),
-    Task("shapes-probing", "presence questions on the synthetic world", load_shapes_probing, read_shapes_probing,
+    Task("shapes-probing", "yes/no questions about the synthetic world", load_shapes_probing, read_shapes_probing,
          measure=perception_and_resistance),
 ]  # fmt: skip

@@ -70,8 +70,8 @@ def _ask_property(
     if form < 0.5:
         return Item(topic, "open", *pick(random, *wordings))
     if form < 0.75:
-        asked = right if random.random() < 0.5 else others(random, values, right, 1)[0]
-        return Item(topic, "yes/no", verdict.format(asked), conclude(fact.format(right), asked == right))
+        claim = right if random.random() < 0.5 else others(random, values, right, 1)[0]
+        return Item(topic, "yes/no", verdict.format(claim), conclude(fact.format(right), claim == right))
     article = fact.removeprefix("it is ").removesuffix("{}")
     wrong = [article + value for value in others(random, values, right)]
     return Item(topic, "choice", *put_options(random, wordings[0][0], article + right, wrong))
@@ -90,8 +90,8 @@ def ask_size(scene: Scene, random: Random) -> Item:
             (f"How big is the {name}?", f"it is {actor.size}"),
         )
         return Item("size", "open", question, answer)
-    asked = random.choice(list(SIZES))
-    return Item("size", "yes/no", f"Is the {name} {asked}?", conclude(f"it is {actor.size}", asked == actor.size))
+    claim = random.choice(list(SIZES))
+    return Item("size", "yes/no", f"Is the {name} {claim}?", conclude(f"it is {actor.size}", claim == actor.size))
 
 
 def ask_count(scene: Scene, random: Random) -> Item:
@@ -119,10 +119,10 @@ def ask_count(scene: Scene, random: Random) -> Item:
     if form < 0.9:
         wrong = others(random, [NUMBERS[n] for n in range(1, 6)], NUMBERS[total])
         return Item("count", "choice", *put_options(random, "How many things are there?", NUMBERS[total], wrong))
-    asked = total if random.random() < 0.5 else random.choice([n for n in range(1, 6) if n != total])
-    plural = "thing" if asked == 1 else "things"
-    answer = conclude(there_are(total, "thing"), asked == total)
-    return Item("count", "yes/no", f"Does the video show {NUMBERS[asked]} {plural}?", answer)
+    claim = total if random.random() < 0.5 else random.choice([n for n in range(1, 6) if n != total])
+    plural = "thing" if claim == 1 else "things"
+    answer = conclude(there_are(total, "thing"), claim == total)
+    return Item("count", "yes/no", f"Does the video show {NUMBERS[claim]} {plural}?", answer)
 
 
 def ask_turning_shape(scene: Scene, random: Random) -> Item:
@@ -130,5 +130,5 @@ def ask_turning_shape(scene: Scene, random: Random) -> Item:
     shape = scene.actors[0].shape
     if random.random() < 0.5:
         return Item("shape", "open", "Which shape changes its colour?", f"it is the {shape}")
-    asked = shape if random.random() < 0.5 else random.choice(others(random, SHAPES, shape))
-    return Item("shape", "yes/no", f"Does a {asked} change its colour?", conclude(f"the {shape} does", asked == shape))
+    claim = shape if random.random() < 0.5 else random.choice(others(random, SHAPES, shape))
+    return Item("shape", "yes/no", f"Does a {claim} change its colour?", conclude(f"the {shape} does", claim == shape))

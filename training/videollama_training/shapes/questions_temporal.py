@@ -23,10 +23,10 @@ def ask_motion(scene: Scene, random: Random) -> Item:
         )
         return Item("motion", "open", question, answer, temporal=True)
     if form < 0.75:  # about the motion or its reverse, which an unordered set of frames does not distinguish
-        asked = motion if random.random() < 0.5 else REVERSED[motion]
-        verb = {"grows": "grow", "shrinks": "shrink"}.get(DOES[asked], DOES[asked].replace("moves", "move"))
+        claim = motion if random.random() < 0.5 else REVERSED[motion]
+        verb = {"grows": "grow", "shrinks": "shrink"}.get(DOES[claim], DOES[claim].replace("moves", "move"))
         return Item(
-            "motion", "yes/no", f"Does {name} {verb}?", conclude(f"it {DOES[motion]}", asked == motion), temporal=True
+            "motion", "yes/no", f"Does {name} {verb}?", conclude(f"it {DOES[motion]}", claim == motion), temporal=True
         )
     wrong = [REVERSED[motion], *others(random, [m for m in MOTIONS if m != REVERSED[motion]], motion, 2)]
     question, answer = put_options(
@@ -69,10 +69,10 @@ def ask_appearance(scene: Scene, random: Random) -> Item:
         )
         return Item("appearance", "open", question, answer, temporal=True)
     if form < 0.75:
-        asked = random.choice(("appearing", "disappearing"))
-        verb = DOES[asked].removesuffix("s")
+        claim = random.choice(("appearing", "disappearing"))
+        verb = DOES[claim].removesuffix("s")
         return Item(
-            "appearance", "yes/no", f"Does {name} {verb}?", conclude(f"it {does}", asked == actor.action), temporal=True
+            "appearance", "yes/no", f"Does {name} {verb}?", conclude(f"it {does}", claim == actor.action), temporal=True
         )
     wrong = [REVERSED[actor.action], *random.sample([m for m in MOTIONS], 2)]
     question, answer = put_options(random, f"What does {name} do?", does, [DOES[other] for other in wrong], "it")
@@ -94,9 +94,9 @@ def ask_order(scene: Scene, random: Random) -> Item:
         return Item("order", "open", question, answer, temporal=True)
     if form < 0.8:
         flip = random.random() < 0.5
-        asked = (second, first) if flip else (first, second)
+        pair = (second, first) if flip else (first, second)
         word = random.choice(("before", "after"))
-        question = f"Does {asked[0]} come {word} {asked[1]}?"
+        question = f"Does {pair[0]} come {word} {pair[1]}?"
         return Item(
             "order", "yes/no", question, conclude(f"{first} comes first", (word == "before") != flip), temporal=True
         )
