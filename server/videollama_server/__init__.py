@@ -1,1 +1,1 @@
-"""The service around the model: start, supervise and stop a Triton server. May import `videollama_core`."""
+"""The service around the model: starting, supervising and stopping a Triton server. May import `videollama_core`."""

@@ -1,4 +1,4 @@
-"""`vl2 serve`: a Triton server on a bundle, until it is told to stop."""
+"""The command `vl2 serve`: run a Triton server on a bundle until it is stopped."""
 
 import logging
 import os
@@ -23,14 +23,14 @@ from videollama_server.gateway_process import GatewayProcess, read_openai
 from videollama_server.supervisor import ServerOptions, TritonServer
 
 _DEFAULTS = ServerOptions()
-_AGAIN_SECONDS = 0.05
-DEATHS_ALLOWED, DEATHS_SECONDS = 3, 300.0  # a server that dies more often is given up
+_RETRY_SECONDS = 0.05
+DEATHS_ALLOWED, DEATHS_SECONDS = 3, 300.0  # a server that dies more often is not restarted
 
 
 @click.command(epilog="Example: vl2 serve build/tiny --grpc-port 0")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
-    "--host", default=_DEFAULTS.host, show_default=True, help="Listen on this address; 0.0.0.0 is every network."
+    "--host", default=_DEFAULTS.host, show_default=True, help="Listen on this address; 0.0.0.0 means all interfaces."
 )
 @click.option(
     "--grpc-port", default=_DEFAULTS.grpc_port, show_default=True, help="Serve gRPC on this port; 0 picks a free one."
@@ -38,16 +38,16 @@ DEATHS_ALLOWED, DEATHS_SECONDS = 3, 300.0  # a server that dies more often is gi
 @click.option(
     "--http-port",
     type=int,
-    help="Serve health and metrics over HTTP, to read alone, on this port; 0 picks a free one. The default is none.",
+    help="Serve read-only HTTP (health and metrics) on this port; 0 picks a free one. The default is none.",
 )
 @click.option(
     "--openai",
     metavar="[HOST:]PORT",
-    help="Start a gateway beside the server, which offers the OpenAI API and a web page at this address; 0 picks a free port. The default is none.",
+    help="Also start a gateway, which serves the OpenAI API and a web page at this address; 0 picks a free port. The default is none.",
 )
-@click.option("--expose-ensemble", is_flag=True, help="Let callers ask the model `ensemble`, too.")
+@click.option("--expose-ensemble", is_flag=True, help="Let callers use the model `ensemble`, too.")
 @click.option(
-    "--expose-stages", is_flag=True, help="Let callers ask every stage, and for statistics, in order to measure."
+    "--expose-stages", is_flag=True, help="Let callers use every stage and Triton's statistics, for measurements."
 )
 @click.option("--log", type=click.Path(path_type=Path, dir_okay=False), help="Write the server's log to this file.")
 @click.option(
@@ -55,56 +55,56 @@ DEATHS_ALLOWED, DEATHS_SECONDS = 3, 300.0  # a server that dies more often is gi
     type=click.IntRange(min=0),
     default=_DEFAULTS.media_cache_megabytes,
     show_default=True,
-    help="Cache media tokens in this much memory, so that media is encoded once; 0 keeps none.",
+    help="Cache media tokens in this much memory, so that media is encoded only once; 0 turns the cache off.",
 )
 @click.option(
     "--start-seconds",
     default=_DEFAULTS.start_seconds,
     show_default=True,
-    help="Give the models this many seconds to load.",
+    help="Wait at most this many seconds for the models to load.",
 )
 @click.option(
     "--drain-delay-seconds",
     default=_DEFAULTS.drain_delay_seconds,
     show_default=True,
-    help="Say for this many seconds that a stopping server is not ready, and still answer, before questions are refused.",
+    help="When stopping, report not ready but keep answering for this many seconds, before questions are refused.",
 )
 @click.option(
     "--drain-seconds",
     default=_DEFAULTS.drain_seconds,
     show_default=True,
-    help="Give running answers this many seconds to end when the server stops.",
+    help="When stopping, wait at most this many seconds for running answers.",
 )
 @click.option(
     "--llm",
     type=click.Choice(("bundle", "vllm")),
     default=_DEFAULTS.llm,
     show_default=True,
-    help="Run the language model on the engine that the bundle was converted for, or on vLLM where it is installed.",
+    help="Run the language model on the engine that the bundle was converted for, or on vLLM, if it is installed.",
 )
 @click.option(
     "--vllm-arg",
     multiple=True,
     metavar="NAME=VALUE",
-    help="With --llm vllm: set an engine argument of vLLM, such as tensor_parallel_size=2. Repeat it for more.",
+    help="Set an engine argument of vLLM, such as tensor_parallel_size=2, with --llm vllm. Repeat it for several.",
 )
 @click.option(
     "--decoder",
     type=click.Choice(DECODERS),
     default=_DEFAULTS.decoder,
     show_default=True,
-    help="Decode video files with this: decord is the reference's own, where it is installed; nvdec decodes on an NVIDIA GPU, with less of the sandbox (docs/gpu.md).",
+    help="Decode video files with this decoder: decord, which must be installed, is the reference's; nvdec decodes on an NVIDIA GPU, with less of the sandbox (docs/gpu.md).",
 )
 @click.option(
     "--allow-media-hosts",
     metavar="HOST[,HOST...]",
-    help="Fetch media by URL from these hosts: exact names, *.suffix, with :PORT where it is another. The default is none.",
+    help="Fetch media by URL from these hosts: exact names or *.suffix, with :PORT unless it is the default. The default is no host.",
 )
-@click.option("--allow-media-http", is_flag=True, help="Fetch from those hosts over http as well as over https.")
+@click.option("--allow-media-http", is_flag=True, help="Fetch from those hosts over http as well as https.")
 @click.option(
     "--media-root",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Take file:// URLs of files below this folder. The default is none.",
+    help="Accept file:// URLs of files below this folder. The default is none.",
 )
 @telemetry_options
 @access_options
@@ -119,13 +119,13 @@ def serve(
 ) -> None:
     """Start a Triton server on BUNDLE, a folder that `vl2 convert` made, and print its addresses.
 
-    Ctrl-C or SIGTERM refuses new questions, lets running answers end, and stops.
+    Ctrl-C or SIGTERM refuses new questions, lets running answers finish, and stops.
     """
     log_to_stderr(logging.WARNING, "%(levelname)s: %(message)s", "serve", log_style)
-    Bundle.open(bundle)  # what is wrong with it is said before anything is begun
+    Bundle.open(bundle)  # report an invalid bundle before anything is started
     policy = policy_of_options(allow_media_hosts, allow_media_http, media_root)
     access = access_of_options(options)
-    wanted = read_openai(openai, access)
+    gateway_address = read_openai(openai, access)
     server = TritonServer(bundle, ServerOptions(**options, media_policy=policy, access=access, log_style=log_style))
     for warning in access.warnings(server.options.host):
         click.echo(f"warning: {warning}", err=True)
@@ -137,18 +137,18 @@ def serve(
         with server:
             try:
                 signal.signal(signal.SIGHUP, lambda *_: server.reload_keys())
-                if wanted is not None:
-                    gateway = GatewayProcess(wanted, server.address, environment)
+                if gateway_address is not None:
+                    gateway = GatewayProcess(gateway_address, server.address, environment)
                 _print_addresses(server, "" if gateway is None else gateway.start())
                 _keep_running(server)
             except _Stop:
-                click.echo("stopping: running answers may end ...", err=True)
+                click.echo("stopping: waiting for running answers ...", err=True)
         click.echo("stopped", err=True)
     except _Stop:
-        pass  # it was still starting
+        pass  # stopped while starting
     finally:
         if gateway is not None:
-            gateway.close()  # after the server: its answers end first
+            gateway.close()  # after the server, so that its running answers can finish
 
 
 def _print_addresses(server: TritonServer, url: str) -> None:
@@ -165,9 +165,9 @@ def _print_addresses(server: TritonServer, url: str) -> None:
 
 
 def _keep_running(server: TritonServer) -> None:
-    """Start the server again when it ends by itself: killing a stage at the wrong moment aborts Triton 2.51 as a whole.
+    """Restart the server whenever it ends by itself: a stage that dies at the wrong moment aborts Triton 2.51 as a whole.
 
-    Raises: ServerFailed when it ends too often.
+    Raises: ServerFailed if it ends too often.
     """
     deaths: list[float] = []
     while True:
@@ -176,22 +176,22 @@ def _keep_running(server: TritonServer) -> None:
             server.restart()
             continue
         now = time.monotonic()
-        deaths = [*(then for then in deaths if now - then < DEATHS_SECONDS), now]
+        deaths = [*(time_of_death for time_of_death in deaths if now - time_of_death < DEATHS_SECONDS), now]
         if len(deaths) > DEATHS_ALLOWED:
             log = server.options.log or "gone: name one with --log"
             raise ServerFailed(f"Triton ended by itself {len(deaths)} times, now with code {code}; its log is {log}")
-        click.echo(f"Triton ended by itself with code {code}; starting it again", err=True)
+        click.echo(f"Triton ended by itself with code {code}; restarting it", err=True)
         server.restart()
 
 
 class _Stop(BaseException):
-    """The operator wants the server to stop."""
+    """The operator has asked the server to stop."""
 
 
 def _stop_at_signals() -> None:
-    """Let the first SIGTERM or SIGINT raise _Stop in the main thread; later ones are ignored, as that is under way.
+    """Make the first SIGTERM or SIGINT raise _Stop in the main thread, and ignore later ones.
 
-    It may come where Python lets no exception through (a finalizer, what runs after a fork): then an alarm raises it again soon.
+    If it arrives where Python swallows exceptions (in a finalizer or a hook after a fork), an alarm soon raises it again.
     """
     stopping = threading.Event()
 
@@ -200,12 +200,12 @@ def _stop_at_signals() -> None:
             stopping.set()
             raise _Stop
 
-    def tell(lost: "sys.UnraisableHookArgs") -> None:
-        if lost.exc_type is not _Stop:
-            sys.__unraisablehook__(lost)
+    def raise_later(unraisable: "sys.UnraisableHookArgs") -> None:
+        if unraisable.exc_type is not _Stop:
+            sys.__unraisablehook__(unraisable)
             return
-        signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, _RETRY_SECONDS)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
         signal.signal(number, stop)
-    sys.unraisablehook = tell
+    sys.unraisablehook = raise_later

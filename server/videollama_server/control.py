@@ -1,6 +1,6 @@
-"""Triton's own endpoints: Unix sockets in the run's private folder, which nobody else of the machine can enter.
+"""Triton's own endpoints: Unix sockets in the run's private folder, which no other user of the machine can access.
 
-No secret guards them, so none can be read from a command line; no port is open, so nothing answers the network.
+They need no secret, which a command line could reveal, and no open port, which the network could reach.
 """
 
 import re
@@ -15,22 +15,23 @@ from videollama_core.protocol.contract import RUNNING_METRIC
 from videollama_core.protocol.errors import ServerFailed
 from videollama_server.endpoint.read_only_http import figures_beside, read_metrics
 
-_OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]  # one that failed before would make this one wait
-_LONGEST = 107  # bytes of the path of a Unix socket (sun_path of Linux)
+_OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]  # a shared connection that has failed would delay this one
+_LONGEST = 107  # bytes of a Unix socket's path (sun_path on Linux)
 
 
 @dataclass(frozen=True)
 class Sockets:
-    """
+    """The paths of Triton's sockets.
+
     Args:
-        folder: of mode 0700.
+        folder: must have mode 0700.
     """
 
     folder: Path
 
     @property
     def grpc(self) -> Path:
-        """Triton joins address and port with a colon."""
+        """The gRPC socket. Triton joins address and port with a colon."""
         return self.folder / "grpc:1"
 
     @property
@@ -48,11 +49,11 @@ class Sockets:
 
     @property
     def figures(self) -> Path:
-        """A folder beside it: the stages' own figures, a file each."""
+        """The folder beside them for the metrics of the stages, one file each."""
         return figures_beside(self.metrics)
 
     def words(self) -> list[str]:
-        """What makes Triton listen here, and nowhere else."""
+        """The options that make Triton listen only on these sockets."""
         return [
             "--allow-http=false",
             f"--grpc-address=unix:{self.folder / 'grpc'}",
@@ -61,15 +62,15 @@ class Sockets:
         ]
 
     def prepare(self) -> None:
-        """Remove what a Triton that was killed left. Raises: ServerFailed where the folder's path is too long."""
+        """Remove the sockets of a killed Triton. Raises: ServerFailed if the folder's path is too long."""
         if len(str(self.metrics).encode()) > _LONGEST:
-            raise ServerFailed(f"{self.folder} is too long for a path of Unix sockets; set TMPDIR to a shorter folder")
+            raise ServerFailed(f"the path {self.folder} is too long for Unix sockets; set TMPDIR to a shorter one")
         for path in (self.grpc, self.metrics):
             path.unlink(missing_ok=True)
 
 
 class TritonControl:
-    """Questions and orders to a Triton process. Each raises ConnectionError, an OSError, when it does not answer."""
+    """Control calls to a Triton process. Each raises ConnectionError, an OSError, if Triton does not answer."""
 
     def __init__(self, sockets: Sockets) -> None:
         self._sockets = sockets
@@ -92,7 +93,7 @@ class TritonControl:
                 raise ConnectionError(f"{name}: {error.details()}") from error
 
     def running_requests(self, stage: str) -> int:
-        """Of a stage, by its own count (its last one if it died): Triton's would go on counting what died with it."""
+        """The running requests of a stage by its own count, or its last count if it died; Triton's count keeps dead ones."""
         text = read_metrics(str(self._sockets.metrics)).decode()
         pattern = rf'^{RUNNING_METRIC}{{model="{stage}"}} (\S+)$'
         return sum(int(float(value)) for value in re.findall(pattern, text, re.MULTILINE))

@@ -1,4 +1,4 @@
-"""`vl2 serve --openai`: a gateway beside the server, in a process that ends with it."""
+"""`vl2 serve --openai`: a gateway in a process beside the server, which ends with it."""
 
 import importlib.util
 import logging
@@ -16,30 +16,32 @@ from videollama_server.ports import choose_ports
 
 logger = logging.getLogger(__name__)
 _NEEDS = ("starlette", "uvicorn", "prometheus_client")
-_AGAIN_SECONDS = 1.0
-_END_SECONDS = 35.0  # a gateway gives running answers 30
+_RESTART_SECONDS = 1.0
+_END_SECONDS = 35.0  # a gateway waits 30 s for running answers
 
 
 @dataclass(frozen=True)
 class GatewayAddress:
+    """Where a gateway listens; port 0 picks a free one."""
+
     host: str
     port: int
 
 
 def read_openai(text: str | None, access: Access) -> GatewayAddress | None:
-    """What --openai [HOST:]PORT means, before anything is begun; 0 picks a free port.
+    """Parse and check --openai [HOST:]PORT before anything is started; None if the option is not given.
 
-    Raises: InvalidRequest; ServerFailed where the port is taken, or the gateway's packages are missing.
+    Raises: InvalidRequest; ServerFailed if the port is in use, or the gateway's packages are missing.
     """
     if text is None:
         return None
     host, separator, port = text.rpartition(":")
     host = host.strip("[]") if separator else "127.0.0.1"
     if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise InvalidRequest(f"--openai is {text!r}; wanted a port, or HOST:PORT")
+        raise InvalidRequest(f"--openai is {text!r}; wanted PORT or HOST:PORT")
     if access.tls_cert is not None or access.api_keys is not None:
         raise InvalidRequest(
-            "--openai opens plain HTTP that asks for no key, beside TLS or keys of --tls-cert or --api-keys; leave it out, "
+            "--openai opens plain HTTP that asks for no key, which bypasses --tls-cert and --api-keys; leave it out, "
             "and start vl2 gateway with a certificate or a key of its own"
         )
     missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
@@ -51,11 +53,11 @@ def read_openai(text: str | None, access: Access) -> GatewayAddress | None:
 
 
 class GatewayProcess:
-    """Started again when it ends by itself.
+    """A gateway process, which is restarted if it ends by itself.
 
     Args:
-        server: host:port of the server's gRPC.
-        environment: of the process; None is that of this one.
+        server: host:port of the server's gRPC port.
+        environment: of the gateway; None means that of this process.
     """
 
     def __init__(self, address: GatewayAddress, server: str, environment: Mapping[str, str] | None = None) -> None:
@@ -65,53 +67,53 @@ class GatewayProcess:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> str:
-        """Its URL. Raises: ServerFailed."""
+        """Start it, and return its URL. Raises: ServerFailed."""
         started = threading.Event()
-        # PR_SET_PDEATHSIG counts the thread that makes a process as its parent: this one lives as long as the server.
+        # For PR_SET_PDEATHSIG, the parent is the thread that starts a process; this one lives as long as the server.
         threading.Thread(target=self._keep, args=(started,), name="gateway", daemon=True).start()
         started.wait()
         if self._process is None or self._process.poll() is not None:
-            raise ServerFailed("the gateway of --openai does not start; its reason stands above")
+            raise ServerFailed("the gateway of --openai did not start; see its error above")
         return f"http://{_bracketed(self._host)}:{self._port}/v1"
 
     def _keep(self, started: threading.Event) -> None:
         while not self._closing.is_set():
-            listens = self._launch()
+            is_listening = self._launch()
             process = self._process
-            first = not started.is_set()
+            is_first = not started.is_set()
             started.set()
-            if process is None or (first and not listens):
+            if process is None or (is_first and not is_listening):
                 return
             code = process.wait()
-            if not self._closing.wait(_AGAIN_SECONDS):
+            if not self._closing.wait(_RESTART_SECONDS):
                 logger.warning("the gateway ended by itself with code %d; starting it again", code)
 
     def _launch(self) -> bool:
-        """Whether it listens."""
-        words = ["gateway", "--server", self._server, "--host", self._host, "--port", str(self._port)]
+        """Start the process once; return whether it listens."""
+        arguments = ["gateway", "--server", self._server, "--host", self._host, "--port", str(self._port)]
         try:
             process = subprocess.Popen(
-                with_parent.command([sys.executable, "-m", "videollama_client", *words]),
+                with_parent.command([sys.executable, "-m", "videollama_client", *arguments]),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 text=True,
                 env=self._environment,
-                start_new_session=True,  # Ctrl-C reaches `vl2 serve` alone, which ends this when running answers have ended
+                start_new_session=True,  # Ctrl-C must reach only `vl2 serve`, which ends this after running answers
             )
-        except OSError as error:  # no memory, or no place for a process, say
+        except OSError as error:  # for example no memory, or too many processes
             logger.error("the gateway cannot be started: %s", error)
             return False
         self._process = process
         assert process.stdout is not None
-        said = process.stdout.readline().partition("/v1")[0]
-        if not said:
+        address_line = process.stdout.readline().partition("/v1")[0]
+        if not address_line:
             process.wait()
             return False
-        self._port = int(said.rpartition(":")[2])  # the one that was picked; another start keeps it
+        self._port = int(address_line.rpartition(":")[2])  # the port that was picked; a restart keeps it
         return True
 
     def close(self) -> None:
-        """Running answers may end."""
+        """Stop it, after its running answers."""
         self._closing.set()
         process = self._process
         if process is None:
@@ -126,7 +128,7 @@ class GatewayProcess:
 
 
 def _reachable(address: str) -> str:
-    """Where a server that listens at `address` is reached from this machine."""
+    """The address at which this machine reaches a server that listens at `address`."""
     host, _, port = address.rpartition(":")
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"{_bracketed(host)}:{port}"

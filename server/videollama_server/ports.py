@@ -1,22 +1,22 @@
-"""Ports of a server, chosen before it starts."""
+"""Choosing and checking the ports of a server before it starts."""
 
 import socket
 
 from videollama_core.protocol.errors import ServerFailed
 
 
-def choose_ports(host: str, wanted: dict[str, int]) -> list[int]:
-    """A free port for each 0, the others as they are.
+def choose_ports(host: str, ports: dict[str, int]) -> list[int]:
+    """Return the ports, with a free one for each 0.
 
     Args:
-        wanted: option that names the port -> the port.
-    Raises: ServerFailed if one is taken.
+        ports: the port of each option that names one.
+    Raises: ServerFailed if one cannot be used.
     """
-    held: list[socket.socket] = []
+    probes: list[socket.socket] = []
     try:
-        for flag, port in wanted.items():
+        for flag, port in ports.items():
             probe = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            held.append(probe)
+            probes.append(probe)
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))
@@ -24,7 +24,7 @@ def choose_ports(host: str, wanted: dict[str, int]) -> list[int]:
                 raise ServerFailed(
                     f"port {port} of {host} cannot be used ({getattr(error, 'strerror', None) or error}); choose another with {flag}, or 0 for a free one"
                 ) from error
-        return [probe.getsockname()[1] for probe in held]
+        return [probe.getsockname()[1] for probe in probes]
     finally:
-        for probe in held:
+        for probe in probes:
             probe.close()

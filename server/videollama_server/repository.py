@@ -1,4 +1,4 @@
-"""The model repository that the server reads."""
+"""The model repository that the server loads."""
 
 import json
 import shutil
@@ -12,27 +12,30 @@ from videollama_core.protocol.contract import LANGUAGE_MODEL
 
 
 def served_repository(bundle: Bundle, runtime: Path) -> Path:
-    """The bundle's own, or a copy where a backend wants absolute paths in its config: a bundle may be moved, and read-only.
+    """Return the bundle's repository, or a copy if a backend needs absolute paths in its config.
+
+    The bundle itself is not changed: it may be moved, or be read-only.
 
     Args:
-        runtime: folder of this run; receives the copy, among links to everything else of the bundle, which the stages look for
-            around their repository.
+        runtime: folder of this run; the copy is made in it, beside links to the rest of the bundle, where stages expect it.
     """
     root = bundle.root.resolve()
     if not bundle.language_engine.is_backend:
         return root / REPOSITORY
-    around = runtime / "bundle"
-    around.mkdir()
+    copy = runtime / "bundle"
+    copy.mkdir()
     for path in root.iterdir():
         if path.name not in (REPOSITORY, MANIFEST):
-            (around / path.name).symlink_to(path)
-    shutil.copytree(root / REPOSITORY, around / REPOSITORY)
-    path = around / REPOSITORY / LANGUAGE_MODEL.name / "config.pbtxt"
+            (copy / path.name).symlink_to(path)
+    shutil.copytree(root / REPOSITORY, copy / REPOSITORY)
+    path = copy / REPOSITORY / LANGUAGE_MODEL.name / "config.pbtxt"
     config = text_format.Parse(path.read_text("utf-8"), ModelConfig())
     config.parameters["gpt_model_path"].string_value = str(root / LANGUAGE_ENGINE)
     config.parameters["tokenizer_dir"].string_value = str(root / LANGUAGE_FOLDER)
     path.write_text(text_format.MessageToString(config), "utf-8")
-    name = path.relative_to(around).as_posix()
-    files = {key: entry for key, entry in bundle.manifest["files"].items() if key != name}  # this one is the run's own
-    (around / MANIFEST).write_text(json.dumps(bundle.manifest | {"files": files}), "utf-8")
-    return around / REPOSITORY
+    name = path.relative_to(copy).as_posix()
+    files = {
+        key: entry for key, entry in bundle.manifest["files"].items() if key != name
+    }  # the changed config belongs to this run
+    (copy / MANIFEST).write_text(json.dumps(bundle.manifest | {"files": files}), "utf-8")
+    return copy / REPOSITORY

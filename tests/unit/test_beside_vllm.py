@@ -67,5 +67,5 @@ def test_arguments_that_cannot_be_passed_are_refused_before_the_server_starts(wo
 
 def test_arguments_without_vllm_are_refused(bundle_of):
     server = TritonServer(bundle_of("qwen2-siglip-16f"), ServerOptions(vllm_arg=("tensor_parallel_size=2",)))
-    with pytest.raises(InvalidRequest, match="without --llm vllm"):
+    with pytest.raises(InvalidRequest, match="needs --llm vllm"):
         server.start()

@@ -161,7 +161,7 @@ def test_who_left_is_dropped_and_who_is_unknown_is_told_so(stage, tmp_path):
     (tmp_path / NOTES[0]).unlink()
     with pytest.raises(Cancelled):
         ask(made, NOTES[0])
-    assert list(made._under_way) == [NOTES[1]]
+    assert list(made._active) == [NOTES[1]]
     with pytest.raises(StageDied):
         ask(made, NOTES[2])
 

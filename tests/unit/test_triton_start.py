@@ -82,7 +82,7 @@ def test_it_is_launched_again_where_it_stands_still(tmp_path, monkeypatch, caplo
     triton = Still(tmp_path)
     try:
         triton.start([], {}, 20, lambda: None)
-        assert triton.launched in (2, 3) and "stood still for 0.5 s" in caplog.text
+        assert triton.launched in (2, 3) and "made no progress for 0.5 s" in caplog.text
     finally:
         triton.end()
 
@@ -101,7 +101,7 @@ def test_the_work_of_processes_that_ended_is_not_missed(before, after, still, mo
     monkeypatch.setattr(process, "_STILL_SECONDS", -1.0)
     looks = [before, after]
     monkeypatch.setattr(process, "work_of", lambda pids: looks.pop(0))
-    assert _Progress(list).stands_still() == still
+    assert _Progress(list).is_hanging() == still
 
 
 def test_it_is_ended_where_loading_a_stage_again_stands_still(tmp_path, monkeypatch):

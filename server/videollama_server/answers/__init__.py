@@ -1,4 +1,5 @@
-"""What the entry does without Triton: media that are known, and the way of tokens from the language model to the caller.
+"""The parts of the entry that do not depend on Triton: the media cache, and streaming tokens to callers.
 
-One event loop serves all answers. May import the core, direct, http2 and `processes`; it knows neither the Python backend nor the stages.
+One event loop serves all answers. May import the core, direct, http2 and `processes`, but neither the Python backend nor the
+stages.
 """

@@ -1,4 +1,4 @@
-"""Media -> media tokens, kept for the next question about the same media. Knows no Triton, as entry.py."""
+"""Media to media tokens, cached for the next question about the same media. Independent of Triton, as entry.py."""
 
 import os
 import time
@@ -16,20 +16,22 @@ from videollama_core.media.video_decoders import DECODER_VARIABLE
 from videollama_core.protocol.errors import StageDied, StageRestarting
 from videollama_core.protocol.messages import FrameSeen
 
-POLL_SECONDS = 0.05  # how often a request that waits looks whether its client has left; with every token, it looks too
-DEATHS_ALLOWED = 3  # of the stages before it, until a request is given up
-RESTART_SECONDS = 15.0  # how long a request waits for a stage that is being started again
-Interval = tuple[float, float]  # Unix seconds when work began and ended
-NOT_RUN: Interval = (0.0, 0.0)  # of a stage that did not work for a request
+POLL_SECONDS = (
+    0.05  # how often a waiting request checks whether its client has disconnected; also done with every token
+)
+DEATHS_ALLOWED = 3  # deaths of its stages after which a request fails
+RESTART_SECONDS = 15.0  # how long a request waits for a stage to restart
+Interval = tuple[float, float]  # begin and end of work, in Unix seconds
+NOT_RUN: Interval = (0.0, 0.0)  # for a stage that did not run for a request
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Media:
-    """As they were sent.
+    """Encoded media as they were sent.
 
     Attributes:
-        caller: by whom, where that is known.
+        caller: the mark of who sent them; "" if it is unknown.
     """
 
     kind: str
@@ -40,11 +42,11 @@ class Media:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Media as the encoder takes it."""
+    """Media in the form that the encoder takes."""
 
     frames: np.ndarray  # uint8 [T, S, S, 3]
     filterbank: np.ndarray  # float32 [R, F]
-    span: Interval  # of its making
+    span: Interval  # when it was computed
     looked_at: tuple[FrameSeen, ...] = ()
 
     @property
@@ -54,20 +56,20 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Perception:
-    table: Any  # [1, N, D], with noise [1, 2N, D]: an array, or Triton's own tensor where they lie on the GPU
+    table: Any  # media tokens [1, N, D], with noise [1, 2N, D]: an array, or Triton's tensor if they stay on the GPU
     rows: int  # of the table
-    media_hash: int  # of what was encoded, never 0
-    spans: dict[str, Interval]  # of this request's own work, by stage
+    media_hash: int  # of the encoder's input, never 0
+    spans: dict[str, Interval]  # the work done for this request, by stage
     looked_at: tuple[FrameSeen, ...] = ()
 
     @property
     def nbytes(self) -> int:
-        """Of a table that is an array."""
+        """The size of the table, which must be an array."""
         return int(self.table.nbytes)
 
 
 class MediaStages(Protocol):
-    """Media are given up, with Cancelled, once `is_cancelled` says that nobody waits for them."""
+    """The calls to the media stages. They raise Cancelled once `is_cancelled` returns true."""
 
     def perceive(self, media: Media, noise: Noise | None, is_cancelled: IsCancelled) -> Perception: ...
 
@@ -77,8 +79,7 @@ class MediaStages(Protocol):
 
 
 class KnownMedia:
-    """What was made of the media that were asked about last: their tokens; their pixels where tokens stay on the GPU, and
-    the encoder keeps them."""
+    """The cache of recently used media: of their tokens, or of their pixels if the tokens stay on the GPU in the encoder."""
 
     def __init__(self, bundle: Bundle, stages: MediaStages, cache_bytes: int) -> None:
         self._stages, self._checkpoint = stages, bundle.identity
@@ -86,37 +87,41 @@ class KnownMedia:
         self.cache: MediaCache[Any] = MediaCache(cache_bytes)  # of Pixels or Perceptions
 
     def perceive(self, media: Media, noise: Noise | None, is_cancelled: IsCancelled) -> Perception:
-        """Kept, or made now; ten callers with the same new media wait for one. Raises: what a stage reports, Cancelled."""
+        """Return the media tokens, cached or computed now; concurrent requests for the same media share the computation.
+
+        Raises: the error of a stage; Cancelled.
+        """
         decoder = os.environ.get(DECODER_VARIABLE)
-        # By caller, too: a process that one file of his took over may answer what it likes about his next (sandbox/decoding.py).
+        # By caller, too: a process taken over by one of its files may falsify the result for its next (sandbox/decoding.py).
         options = {"segment": media.segment, "decoder": decoder, "caller": media.caller}
         if not self._keeps_pixels:
             key = media_key(self._checkpoint, media.kind, media.files, noise=noise, **options)
-            make = _while_restarting(lambda left: self._stages.perceive(media, noise, left))
-            found: tuple[Perception, bool] = self.cache.get(key, make, is_cancelled)
-            seen, was_known = found
-            return replace(seen, spans=dict.fromkeys(seen.spans, NOT_RUN)) if was_known else seen
+            make = _while_restarting(lambda is_cancelled: self._stages.perceive(media, noise, is_cancelled))
+            cached: tuple[Perception, bool] = self.cache.get(key, make, is_cancelled)
+            perception, was_cached = cached
+            return replace(perception, spans=dict.fromkeys(perception.spans, NOT_RUN)) if was_cached else perception
         key = media_key(self._checkpoint, media.kind, media.files, **options)
-        prepare = _while_restarting(lambda left: self._stages.preprocess(media, left))
-        pixels, was_known = self.cache.get(key, prepare, is_cancelled)
-        seen = _while_restarting(lambda left: self._stages.encode(pixels, noise, left))(is_cancelled)
-        spans = {"preprocess": NOT_RUN if was_known else pixels.span, **seen.spans}
-        return replace(seen, spans=spans, looked_at=pixels.looked_at)
+        prepare = _while_restarting(lambda is_cancelled: self._stages.preprocess(media, is_cancelled))
+        pixels, was_cached = self.cache.get(key, prepare, is_cancelled)
+        encode = _while_restarting(lambda is_cancelled: self._stages.encode(pixels, noise, is_cancelled))
+        perception = encode(is_cancelled)
+        spans = {"preprocess": NOT_RUN if was_cached else pixels.span, **perception.spans}
+        return replace(perception, spans=spans, looked_at=pixels.looked_at)
 
 
-def _while_restarting(ask: Callable[[IsCancelled], T]) -> Callable[[IsCancelled], T]:
-    """Ask again while a stage is being started again; not for ever, for the file itself may be what kills it."""
+def _while_restarting(call: Callable[[IsCancelled], T]) -> Callable[[IsCancelled], T]:
+    """Repeat a call while its stage restarts, up to a limit, because the file itself may be what kills the stage."""
 
-    def asking(is_cancelled: IsCancelled) -> T:
+    def repeated(is_cancelled: IsCancelled) -> T:
         deadline = time.monotonic() + RESTART_SECONDS
         deaths = 0
         while True:
             try:
-                return ask(is_cancelled)
+                return call(is_cancelled)
             except StageRestarting as error:
                 deaths += isinstance(error, StageDied)
                 if deaths > DEATHS_ALLOWED or time.monotonic() > deadline or is_cancelled():
                     raise
             time.sleep(POLL_SECONDS)
 
-    return asking
+    return repeated

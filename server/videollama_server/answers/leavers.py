@@ -1,7 +1,7 @@
-"""One thread that looks which callers have left, for all requests of a stage.
+"""One thread that checks, for all requests of a stage, which callers have disconnected.
 
-To look is a round trip to the server's process (0.05 ms), so that looking with each token and for each request by itself took a
-fifth of the entry.
+Each check is a round trip to the server's process (0.05 ms); checking with each token of each request took a fifth of the
+entry's time.
 """
 
 import logging
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 logger = logging.getLogger(__name__)
-_EACH_SECONDS = 0.002  # a round takes this for each request at least: at most 500 looks a second
+_EACH_SECONDS = 0.002  # the least duration of a round, for each request: at most 500 checks per second
 
 
 class Watched(Protocol):
@@ -18,15 +18,16 @@ class Watched(Protocol):
     def ended(self) -> bool: ...
 
     def look(self) -> None:
-        """Ask the server whether the caller has left, and act on it."""
+        """Check whether the caller has disconnected, and if so, cancel the request."""
         ...
 
 
 class CallerWatch:
-    """
+    """Checks all registered requests in turn.
+
     Args:
-        seconds: between two looks at one request, while there are few.
-        tell: is called once a round, and once more when the last request has ended.
+        seconds: between two checks of a request, while there are few.
+        tell: called once per round, and once more when the last request has ended.
     """
 
     def __init__(self, seconds: float, tell: Callable[[], None] = lambda: None) -> None:
@@ -37,30 +38,31 @@ class CallerWatch:
         self._thread = threading.Thread(target=self._run, name="callers", daemon=True)
         self._thread.start()
 
-    def add(self, one: Watched) -> None:
+    def add(self, request: Watched) -> None:
+        """Watch a request until it has ended."""
         with self._lock:
-            self._watched.append(one)
+            self._watched.append(request)
         self._changed.set()
 
     def wake(self) -> None:
-        """One has ended."""
+        """Take note that a request has ended."""
         self._changed.set()
 
     def _run(self) -> None:
         while True:
             self._changed.wait()
-            # First of all a pause: whoever has just come is not held up by a look, nor by the gauge.
+            # Pause first, so that neither checks nor the gauge delay requests that have just arrived.
             if self._closing.wait(max(self._seconds, _EACH_SECONDS * len(self._watched))):
                 return
             with self._lock:
-                watched = self._watched = [one for one in self._watched if not one.ended]
+                watched = self._watched = [request for request in self._watched if not request.ended]
                 if not watched:
                     self._changed.clear()
-            for look in (self._tell, *(one.look for one in watched)):
+            for look in (self._tell, *(request.look for request in watched)):
                 try:
                     look()
-                except Exception:  # of this one alone
-                    logger.exception("looking whether callers have left")
+                except Exception:  # affects only this request
+                    logger.exception("checking for disconnected callers failed")
 
     def close(self) -> None:
         self._closing.set()

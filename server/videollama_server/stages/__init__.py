@@ -1,7 +1,7 @@
 """The Triton stages: tensors in, tensors out. The only modules that know Triton's Python backend or gRPC.
 
-Every `model_repository/STAGE/1/model.py` imports `load_stage` and nothing else, so that a converted bundle, which holds
-a copy of that file, does not depend on how these modules are arranged.
+Every `model_repository/STAGE/1/model.py` imports only `load_stage`, so that a converted bundle, which holds a copy of that
+file, does not depend on the layout of these modules.
 """
 
 from importlib import import_module
@@ -18,6 +18,6 @@ _CLASSES = {
 
 
 def load_stage(name: str) -> Any:
-    """The class that Triton's Python backend looks for as `TritonPythonModel`. Imports that stage alone."""
+    """Return the class that Triton's Python backend expects as `TritonPythonModel`. Imports only that stage."""
     module, class_name = _CLASSES[name].split(".")
     return getattr(import_module(f"{__name__}.{module}"), class_name)

@@ -1,4 +1,4 @@
-"""Output ids -> text, for the static ensemble."""
+"""Output ids to text, for the static ensemble."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ class DetokenizeStage(PythonStage):
         answer = AnswerText(self.tokenizer)
         length, ids = scalar(sequence_length, "sequence_length"), output_ids.reshape(-1)
         if not 0 <= length <= len(ids):
-            raise InvalidRequest(f"sequence_length is {length}; output_ids has {len(ids)} ids")
+            raise InvalidRequest(f"sequence_length is {length}; wanted 0 to {len(ids)}, the number of output_ids")
         if len(ids) and ids.min() < 0:
-            raise InvalidRequest(f"output_ids holds {ids.min()}; ids begin at 0")
+            raise InvalidRequest(f"output_ids holds {ids.min()}; ids must not be negative")
         text = answer.push(ids[:length].tolist()) + answer.finish()
         return {"text": [text.encode()], "output_ids": output_ids, "sequence_length": sequence_length}

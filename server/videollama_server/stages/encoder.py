@@ -1,8 +1,8 @@
-"""Pixels and filterbanks -> media tokens: vision encoder, connector, audio encoder; by turns where several requests wait.
+"""Pixels and filterbanks to media tokens: vision encoder, connector, audio encoder. Waiting requests take turns.
 
-A request with a caller's note gets one run of the tower (media_encoder.py) and, unless that was the last, an answer without
-rows; its caller asks again, behind those who asked meanwhile. So Triton's queue is the order of the turns, and as every run is
-within a call, Triton sees a process that dies at work.
+A request with a caller's note gets one run of the tower (media_encoder.py) and, unless that was its last, an answer without
+rows; its caller then calls again, queued behind the calls that arrived in the meantime. Triton's queue thus determines the
+order, and as every run is inside a call, Triton notices if the process dies during one.
 """
 
 import time
@@ -18,12 +18,12 @@ from videollama_core.protocol.errors import Cancelled, InvalidRequest, StageDied
 from videollama_server.sandbox.callers import is_waiting
 from videollama_server.stages.python_backend import PythonStage, bundle_of, scalar
 
-FEATURE_BYTES = 512 * 2**20  # of requests that are begun and not done: 27 videos of CLIP-L/336, 4 of 32 SigLIP frames
+FEATURE_BYTES = 512 * 2**20  # for features of unfinished requests: 27 videos of CLIP-L/336, 4 of 32 SigLIP frames
 
 
 @dataclass
 class _Work:
-    """A request under way."""
+    """An unfinished request."""
 
     encoding: Encoding
     preprocess_span: tuple[float, float]
@@ -37,7 +37,7 @@ class EncoderStage(PythonStage):
         bundle = bundle_of(args)
         self.encoder = MediaEncoder(bundle)
         self._no_rows = np.zeros((1, 0, 1), np.float16 if bundle.language_engine.is_backend else np.float32)
-        self._under_way: dict[str, _Work] = {}  # by the caller's note, in order of arrival
+        self._active: dict[str, _Work] = {}  # by the caller's note, in order of arrival
 
     def run(
         self,
@@ -49,9 +49,9 @@ class EncoderStage(PythonStage):
         caller: Any,
     ) -> dict[str, Any]:
         note = scalar(caller, "caller")
-        self._drop_those_who_left()
+        self._drop_disconnected()
         if frames is None:
-            return self._go_on(note)
+            return self._resume(note)
         step = scalar(vcd_noise_step, "vcd_noise_step")
         noise = None if step is None else Noise(step, scalar(seed, "seed") or 0)
         span = (0.0, 0.0) if preprocess_span is None else (float(preprocess_span[0]), float(preprocess_span[1]))
@@ -59,48 +59,48 @@ class EncoderStage(PythonStage):
         while not (work.encoding.is_done or note):
             self._take_turn(work)
         if note:
-            self._under_way[note] = work
+            self._active[note] = work
             self._take_turn(work)
         if not work.encoding.is_done:
-            work.encoding.keep()  # the request's memory goes back
+            work.encoding.keep()  # because the request's memory is freed
         elif note:
-            del self._under_way[note]
-        return self._told(work)
+            del self._active[note]
+        return self._outputs(work)
 
-    def _go_on(self, note: str | None) -> dict[str, Any]:
-        """Raises: Cancelled where its caller has left, StageDied where this process never saw its frames."""
+    def _resume(self, note: str | None) -> dict[str, Any]:
+        """Continue a request. Raises: Cancelled if its caller has disconnected; StageDied if it is not in this process."""
         if note is None:
-            raise InvalidRequest("tensor frames is missing; without a caller's note it holds what is to be encoded")
+            raise InvalidRequest("tensor frames is missing; it is required without a caller's note")
         if not is_waiting(note):
-            raise Cancelled("the client left")
-        work = self._under_way.get(note)
+            raise Cancelled("the client disconnected")
+        work = self._active.get(note)
         if work is None:
             raise StageDied("stage encoder: its process died while it worked on the request")
         self._take_turn(work)
         if work.encoding.is_done:
-            del self._under_way[note]
-        return self._told(work)
+            del self._active[note]
+        return self._outputs(work)
 
     def _take_turn(self, work: _Work) -> None:
-        """One run for this request. Where its features have no room yet it goes to who must come first, and work goes on."""
+        """Run the tower once for this request, or, if its features do not fit yet, for the one that must finish first."""
         if work.encoding.is_done:
             return
-        under_way = [other.encoding for other in self._under_way.values() if not other.encoding.is_done]
-        begun = [encoding for encoding in under_way if encoding.has_begun]
+        unfinished = [other.encoding for other in self._active.values() if not other.encoding.is_done]
+        begun = [encoding for encoding in unfinished if encoding.has_begun]
         first = work.encoding
         if not first.has_begun:
-            first = next((encoding for encoding in under_way if not encoding.has_begun), first)
+            first = next((encoding for encoding in unfinished if not encoding.has_begun), first)
             held = sum(map(self.encoder.feature_bytes, begun))
             if begun and held + self.encoder.feature_bytes(first) > FEATURE_BYTES:
                 first = begun[0]
         self.encoder.run(first, [encoding for encoding in begun if encoding is not first])
 
-    def _drop_those_who_left(self) -> None:
-        for note in [note for note in self._under_way if not is_waiting(note)]:
-            del self._under_way[note]
+    def _drop_disconnected(self) -> None:
+        for note in [note for note in self._active if not is_waiting(note)]:
+            del self._active[note]
 
-    def _told(self, work: _Work) -> dict[str, Any]:
-        """The table, or that there is none yet."""
+    def _outputs(self, work: _Work) -> dict[str, Any]:
+        """The media tokens, or a table without rows if they are not complete yet."""
         table = work.encoding.table
         return {
             "prompt_embedding_table": self._no_rows if table is None else table[None],

@@ -1,6 +1,6 @@
-"""The figures of a stage, as a file for Prometheus that the endpoint hands out with Triton's own.
+"""The metrics of a stage, in a Prometheus text file that the endpoint serves together with Triton's own.
 
-Not by Triton's custom metrics: each call of theirs waits in shared memory for an answer of the server (docs/log.md).
+Triton's custom metrics are not used, because each of their calls waits for the server over shared memory (docs/log.md).
 """
 
 import os
@@ -20,13 +20,13 @@ _PUBLISH_SECONDS = 0.2
 
 
 def figures_environment(folder: Path) -> dict[str, str]:
-    """What tells the stages of one server where their figures go; the folder is made."""
+    """Create the metrics folder of a server, and return the environment variable that tells its stages where it is."""
     folder.mkdir(mode=0o700, exist_ok=True)
     return {FOLDER_VARIABLE: str(folder)}
 
 
 def publish(name: str, text: str) -> None:
-    """In place of what this name had before; nowhere without a folder."""
+    """Write or replace the metrics file `name`. No effect without a folder."""
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder is not None:
         Path(folder, name + UNFINISHED).write_text(text, "utf-8")
@@ -34,32 +34,32 @@ def publish(name: str, text: str) -> None:
 
 
 def publish_running(stage: str, count: int) -> None:
-    """How many requests a stage answers."""
-    found = Exposition("", (RUNNING_REQUESTS,))
-    found.set(RUNNING_REQUESTS, count, stage)
-    publish(f"{stage}-running", found.text())
+    """Publish the number of requests that a stage is answering."""
+    exposition = Exposition("", (RUNNING_REQUESTS,))
+    exposition.set(RUNNING_REQUESTS, count, stage)
+    publish(f"{stage}-running", exposition.text())
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A counter or gauge that is read."""
+    """A counter or gauge whose value is polled."""
 
     figure: Figure
     read: Callable[[], int]
 
 
 class MetricsPublisher:
-    """Publishes figures five times a second, from a thread of its own: a hot loop must not wait for a file.
+    """Publishes metrics five times a second from a separate thread, because a hot loop must not wait for a file.
 
     Args:
-        stage: whose figures they are.
-        metrics: what is read.
-        told: histograms and counters whose values come by `tell`.
+        stage: the name of the metrics file.
+        metrics: counters and gauges that are polled.
+        told: histograms and counters whose values arrive through `tell`.
     """
 
     def __init__(self, stage: str, metrics: tuple[Metric, ...], told: tuple[Figure, ...] = ()) -> None:
         self._stage, self._metrics = stage, metrics
-        self._figures = Exposition(ENTRY.name, (*(one.figure for one in metrics), *told))
+        self._figures = Exposition(ENTRY.name, (*(metric.figure for metric in metrics), *told))
         self._told: queue.SimpleQueue[tuple[Figure, float, tuple[str, ...]]] = queue.SimpleQueue()
         self._published = ""
         self._publish()
@@ -68,7 +68,7 @@ class MetricsPublisher:
         self._thread.start()
 
     def tell(self, figure: Figure, value: float, *labels: str) -> None:
-        """What a histogram observes, or a counter grows by; labels in the figure's order. Never waits."""
+        """Observe a value of a histogram, or increase a counter; labels in the figure's order. Never blocks."""
         self._told.put((figure, value, labels))
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""Media + options -> pixels and filterbanks, decoded in a process apart (sandbox/)."""
+"""Media and options to pixels and filterbanks, decoded in a sandboxed process (sandbox/)."""
 
 import time
 from typing import Any
@@ -16,17 +16,17 @@ class PreprocessStage(PythonStage):
     def load(self, args: dict[str, str]) -> None:
         self.decoder = CagedDecoder(bundle_of(args).config)
 
-    def run(self, media: Any, media_kind: Any, caller: Any, **which: Any) -> dict[str, Any]:
+    def run(self, media: Any, media_kind: Any, caller: Any, **options: Any) -> dict[str, Any]:
         began = time.time()
-        segment = Segment(**{name: scalar(value, name) for name, value in which.items()})
+        segment = Segment(**{name: scalar(value, name) for name, value in options.items()})
         note = scalar(caller, "caller")
         kind = scalar(media_kind, "media_kind")
-        found = self.decoder.prepare(kind, list(media), segment, lambda: is_waiting(note), who_waits(note))
+        inputs = self.decoder.prepare(kind, list(media), segment, lambda: is_waiting(note), who_waits(note))
         return {
-            "frames": found.frames,
-            "filterbank": found.filterbank,
-            "frame_index": found.index,
-            "frame_time": found.time,
+            "frames": inputs.frames,
+            "filterbank": inputs.filterbank,
+            "frame_index": inputs.index,
+            "frame_time": inputs.time,
             "preprocess_span": [began, time.time()],
         }
 

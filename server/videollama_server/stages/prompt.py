@@ -1,4 +1,4 @@
-"""Question or messages -> input ids and sampling tensors of the language model, for the static ensemble."""
+"""Question or messages to input ids and sampling tensors of the language model, for the static ensemble."""
 
 from typing import Any
 

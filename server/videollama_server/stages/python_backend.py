@@ -1,4 +1,4 @@
-"""Between Triton's Python backend and the hub: tensors in, tensors out, errors as `Kind: message`.
+"""The adapter between Triton's Python backend and the core: tensors in, tensors out, errors as `Kind: message`.
 
 A stage's model.py subclasses `PythonStage` (one response per request) or `DecoupledStage` (any number) and holds no
 logic. `triton_python_backend_utils` exists only inside Triton's stub process (or as a small real class in tests).
@@ -45,65 +45,67 @@ _NUMPY = {
 
 
 def bundle_of(args: dict[str, str]) -> Bundle:
-    """The bundle around a stage: build/NAME/model_repository/STAGE lies in it."""
+    """Open the bundle that contains a stage, as build/NAME/model_repository/STAGE."""
     return Bundle.open(Path(args["model_repository"]).parents[1])
 
 
 def parameter(args: dict[str, str], name: str) -> str:
-    """A `parameters` entry of the stage's config.pbtxt."""
+    """The value of a `parameters` entry in the stage's config.pbtxt."""
     return str(json.loads(args["model_config"])["parameters"][name]["string_value"])
 
 
 def read_inputs(stage: Stage, request: Any, keep: bool = False) -> dict[str, Any]:
-    """Arrays by name, None for an absent optional one. Raises: InvalidRequest if a tensor is missing, or not the contract's.
+    """Return arrays by name, None for an absent optional input.
 
     Args:
-        keep: copy them; otherwise they lie in shared memory that goes back when `execute` returns.
+        keep: copy them; otherwise they are in shared memory, which is valid only until `execute` returns.
+    Raises: InvalidRequest if a tensor is missing, or violates the contract.
     """
     sent = {value.name(): value for value in request.inputs()}
-    found: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     for tensor in stage.inputs:
         value = sent.get(tensor.name)
         if value is None:
             if not tensor.optional:
                 raise InvalidRequest(f"tensor {tensor.name} is missing; it holds: {tensor.meaning}")
-            found[tensor.name] = None
+            arrays[tensor.name] = None
             continue
         array = value.as_numpy()
-        stage.check_input(tensor.name, array.shape)  # before anything is made of it
-        found[tensor.name] = array.copy() if keep else array
-    return found
+        stage.check_input(tensor.name, array.shape)  # before it is used
+        arrays[tensor.name] = array.copy() if keep else array
+    return arrays
 
 
 def scalar(array: np.ndarray | None, name: str) -> Any:
-    """The one value of a tensor as a Python value, None if absent. Raises: InvalidRequest unless it holds exactly one."""
+    """Return the single value of a tensor, None if absent. Raises: InvalidRequest unless it holds exactly one."""
     if array is None:
         return None
     if array.dtype == np.object_:
         return read_text(string(array, name), name, WORD_CHARACTERS)
-    return _one(array, name).item()
+    return _single(array, name).item()
 
 
 def string(array: np.ndarray, name: str) -> bytes:
-    """The one string of a tensor. Raises: InvalidRequest unless it holds exactly one."""
-    return bytes(_one(array, name))
+    """Return the single string of a tensor. Raises: InvalidRequest unless it holds exactly one."""
+    return bytes(_single(array, name))
 
 
-def _one(array: np.ndarray, name: str) -> Any:
+def _single(array: np.ndarray, name: str) -> Any:
     if array.size != 1:
-        raise InvalidRequest(f"{name} has {array.size} values; exactly one was wanted")
+        raise InvalidRequest(f"{name} has {array.size} values; wanted exactly one")
     return array.reshape(-1)[0]
 
 
 def to_array(tensor: Tensor, value: Any) -> np.ndarray:
+    """Convert a value to a contiguous array of the contract's dtype."""
     dtype = _NUMPY[tensor.dtype]
     if tensor.dtype == "FP32" and isinstance(value, np.ndarray) and value.dtype == np.float16:
-        dtype = np.float16  # media tokens of an engine in half precision stay as they are (assemble.py types them so)
+        dtype = np.float16  # media tokens of a half-precision engine stay as they are, as assemble.py declares them
     return np.ascontiguousarray(np.asarray(value, dtype=dtype))
 
 
 def to_tensor(tensor: Tensor, value: Any) -> Any:
-    """Triton's tensor of an array or a list; of a tensor of PyTorch, where it lies, by DLPack; one of Triton's own as it is."""
+    """Make a Triton tensor from an array or a list or, without a copy, from a PyTorch tensor (DLPack) or a Triton tensor."""
     if isinstance(value, pb.Tensor):
         return value
     if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
@@ -112,19 +114,20 @@ def to_tensor(tensor: Tensor, value: Any) -> Any:
 
 
 def respond(stage: Stage, values: dict[str, Any]) -> Any:
+    """Make a response from values by output name; missing outputs are left out."""
     return pb.InferenceResponse(
         [to_tensor(tensor, values[tensor.name]) for tensor in stage.outputs if tensor.name in values]
     )
 
 
 def refuse(stage: Stage, error: Exception) -> Any:
-    """The response that an error becomes; anything unexpected is logged with its traceback."""
+    """Make the response for an error; unexpected exceptions are logged with their traceback."""
     if not isinstance(error, VideoLlamaError):
         logger.error("stage %s", stage.name, exc_info=error)
-        no_room = str(from_wire(str(error))) == NO_SHARED_MEMORY  # for an array, in Triton's words
+        is_out_of_memory = str(from_wire(str(error))) == NO_SHARED_MEMORY  # Triton could not allocate an array
         error = (
             Overloaded(NO_SHARED_MEMORY)
-            if no_room
+            if is_out_of_memory
             else StageFailed(f"stage {stage.name}: {type(error).__name__}: {error}")
         )
     code = getattr(pb.TritonError, error.triton_code)
@@ -135,17 +138,17 @@ class PythonStage:
     """A stage with one response per request."""
 
     contract: Stage
-    # Arrays of the contract's inputs by name (None for an absent optional one) -> values of its outputs.
+    # Takes the contract's inputs by name (None for an absent optional one), and returns values of its outputs by name.
     run: Callable[..., dict[str, Any]]
 
     def load(self, args: dict[str, str]) -> None:
-        """Once, before the first request. An error keeps the server from becoming ready."""
+        """Load the stage, once, before the first request. An error keeps the server from becoming ready."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        faulthandler.enable()  # the server's log is the stub's stderr: where a stage crashes, its threads' stacks are there too
+        faulthandler.enable()  # stderr goes to the server's log, which then has the stacks of a stage that crashes
         name = self.contract.name
         log_to_stderr(os.environ.get("VL2_LOG_LEVEL", "INFO"), f"%(asctime)s {name} %(levelname)s %(message)s", name)
-        # Triton's stub starts Python without a locale, in ASCII whatever the environment says; libraries read files of theirs.
+        # Triton's stub starts Python without a locale, in ASCII, whatever the environment says; libraries read UTF-8 files.
         locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
         self.health = StubHealth(self.contract.decoupled)
         try:
@@ -154,9 +157,9 @@ class PythonStage:
             raise pb.TritonModelException(error.to_wire()) from error
 
     def finalize(self) -> None:
-        """The end of the process: subclasses put their own in order first.
+        """End the process at once; subclasses clean up first.
 
-        The stub would sleep out its health thread (0.3 s) and take the interpreter apart, one instance after the other.
+        The stub would wait for its health thread (0.3 s) and tear the interpreter down, one instance after the other.
         """
         logging.shutdown()
         os._exit(0)

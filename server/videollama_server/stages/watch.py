@@ -1,4 +1,4 @@
-"""What the stages tell of one request: its figures, its spans and its line of the log. Times are Unix seconds, as those of the contract's spans."""
+"""The telemetry of one request in the stages: metrics, spans and the log line. Times are Unix seconds."""
 
 import logging
 import time
@@ -35,28 +35,28 @@ QUESTION_FIGURES = (
 _PHASES = {figures.QUEUE: "queue", figures.PREFILL: "prefill", figures.DECODE: "decode"}
 GENERATION_FIGURES = tuple(_PHASES)
 TRACED_SERVICE = "videollama2-server"
-# No caller's fault. They are counted from 0 on: of a counter that begins at 1, Prometheus sees no growth, so the first
-# failure of a server would alert nobody.
+# Failures of the server rather than of a caller. They are exported from 0 on: Prometheus sees no increase in a counter that
+# first appears as 1, so a server's first failure would raise no alert.
 SERVERS_FAULTS = tuple(kind.__name__ for kind in (Overloaded, StageFailed, StageRestarting, StageDied))
 
 
 def kind_of(error: Exception) -> str:
-    """What is not ours is a failure of the stage."""
+    """The kind of an error; any other exception counts as StageFailed."""
     return error.kind if isinstance(error, VideoLlamaError) else StageFailed.__name__
 
 
 def tell_failed(publisher: MetricsPublisher, error: Exception, request_id: str, trace_id: str = "") -> None:
-    """One question more without an answer."""
+    """Count and log a question that failed."""
     reason = "cancelled" if isinstance(error, Cancelled) else kind_of(error)
     publisher.tell(figures.REJECTED, 1, reason)
     text = str(error) if LogStyle.of().content else None  # it may quote the question
-    ours = not isinstance(error, VideoLlamaError) or isinstance(error, StageFailed)
-    about = fields(request_id=request_id, trace_id=trace_id, reason=reason, text=text)
-    logger.log(logging.WARNING if ours else logging.INFO, "failed", extra=about)
+    is_server_fault = not isinstance(error, VideoLlamaError) or isinstance(error, StageFailed)
+    extra = fields(request_id=request_id, trace_id=trace_id, reason=reason, text=text)
+    logger.log(logging.WARNING if is_server_fault else logging.INFO, "failed", extra=extra)
 
 
 class QuestionWatch:
-    """One question at the entry; begins when made, and its span with it; `failed`, or a piece with a summary, ends it."""
+    """The telemetry of one question at the entry, from construction until `failed` or a piece with a summary."""
 
     def __init__(
         self, publisher: MetricsPublisher, span: Span, request_id: str, measures: Measures = NO_MEASURES
@@ -68,11 +68,13 @@ class QuestionWatch:
         self._text: list[str] | None = [] if LogStyle.of().content else None
 
     def asked(self, question: Question) -> None:
+        """Record the question, once its tensors are read."""
         self._about["media"] = question.kind
         if self._text is not None:
             self._about["question"] = question.conversation
 
     def piece(self, piece: Piece) -> None:
+        """Record a piece of the answer."""
         if self._text is not None:
             self._text.append(piece.text)
         if self._first is None and piece.output_ids:
@@ -89,7 +91,7 @@ class QuestionWatch:
         first_seconds = None if self._first is None else self._first - self._began
         self._measures.answered(ENTRY.name, now - self._began, first_seconds, usage.completion_tokens)
         for stage, seconds in summary.seconds.items():
-            if seconds:  # it worked for this request
+            if seconds:  # the stage ran for this request
                 tell(figures.STAGE, seconds, stage)
         tell(figures.PROMPT_TOKENS, usage.prompt_tokens + usage.media_tokens)
         tell(figures.GENERATION_TOKENS, usage.completion_tokens)
@@ -102,20 +104,21 @@ class QuestionWatch:
                 "vl2.media_tokens": usage.media_tokens,
             }
         )
-        self._span, self._measures = NO_SPAN, NO_MEASURES  # whatever becomes of the last piece, it has ended
+        self._span, self._measures = NO_SPAN, NO_MEASURES  # it has ended, even if sending the last piece fails
         self._about |= asdict(usage) | {"finish_reason": summary.finish_reason, "seconds": summary.seconds}
         if self._text is not None:
             self._about["answer"] = "".join(self._text)
         logger.info("answered", extra=fields(**self._names, **self._about))
 
     def failed(self, error: Exception) -> None:
+        """End with an error."""
         self._span.end(kind_of(error))
         self._measures.failed(ENTRY.name, time.time() - self._began, kind_of(error))
         tell_failed(self._publisher, error, **self._names)
 
 
 class GenerationWatch:
-    """One request at the language model; waits from when it is made."""
+    """The telemetry of one request at the language model: its queue, prefill and decode phases."""
 
     def __init__(self, publisher: MetricsPublisher, span: Span) -> None:
         self._publisher, self._span = publisher, span
@@ -130,7 +133,7 @@ class GenerationWatch:
             self._next(figures.DECODE)
 
     def ended(self) -> None:
-        """After a last token, or an error: an answer that is stopped at a stop string ends so, too."""
+        """End after the last token or an error; also an answer that a stop string ends."""
         if self._phase is figures.DECODE:
             self._next(None)
         elif self._phase is not None:
