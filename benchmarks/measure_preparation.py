@@ -66,6 +66,7 @@ def measure(path: Path, seconds: int, runs: int) -> dict[str, dict[str, Any]]:
 
 
 def row(clip: str, by_method: dict[str, dict[str, Any]]) -> list[str]:
+    """A clip's cells, one per method of COLUMNS."""
     cells = [clip]
     for name in COLUMNS:
         values = by_method.get(name)

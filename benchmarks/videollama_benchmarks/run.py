@@ -58,6 +58,7 @@ class Journal:
                 file.write("\n")
 
     def add(self, name: str, result: Any) -> None:
+        """Record the result of an item; safe to call from several threads."""
         with self._lock:
             self.results[name] = result
             self._write({"name": name, "result": result})

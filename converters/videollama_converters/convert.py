@@ -104,6 +104,7 @@ def check_before_download(tower: str | None, options: EngineOptions, checkpoint:
 
 
 def plan_steps(of: Conversion) -> list[Step]:
+    """All steps of a conversion, in order."""
     parts = of.parts
     stages = {"stages": _tree_hash(assembling.tracked_repository()), "options": of.options.of_repository()}
     return [

@@ -45,6 +45,7 @@ def _reader(value: torch.Tensor) -> Callable[[], torch.Tensor]:
 
 
 def with_language(bundle_config: Any, change: dict[str, Any]) -> Any:
+    """The configuration with another language model, such as one of SHAPES."""
     language: LanguageConfig = replace(
         bundle_config.language, vocab_size=8000, max_positions=4096, rope_theta=1e6, **change
     )

@@ -48,6 +48,7 @@ def step_bytes(name: str, rows: int, context: int) -> float:
 
 
 def step_seconds(name: str, rows: int, context: int, card: Gpu) -> float:
+    """Minimum seconds of one decoding step: the larger of its memory and its arithmetic time."""
     by_bytes = step_bytes(name, rows, context) / (card.bandwidth * 1e12)
     return max(by_bytes, 2 * rows * sum(count_parameters(name)[1:]) / (card.teraflops * 1e12))
 

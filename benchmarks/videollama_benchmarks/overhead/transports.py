@@ -30,6 +30,8 @@ Transport = Callable[[str, bytes | None, int], TimedAnswer]  # question, video, 
 
 
 def over_grpc(client: Client) -> Transport:
+    """Ask over gRPC, with our client."""
+
     def ask(question: str, video: bytes | None, tokens: int) -> TimedAnswer:
         began = time.perf_counter()
         options: QuestionOptions = {"max_new_tokens": tokens, "temperature": 0}

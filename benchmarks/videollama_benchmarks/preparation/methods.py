@@ -43,6 +43,7 @@ def keyframes(data: bytes) -> Callable[[], np.ndarray]:
 
 
 def plain(data: bytes) -> Callable[[], np.ndarray]:
+    """PyAV's plain loop over all frames up to the last wanted one, in one thread."""
     wanted = _wanted(data)
 
     def run() -> np.ndarray:
@@ -61,6 +62,7 @@ def plain(data: bytes) -> Callable[[], np.ndarray]:
 
 
 def decord(data: bytes) -> Callable[[], np.ndarray]:
+    """decord, with one thread."""
     module: Any = importlib.import_module("decord")
     wanted = _wanted(data)
 

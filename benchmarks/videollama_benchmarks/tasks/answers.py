@@ -41,6 +41,7 @@ def find_option(text: str, options: Sequence[Sequence[str]]) -> int | None:
 
 
 def letter_of(index: int) -> str:
+    """The letter of an option: A for 0."""
     return chr(ord("A") + index)
 
 

@@ -105,6 +105,7 @@ def read_clothoaqa(item: Item, answers: Sequence[str]) -> Verdict:
 
 
 def read_word(item: Item, answers: Sequence[str]) -> Verdict:
+    """Right if the answer equals the expected word."""
     return Verdict(answers[0], ends_equal(answers[0], item.truth))
 
 

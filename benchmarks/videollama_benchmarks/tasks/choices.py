@@ -114,11 +114,13 @@ def load_egoschema(folder: Path) -> list[Item]:
 
 
 def read_egoschema(item: Item, answers: Sequence[str]) -> Verdict:
+    """Take the letter, or else the third option; whether it is right is only known to the benchmark's own scorer."""
     piece = find_piece(answers[0], "ABCDE")
     return _verdict("ABCDE".index(piece) if piece in tuple("ABCDE") else FALLBACK, None)
 
 
 def export_egoschema(results: list[tuple[Item, Verdict]], folder: Path) -> Path:
+    """Write the submission file of EgoSchema."""
     path = folder / "egoschema_submission.csv"
     rows = [f"{item.name}, {verdict.extra['index']}\n" for item, verdict in results]
     path.write_text("".join(["q_uid, answer\n", *rows]), "utf-8")
@@ -160,6 +162,7 @@ def read_perception(item: Item, answers: Sequence[str]) -> Verdict:
 
 
 def export_perception_test(results: list[tuple[Item, Verdict]], folder: Path) -> Path:
+    """Write the submission file of Perception Test."""
     by_video: dict[str, list[dict[str, Any]]] = {}
     for item, verdict in results:
         video, number = item.name.rsplit("/", 1)

@@ -59,10 +59,12 @@ def _questions_and_answers(folder: Path, videos: Path) -> list[Item]:
 
 
 def judge_answer(item: Item, answers: Sequence[str]) -> list[JudgeQuestion]:
+    """Ask whether the answer is right, with a reply under `pred`."""
     return [JudgeQuestion("answer", _values(item, answers), "pred")]
 
 
 def judge_sound_answer(item: Item, answers: Sequence[str]) -> list[JudgeQuestion]:
+    """Ask whether the answer is right, with a reply under `binary_pred`."""
     return [JudgeQuestion("answer", _values(item, answers), "binary_pred")]
 
 
@@ -91,6 +93,7 @@ def load_video_chatgpt(folder: Path) -> list[Item]:
 
 
 def judge_video_chatgpt(item: Item, answers: Sequence[str]) -> list[JudgeQuestion]:
+    """One request per aspect of the item; for consistency, with both questions and answers."""
     values = _values(item, answers)
     if len(item.questions) == 2:
         values = {"answer": item.truth}

@@ -31,6 +31,7 @@ def _item(entry: dict, path: Path) -> Item:
 
 
 def read_shapes(item: Item, answers: Sequence[str]) -> Verdict:
+    """Right if the letter (for multiple choice) or the whole answer equals the expected one."""
     truth = item.truth
     if item.groups["form"] == "choice":
         letter = find_letter(answers[0], "ABCD")

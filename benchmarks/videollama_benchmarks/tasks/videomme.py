@@ -86,6 +86,7 @@ def _words(option: str, path: Path) -> str:
 
 
 def read_videomme(item: Item, answers: Sequence[str]) -> Verdict:
+    """Take the letter; without any letter, the first option in the text, or else the third."""
     letter = find_letter(answers[0], "ABCD")
     if letter is None:
         index = find_option(answers[0], [_spellings(option) for option in item.options])

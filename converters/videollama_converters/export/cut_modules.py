@@ -1,4 +1,4 @@
-"""Models with a single layer, disconnected from what stands before and after it, for the exporter (repeated_layers.py).
+"""Models with a single layer, disconnected from the modules before and after it, for the exporter (repeated_layers.py).
 
 `x` enters the layer; `layered`, the output of all layers, enters what follows the stack.
 """
@@ -32,10 +32,12 @@ CUT_AUDIO_ENCODER = Graph(
 
 
 def one_layer_of_language(config: LanguageConfig) -> LanguageConfig:
+    """The configuration with a single decoder layer."""
     return replace(config, layers=1)
 
 
 def one_layer_of_vision(config: VisionConfig) -> VisionConfig:
+    """The configuration with a single tower layer, whose output is used."""
     return replace(config, layers=1, select_layer=1)
 
 

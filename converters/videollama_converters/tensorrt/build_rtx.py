@@ -104,6 +104,6 @@ def _read(path: Path) -> tuple[Any, Any, Any]:
     parser = trt.OnnxParser(network, rtx_logger())
     if not parser.parse_from_file(str(path)):
         errors = [parser.get_error(place) for place in range(parser.num_errors)]
-        reasons = "; ".join(f"{each.node_operator()} {each.node_name()}: {each.desc()}" for each in errors)
+        reasons = "; ".join(f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors)
         raise ArtifactMismatch(f"the parser of TensorRT-RTX {trt.__version__} refuses {path}: {reasons}")
     return builder, network, parser

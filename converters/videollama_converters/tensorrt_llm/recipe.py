@@ -51,6 +51,7 @@ class Recipe:
 
     @property
     def world_size(self) -> int:
+        """Number of GPUs, each with one process (rank)."""
         return self.tp * self.pp
 
     def check(self, config: ModelConfig) -> None:

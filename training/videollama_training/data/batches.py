@@ -45,6 +45,7 @@ class BadSamples:
             file.write(json.dumps({"reason": str(error)}, ensure_ascii=False) + "\n")
 
     def count(self) -> int:
+        """Number of distinct recorded faults."""
         if self.path is None or not self.path.exists():
             return 0
         return len(set(self.path.read_text("utf-8").splitlines()))

@@ -22,6 +22,7 @@ class Tokens:
 
     @property
     def media_at(self) -> int | None:
+        """Index of MEDIA; None for text."""
         return self.ids.index(MEDIA) if MEDIA in self.ids else None
 
 

@@ -40,6 +40,7 @@ def is_held_out_sound(sound: Sound) -> bool:
 
 
 def draw_sound(random: Random, held_out: bool) -> Sound:
+    """A random sound: only held-out combinations with `held_out`, or else none of them."""
     while True:
         kind = "beeps" if held_out else random.choice((*KINDS, MIXED))
         sound = Sound(kind)
@@ -153,6 +154,7 @@ class SoundingScene:
 
 
 def draw_sounding_scene(random: Random, held_out: bool) -> SoundingScene:
+    """A random clip of two objects with zero to two beeps during each. Args: held_out: as in `draw_scene`."""
     scene = draw_scene(random, "order", held_out)
     beeps = []
     for actor in scene.actors:
