@@ -39,7 +39,7 @@ class Block:
     @property
     def commands(self) -> list[str]:
         """Of a shell block: each command in one line, without its comment."""
-        found, open_lines = [], ""
+        complete, open_lines = [], ""
         for line in self.text.replace("\\\n", " ").splitlines():
             open_lines += line + "\n"
             try:
@@ -47,10 +47,10 @@ class Block:
             except ValueError:  # a quotation that goes on in the next line
                 continue
             if words:
-                found.append(_without_comment(open_lines))
+                complete.append(_without_comment(open_lines))
             open_lines = ""
         assert not open_lines, f"{self.name}: a quotation is not closed"
-        return found
+        return complete
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -74,23 +74,25 @@ def reason(command: str) -> str | None:
 
 
 def blocks() -> list[Block]:
-    found = []
+    result = []
     for path in PAGES:
         text = path.read_text("utf-8")
         for fence in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
             line = text[: fence.start()].count("\n") + 1
-            found.append(Block(str(path.relative_to(ROOT)), line, fence[1], fence[2]))
-    return found
+            result.append(Block(str(path.relative_to(ROOT)), line, fence[1], fence[2]))
+    return result
 
 
 def inline_commands() -> list[tuple[str, str]]:
     """(page, command) of the commands that stand in running text; docs/log.md tells of those that were."""
-    found = []
+    commands = []
     for path in PAGES:
         if path.name != "log.md":
             prose = re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
-            found += [(path.name, " ".join(each.split())) for each in re.findall(r"`((?:vl2|make) [a-z][^`]+)`", prose)]
-    return found
+            commands += [
+                (path.name, " ".join(each.split())) for each in re.findall(r"`((?:vl2|make) [a-z][^`]+)`", prose)
+            ]
+    return commands
 
 
 def to_run() -> list[Block]:

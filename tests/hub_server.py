@@ -85,23 +85,23 @@ class Handler(BaseHTTPRequestHandler):
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
         record = {"method": self.command, "path": path, "range": self.headers.get("Range")}
         self.hub.requests.append(record | {"token": self.headers.get("Authorization"), "host": self.headers["Host"]})
-        if found := re.fullmatch(r"/cdn/(\w+)", path):
-            return self.send_large(found[1])
-        found = re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/revision/(.+))?", path)
-        found = found or re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
-        repository = self.hub.repositories.get(found[1]) if found else None
+        if match := re.fullmatch(r"/cdn/(\w+)", path):
+            return self.send_large(match[1])
+        match = re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/revision/(.+))?", path)
+        match = match or re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        repository = self.hub.repositories.get(match[1]) if match else None
         if repository is None:
             return self.refuse(404, "RepoNotFound")
         if repository.refusal is not None and "/api/" not in path:
             return self.refuse(*repository.refusal)
-        if found[2] not in (None, "main", repository.commit) and self.hub.tags.get(found[2]) != found[1]:
+        if match[2] not in (None, "main", repository.commit) and self.hub.tags.get(match[2]) != match[1]:
             return self.refuse(404, "RevisionNotFound")
         if path.startswith("/api/"):
-            return self.send_metadata(found[1], repository)
-        if found[3] not in repository.files:
+            return self.send_metadata(match[1], repository)
+        if match[3] not in repository.files:
             return self.refuse(404, "EntryNotFound", repository.commit)
-        data = repository.files[found[3]]
-        if not found[3].endswith(LARGE):
+        data = repository.files[match[3]]
+        if not match[3].endswith(LARGE):
             blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
             return self.send(200, data if send_body else b"", {"ETag": f'"{blob}"', "Content-Length": str(len(data)), "X-Repo-Commit": repository.commit})  # fmt: skip
         headers = {"X-Linked-Etag": f'"{digest(data)}"', "X-Linked-Size": str(len(data))}

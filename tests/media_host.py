@@ -89,12 +89,14 @@ def led_here(port: int, names: dict[str, list] | None = None) -> Iterator[None]:
     def getaddrinfo(host, port, *rest, **more):
         if host not in table:
             return look_up(host, port, *rest, **more)
-        found = table[host]
-        if found and isinstance(found[0], list):
-            found = found.pop(0)
-        if not found:
+        addresses = table[host]
+        if addresses and isinstance(addresses[0], list):
+            addresses = addresses.pop(0)
+        if not addresses:
             raise socket.gaierror(socket.EAI_NONAME, "unknown")
-        kinds = [(socket.AF_INET6, (one, port, 0, 0)) if ":" in one else (socket.AF_INET, (one, port)) for one in found]
+        kinds = [
+            (socket.AF_INET6, (one, port, 0, 0)) if ":" in one else (socket.AF_INET, (one, port)) for one in addresses
+        ]
         return [(family, socket.SOCK_STREAM, 6, "", place) for family, place in kinds]
 
     def connect_here(self, place):

@@ -32,14 +32,14 @@ def build_driver(folder: Path) -> str:
 
 def expected(path: Path) -> list[np.ndarray]:
     """The pictures of an MP4 of H.264 in the order they are shown, not turned: uint8 [H, W, 3], each of one colour."""
-    found = {}
+    pictures = {}
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         for packet in container.demux(stream):
             if packet.size:
                 value = 16 + sum(map(_sum, _slices(bytes(packet)))) % 200
-                found[packet.pts] = _picture(value, stream.codec_context.width, stream.codec_context.height)
-    return [found[pts] for pts in sorted(found)]
+                pictures[packet.pts] = _picture(value, stream.codec_context.width, stream.codec_context.height)
+    return [pictures[pts] for pts in sorted(pictures)]
 
 
 def _slices(packet: bytes) -> list[bytes]:

@@ -94,7 +94,7 @@ class Collector:
                 histogram = metric.histogram
                 assert histogram.aggregation_temporality == 2  # cumulative
                 for point in histogram.data_points:
-                    found = Histogram(
+                    series = Histogram(
                         metric.name,
                         resource["service.name"],
                         resource["service.instance.id"],
@@ -104,30 +104,34 @@ class Collector:
                         tuple(point.bucket_counts),
                         point.sum,
                     )
-                    self.series[found.name, found.service, found.instance, found.attributes] = found
+                    self.series[series.name, series.service, series.instance, series.attributes] = series
 
     def histograms(self, name: str, service: str) -> list[Histogram]:
-        return [found for found in list(self.series.values()) if (found.name, found.service) == (name, service)]
+        return [
+            histogram
+            for histogram in list(self.series.values())
+            if (histogram.name, histogram.service) == (name, service)
+        ]
 
     def of(self, trace: str, wanted: int) -> dict[str, Span]:
         """The spans of a trace by name, each of which it has once, as soon as there are so many."""
-        found = self.wait(lambda: [span for span in self.spans if span.trace == trace], wanted)
-        assert len({span.name for span in found}) == len(found), found
-        return {span.name: span for span in found}
+        spans = self.wait(lambda: [span for span in self.spans if span.trace == trace], wanted)
+        assert len({span.name for span in spans}) == len(spans), spans
+        return {span.name: span for span in spans}
 
     def wait(self, look: Callable[[], list[Span]], wanted: int) -> list[Span]:
         deadline = time.monotonic() + 30
-        while len(found := look()) < wanted:
-            assert time.monotonic() < deadline, found
+        while len(spans := look()) < wanted:
+            assert time.monotonic() < deadline, spans
             time.sleep(0.05)
-        return found
+        return spans
 
 
 def _values(attributes) -> dict:
     def value(one):
         kind = one.WhichOneof("value")
-        found = getattr(one, kind)
-        return [value(each) for each in found.values] if kind == "array_value" else found
+        content = getattr(one, kind)
+        return [value(each) for each in content.values] if kind == "array_value" else content
 
     return {each.key: value(each.value) for each in attributes}
 

@@ -150,13 +150,13 @@ def converts_and_answers(written: Path, kind: str, medium: str, folder: Path, **
     bundle = Bundle.open(convert(written, folder, **near))
     oracle = Pipeline(written, **near)
     media = oracle.prepare(kind, [(MEDIA / medium).read_bytes()])
-    found = MediaEncoder(bundle).encode(media.frames, media.filterbank if len(media.filterbank) else None)
+    tokens = MediaEncoder(bundle).encode(media.frames, media.filterbank if len(media.filterbank) else None)
     with torch.inference_mode():
         wanted = oracle.media_tokens(media)
         prompt = oracle.prompt([{"role": "user", "content": "What is it?"}], MODALITIES[kind], len(wanted))
         scores = next(oracle.logits(prompt, wanted))
-    assert np.abs(found - wanted.numpy()).max() < 1e-3
+    assert np.abs(tokens - wanted.numpy()).max() < 1e-3
     ids = prompt.input_ids.astype(np.int64)
-    served = OnnxRunner(bundle, 1, 4096).prefill(0, ids, found, ids != oracle.tokenizer.pad_id)
+    served = OnnxRunner(bundle, 1, 4096).prefill(0, ids, tokens, ids != oracle.tokenizer.pad_id)
     assert np.abs(served - scores).max() < 1e-2
     return oracle.tokenizer.decode([int(served.argmax())])

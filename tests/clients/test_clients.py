@@ -31,8 +31,8 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(server):
-    with gateway_of("--server", server.grpc) as found:
-        yield found
+    with gateway_of("--server", server.grpc) as gateway:
+        yield gateway
 
 
 def run(name: str, *words: object, by: str = "python", programs: str = "clients") -> str:
@@ -48,8 +48,8 @@ def run(name: str, *words: object, by: str = "python", programs: str = "clients"
 
 def test_langchain(address, server):
     with server.client() as client:
-        told = [{"role": "system", "content": BRIEF}, {"role": "user", "content": QUESTION}]
-        expected = client.ask(told, video=CLIP, max_new_tokens=64).text
+        messages = [{"role": "system", "content": BRIEF}, {"role": "user", "content": QUESTION}]
+        expected = client.ask(messages, video=CLIP, max_new_tokens=64).text
     assert run("langchain_chat.py", CLIP, QUESTION, f"http://{address}/v1") == f"{expected}\n"
 
 
@@ -64,9 +64,9 @@ def test_aiperf(address, server, tmp_path):
     with server.client() as client:
         expected = [client.ask("What happens?", video=clip, max_new_tokens=16) for clip in sorted(CLIPS.glob("*.mp4"))]
     run("aiperf.sh", CLIPS, server.bundle, tmp_path, address, by="sh")
-    found = json.loads((tmp_path / "profile_export_aiperf.json").read_text("utf-8"))
-    assert found["request_count"]["avg"] == 24 and not found.get("error_request_count", {}).get("avg")
-    assert found["time_to_first_token"]["p50"] > 0
+    profile = json.loads((tmp_path / "profile_export_aiperf.json").read_text("utf-8"))
+    assert profile["request_count"]["avg"] == 24 and not profile.get("error_request_count", {}).get("avg")
+    assert profile["time_to_first_token"]["p50"] > 0
     records = [json.loads(line)["metrics"] for line in (tmp_path / "profile_export.jsonl").read_text().splitlines()]
     counts = {record["output_sequence_length"]["value"] for record in records}
     assert counts <= {answer.usage.completion_tokens for answer in expected}
@@ -81,6 +81,6 @@ def test_lmms_eval(address, server, tmp_path):
     words = (tmp_path / "some.json", tmp_path / "out", f"http://{address}/v1")
     run("lmms_eval_run.py", *words, programs="lmms_eval")
     (samples,) = (tmp_path / "out").rglob("*_samples_questions.jsonl")
-    found = [json.loads(line) for line in samples.read_text("utf-8").splitlines()]
-    assert len(found) == len(rows) and all(one["filtered_resps"][0] for one in found)
-    assert sum(one["exact_match"] for one in found) > len(rows) / 3  # chance is far below: they are whole sentences
+    logged = [json.loads(line) for line in samples.read_text("utf-8").splitlines()]
+    assert len(logged) == len(rows) and all(one["filtered_resps"][0] for one in logged)
+    assert sum(one["exact_match"] for one in logged) > len(rows) / 3  # chance is far below: they are whole sentences

@@ -128,20 +128,20 @@ def test_commands_are_those_of_vl2_and_end_in_time(rendered, target):
                 continue
             name, *options = words[words.index("vl2") + 1 :]
             command = main_group.get_command(click.Context(main_group), name)
-            found = command.make_context(name, list(options)).params
+            values = command.make_context(name, list(options)).params
             seen.add(name)
             if name == "serve":
-                needed = found["drain_delay_seconds"] + found["drain_seconds"]
+                needed = values["drain_delay_seconds"] + values["drain_seconds"]
                 assert pod["spec"]["terminationGracePeriodSeconds"] > needed + 10
-                assert found["drain_delay_seconds"] >= 2 * container["readinessProbe"]["periodSeconds"]
-                assert (found["host"], found["grpc_port"], found["http_port"]) == ("0.0.0.0", 8001, 8000)
-                assert found["start_seconds"] <= (
+                assert values["drain_delay_seconds"] >= 2 * container["readinessProbe"]["periodSeconds"]
+                assert (values["host"], values["grpc_port"], values["http_port"]) == ("0.0.0.0", 8001, 8000)
+                assert values["start_seconds"] <= (
                     container["startupProbe"]["periodSeconds"] * container["startupProbe"]["failureThreshold"]
                 )
                 mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
                 assert mounts == {"/bundle", "/tmp", "/dev/shm"}
             elif name == "gateway":
-                assert found["named"] == ("dns:vl2-servers:8001",) and found["port"] == 8080
+                assert values["named"] == ("dns:vl2-servers:8001",) and values["port"] == 8080
     assert seen == ({"serve"} if target == "kserve" else {"serve", "gateway"})
 
 

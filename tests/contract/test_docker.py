@@ -35,12 +35,12 @@ def test_images_are_linted(path):
 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.parent.name)
 def test_images_do_not_run_as_root_and_hold_no_secret(path):
-    found = instructions(path)
-    users = [value for name, value in found if name == "USER"]
+    steps = instructions(path)
+    users = [value for name, value in steps if name == "USER"]
     assert users and users[-1] == "10001:10001"
-    assert "HEALTHCHECK" in [name for name, _ in found]
+    assert "HEALTHCHECK" in [name for name, _ in steps]
     assert not re.search(r"(?i)(password|token|secret|api_key)\s*=", path.read_text("utf-8"))
-    for name, value in found:
+    for name, value in steps:
         if name == "FROM":
             assert ":" in value and ":latest" not in value  # pinned
 
@@ -93,8 +93,8 @@ def test_the_gpu_container_gets_what_serving_and_converting_need():
 def test_pyav_is_one_that_opens_files_as_ours_are_opened():
     """19 has no `metadata_errors`: with it every video was refused."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-    (found,) = (Requirement(need).specifier for need in extras["serve"] if Requirement(need).name == "av")
-    assert found.contains("18.1.0") and not found.contains("19.0.2")
+    (specifier,) = (Requirement(need).specifier for need in extras["serve"] if Requirement(need).name == "av")
+    assert specifier.contains("18.1.0") and not specifier.contains("19.0.2")
 
 
 def test_a_folder_is_converted_without_the_hub_client():

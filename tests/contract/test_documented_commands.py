@@ -54,10 +54,10 @@ def _vl2(words: list[str], values: bool) -> None:
     command = main_group.get_command(click.Context(main_group), words[0])
     assert command is not None, words[0]
     context = click.Context(command, info_name=words[0])
-    found, left, _ = command.make_parser(context).parse_args(words[1:])
-    assert not left, f"vl2 {words[0]} takes no {left}"
+    values_of, rest, _ = command.make_parser(context).parse_args(words[1:])
+    assert not rest, f"vl2 {words[0]} takes no {rest}"
     for parameter in command.params:
-        value = found.get(parameter.name)
+        value = values_of.get(parameter.name)
         if values and isinstance(value, str) and isinstance(parameter.type, CHECKED_BY_TYPE):
             parameter.type.convert(value, parameter, context)
         needed = parameter.required and isinstance(parameter, click.Argument)
@@ -74,10 +74,10 @@ def test_commands_of_a_block(block):
 
 
 def test_commands_in_running_text():
-    found = inline_commands()
-    assert len(found) > 50
+    commands = inline_commands()
+    assert len(commands) > 50
     wrong = {}
-    for page, command in found:
+    for page, command in commands:
         try:
             can_be_typed(shlex.split(command.replace("...", "")), values=False)
         except click.BadOptionUsage:  # named without what it takes

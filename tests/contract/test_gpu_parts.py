@@ -67,9 +67,9 @@ def rehearse(part, folder):
 def test_a_part_that_cannot_run_says_so_in_its_results(tmp_path):
     """It ended with pytest's code for no tests, and wrote nothing."""
     pytest.importorskip("torch")
-    found = rehearse("tensorrt", tmp_path)
-    assert [(row["outcome"], row["reason"][:9]) for row in found["tests"]] == [("skipped", "TensorRT ")]
-    assert found["machine"]["card"] == "none: a rehearsal on the CPU"
+    results = rehearse("tensorrt", tmp_path)
+    assert [(row["outcome"], row["reason"][:9]) for row in results["tests"]] == [("skipped", "TensorRT ")]
+    assert results["machine"]["card"] == "none: a rehearsal on the CPU"
     assert "in the pinned container" in (tmp_path / "tensorrt.md").read_text("utf-8")
 
 
@@ -77,9 +77,12 @@ def test_the_measurements_can_be_rehearsed(tmp_path):
     """They asked the GPU for its name first."""
     pytest.importorskip("torch")
     assert [row["outcome"] for row in rehearse("speed", tmp_path)["tests"]] == ["passed"]
-    found = json.loads((tmp_path / "performance.json").read_text("utf-8"))
-    assert found["checkpoint"].startswith("a tiny model") and found["reached"].keys() == found["peaks"].keys()
-    stages = [row["stage"] for row in found["stages"]]
+    performance = json.loads((tmp_path / "performance.json").read_text("utf-8"))
+    assert (
+        performance["checkpoint"].startswith("a tiny model")
+        and performance["reached"].keys() == performance["peaks"].keys()
+    )
+    stages = [row["stage"] for row in performance["stages"]]
     assert stages[-3:] == [f"decoding step, {rows} at a time" for rows in (1, 8, 64)]
     assert all(stage in (tmp_path / "performance.md").read_text("utf-8") for stage in stages)
 

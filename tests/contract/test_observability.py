@@ -12,7 +12,7 @@ from videollama_core.telemetry import figures
 from videollama_core.telemetry.figures import MODEL_LABEL, Figure
 
 FOLDER = ROOT / "deploy/observability"
-OURS = {found.name: found for found in vars(figures).values() if isinstance(found, Figure)}
+OURS = {item.name: item for item in vars(figures).values() if isinstance(item, Figure)}
 OF_PROMETHEUS = {"job", "instance", "le"}
 LABELS = {name: {MODEL_LABEL, *figure.labels} for name, figure in OURS.items()} | {RUNNING_METRIC: {"model"}}
 SUFFIXES = ("_bucket", "_sum", "_count")

@@ -25,9 +25,9 @@ FACTS = json.loads((Path(__file__).parent / "facts_tensorrt_llm.json").read_text
     ],
 )
 def test_weights_are_counted_as_published(name, language, encoders):
-    found, layers, rest = count_parameters(name)
+    total, layers, rest = count_parameters(name)
     assert layers + rest == language
-    tower = found - encoders
+    tower = total - encoders
     assert 0.93 <= tower / (303_507_456 if "2.1" not in name else 412_987_248) <= 1.0
 
 

@@ -91,5 +91,5 @@ LINUX = "case $1 in -s) echo Linux ;; -m) echo x86_64 ;; esac"
     ],
 )
 def test_setup_says_what_is_missing(programs, reason, tmp_path):
-    found = run_setup(tmp_path, **programs)
-    assert found.returncode == 1 and re.search(reason, found.stderr), found.stderr
+    result = run_setup(tmp_path, **programs)
+    assert result.returncode == 1 and re.search(reason, result.stderr), result.stderr

@@ -47,30 +47,30 @@ def test_the_repository_holds_the_stages_and_nothing_else():
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=lambda stage: stage.name)
 def test_a_bundles_config_has_the_tensors_of_the_contract(stage, assembled):
-    tracked, found = config(stage.name), config(stage.name, assembled)
+    tracked, written = config(stage.name), config(stage.name, assembled)
     assert not tracked.input and not tracked.output  # nobody writes a tensor twice
-    assert found.name == stage.name and found.max_batch_size == stage.max_batch_size
-    assert described(found.input) == [(t.name, f"TYPE_{t.dtype}", t.dims) for t in stage.inputs]
-    assert described(found.output) == [(t.name, f"TYPE_{t.dtype}", t.dims) for t in stage.outputs]
-    assert [t.optional for t in found.input] == [t.optional for t in stage.inputs]
-    if not found.ensemble_scheduling.step:  # an ensemble is decoupled through its steps
-        assert found.model_transaction_policy.decoupled == stage.decoupled
-        assert all(group.kind == model_config_pb2.ModelInstanceGroup.KIND_CPU for group in found.instance_group)
+    assert written.name == stage.name and written.max_batch_size == stage.max_batch_size
+    assert described(written.input) == [(t.name, f"TYPE_{t.dtype}", t.dims) for t in stage.inputs]
+    assert described(written.output) == [(t.name, f"TYPE_{t.dtype}", t.dims) for t in stage.outputs]
+    assert [t.optional for t in written.input] == [t.optional for t in stage.inputs]
+    if not written.ensemble_scheduling.step:  # an ensemble is decoupled through its steps
+        assert written.model_transaction_policy.decoupled == stage.decoupled
+        assert all(group.kind == model_config_pb2.ModelInstanceGroup.KIND_CPU for group in written.instance_group)
 
 
 @pytest.mark.parametrize("name", [PERCEPTION.name, ENSEMBLE.name])
 def test_an_ensemble_uses_only_what_exists(name, assembled):
     """Each step's tensors are its stage's, and each input comes from the caller or from an earlier step."""
-    found = config(name, assembled)
-    known = {tensor.name for tensor in found.input}
-    for step in found.ensemble_scheduling.step:
+    ensemble = config(name, assembled)
+    known = {tensor.name for tensor in ensemble.input}
+    for step in ensemble.ensemble_scheduling.step:
         stage = STAGES[step.model_name]
         assert set(step.input_map) <= {t.name for t in stage.inputs}
         assert {t.name for t in stage.inputs if not t.optional} <= set(step.input_map)
         assert set(step.input_map.values()) <= known
         assert set(step.output_map) <= {t.name for t in stage.outputs}
         known |= set(step.output_map.values())
-    assert {tensor.name for tensor in found.output} <= known
+    assert {tensor.name for tensor in ensemble.output} <= known
 
 
 def test_triton_caches_nothing():
@@ -84,12 +84,12 @@ def test_a_repository_for_tensorrt(memory, tmp_path):
     options = EngineOptions("tensorrt", "bfloat16", recipe=Recipe(), media_token_memory=memory)
     model, repository = published_config("VideoLLaMA2-7B"), tmp_path / "repository"
     assemble(repository, options, model)
-    found = {name: config(name, repository) for name in STAGES}
-    (group,) = found[ENCODER.name].instance_group
+    configs = {name: config(name, repository) for name in STAGES}
+    (group,) = configs[ENCODER.name].instance_group
     assert model_config_pb2.ModelInstanceGroup.Kind.Name(group.kind) == f"KIND_{memory.upper()}"
     assert list(group.gpus) == ([0] if memory == "gpu" else [])
     for name in (ENCODER.name, PERCEPTION.name):
-        types = {t.name: model_config_pb2.DataType.Name(t.data_type) for t in found[name].output}
+        types = {t.name: model_config_pb2.DataType.Name(t.data_type) for t in configs[name].output}
         assert types["prompt_embedding_table"] == "TYPE_FP16"
     assert options.pool_bytes(model) == (64 * 845 * 4096 * 2 if memory == "gpu" else 0)
 

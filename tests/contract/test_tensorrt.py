@@ -110,14 +110,14 @@ def test_typed_graphs(graph, dtype, typed_graph):
     inputs = example_inputs(graph, parts.config, dtype=dtype)
     arrays = {name: value.numpy() for name, value in zip(graph.inputs, inputs, strict=True)}
     assert {name: str(array.dtype) for name, array in arrays.items()}.items() <= types.items()
-    found = OnnxEngine(path, graph.inputs, graph.outputs).run(arrays)[graph.outputs[0]].astype(np.float32)
+    computed = OnnxEngine(path, graph.inputs, graph.outputs).run(arrays)[graph.outputs[0]].astype(np.float32)
     module = build_module(graph, parts.config).to_empty(device="cpu")
     fill(module, graph_sources(graph, parts), graph.name)
     with torch.inference_mode():
         wanted = module(*example_inputs(graph, parts.config)).numpy()
-    cosine = (found.ravel() @ wanted.ravel()) / np.linalg.norm(found) / np.linalg.norm(wanted)
+    cosine = (computed.ravel() @ wanted.ravel()) / np.linalg.norm(computed) / np.linalg.norm(wanted)
     assert cosine >= 0.9999
-    assert np.abs(found - wanted).max() <= 0.02 * np.abs(wanted).max() + FEATURE_TOLERANCE
+    assert np.abs(computed - wanted).max() <= 0.02 * np.abs(wanted).max() + FEATURE_TOLERANCE
 
 
 # --- graphs that must be refused -------------------------------------------------------------------------------------------
@@ -192,22 +192,24 @@ def test_the_check_before_a_conversion_exports_the_conversions_connector():
 
 def test_depthwise_bfloat16_is_refused(tmp_path):
     node, weights = convolution(8, 1, TensorProto.BFLOAT16)
-    (found,) = check_graph(saved(tmp_path, node, TensorProto.BFLOAT16, [1, 8, 4, 4], weights))
-    assert "depthwise convolution in BFLOAT16" in found.reason
+    (violation,) = check_graph(saved(tmp_path, node, TensorProto.BFLOAT16, [1, 8, 4, 4], weights))
+    assert "depthwise convolution in BFLOAT16" in violation.reason
     node, weights = convolution(8, 1, TensorProto.FLOAT16)
     assert not check_graph(saved(tmp_path, node, TensorProto.FLOAT16, [1, 8, 4, 4], weights))
 
 
 def test_depthwise_int8_is_refused(tmp_path):
     node, weights = convolution(8, 1, TensorProto.INT8)
-    reasons = [found.reason for found in check_graph(saved(tmp_path, node, TensorProto.INT8, [1, 8, 4, 4], weights))]
+    reasons = [
+        violation.reason for violation in check_graph(saved(tmp_path, node, TensorProto.INT8, [1, 8, 4, 4], weights))
+    ]
     assert any("multiple of 4" in reason for reason in reasons)
 
 
 def test_norms_in_half_precision_are_refused(tmp_path):
     node = helper.make_node("LayerNormalization", ["x", "x"], ["y"])
-    (found,) = check_graph(saved(tmp_path, node, TensorProto.FLOAT16, [4]))
-    assert "sums of squares" in found.reason
+    (violation,) = check_graph(saved(tmp_path, node, TensorProto.FLOAT16, [4]))
+    assert "sums of squares" in violation.reason
     assert not check_graph(saved(tmp_path, node, TensorProto.FLOAT, [4]))
 
 
@@ -224,7 +226,7 @@ def test_norms_in_half_precision_are_refused(tmp_path):
     ],
 )
 def test_what_the_importer_does_not_take(node, kind, shape, opset, reason, tmp_path):
-    assert any(reason in found.reason for found in check_graph(saved(tmp_path, node, kind, shape, opset=opset)))
+    assert any(reason in violation.reason for violation in check_graph(saved(tmp_path, node, kind, shape, opset=opset)))
 
 
 # --- engines and their side-cars -------------------------------------------------------------------------------------------

@@ -149,12 +149,12 @@ def replace_nodes(model, nodes):
 
 def refusal(path):
     """What the fast check and NVIDIA's parser say."""
-    found = [str(violation) for violation in check_graph(path)]
+    reasons = [str(violation) for violation in check_graph(path)]
     try:
         parse(path)
     except ArtifactMismatch as error:
-        found.append(str(error))
-    return found
+        reasons.append(str(error))
+    return reasons
 
 
 @pytest.mark.parametrize(

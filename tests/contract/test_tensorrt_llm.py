@@ -37,12 +37,12 @@ RECIPES = {
 
 def flags(words: list[str]) -> dict[str, str]:
     """--name value ..., and "" for a flag alone."""
-    found = {}
+    values = {}
     for place, word in enumerate(words):
         if word.startswith("--"):
             following = words[place + 1] if place + 1 < len(words) else "--"
-            found[word] = "" if following.startswith("--") else following
-    return found
+            values[word] = "" if following.startswith("--") else following
+    return values
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -132,12 +132,12 @@ def rendered(name: str = "plain") -> str:
 
 def tensors(text: str, part: str) -> dict[str, tuple[str, list[int], str]]:
     block = re.search(rf"^{part} \[\n(.*?)^\]", text, re.DOTALL | re.MULTILINE)[1]
-    found = {}
+    specs = {}
     for name, kind, dims, rest in re.findall(
         r'name: "(\w+)", data_type: TYPE_(\w+), dims: \[ ([-\d, ]+) \](.*) \},?$', block, re.MULTILINE
     ):
-        found[name] = (kind, [int(size) for size in dims.split(",")], rest)
-    return found
+        specs[name] = (kind, [int(size) for size in dims.split(",")], rest)
+    return specs
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -166,15 +166,19 @@ def test_the_config_is_complete(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_parameter_is_there_and_allowed(name):
-    found = dict(re.findall(r'parameters \{ key: "(\w+)", value: \{ string_value: "([^"]*)" \} \}', rendered(name)))
+    parameters = dict(
+        re.findall(r'parameters \{ key: "(\w+)", value: \{ string_value: "([^"]*)" \} \}', rendered(name))
+    )
     unknown = {
-        key for key in set(found) - set(CONFIG["parameters"]) if not key.startswith(tuple(CONFIG["parameter_prefixes"]))
+        key
+        for key in set(parameters) - set(CONFIG["parameters"])
+        if not key.startswith(tuple(CONFIG["parameter_prefixes"]))
     }
-    assert not unknown and set(CONFIG["parameters"]) <= set(found)
+    assert not unknown and set(CONFIG["parameters"]) <= set(parameters)
     for key, allowed in CONFIG["values"].items():
-        assert found[key] in allowed
-    assert found["gpu_device_ids"].split(",") == [str(rank) for rank in range(RECIPES[name][1].world_size)]
-    assert found["executor_worker_path"] == "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
+        assert parameters[key] in allowed
+    assert parameters["gpu_device_ids"].split(",") == [str(rank) for rank in range(RECIPES[name][1].world_size)]
+    assert parameters["executor_worker_path"] == "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
 
 
 def test_reuse_of_keys_and_values_goes_with_hashes():
@@ -281,9 +285,9 @@ def test_profiles_hold_every_shape_that_is_planned(name):
 
     several = [list(range(count)) for count in range(2, MAX_FRAMES + 1)]
     pictures = lengths(*([0] * count for count in range(2, MAX_FRAMES + 1)))
-    for found, profile in zip((pictures, lengths([0, 1] * 8, *several)), profiles(CONNECTOR, config), strict=True):
+    for planned, profile in zip((pictures, lengths([0, 1] * 8, *several)), profiles(CONNECTOR, config), strict=True):
         low, _, high = (shape[0] for shape in profile["frame_index"])
-        assert low <= min(found) and max(found) <= high
+        assert low <= min(planned) and max(planned) <= high
     # One frame needs no more than 4 steps in time; the profile of 34 cost 260 MB of scratch memory.
     assert profiles(CONNECTOR, config)[0]["frame_index"][2] == (4,)
 

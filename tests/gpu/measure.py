@@ -85,13 +85,13 @@ def measure(
     stages = []
 
     def add(stage: str, run: Any, roofline: float, per: str = "") -> None:
-        found = timed(run)
+        figures = timed(run)
         stages.append(
             {
                 "stage": stage,
-                **found,
+                **figures,
                 "roofline": 1e3 * roofline,
-                "ratio": found["milliseconds"] / (1e3 * roofline),
+                "ratio": figures["milliseconds"] / (1e3 * roofline),
                 "note": per,
             }
         )
@@ -156,21 +156,21 @@ def measure(
     }
 
 
-def as_table(found: dict[str, Any]) -> str:
+def as_table(results: dict[str, Any]) -> str:
     """Markdown."""
     peaks, bounds = (
         f"{each['teraflops']:.4g} TFLOP/s and {each['terabytes_per_second']:.3g} TB/s"
-        for each in (found["peaks"], found["reached"])
+        for each in (results["peaks"], results["reached"])
     )
     lines = [
-        f"{found['checkpoint']}, random weights, {found['dtype']}, {found['gpu']}, torch {found['torch']}; median of {found['repeats']}",
+        f"{results['checkpoint']}, random weights, {results['dtype']}, {results['gpu']}, torch {results['torch']}; median of {results['repeats']}",
         "",
         f"Rooflines are of the maker's {peaks}; one large product and one large copy reached {bounds}.",
         "",
         "| stage | ms | least to most | roofline ms | ratio | tokens/s |",
         "|---|---|---|---|---|---|",
     ]
-    for row in found["stages"]:
+    for row in results["stages"]:
         rate = f"{row['tokens_per_second']:,.0f}" if "tokens_per_second" in row else ""
         lines.append(
             f"| {row['stage']} | {row['milliseconds']:.2f} | {row['least']:.2f} to {row['most']:.2f} | {row['roofline']:.2f} | "

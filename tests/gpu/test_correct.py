@@ -33,10 +33,10 @@ def test_recorded_cases(variant, device):
         kind, files = case.files()
         media = None
         if kind is not None:
-            found = plain.prepare(kind, files, Segment(**case.segment))
-            once = encoder.encode(found.frames, found.filterbank)
+            prepared = plain.prepare(kind, files, Segment(**case.segment))
+            once = encoder.encode(prepared.frames, prepared.filterbank)
             for _ in range(3):  # the second call records, the third replays
-                media = encoder.encode(found.frames, found.filterbank)
+                media = encoder.encode(prepared.frames, prepared.filterbank)
                 assert np.allclose(media, once, atol=RELATIVE * np.abs(once).max())
             seen = case.tensor("connector_output")
             if seen is not None:

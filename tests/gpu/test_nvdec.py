@@ -41,12 +41,12 @@ def test_frames_are_those_of_pyav(made, tmp_path):
         io.BytesIO(data), hwaccel=HWAccel("cuda", allow_software_fallback=False, is_hw_owned=True)
     ) as container:
         assert next(container.decode(video=0)).format.name == "cuda"
-    found, spent = {}, {}
+    decoded, spent = {}, {}
     for decoder in ("pyav", "nvdec"):
         began = time.perf_counter()
-        found[decoder] = load_media("video", [data], Segment(), 16, decoder)
+        decoded[decoder] = load_media("video", [data], Segment(), 16, decoder)
         spent[decoder] = time.perf_counter() - began
-    by_pyav, by_nvdec = found["pyav"], found["nvdec"]
+    by_pyav, by_nvdec = decoded["pyav"], decoded["nvdec"]
     assert by_nvdec.index.tolist() == by_pyav.index.tolist() and np.array_equal(by_nvdec.time, by_pyav.time)
     apart = max(int(np.abs(a.astype(int) - b).max()) for a, b in zip(by_pyav.rgb, by_nvdec.rgb, strict=True))
     print(f"{made.name}: at most {apart} levels apart; seconds {spent}")

@@ -39,9 +39,9 @@ def check(graph, config, sources, folder):
     inputs = tuple(value.cuda() for value in example_inputs(graph, config))
     run = TensorRtEngine(engine, graph, describe_machine()).execution()
     with torch.inference_mode():
-        wanted, found = module(*inputs).float().flatten(), run(*inputs).float().flatten()
-    cosine = float(torch.nn.functional.cosine_similarity(found, wanted, dim=0))
-    print(f"{graph.name}: cosine {cosine:.6f}, largest difference {float((found - wanted).abs().max()):.4f}")
+        wanted, computed = module(*inputs).float().flatten(), run(*inputs).float().flatten()
+    cosine = float(torch.nn.functional.cosine_similarity(computed, wanted, dim=0))
+    print(f"{graph.name}: cosine {cosine:.6f}, largest difference {float((computed - wanted).abs().max()):.4f}")
     assert np.isfinite(cosine) and cosine >= 0.999
 
 

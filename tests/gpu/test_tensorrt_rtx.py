@@ -36,7 +36,7 @@ def test_engines_see_and_hear_as_pytorch_does(variant, tmp_path):
     encoder = MediaEncoder(bundle)
     for _ in range(3):
         for each in media:
-            found, wanted = to_host(encoder.encode(*each)).ravel(), to_host(exact.encode(*each)).ravel()
-            assert found @ wanted / np.linalg.norm(found) / np.linalg.norm(wanted) >= 0.999
+            computed, wanted = to_host(encoder.encode(*each)).ravel(), to_host(exact.encode(*each)).ravel()
+            assert computed @ wanted / np.linalg.norm(computed) / np.linalg.norm(wanted) >= 0.999
     for graph in (VISION_ENCODER, CONNECTOR):
         assert (bundle.root / runtime_cache_path(graph.name)).stat().st_size > 0

@@ -157,6 +157,6 @@ def test_nothing_but_the_page_is_handed_out(address):
         "index.html/x",
     ):
         assert httpx2.get(f"{address}{path}").status_code == 404
-    found = httpx2.get(address)
-    assert "default-src 'self'" in found.headers["content-security-policy"]
+    response = httpx2.get(address)
+    assert "default-src 'self'" in response.headers["content-security-policy"]
     assert httpx2.get(f"{address}examples").json() == [path.name for path in sorted(CLIPS.iterdir())[:6]]

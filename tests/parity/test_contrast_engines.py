@@ -69,10 +69,10 @@ def two_passes(case_name: str, options: SamplingOptions) -> tuple[int, ...]:
             length = embeds.shape[1]
             bias = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)
             past = torch.zeros(*ours_past_shape(ours))
-            found, _ = ours.decoder(
+            logits, _ = ours.decoder(
                 embeds, torch.arange(length)[None], bias[None, None], torch.tensor([length - 1]), past
             )
-            scores.append(found[0])
+            scores.append(logits[0])
         plain, noised = scores
         best = (1 + options.vcd_alpha) * plain - options.vcd_alpha * noised
         best[plain < plain.max() + np.log(options.vcd_beta)] = -torch.inf
@@ -92,9 +92,9 @@ def ours_past_shape(ours) -> tuple[int, ...]:
 
 def scheduled(case, media_encoder, runner, options=OPTIONS, times: int = 3) -> list[list[int]]:
     """The same question several times at once, with one without a contrast between; slots for less than all of them."""
-    ours, found = pipeline(case.variant), prepared(case)
+    ours, inputs = pipeline(case.variant), prepared(case)
     sampling = ours.defaults.resolve(options)
-    table = media_encoder.encode(found.frames, found.filterbank, Noise(sampling.vcd_noise_step, sampling.seed))
+    table = media_encoder.encode(inputs.frames, inputs.filterbank, Noise(sampling.vcd_noise_step, sampling.seed))
     prompt = ours.prompt(case.conversation, case.modality, len(table) // 2)
     for slot in range(runner.num_slots):
         runner.free(slot)
@@ -128,11 +128,11 @@ def scheduled(case, media_encoder, runner, options=OPTIONS, times: int = 3) -> l
 @torch.inference_mode()
 def test_noised_media_tokens(case, bundle_of):
     sampling = pipeline(case.variant).defaults.resolve(OPTIONS)
-    noise, wanted, found = Noise(500, sampling.seed), noised_tokens(case, OPTIONS).numpy(), prepared(case)
+    noise, wanted, media = Noise(500, sampling.seed), noised_tokens(case, OPTIONS).numpy(), prepared(case)
     for made in (encoder(bundle_of(case.variant)), torch_encoder(case.variant)):
-        table = made.encode(found.frames, found.filterbank, noise)
+        table = made.encode(media.frames, media.filterbank, noise)
         assert len(table) == 2 * len(wanted) and np.abs(table[len(wanted) :] - wanted).max() < 1e-4
-        assert np.array_equal(table[: len(wanted)], made.encode(found.frames, found.filterbank))
+        assert np.array_equal(table[: len(wanted)], made.encode(media.frames, media.filterbank))
     assert np.abs(table[: len(wanted)] - wanted).max() > 0.01
 
 
@@ -157,16 +157,16 @@ def test_sampled_ids_are_the_seeds_on_every_engine(bundle_of):
 
 
 def test_where_no_noise_can_be(bundle_of, monkeypatch):
-    found, made = prepared(CASES[3]), encoder(bundle_of("av-qwen2-siglip"))
+    media, made = prepared(CASES[3]), encoder(bundle_of("av-qwen2-siglip"))
     with pytest.raises(InvalidRequest, match="has no pixels"):
-        made.encode(found.frames[:0], found.filterbank, Noise(500))
+        made.encode(media.frames[:0], media.filterbank, Noise(500))
     with pytest.raises(InvalidRequest, match="has no pixels"):
         pipeline("av-qwen2-siglip").answer([{"role": "user", "content": "x"}], options=OPTIONS)
     bundle = Bundle.open(bundle_of("av-qwen2-siglip"))
     monkeypatch.setattr(encode, "load_encoders", lambda bundle: made._encoders)
     tensorrt = MediaEncoder(Bundle(bundle.root, bundle.config, bundle.manifest | {"engine": "tensorrt"}))
     with pytest.raises(InvalidRequest, match="TensorRT and vLLM do not"):
-        tensorrt.encode(found.frames, found.filterbank, Noise(500))
+        tensorrt.encode(media.frames, media.filterbank, Noise(500))
 
 
 def test_a_bundle_from_before_the_contrast_says_so(bundle_of, tmp_path):
@@ -186,7 +186,7 @@ def test_a_bundle_from_before_the_contrast_says_so(bundle_of, tmp_path):
     graph.unlink(), graph.with_name(graph.name + ".data").unlink()
     export_graph(VISION_ENCODER, parts.config, parts.vision_sources(), graph, lambda: None)
     aged = MediaEncoder(Bundle(old, made.config, made.manifest))
-    found = prepared(case)
-    assert case.close_to_tokens(aged.encode(found.frames, found.filterbank))
+    media = prepared(case)
+    assert case.close_to_tokens(aged.encode(media.frames, media.filterbank))
     with pytest.raises(ArtifactMismatch, match="convert again"):
-        aged.encode(found.frames, found.filterbank, Noise(500))
+        aged.encode(media.frames, media.filterbank, Noise(500))

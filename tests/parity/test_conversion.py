@@ -50,15 +50,15 @@ def test_other_shapes_convert_and_agree(shape, tmp_path):
         frames = rng.integers(0, 256, (count, size, size, 3), np.uint8)
         with torch.inference_mode():
             wanted = oracle.encode_frames(frames)
-        found = encoder.encode(frames)
-        assert found.shape == (bundle.config.media_tokens, bundle.config.language.width)
-        assert np.abs(found - wanted.numpy()).max() < 1e-4
-    prompt = oracle.prompt([{"role": "user", "content": "What is it?"}], "video", len(found))
+        tokens = encoder.encode(frames)
+        assert tokens.shape == (bundle.config.media_tokens, bundle.config.language.width)
+        assert np.abs(tokens - wanted.numpy()).max() < 1e-4
+    prompt = oracle.prompt([{"role": "user", "content": "What is it?"}], "video", len(tokens))
     with torch.inference_mode():
-        scores = next(oracle.logits(prompt, torch.from_numpy(found)))
+        scores = next(oracle.logits(prompt, torch.from_numpy(tokens)))
     runner = OnnxRunner(bundle, 1, 4096)
     ids = prompt.input_ids.astype(np.int64)
-    assert np.abs(runner.prefill(0, ids, found, ids != oracle.tokenizer.pad_id) - scores).max() < 5e-4
+    assert np.abs(runner.prefill(0, ids, tokens, ids != oracle.tokenizer.pad_id) - scores).max() < 5e-4
 
 
 def drop(name):
@@ -206,8 +206,8 @@ def test_transformers_reads_llm_and_agrees(variant, bundle_of):
     ids = np.array([5, 17, 301, 44, 8], np.int64)
     with torch.inference_mode():
         wanted = theirs(torch.from_numpy(ids)[None]).logits[0, -1].numpy()
-    found = OnnxRunner(bundle, 1, 64).prefill(0, ids, None, np.ones(5, bool))
-    assert np.abs(found - wanted).max() < 5e-4
+    scores = OnnxRunner(bundle, 1, 64).prefill(0, ids, None, np.ones(5, bool))
+    assert np.abs(scores - wanted).max() < 5e-4
     config = json.loads((bundle.language_folder / "config.json").read_text())
     assert not [key for key in config if key.startswith("mm_") or key == "num_frames"]
 

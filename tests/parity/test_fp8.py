@@ -47,8 +47,8 @@ def test_a_tower_in_fp8_sees_nearly_the_same(variant, tmp_path):
     for dtype in (torch.float32, torch.float16):
         path = tmp_path / f"{dtype}.onnx"
         export_graph(VISION_ENCODER, parts.config, graph_sources(VISION_ENCODER, parts), path, int, dtype, edit)
-        found = run(path, frames)
-        cosine = float(found @ wanted / np.linalg.norm(found) / np.linalg.norm(wanted))
+        features = run(path, frames)
+        cosine = float(features @ wanted / np.linalg.norm(features) / np.linalg.norm(wanted))
         assert COSINE[variant] < cosine < 0.99999
 
 

@@ -44,8 +44,8 @@ def media_tokens(case_name: str) -> torch.Tensor | None:
     return None if case.modality == "text" else pipeline(case.variant).media_tokens(prepared(case))
 
 
-def close(found: np.ndarray, wanted: np.ndarray, tolerance: float) -> bool:
-    return found.shape == wanted.shape and float(np.abs(found - wanted).max()) <= tolerance
+def close(computed: np.ndarray, wanted: np.ndarray, tolerance: float) -> bool:
+    return computed.shape == wanted.shape and float(np.abs(computed - wanted).max()) <= tolerance
 
 
 @pytest.mark.parametrize("case", [one for one in SEEN if not one.starts_from_pixels()], ids=name)
@@ -72,9 +72,9 @@ def test_features_in_pytorch(case):
 
 @pytest.mark.parametrize("case", WITH_AUDIO, ids=name)
 def test_filterbanks(case):
-    found, wanted = prepared(case).filterbank, case.tensor("fbank_bf16")
-    assert np.mean(found[:: case.facts["fbank_stride"]] != wanted) <= 3e-4
-    assert found.shape == (2998, 128)
+    filterbank, wanted = prepared(case).filterbank, case.tensor("fbank_bf16")
+    assert np.mean(filterbank[:: case.facts["fbank_stride"]] != wanted) <= 3e-4
+    assert filterbank.shape == (2998, 128)
 
 
 @torch.inference_mode()
@@ -127,8 +127,8 @@ def encoder(root) -> MediaEncoder:
 
 @pytest.mark.parametrize("case", WITH_MEDIA, ids=name)
 def test_media_tokens_of_the_graphs(case, bundle_of):
-    found = prepared(case)
-    assert case.close_to_tokens(encoder(bundle_of(case.variant)).encode(found.frames, found.filterbank))
+    media = prepared(case)
+    assert case.close_to_tokens(encoder(bundle_of(case.variant)).encode(media.frames, media.filterbank))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -137,8 +137,8 @@ def test_vision_features_of_the_graph(variant, bundle_of):
     engine = OnnxEngine(
         Bundle.open(bundle_of(variant)).graph(VISION_ENCODER.name), VISION_ENCODER.inputs, VISION_ENCODER.outputs
     )
-    found = engine.run({"frames": case.tensor("pixels_u8")})["vision_features"]
-    assert close(found, case.tensor("vision_features"), FEATURE_TOLERANCE)
+    features = engine.run({"frames": case.tensor("pixels_u8")})["vision_features"]
+    assert close(features, case.tensor("vision_features"), FEATURE_TOLERANCE)
 
 
 @cache

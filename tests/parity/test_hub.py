@@ -26,16 +26,16 @@ def test_a_hub_id_is_converted_as_its_folder_is_and_fetched_once(hub, tmp_path, 
     repository = publish(hub, BASE_VARIANT)
     code, stderr = run_convert(hub, tmp_path, ID)
     assert code == 0, stderr
-    found = Bundle.open(tmp_path / "out").manifest
+    manifest = Bundle.open(tmp_path / "out").manifest
     wanted = Bundle.open(bundle_of(BASE_VARIANT)).manifest
     for name, entry in wanted["files"].items():
-        assert name.startswith("model_repository/") or found["files"][name] == entry, name
-    assert found["source"] == wanted["source"] and found["name"] == ID
-    assert found["origin"] == {
+        assert name.startswith("model_repository/") or manifest["files"][name] == entry, name
+    assert manifest["source"] == wanted["source"] and manifest["name"] == ID
+    assert manifest["origin"] == {
         part: f"{name}@{hub.repositories[name].commit}"
         for part, name in (("checkpoint", ID), ("tower", TOWER), ("base", BASE))
     }
-    assert repository.commit in found["origin"]["checkpoint"] and wanted["origin"] == {}
+    assert repository.commit in manifest["origin"]["checkpoint"] and wanted["origin"] == {}
     tokens = {
         (request["host"].split(":")[0], request["token"]) for request in hub.requests if "/cdn/" in request["path"]
     }
@@ -75,8 +75,8 @@ def test_what_the_config_shows_is_refused_before_the_weights_are_fetched(words, 
 @pytest.mark.parametrize("variant", [CHAT, BASE_VARIANT, LORA, AUDIO])
 def test_every_layout_is_found_whole(variant, here):
     publish(here, variant)
-    found = locate(ID)
-    parts = open_checkpoint(found.checkpoint, found.tower, found.base)
+    folders = locate(ID)
+    parts = open_checkpoint(folders.checkpoint, folders.tower, folders.base)
     parts.check()
     wanted = open_checkpoint(checkpoint(variant))
     assert parts.config == wanted.config and sorted(parts.names()) == sorted(wanted.names())
@@ -88,11 +88,11 @@ def test_only_the_needed_files_are_fetched(here):
     extra = ("pytorch_model.bin", "tf_model.h5", "mm_projector.bin", "consolidated.safetensors", "trainer_state.json")
     repository = publish(here, CHAT)
     repository.files |= dict.fromkeys((*extra, "checkpoint-100/model.safetensors"), b"not needed")
-    found = locate(ID)
+    folders = locate(ID)
     files = {path.name for path in checkpoint(CHAT).iterdir()}
-    assert {path.name for path in found.checkpoint.iterdir()} == files
+    assert {path.name for path in folders.checkpoint.iterdir()} == files
     # The weights hold the tower; of a tower that is in no table here, its two configs are needed.
-    assert {path.name for path in found.tower.iterdir()} == {"config.json", "preprocessor_config.json"}
+    assert {path.name for path in folders.tower.iterdir()} == {"config.json", "preprocessor_config.json"}
     assert "model.safetensors" not in here.fetched() and len(here.fetched()) == len(files) + 2
 
 
@@ -108,13 +108,13 @@ def test_pickles_are_fetched_where_nothing_else_is(here):
 def test_a_path_that_exists_always_wins(here, tmp_path):
     publish(here, BASE_VARIANT)
     shutil.copytree(checkpoint(BASE_VARIANT), tmp_path / ID)
-    found = locate(ID)
-    assert found.checkpoint == Path(ID) and found.origin == {} and here.requests == []
+    folders = locate(ID)
+    assert folders.checkpoint == Path(ID) and folders.origin == {} and here.requests == []
     with pytest.raises(CheckpointMismatch, match="--base"):  # what the config of a folder names is not downloaded
-        open_checkpoint(found.checkpoint, GOLDEN / BASE_VARIANT / TOWER)
-    found = locate(ID, tower=TOWER, base=BASE)  # unless it is named
-    assert set(found.origin) == {"tower", "base"}
-    open_checkpoint(found.checkpoint, found.tower, found.base).check()
+        open_checkpoint(folders.checkpoint, GOLDEN / BASE_VARIANT / TOWER)
+    folders = locate(ID, tower=TOWER, base=BASE)  # unless it is named
+    assert set(folders.origin) == {"tower", "base"}
+    open_checkpoint(folders.checkpoint, folders.tower, folders.base).check()
 
 
 @pytest.mark.parametrize(
@@ -128,9 +128,9 @@ def test_other_words_are_paths(name, here):
 def test_a_folder_near_the_command_stands_for_what_the_config_names(here, tmp_path):
     publish(here, BASE_VARIANT)
     shutil.copytree(GOLDEN / BASE_VARIANT / TOWER, tmp_path / TOWER)
-    found = locate(ID)
-    assert found.tower is None and set(found.origin) == {"checkpoint", "base"}
-    open_checkpoint(found.checkpoint, found.tower, found.base).check()
+    folders = locate(ID)
+    assert folders.tower is None and set(folders.origin) == {"checkpoint", "base"}
+    open_checkpoint(folders.checkpoint, folders.tower, folders.base).check()
 
 
 def test_a_revision_is_taken_and_its_commit_told(here):
@@ -193,10 +193,10 @@ def test_without_a_connection_the_cache_must_have_it(here, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(HubUnreachable, match="only the cache was to be used"):
         locate(ID, download=False)
-    found = locate(ID)
+    folders = locate(ID)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert locate(ID) == found
-    (found.checkpoint / "model-00003-of-00003.safetensors").unlink()
+    assert locate(ID) == folders
+    (folders.checkpoint / "model-00003-of-00003.safetensors").unlink()
     with pytest.raises(
         HubUnreachable, match="only a part of.*HF_HUB_OFFLINE is set.*run the command again with a connection"
     ):

@@ -46,8 +46,8 @@ def test_a_broken_connection_goes_on_in_the_middle(here, monkeypatch):
     publish(here, AUDIO)
     data = weights_of(here)
     here.cut[digest(data)] = len(data) // 3
-    found = locate(ID)
-    assert (found.checkpoint / "model.safetensors").read_bytes() == data
+    folders = locate(ID)
+    assert (folders.checkpoint / "model.safetensors").read_bytes() == data
     assert here.ranges() == [f"bytes={len(data) // 3 // 1000 * 1000}-"]
 
 
@@ -82,7 +82,7 @@ def test_a_stopped_download_goes_on_where_it_stopped(end, here, tmp_path):
     size = partial.stat().st_size
     assert 0 < size < len(data)
     before = len(here.requests)
-    found = locate(ID)
-    assert (found.tower / "model.safetensors").read_bytes() == data and not partial.exists()
+    folders = locate(ID)
+    assert (folders.tower / "model.safetensors").read_bytes() == data and not partial.exists()
     assert here.ranges() == [f"bytes={size}-"] and here.fetched(before) == ["model.safetensors"]
-    open_checkpoint(found.checkpoint, found.tower, found.base).check()
+    open_checkpoint(folders.checkpoint, folders.tower, folders.base).check()

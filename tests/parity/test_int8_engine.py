@@ -39,15 +39,15 @@ def test_recorded_scores_whole_and_by_chunks(variant, tolerance):
         prompt = ours.prompt(case.conversation, case.modality, 0 if media is None else len(media))
         ids = prompt.input_ids.astype(np.int64)
         visible, table = ids != ours.tokenizer.pad_id, None if media is None else media.numpy()
-        wanted, found = case.tensor("prefill_logits"), []
+        wanted, scores = case.tensor("prefill_logits"), []
         for chunk in (10_000, 37):
             runner.free(0)
             for begin in range(0, len(ids), chunk):
                 part = slice(begin, begin + chunk)
                 logits = runner.prefill(0, ids[part], table, visible[part])
-            found.append(logits)
-        assert np.abs(found[0] - wanted).max() <= tolerance * np.abs(wanted).max(), case.name
-        assert np.abs(found[0] - found[1]).max() <= tolerance * np.abs(wanted).max(), case.name
+            scores.append(logits)
+        assert np.abs(scores[0] - wanted).max() <= tolerance * np.abs(wanted).max(), case.name
+        assert np.abs(scores[0] - scores[1]).max() <= tolerance * np.abs(wanted).max(), case.name
 
 
 @pytest.mark.parametrize("variant", FAMILIES)

@@ -46,8 +46,8 @@ def test_base_and_tower_can_be_named(variant, tmp_path):
         open_checkpoint(alone, base=base)
     with pytest.raises(CheckpointMismatch, match="'base/mistral-tiny-instruct' is not a folder near it.*--base"):
         open_checkpoint(alone, tower=tower)
-    found, wanted = open_checkpoint(alone, tower, base), open_checkpoint(checkpoint(variant))
-    assert all(torch.equal(found.read(name), wanted.read(name)) for name in wanted.names())
+    opened, wanted = open_checkpoint(alone, tower, base), open_checkpoint(checkpoint(variant))
+    assert all(torch.equal(opened.read(name), wanted.read(name)) for name in wanted.names())
 
 
 def test_a_base_for_a_whole_checkpoint_is_a_mistake():
@@ -86,9 +86,9 @@ Q_PROJ = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
 def test_adapters_as_safetensors_are_the_same(tmp_path):
-    found = open_checkpoint(with_adapters(lora_copy(tmp_path), lambda adapters: None))
+    merged = open_checkpoint(with_adapters(lora_copy(tmp_path), lambda adapters: None))
     wanted = open_checkpoint(checkpoint(LORA))
-    assert all(torch.equal(found.read(name), wanted.read(name)) for name in wanted.names())
+    assert all(torch.equal(merged.read(name), wanted.read(name)) for name in wanted.names())
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,9 @@ def test_adapters_of_the_tower_are_merged_too(tmp_path):
     a, b = torch.randn(8, 48), torch.randn(48, 8)
     wrapped = f"base_model.model.{name}"
     added = {f"{wrapped}.lora_A.weight": a, f"{wrapped}.lora_B.weight": b}
-    found = open_checkpoint(with_adapters(lora_copy(tmp_path), lambda adapters: adapters.update(added)))
+    merged = open_checkpoint(with_adapters(lora_copy(tmp_path), lambda adapters: adapters.update(added)))
     before = open_checkpoint(checkpoint(LORA)).read(f"{name}.weight").float()
-    assert torch.allclose(found.read(f"{name}.weight"), before + 2.0 * (b @ a), atol=1e-6)  # alpha 16 over rank 8
+    assert torch.allclose(merged.read(f"{name}.weight"), before + 2.0 * (b @ a), atol=1e-6)  # alpha 16 over rank 8
 
 
 def test_adapters_of_another_base_are_refused(tmp_path):

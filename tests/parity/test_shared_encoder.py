@@ -25,12 +25,12 @@ def media(config, random: Random) -> dict:
     size = config.pixels.size
     distinct = values.integers(0, 256, (random.choice([1, 3, config.num_frames]), size, size, 3), np.uint8)
     count = 1 if random.random() < 0.3 else config.num_frames + random.choice([0, 1, 4])
-    found = {"frames": distinct[[n % len(distinct) for n in range(count)]]}
+    arguments = {"frames": distinct[[n % len(distinct) for n in range(count)]]}
     if random.random() < 0.3:
-        found["noise"] = Noise(500, random.getrandbits(16))
+        arguments["noise"] = Noise(500, random.getrandbits(16))
     if config.audio and random.random() < 0.5:
-        found["filterbank"] = values.normal(size=(config.audio.rows, config.audio.bins)).astype(np.float32)
-    return found
+        arguments["filterbank"] = values.normal(size=(config.audio.rows, config.audio.bins)).astype(np.float32)
+    return arguments
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -43,19 +43,19 @@ def greedy(tokens: int, penalty: float = 1.0) -> ResolvedSampling:
 
 @pytest.mark.parametrize("case", WITH_MEDIA, ids=name)
 def test_media_tokens(case):
-    found = prepared(case)
-    assert case.close_to_tokens(encoder(case.variant).encode(found.frames, found.filterbank))
+    media = prepared(case)
+    assert case.close_to_tokens(encoder(case.variant).encode(media.frames, media.filterbank))
 
 
 def test_tables_that_stay_where_they_are_made():
     """As tensors of the device, made once for equal media; the same as arrays."""
     (case, *_) = [one for one in WITH_MEDIA if one.uses_audio and one.modality == "video"]
-    made, found = bundle(case.variant), prepared(case)
+    made, media = bundle(case.variant), prepared(case)
     keeping = MediaEncoder(Bundle(made.root, made.config, made.manifest | {"media_token_memory": "gpu"}))
-    table, key = keeping.encode_media(found.frames, found.filterbank)
+    table, key = keeping.encode_media(media.frames, media.filterbank)
     assert isinstance(table, torch.Tensor) and table.is_contiguous()
-    assert keeping.encode_media(found.frames.copy(), found.filterbank) == (table, key)
-    plain, other = encoder(case.variant).encode_media(found.frames, found.filterbank)
+    assert keeping.encode_media(media.frames.copy(), media.filterbank) == (table, key)
+    plain, other = encoder(case.variant).encode_media(media.frames, media.filterbank)
     plain = to_host(plain)
     assert other == key
     assert np.array_equal(torch.from_dlpack(table).numpy(), plain) and case.close_to_tokens(plain)
@@ -84,12 +84,12 @@ def test_no_number_of_one_request_reaches_the_next():
     for _ in range(2):
         decoder.free(0)
         decoder.prefill(0, ids[:9], None, np.ones(9, bool))
-        found = decoder.decode([0], [5])[0]
+        scores = decoder.decode([0], [5])[0]
         decoder.free(0)
         media = np.full((60, decoder._config.width), np.nan, np.float32)
         decoder.prefill(0, decoder.vocab_size + np.arange(60), media, np.ones(60, bool))
     decoder.free(0)
-    assert np.isfinite(found).all()
+    assert np.isfinite(scores).all()
     decoder.prefill(0, ids, None, np.ones(len(ids), bool))
     assert close(decoder.decode([0], [5])[0], wanted, 1e-4)
 
@@ -146,8 +146,8 @@ def test_a_slot_can_be_filled_to_its_last_position(bundle_of):
         one.prefill(0, np.arange(20), None, np.ones(20, bool))
         one.prefill(1, np.arange(3), None, np.ones(3, bool))
     for token in range(4):
-        found, wanted = decoder.decode([0, 1], [token, token + 9]), plain.decode([0, 1], [token, token + 9])
-        assert all(np.allclose(found[row], wanted[row], atol=1e-4) for row in (0, 1))
+        scores, wanted = decoder.decode([0, 1], [token, token + 9]), plain.decode([0, 1], [token, token + 9])
+        assert all(np.allclose(scores[row], wanted[row], atol=1e-4) for row in (0, 1))
     decoder.decode([1], [5])  # slot 0 is full
     assert np.allclose(decoder.decode([1], [6])[0], [plain.decode([1], [t]) for t in (5, 6)][-1][0], atol=1e-4)
 
@@ -169,9 +169,9 @@ def test_bfloat16_is_near_and_finite():
     case = next(case for case in cases("qwen2-siglip-16f") if case.modality == "video")
     options = {"engine": "torch", "dtype": "bfloat16", "max_seq_len": 2048}
     made = Bundle.open(convert_once(checkpoint(case.variant), "torch-bfloat16", **options))
-    found = MediaEncoder(made).encode(prepared(case).frames)
+    tokens = MediaEncoder(made).encode(prepared(case).frames)
     wanted = case.tensor("connector_output")
-    assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.999
+    assert np.corrcoef(tokens.ravel(), wanted.ravel())[0, 1] > 0.999
     logits = TorchRunner(load_decoder(made), 1, 256).prefill(0, np.arange(9), None, np.ones(9, bool))
     plain = runner(case.variant)
     plain.free(0)

@@ -109,11 +109,11 @@ def test_only_what_is_named_is_trained(world, tmp_path, tune, trained, frozen):
 
     parts = open_checkpoint(world / "start")
     model = prepare_model(parts, Tokenizer(world / "start"), options(world, tmp_path, tune=tune))
-    found = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert found and all(name.startswith(trained) for name in found)
-    assert not any(name.startswith(frozen) for name in found)
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable and all(name.startswith(trained) for name in trainable)
+    assert not any(name.startswith(frozen) for name in trainable)
     if tune == "lora":  # every Linear but lm_head, as the reference does; the connector besides
-        adapted = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in found if "lora_" in name}
+        adapted = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in trainable if "lora_" in name}
         assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
@@ -122,18 +122,20 @@ def test_layers_computed_twice_give_the_same_gradients(world):
 
     parts = open_checkpoint(world / "start")
     batch = Collator(parts.config)([rows_of(world, parts, 2)[0]])
-    found = []
+    gradients = []
     for again in (False, True):
         model = prepare_model(parts, Tokenizer(world / "start"), options(world, world / "unused", tune_tower=True))
         if again:
             model.activation_checkpointing_enable()
         model.train()
         model(**batch)["loss"].backward()
-        found.append({name.replace("_checkpoint_wrapped_module.", ""): p.grad for name, p in model.named_parameters()})
-    assert found[0].keys() == found[1].keys()
-    for name, gradient in found[0].items():
+        gradients.append(
+            {name.replace("_checkpoint_wrapped_module.", ""): p.grad for name, p in model.named_parameters()}
+        )
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
         if gradient is not None:
-            assert torch.allclose(gradient, found[1][name], atol=1e-6), name
+            assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
 
 
 BAD = {

@@ -78,10 +78,10 @@ def arguments(world, run):
         "LAUNCH": "printf %s\\0",
     }
     shell = ["sh", str(RECIPES / f"{recipe}.sh"), *SMALL]
-    found = subprocess.run(
+    result = subprocess.run(
         shell, check=True, capture_output=True, text=True, env=os.environ | {k: str(v) for k, v in environment.items()}
     )
-    return found.stdout.split("\0")[:-1]
+    return result.stdout.split("\0")[:-1]
 
 
 def trained(world, run):
@@ -114,17 +114,17 @@ def test_what_each_recipe_trains_converts_and_is_served_alike(world, run, tmp_pa
 
 def check(folder, layout, *more):
     out = folder.parent / "never"
-    said = [str(folder), "--layout", layout, "--checkpoint", str(checkpoint("mistral-clip-8f")), "--out", str(out)]
-    found = CliRunner().invoke(command, [*said, *more])
+    arguments = [str(folder), "--layout", layout, "--checkpoint", str(checkpoint("mistral-clip-8f")), "--out", str(out)]
+    result = CliRunner().invoke(command, [*arguments, *more])
     assert not out.exists()
-    return found
+    return result
 
 
 def test_a_data_folder_is_counted_before_anything_is_loaded(tmp_path):
     folder = videollava_pt(tmp_path / "pt")
-    found = check(folder, "videollava_pt", "--check-only")
-    assert found.exit_code == 0
-    assert found.output.splitlines() == [
+    result = check(folder, "videollava_pt", "--check-only")
+    assert result.exit_code == 0
+    assert result.output.splitlines() == [
         "4 samples (2 image, 2 video)",
         "  llava_image/: 2 of 2 files",
         "  valley/: 2 of 2 files",
@@ -135,16 +135,16 @@ def test_a_data_folder_is_counted_before_anything_is_loaded(tmp_path):
 def test_what_a_data_folder_lacks_is_said_before_anything_is_loaded(tmp_path, more):
     folder = videollava_sft(tmp_path / "sft")
     (folder / "videochatgpt_tune" / CLIPS[1]).unlink()
-    found = check(folder, "videollava_sft", *more)
-    assert isinstance(found.exception, BadSample)
-    text = str(found.exception)
+    result = check(folder, "videollava_sft", *more)
+    assert isinstance(result.exception, BadSample)
+    text = str(result.exception)
     assert "5 samples (2 image, 1 text, 2 video)" in text and "  videochatgpt_tune/: 1 of 2 files\n" in text
     assert f"sample 1: {folder}/videochatgpt_tune/{CLIPS[1]} is missing" in text
     shutil.rmtree(folder / "llava_image_tune")
     (folder / "videochatgpt_llavaimage_tune.json").rename(folder / "tune.json")
-    found = check(folder, "videollava_sft", *more)
-    assert isinstance(found.exception, BadSample)
-    assert "lacks videochatgpt_llavaimage_tune.json, llava_image_tune/; it has tune.json" in str(found.exception)
+    result = check(folder, "videollava_sft", *more)
+    assert isinstance(result.exception, BadSample)
+    assert "lacks videochatgpt_llavaimage_tune.json, llava_image_tune/; it has tune.json" in str(result.exception)
     assert isinstance(check(folder / "none", "videollava_sft").exception, BadSample)
     assert isinstance(check(folder, "videollava").exception, InvalidRequest)
 

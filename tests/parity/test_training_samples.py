@@ -53,11 +53,11 @@ AS = {
 
 @cache
 def entries():
-    found = json.loads((GOLDEN / "training/samples.json").read_text("utf-8"))
-    for entry in found:
+    recorded = json.loads((GOLDEN / "training/samples.json").read_text("utf-8"))
+    for entry in recorded:
         for message in entry["conversations"]:
             message["value"] *= message.pop("times", 1)
-    return {entry["id"]: entry for entry in found}
+    return {entry["id"]: entry for entry in recorded}
 
 
 @cache
@@ -111,14 +111,14 @@ def test_every_sample_is_the_references_or_is_refused(branch, place, form):
         expected = expected if isinstance(expected, str) else expected[place]
         reason = REFUSED[form].get(name, "" if expected.endswith("Error") else None)
         try:
-            found = described(entry, tokenizer_of(variant), config, form == "plain")
+            description = described(entry, tokenizer_of(variant), config, form == "plain")
         except BadSample as error:
             if reason is None or reason not in str(error) or f"sample {name}: " not in str(error):
                 wrong.append((name, expected, str(error)))
             continue
         taken += 1
-        if reason is not None or found != expected:
-            wrong.append((name, expected if reason is None else f"refused: {reason}", found))
+        if reason is not None or description != expected:
+            wrong.append((name, expected if reason is None else f"refused: {reason}", description))
     assert not wrong, "\n".join(map(str, wrong))
     assert taken >= (30 if form == "chat" else 20)
 

@@ -116,8 +116,8 @@ def test_a_trained_audio_tower_hears_as_it_did_in_training(tmp_path, monkeypatch
     trained = open_checkpoint(checkpoint(AUDIO_VARIANT)).audio_encoder()
     trained.load_state_dict({name.removeprefix("audio."): tensor for name, tensor in kept.items()})
     stored = open_checkpoint(written).audio_encoder()
-    for (name, found), expected in zip(stored.state_dict().items(), trained.state_dict().values(), strict=True):
-        assert torch.allclose(found, expected, rtol=2e-2, atol=1e-3), name
+    for (name, weights), expected in zip(stored.state_dict().items(), trained.state_dict().values(), strict=True):
+        assert torch.allclose(weights, expected, rtol=2e-2, atol=1e-3), name
 
 
 def test_ears_are_trained_only_where_there_are_some_and_where_they_can_be_written(tmp_path):

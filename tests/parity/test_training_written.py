@@ -58,11 +58,11 @@ def test_the_written_checkpoint_is_the_trained_model(world, tmp_path, tune, monk
         written = train(options(world, tmp_path / "run", tune=tune, max_steps=3, lora_dropout=0.0)).checkpoint
     model, parts = model_of(written)
     batch = Collator(parts.config)([rows_of(world, parts, 4)[0]])
-    found = float(model(**batch)["loss"])
+    loss = float(model(**batch)["loss"])
     if tune == "full":
         trained, _ = model_of(world / "start")
         trained.load_state_dict(kept["state"])
-        assert abs(found - float(trained(**batch)["loss"])) < STORED_TOLERANCE
+        assert abs(loss - float(trained(**batch)["loss"])) < STORED_TOLERANCE
     named = published_names(kept["state"])
     name = "model.layers.0.self_attn.q_proj.weight"
     if tune == "lora":

@@ -55,8 +55,8 @@ def test_beside_a_gpu_too_the_runner_is_one_that_takes_our_penalty(vllm, monkeyp
 
 def test_processes_that_share_the_layers_can_be_sent_our_penalty(vllm):
     """With tensor_parallel_size=2 a process that was not forked did not get it."""
-    (found,) = vllm.steps.runner._engine.vllm_config.model_config.logits_processors
-    assert pickle.loads(pickle.dumps(found)) is found
+    (processor,) = vllm.steps.runner._engine.vllm_config.model_config.logits_processors
+    assert pickle.loads(pickle.dumps(processor)) is processor
 
 
 class Listener:
@@ -184,8 +184,8 @@ def test_a_server_with_vllm_answers_as_one_without(bundle, tmp_path, monkeypatch
     with_vllm = ("--llm", "vllm")
     for number, words in enumerate(((), with_vllm, (*with_vllm, "--vllm-arg", "tensor_parallel_size=2"))):
         with serving(bundle.root, tmp_path / f"{number}.log", *words) as server, server.client() as client:
-            found = [client.ask(question, video=video, max_new_tokens=8) for question in ("What is it?", "And then?")]
-            answers.append([answer.output_ids for answer in found])
+            both = [client.ask(question, video=video, max_new_tokens=8) for question in ("What is it?", "And then?")]
+            answers.append([answer.output_ids for answer in both])
             stream = client.stream("Tell a story", max_new_tokens=4000, stop=["never said"])
             with pytest.raises(Cancelled):
                 for _ in stream:

@@ -32,13 +32,13 @@ def promtool(*words: object) -> str:
 def dashboard() -> dict[str, list[str]]:
     """Queries by title of their panel, with the variables' own values."""
     values = {"$__rate_interval": "1m", "$server": "videollama2", "$gateway": "videollama2-gateway"}
-    found = {}
+    by_title = {}
     for panel in json.loads((FOLDER / "dashboard.json").read_text("utf-8"))["panels"]:
         queries = [query["expr"] for query in panel["targets"]]
         for name, value in values.items():
             queries = [query.replace(name, value) for query in queries]
-        found[panel["title"]] = queries
-    return found
+        by_title[panel["title"]] = queries
+    return by_title
 
 
 def test_promtool_reads_the_rules():
@@ -62,9 +62,9 @@ class Prometheus:
         self._api = f"http://{address}/api/v1"
 
     def ask(self, path: str, **options: str) -> dict:
-        found = httpx2.get(f"{self._api}/{path}?{urlencode(options)}", timeout=10).json()
-        assert found["status"] == "success", found
-        return found["data"]
+        reply = httpx2.get(f"{self._api}/{path}?{urlencode(options)}", timeout=10).json()
+        assert reply["status"] == "success", reply
+        return reply["data"]
 
     def query(self, text: str) -> list[dict]:
         return self.ask("query", query=text)["result"]
@@ -82,9 +82,9 @@ class Prometheus:
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +109,10 @@ def prometheus(tmp_path_factory):
             log = (folder / "prometheus.log").open("wb")
             with subprocess.Popen(command, stdout=log, stderr=log) as process:
                 try:
-                    found = Prometheus(address)
-                    found.wait("sum(up) == 2")
+                    started = Prometheus(address)
+                    started.wait("sum(up) == 2")
                     ask_around(server, gateway)
-                    yield found
+                    yield started
                 finally:
                     process.terminate()
             log.close()
@@ -139,9 +139,9 @@ def test_every_panel_shows_something(prometheus):
     prometheus.wait("vl2_rejected_total")
     for title, queries in dashboard().items():
         for query in queries:
-            found = prometheus.query(query)
-            assert found or "TensorRT-LLM" in title, (title, query)
-            assert not [each for each in found if each["value"][1] == "NaN"], (title, query)
+            series = prometheus.query(query)
+            assert series or "TensorRT-LLM" in title, (title, query)
+            assert not [each for each in series if each["value"][1] == "NaN"], (title, query)
 
 
 def test_rules_are_evaluated_and_a_healthy_server_alerts_nobody(prometheus):

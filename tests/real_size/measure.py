@@ -41,8 +41,8 @@ def draw(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     generator = torch.Generator().manual_seed(sum(name.encode()))
     if len(shape) < 2:
         return torch.ones(shape, dtype=dtype) if "norm" in name or "bn" in name else torch.zeros(shape, dtype=dtype)
-    found = torch.empty(shape, dtype=dtype)
-    return found.normal_(0.0, float(np.prod(shape[1:])) ** -0.5, generator=generator)
+    tensor = torch.empty(shape, dtype=dtype)
+    return tensor.normal_(0.0, float(np.prod(shape[1:])) ** -0.5, generator=generator)
 
 
 def random_sources(module: torch.nn.Module, dtype: torch.dtype) -> dict[str, partial[Tensor]]:
@@ -65,7 +65,7 @@ def measure_graph(checkpoint: str, name: str, folder: Path, dtype: torch.dtype =
     onnx.checker.check_model(str(path))
     violations = [str(violation) for violation in check_graph(path)]
     inputs = example_inputs(graph, config)
-    found = OnnxEngine(path, graph.inputs, graph.outputs).run(
+    computed = OnnxEngine(path, graph.inputs, graph.outputs).run(
         {
             key: value.to(dtype).numpy() if value.is_floating_point() else value.numpy()
             for key, value in zip(graph.inputs, inputs, strict=True)
@@ -81,7 +81,7 @@ def measure_graph(checkpoint: str, name: str, folder: Path, dtype: torch.dtype =
         "gigabytes": round(sum(file.stat().st_size for file in folder.iterdir()) / 1e9, 2),
         "export_seconds": round(seconds, 1),
         "export_peak_gigabytes": round(exported, 2),
-        "difference": float(np.abs(found - wanted).max() / max(1.0, float(np.abs(wanted).max()))),
+        "difference": float(np.abs(computed - wanted).max() / max(1.0, float(np.abs(wanted).max()))),
         "violations": violations,
     }
 
@@ -97,7 +97,7 @@ def measure_build(checkpoint: str, name: str, folder: Path, fp8: bool) -> dict[s
     log: list[str] = []
     began = time.monotonic()
     engine = build(graph, config, path, FP8_TARGETS if fp8 else TARGETS, log.append)
-    found = BuildLog.read(log)
+    built = BuildLog.read(log)
     return {
         "graph": name,
         "checkpoint": checkpoint,
@@ -106,9 +106,9 @@ def measure_build(checkpoint: str, name: str, folder: Path, fp8: bool) -> dict[s
         "seconds": round(time.monotonic() - began, 1),
         "engine_megabytes": round(len(engine) / 1e6),
         "peak_gigabytes": round(peak_gigabytes(), 1),
-        "attention": found.attention,
-        "scratch_megabytes": [round(size / 1e6, 1) for size in found.scratch_bytes],
-        "fp8_products": len(found.fp8_products),
+        "attention": built.attention,
+        "scratch_megabytes": [round(size / 1e6, 1) for size in built.scratch_bytes],
+        "fp8_products": len(built.fp8_products),
     }
 
 
@@ -150,12 +150,12 @@ def main() -> None:
     kind, checkpoint, what, folder = sys.argv[1:5]
     Path(folder).mkdir(parents=True, exist_ok=True)
     if kind == "graph":
-        found = measure_graph(checkpoint, what, Path(folder))
+        figures = measure_graph(checkpoint, what, Path(folder))
     elif kind == "build":
-        found = measure_build(checkpoint, what, Path(folder), "fp8" in sys.argv[5:])
+        figures = measure_build(checkpoint, what, Path(folder), "fp8" in sys.argv[5:])
     else:
-        found = measure_split(checkpoint, int(what), Path(folder))
-    print(json.dumps(found))
+        figures = measure_split(checkpoint, int(what), Path(folder))
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ def measure(*words: object) -> dict:
         env=os.environ | threads | {"PYTHONPATH": str(MEASURE.parents[1])},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    print(json.dumps(found))
-    return found
+    figures = json.loads(done.stdout.splitlines()[-1])
+    print(json.dumps(figures))
+    return figures
 
 
 @pytest.mark.parametrize(
@@ -42,10 +42,10 @@ def measure(*words: object) -> dict:
     ],
 )
 def test_graphs(checkpoint, graph, tmp_path):
-    found = measure("graph", checkpoint, graph, tmp_path)
-    assert not found["violations"]
-    assert found["difference"] <= TOLERANCE
-    assert found["export_peak_gigabytes"] <= found["gigabytes"] + 1.0  # streamed: never the whole model and its file
+    result = measure("graph", checkpoint, graph, tmp_path)
+    assert not result["violations"]
+    assert result["difference"] <= TOLERANCE
+    assert result["export_peak_gigabytes"] <= result["gigabytes"] + 1.0  # streamed: never the whole model and its file
 
 
 @pytest.mark.parametrize(
@@ -63,14 +63,14 @@ def test_engines(checkpoint, graph, fp8, scratch_megabytes, tmp_path):
     """By NVIDIA's builder, on the CPU: attention is one kernel in every layer of each profile, fp8 is where it was asked, and each
     profile needs the memory that docs/performance.md states: an image far less than 32 frames."""
     pytest.importorskip("tensorrt_rtx")
-    found = measure("build", checkpoint, graph, tmp_path, *fp8)
-    assert found["attention"] == [found["layers"]] * len(found["attention"])
-    assert found["fp8_products"] == (6 * found["layers"] if fp8 else 0)
-    assert found["scratch_megabytes"] == pytest.approx(scratch_megabytes, rel=0.1)
+    figures = measure("build", checkpoint, graph, tmp_path, *fp8)
+    assert figures["attention"] == [figures["layers"]] * len(figures["attention"])
+    assert figures["fp8_products"] == (6 * figures["layers"] if fp8 else 0)
+    assert figures["scratch_megabytes"] == pytest.approx(scratch_megabytes, rel=0.1)
 
 
 def test_a_72b_decoder_is_split_within_a_shard(tmp_path):
     """Three of its eighty layers: memory does not grow with their number, the disk does."""
-    found = measure("split", "VideoLLaMA2-72B", 3, tmp_path)
-    assert found["shards"] >= 4
-    assert found["peak_above_start_gigabytes"] <= found["allowed_gigabytes"]
+    figures = measure("split", "VideoLLaMA2-72B", 3, tmp_path)
+    assert figures["shards"] >= 4
+    assert figures["peak_above_start_gigabytes"] <= figures["allowed_gigabytes"]

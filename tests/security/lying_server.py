@@ -109,19 +109,19 @@ class LyingServer:
 
 @contextmanager
 def lying() -> Iterator[LyingServer]:
-    found = LyingServer()
+    liar = LyingServer()
     handler = grpc.stream_stream_rpc_method_handler(
-        found.infer,
+        liar.infer,
         request_deserializer=service_pb2.ModelInferRequest.FromString,
         response_serializer=lambda one: one if isinstance(one, bytes) else one.SerializeToString(),
     )
-    ready = grpc.unary_unary_rpc_method_handler(lambda request, context: found.ready)
+    ready = grpc.unary_unary_rpc_method_handler(lambda request, context: liar.ready)
     server = grpc.server(ThreadPoolExecutor(8))
     methods = {"ModelStreamInfer": handler, "ModelReady": ready}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods),))
-    found.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    liar.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     try:
-        yield found
+        yield liar
     finally:
         server.stop(None).wait()

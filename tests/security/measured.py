@@ -33,9 +33,9 @@ def measured(work: Callable[[], Any], seconds: int = 30, gigabytes: float = 4.0)
             os.close(reading)
             signal.alarm(seconds)
             resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + int(gigabytes * 2**30),) * 2)
-            found = _run(work)
+            result = _run(work)
             with os.fdopen(writing, "wb") as file:
-                pickle.dump(found, file)
+                pickle.dump(result, file)
         finally:
             os._exit(0)
     os.close(writing)

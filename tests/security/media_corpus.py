@@ -34,19 +34,19 @@ CLIPS = {
 @cache
 def bases() -> dict[str, tuple[str, bytes]]:
     """Name -> kind and bytes, of media that can be read: small ones, so that a change hits what matters."""
-    found = {name: ("video", clip(container=name, **options)) for name, options in CLIPS.items()}
-    found["mp4 with sound"] = ("video_with_audio", clip(sound=True))
-    found["fragmented mp4"] = ("video", clip(24, codec="libx264"))
+    media = {name: ("video", clip(container=name, **options)) for name, options in CLIPS.items()}
+    media["mp4 with sound"] = ("video_with_audio", clip(sound=True))
+    media["fragmented mp4"] = ("video", clip(24, codec="libx264"))
     for format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "TIFF"):
-        found[format.lower()] = ("image", _noise(format))
-    found["progressive jpeg"] = ("image", _noise("JPEG", progressive=True))
-    found["animated gif"] = ("video", gif(12))
+        media[format.lower()] = ("image", _noise(format))
+    media["progressive jpeg"] = ("image", _noise("JPEG", progressive=True))
+    media["animated gif"] = ("video", gif(12))
     for name in ("anim5_46x60.gif", "vfr_80x60.mp4", "odd_101x67.webm", "rotated90_96x64.mp4"):
-        found[name] = ("video", (MEDIA / name).read_bytes())
+        media[name] = ("video", (MEDIA / name).read_bytes())
     for format, subtype in (("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None)):
-        found[f"{format} {subtype}"] = ("audio", _tone(format, subtype))
-    found["npy"] = ("frames", npy("(9, 6, 4, 3)", 648))
-    return found
+        media[f"{format} {subtype}"] = ("audio", _tone(format, subtype))
+    media["npy"] = ("frames", npy("(9, 6, 4, 3)", 648))
+    return media
 
 
 def _noise(format: str, **options) -> bytes:

@@ -67,7 +67,7 @@ def _call(server: Server, quiet: list[list[int]], requests: int, seed: int, tall
         number = chance.randrange(len(QUESTIONS))
         kind = chance.choices(("whole", "cancel", "leave", "deadline"), (70, 10, 10, 10))[0]
         try:
-            found = _ask(server, number, kind, chance)
+            ids = _ask(server, number, kind, chance)
         except VideoLlamaError as error:
             with tally.lock:
                 tally.failed[error.kind] += 1
@@ -77,10 +77,10 @@ def _call(server: Server, quiet: list[list[int]], requests: int, seed: int, tall
                 tally.wrong.append(f"question {number}, {kind}: {error!r}")
         else:
             with tally.lock:
-                tally.answered += found is not None
-                tally.failed["left"] += found is None
-                if found is not None and found != quiet[number]:
-                    tally.wrong.append(f"question {number}, {kind}: {found} in place of {quiet[number]}")
+                tally.answered += ids is not None
+                tally.failed["left"] += ids is None
+                if ids is not None and ids != quiet[number]:
+                    tally.wrong.append(f"question {number}, {kind}: {ids} in place of {quiet[number]}")
 
 
 def _ask(server: Server, number: int, kind: str, chance: random.Random) -> list[int] | None:
@@ -145,15 +145,15 @@ class Footprint:
 
 def members(group: int) -> list[int]:
     """Living processes of a process group, children of stages included."""
-    found = []
+    pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             state, _, its_group = (folder / "stat").read_bytes().rpartition(b")")[2].split()[:3]
         except (OSError, ValueError):
             continue
         if int(its_group) == group and state not in (b"Z", b"X"):
-            found.append(int(folder.name))
-    return found
+            pids.append(int(folder.name))
+    return pids
 
 
 def run_name(triton: int) -> str:

@@ -25,12 +25,12 @@ BODY = bytes(range(256)) * 40
 def refused(table, name: str, wanted: tuple[type[VideoLlamaError], ...], act, within: float = 5.0) -> None:
     """One case: what it raises is one of the wanted, in time, and says so in words without what was hidden."""
     began = time.monotonic()
-    with pytest.raises(VideoLlamaError) as found:
+    with pytest.raises(VideoLlamaError) as raised:
         act()
     seconds = time.monotonic() - began
-    assert type(found.value) in wanted and str(found.value), (name, found.value)
-    assert seconds < within and len(str(found.value)) < 400, (name, seconds)
-    table.add(name, found.value.kind, seconds)
+    assert type(raised.value) in wanted and str(raised.value), (name, raised.value)
+    assert seconds < within and len(str(raised.value)) < 400, (name, seconds)
+    table.add(name, raised.value.kind, seconds)
 
 
 def test_what_may_not_be_asked(case_table):
@@ -260,11 +260,11 @@ def test_a_link_that_appears_after_the_check_is_not_followed(root, monkeypatch, 
     gate, real = MediaGate(policy_of_options(None, root=root)), os.path.realpath
 
     def swapped(path, **more):
-        found = real(path, **more)
-        if found.endswith("below/secret"):
+        resolved = real(path, **more)
+        if resolved.endswith("below/secret"):
             (root / "below").rename(root / "moved")
             (root / "below").symlink_to(root.parent / "root-secret")
-        return found
+        return resolved
 
     (root / "below" / "secret").write_bytes(b"not secret")
     monkeypatch.setattr(os.path, "realpath", swapped)

@@ -45,9 +45,9 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def decoder():
-    found = CagedDecoder(CONFIG)
-    yield found
-    found.close()
+    started = CagedDecoder(CONFIG)
+    yield started
+    started.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -108,8 +108,8 @@ def ctypes_call(name: str, *arguments: int) -> int:
 @pytest.mark.skipif(not CAGED, reason="this kernel has no Landlock or seccomp")
 @pytest.mark.parametrize("what", FORBIDDEN)
 def test_nothing_is_within_reach(what):
-    found = caged(FORBIDDEN[what])
-    assert found.answer in ("PermissionError", "OSError", "ValueError"), found
+    result = caged(FORBIDDEN[what])
+    assert result.answer in ("PermissionError", "OSError", "ValueError"), result
 
 
 @pytest.mark.skipif(not CAGED, reason="this kernel has no Landlock or seccomp")

@@ -163,9 +163,9 @@ def test_api_keys(endpoint, keys, case_table):
     with grpc.insecure_channel(address) as channel:
         call = channel.unary_unary("/inference.GRPCInferenceService/ServerMetadata")
         for header in (f"Basic {GOOD}", GOOD, "Bearer", "Bearer ", f"Bearer {GOOD} x"):
-            with pytest.raises(grpc.RpcError) as found:
+            with pytest.raises(grpc.RpcError) as raised:
                 call(b"", metadata=(("authorization", header),), timeout=5)
-            assert found.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
         assert channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=5) == b"\x08\x01"  # of probes
 
 
@@ -254,11 +254,11 @@ def test_keys_are_read_again(endpoint, keys, tmp_path):
 def test_a_key_that_leaves_goes_with_its_running_answer_untouched(endpoint, keys):
     address, _ = endpoint(api_keys=str(keys))
     with Client(address, api_key=GOOD) as client:
-        found: list = []
+        received: list = []
         stream = client.stream("Tell a long story", max_new_tokens=2000)
         pieces = iter(stream)
         next(pieces)
-        thread = threading.Thread(target=lambda: found.extend(pieces))
+        thread = threading.Thread(target=lambda: received.extend(pieces))
         thread.start()
         keys.write_text(f"{OTHER}\n")
         thread.join(60)
@@ -278,6 +278,6 @@ def test_a_key_that_leaves_goes_with_its_running_answer_untouched(endpoint, keys
 )
 def test_files_of_keys_that_cannot_be_used(text, word, tmp_path):
     (tmp_path / "keys").write_text(text, "utf-8")
-    with pytest.raises(InvalidRequest, match=word) as found:
+    with pytest.raises(InvalidRequest, match=word) as raised:
         read_keys(tmp_path / "keys")
-    assert GOOD not in str(found.value)
+    assert GOOD not in str(raised.value)

@@ -95,9 +95,9 @@ def test_what_is_no_file_of_the_folder_is_not_read(case, tmp_path, seen):
 def test_a_hostile_tokenizer_or_template_is_refused(case, tmp_path, seen):
     """What the process of a conversion does; its limits are not needed for any of these."""
     source = case.make(tmp_path)
-    found = language(case.variant)
+    config = language(case.variant)
     (tmp_path / "llm").mkdir()
-    sizes = (found.language.family, found.language.vocab_size, found.media_tokens)
+    sizes = (config.language.family, config.language.vocab_size, config.media_tokens)
     refused(lambda: prove(source, tmp_path / "llm", *sizes), case.reason, case.name, seen)
 
 
@@ -129,9 +129,9 @@ def test_links_of_the_hub_cache_are_followed(tmp_path):
     for number, path in enumerate(sorted(source.iterdir())):
         shutil.copyfile(path, repository / "blobs" / str(number))
         (snapshot / path.name).symlink_to(f"../../blobs/{number}")
-    found = open_checkpoint(snapshot, next((source.parent / "towers").iterdir()))
-    found.check()
-    check_tokenizer(found.folders.language, found.config)
+    opened = open_checkpoint(snapshot, next((source.parent / "towers").iterdir()))
+    opened.check()
+    check_tokenizer(opened.folders.language, opened.config)
     (snapshot / "config.json").unlink()
     (tmp_path / "models--c--d" / "blobs").mkdir(parents=True)
     shutil.copyfile(source / "config.json", tmp_path / "models--c--d" / "blobs" / "0")

@@ -19,8 +19,8 @@ from videollama_core.protocol.errors import InvalidRequest, UnreadableMedia
 
 @pytest.fixture(scope="module")
 def server():
-    with lying() as found:
-        yield found
+    with lying() as started:
+        yield started
 
 
 @pytest.mark.parametrize(

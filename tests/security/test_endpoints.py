@@ -213,24 +213,24 @@ def listening_ports(pids) -> set[int]:
                 inodes.add(os.readlink(entry))
             except OSError:
                 pass
-    found = set()
+    ports = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             words = line.split()
             if words[3] == "0A" and f"socket:[{words[9]}]" in inodes:
-                found.add(int(words[1].rpartition(":")[2], 16))
-    return found
+                ports.add(int(words[1].rpartition(":")[2], 16))
+    return ports
 
 
 def descendants(pid: int) -> list[int]:
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             if int(path.read_bytes().rpartition(b")")[2].split()[1]) == pid:
-                found += [int(path.parent.name), *descendants(int(path.parent.name))]
+                pids += [int(path.parent.name), *descendants(int(path.parent.name))]
         except OSError:
             pass
-    return found
+    return pids
 
 
 def test_triton_listens_on_no_port_and_its_sockets_are_private(server):

@@ -19,16 +19,16 @@ def server(default_server):
 def say(address: str, data: bytes, piece: int = 0, seconds: float = 8.0) -> bytes:
     """What a server answers to bytes, sent in pieces, until it ends the connection."""
     host, _, port = address.rpartition(":")
-    found = b""
+    answer = b""
     with socket.create_connection((host, int(port)), timeout=seconds) as connection:
         try:
             for begin in range(0, len(data), piece or len(data)):
                 connection.sendall(data[begin : begin + (piece or len(data))])
             while part := connection.recv(65536):
-                found += part
+                answer += part
         except (ConnectionError, TimeoutError):
             pass
-    return found
+    return answer
 
 
 def http_of(server) -> str:
@@ -77,8 +77,8 @@ def test_hostile_http(case, server, case_table):
     began = time.monotonic()
     answer = say(http_of(server), data)
     seconds = time.monotonic() - began
-    found = answer.split(b" ")[1] if answer else b""
-    assert found == wanted or (len(data) > 65536 and not answer)
+    status = answer.split(b" ")[1] if answer else b""
+    assert status == wanted or (len(data) > 65536 and not answer)
     case_table.add(f"HTTP: {case}", wanted.decode() or "the connection is ended", seconds)
     assert seconds < 8
 

@@ -40,8 +40,8 @@ def server(monkeypatch):
         monkeypatch.setattr(module, "RESEND_SECONDS", 0.02)
         monkeypatch.setattr(module, "PING_SECONDS", 1.0)
     monkeypatch.setattr(request_state, "SILENT_SECONDS", replace(request_state.SILENT_SECONDS, value=0.6))
-    with lying() as found:
-        yield found
+    with lying() as started:
+        yield started
 
 
 def ask(address: str) -> str:
@@ -221,6 +221,6 @@ def test_whatever_comes_is_an_answer_or_a_typed_error(messages):
 
 
 def test_errors_from_the_wire_are_short_and_printable():
-    found = errors.from_wire("in ensemble, BadSegment: \x1b[31m\x00 end\n" + "x" * 10_000)
-    assert type(found) is errors.BadSegment and len(str(found)) < 4000 and "\x1b" not in str(found)
+    error = errors.from_wire("in ensemble, BadSegment: \x1b[31m\x00 end\n" + "x" * 10_000)
+    assert type(error) is errors.BadSegment and len(str(error)) < 4000 and "\x1b" not in str(error)
     assert type(errors.from_wire("KeyError: 'x'")) is StageFailed

@@ -107,8 +107,8 @@ def test_a_machine_as_small_as_dockers_default(namespaces, bundle_of, tmp_path, 
         text=True,
     )
     told = itertools.takewhile(lambda line: not line.startswith("ready"), process.stdout)
-    found = {key: value.strip() for key, _, value in (line.partition(" ") for line in told)}
-    server = Server(process, found["gRPC"], "", "", tmp_path / "log", 0)
+    addresses = {key: value.strip() for key, _, value in (line.partition(" ") for line in told)}
+    server = Server(process, addresses["gRPC"], "", "", tmp_path / "log", 0)
     try:
         case_table.add("TMPDIR mounted noexec", "serves, from /var/tmp", time.monotonic() - began)
         with server.client() as client:
@@ -172,8 +172,8 @@ def test_an_ensemble_that_answers_may_end_too(endless, tmp_path, case_table):
 
     def ask() -> None:
         try:
-            found = server.call("ensemble", ["text"], **asked)
-            answers.append(found["text"])
+            response = server.call("ensemble", ["text"], **asked)
+            answers.append(response["text"])
         except Exception as error:
             answers.append(error)
 

@@ -45,15 +45,15 @@ def test_a_case_is_the_same_file_every_time():
 def test_every_case_is_answered_or_refused_within_the_limits(case_table):
     audio_visual = published_config("VideoLLaMA2.1-7B-AV")
     config = replace(audio_visual, pixels=published_config("VideoLLaMA2-7B").pixels)
-    found: dict[str, list[Measured]] = defaultdict(list)
+    by_family: dict[str, list[Measured]] = defaultdict(list)
     bad = []
     for number in range(IN_PROCESS):
         made = case(number)
         result = measured(lambda made=made: prepare(made.kind, made.files, _segment(made), config) and None)
-        found[FAMILIES[number % len(FAMILIES)].__name__].append(result)
+        by_family[FAMILIES[number % len(FAMILIES)].__name__].append(result)
         if not result.typed or result.seconds > SECONDS or result.megabytes > MEGABYTES:
             bad.append((made.name, result))
-    for family, results in found.items():
+    for family, results in by_family.items():
         counts = Counter(result.answer for result in results)
         told = ", ".join(f"{count} {answer}" for answer, count in counts.most_common())
         seconds, megabytes = (max(getattr(result, name) for result in results) for name in ("seconds", "megabytes"))
@@ -97,12 +97,12 @@ class Neighbour(threading.Thread):
     def run(self) -> None:
         while not self._ended.wait(0.2):
             try:
-                found: object = self._ask()
+                outcome: object = self._ask()
             except Exception as error:
-                found = error
+                outcome = error
             self.answered += 1
-            if found != self.alone:
-                self.wrong.append(found)
+            if outcome != self.alone:
+                self.wrong.append(outcome)
 
     def end(self) -> None:
         self._ended.set()
@@ -129,20 +129,20 @@ def send(server: Server, made: Case) -> tuple[str, float]:
 
 def resident(server: Server) -> dict[str, float]:
     """MB of each stage and the processes that it keeps."""
-    found = dict.fromkeys(STAGES, 0.0)
+    megabytes = dict.fromkeys(STAGES, 0.0)
     for stage in STAGES:
         for pid in server.pids(stage):
             for one in (pid, *_children(pid)):
                 rows = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
-                found[stage] += next(int(row.split()[1]) for row in rows if row.startswith("Private_Dirty:")) / 1024
-    return found
+                megabytes[stage] += next(int(row.split()[1]) for row in rows if row.startswith("Private_Dirty:")) / 1024
+    return megabytes
 
 
 def _children(pid: int) -> list[int]:
-    found = []
+    pids = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(word) for word in (task / "children").read_text().split()]
-    return found
+        pids += [int(word) for word in (task / "children").read_text().split()]
+    return pids
 
 
 def test_callers_who_leave_free_their_places(server):
@@ -182,8 +182,8 @@ def _comes(condition: Callable[[], bool], seconds: float) -> bool:
 
 def _decoding(server: Server) -> list[int]:
     """Processes that decode a request, and do not wait for one."""
-    found = [pid for stage in server.pids("preprocess") for nursery in _children(stage) for pid in _children(nursery)]
-    return [pid for pid in found if name_of(pid) == WORKING]
+    pids = [pid for stage in server.pids("preprocess") for nursery in _children(stage) for pid in _children(nursery)]
+    return [pid for pid in pids if name_of(pid) == WORKING]
 
 
 def test_hostile_media_leave_the_server_and_its_other_callers_as_they_were(server):
@@ -195,13 +195,13 @@ def test_hostile_media_leave_the_server_and_its_other_callers_as_they_were(serve
     neighbour = Neighbour(server)
     neighbour.start()
     with ThreadPoolExecutor(CALLERS) as callers:
-        found = list(callers.map(lambda made: send(server, made), cases))
+        results = list(callers.map(lambda made: send(server, made), cases))
     neighbour.end()
-    untyped = [answer for answer, _ in found if ":" in answer]
+    untyped = [answer for answer, _ in results if ":" in answer]
     assert not untyped, untyped
-    assert max(seconds for _, seconds in found) < SECONDS * CALLERS  # at once, on whatever machine runs the tests
+    assert max(seconds for _, seconds in results) < SECONDS * CALLERS  # at once, on whatever machine runs the tests
     assert neighbour.answered > 5 and not neighbour.wrong, neighbour.wrong[:3]
     assert {stage: sorted(server.pids(stage)) for stage in STAGES} == processes
     after = resident(server)
     assert sum(after.values()) < sum(before.values()) * 1.1, (before, after)
-    assert {answer for answer, _ in found} >= {"answered", "UnreadableMedia"}
+    assert {answer for answer, _ in results} >= {"answered", "UnreadableMedia"}

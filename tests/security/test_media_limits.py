@@ -24,8 +24,8 @@ SECONDS, MEGABYTES = 5.0, 1024.0
 
 
 def answer(case: Case, config: ModelConfig) -> tuple:
-    found = prepare(case.kind, case.files, Segment(case.start, case.end), config)
-    return found.frames.shape, found.filterbank.shape
+    prepared = prepare(case.kind, case.files, Segment(case.start, case.end), config)
+    return prepared.frames.shape, prepared.filterbank.shape
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +38,10 @@ def config() -> ModelConfig:
 @pytest.mark.parametrize("name", OVER)
 def test_what_asks_for_too_much_is_refused(name, config, case_table):
     case = Case.made(name, OVER)
-    found = measured(lambda: answer(case, config))
-    case_table.add(f"{case.name} ({case.kind})", found.answer, found.seconds, found.megabytes)
-    assert found.typed and found.answer != "answered", found
-    assert found.seconds < SECONDS and found.megabytes < MEGABYTES, found
+    result = measured(lambda: answer(case, config))
+    case_table.add(f"{case.name} ({case.kind})", result.answer, result.seconds, result.megabytes)
+    assert result.typed and result.answer != "answered", result
+    assert result.seconds < SECONDS and result.megabytes < MEGABYTES, result
 
 
 HONEST = {
@@ -57,10 +57,10 @@ HONEST = {
 @pytest.mark.parametrize("name", HONEST)
 def test_what_is_large_and_honest_is_answered_within_the_limits(name, config, case_table):
     case = Case.made(name, HONEST)
-    found = measured(lambda: answer(case, config))
-    case_table.add(f"{name} ({case.kind})", found.answer, found.seconds, found.megabytes)
-    assert found.answer == "answered", found
-    assert found.seconds < SECONDS and found.megabytes < 400, found
+    result = measured(lambda: answer(case, config))
+    case_table.add(f"{name} ({case.kind})", result.answer, result.seconds, result.megabytes)
+    assert result.answer == "answered", result
+    assert result.seconds < SECONDS and result.megabytes < 400, result
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "TIFF"])
@@ -83,9 +83,9 @@ def test_a_late_start_is_sought_and_gives_the_samples_that_decoding_from_0_gives
         buffer = io.BytesIO()
         soundfile.write(buffer, noise, 8000, subtype, format=container)
         with open_audio(buffer.getvalue()) as audio:
-            found, _ = audio.read(int(start * 8000), int(start * 8000) + 16000)
+            samples, _ = audio.read(int(start * 8000), int(start * 8000) + 16000)
         whole = soundfile.read(io.BytesIO(buffer.getvalue()))[0][:, 0]
-        assert np.array_equal(found, whole[int(start * 8000) :][:16000])
+        assert np.array_equal(samples, whole[int(start * 8000) :][:16000])
 
 
 def test_raw_frames_in_either_order_of_memory_are_read():

@@ -64,11 +64,13 @@ def test_a_video_file_is_decoded_on_the_gpu_and_the_log_says_what_is_not_in_forc
     monkeypatch.setenv(DECODER_VARIABLE, "pyav")
     for name, kind in ((VIDEO, "video"), (PICTURE, "image"), (SOUND, "audio")):
         data = (MEDIA / name).read_bytes()
-        found, by_pyav = decoder.prepare(kind, [data], Segment()), prepare(kind, [data], Segment(), CONFIG)
-        assert np.array_equal(found.index, by_pyav.index) and np.array_equal(found.time, by_pyav.time, equal_nan=True)
+        by_nvdec, by_pyav = decoder.prepare(kind, [data], Segment()), prepare(kind, [data], Segment(), CONFIG)
+        assert np.array_equal(by_nvdec.index, by_pyav.index) and np.array_equal(
+            by_nvdec.time, by_pyav.time, equal_nan=True
+        )
         # The stand-in's pictures are of one colour each.
-        assert np.array_equal(found.frames, by_pyav.frames) == (kind != "video")
-        assert np.array_equal(found.filterbank, by_pyav.filterbank)
+        assert np.array_equal(by_nvdec.frames, by_pyav.frames) == (kind != "video")
+        assert np.array_equal(by_nvdec.filterbank, by_pyav.filterbank)
 
 
 @pytest.mark.skipif(not CAGED, reason="this kernel has no Landlock or seccomp")

@@ -57,8 +57,8 @@ def test_a_process_answers_one_caller_again_and_nobody_else(counting):
 
 def test_who_has_no_name_has_a_process_alone(counting):
     decoder = counting()
-    found = [asked(decoder, caller) for caller in ("", "", "one", "", "one")]
-    assert len({pid for pid, _ in found}) == len(found) and {had for _, had in found} == {1}
+    replies = [asked(decoder, caller) for caller in ("", "", "one", "", "one")]
+    assert len({pid for pid, _ in replies}) == len(replies) and {had for _, had in replies} == {1}
 
 
 def test_what_refused_a_file_answers_no_other():

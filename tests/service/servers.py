@@ -46,8 +46,8 @@ class Server:
         with urllib.request.urlopen(self.metrics, timeout=10) as response:
             text = response.read().decode()
         total = 0.0
-        for found, value in re.findall(rf"^{name}{{(.*)}} (\S+)$", text, re.MULTILINE):
-            if all(f'{key}="{wanted}"' in found for key, wanted in labels.items()):
+        for label_text, value in re.findall(rf"^{name}{{(.*)}} (\S+)$", text, re.MULTILINE):
+            if all(f'{key}="{wanted}"' in label_text for key, wanted in labels.items()):
                 total += float(value)
         return total
 
@@ -102,8 +102,8 @@ def alive(pid: int) -> bool:
 
 
 def children(parent: int, pattern: str) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(parent), "-f", pattern], capture_output=True, text=True)
-    return [int(line) for line in found.stdout.split()]
+    result = subprocess.run(["pgrep", "-P", str(parent), "-f", pattern], capture_output=True, text=True)
+    return [int(line) for line in result.stdout.split()]
 
 
 def start(bundle: Path, log: Path, *options: object) -> Server:
@@ -111,17 +111,17 @@ def start(bundle: Path, log: Path, *options: object) -> Server:
     process = subprocess.Popen(
         vl2("serve", bundle, *ports, "--log", log, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    found: dict[str, str] = {}
+    announced: dict[str, str] = {}
     for line in process.stdout:
         key, _, value = line.partition(" ")
-        found[key] = value.strip()
+        announced[key] = value.strip()
         if line.startswith("ready"):
             break
     else:
         raise AssertionError(f"the server did not start: {process.stderr.read()}")
     triton_pid = children(process.pid, "tritonserver")[0]
-    addresses = found["gRPC"], found["HTTP"], found["metrics"]
-    server = Server(process, *addresses, log, triton_pid, found.get("OpenAI", ""))
+    addresses = announced["gRPC"], announced["HTTP"], announced["metrics"]
+    server = Server(process, *addresses, log, triton_pid, announced.get("OpenAI", ""))
     STARTED.append(server)
     return server
 
@@ -163,11 +163,11 @@ def gateway_of(*words: object, log=None):
 def unchanged_neighbour(server: Server, question: str, **options):
     """A caller beside what is done meanwhile: each of its answers is the one that it had alone."""
     with server.client() as client:
-        alone, found, ended = client.ask(question, **options).output_ids, [], threading.Event()
+        alone, answers, ended = client.ask(question, **options).output_ids, [], threading.Event()
 
         def work() -> None:
             while not ended.wait(0.1):
-                found.append(client.ask(question, **options).output_ids)
+                answers.append(client.ask(question, **options).output_ids)
 
         thread = threading.Thread(target=work)
         thread.start()
@@ -176,6 +176,6 @@ def unchanged_neighbour(server: Server, question: str, **options):
         finally:
             ended.set()
             thread.join(30)
-    assert found, "the neighbour was not answered"
-    differs = [ids for ids in found if ids != alone]
-    assert not differs, f"{len(differs)} of {len(found)} answers are not that alone: {differs[0]} for {alone}"
+    assert answers, "the neighbour was not answered"
+    differs = [ids for ids in answers if ids != alone]
+    assert not differs, f"{len(differs)} of {len(answers)} answers are not that alone: {differs[0]} for {alone}"

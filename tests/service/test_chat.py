@@ -22,8 +22,8 @@ LONG = ("--max-new-tokens", 20000)
 
 def piped(text: str | bytes, *words: object) -> subprocess.CompletedProcess[str]:
     text = text.encode() if isinstance(text, str) else text
-    found = subprocess.run(vl2("chat", *words), input=text, capture_output=True, timeout=90)
-    return subprocess.CompletedProcess(found.args, found.returncode, found.stdout.decode(), found.stderr.decode())
+    result = subprocess.run(vl2("chat", *words), input=text, capture_output=True, timeout=90)
+    return subprocess.CompletedProcess(result.args, result.returncode, result.stdout.decode(), result.stderr.decode())
 
 
 def say(*turns: str) -> list[dict[str, str]]:
@@ -38,8 +38,8 @@ def test_each_question_brings_what_was_said(server_of):
         second = client.ask(say("What happens?", first, "And then?"), **options).text
         alone = client.ask("And then?", **options).text
     assert second != alone  # else this test could not tell
-    found = piped("What happens?\n\n  And then?  ", CLIP, *SHORT, "--start", 1, "--url", server.grpc)
-    assert (found.stdout, found.stderr, found.returncode) == (f"{first}\n{second}\n", "", 0)
+    result = piped("What happens?\n\n  And then?  ", CLIP, *SHORT, "--start", 1, "--url", server.grpc)
+    assert (result.stdout, result.stderr, result.returncode) == (f"{first}\n{second}\n", "", 0)
 
 
 def test_commands(server_of, tmp_path):
@@ -62,15 +62,15 @@ def test_commands(server_of, tmp_path):
         "/quit",
         "Who?",
     ]
-    found = piped("\n".join(lines), CLIP, *SHORT, "--start", 0, "--url", server.grpc)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout == "".join(f"{text}\n" for text in (about_clip, about_clip, about_picture, later))
+    result = piped("\n".join(lines), CLIP, *SHORT, "--start", 0, "--url", server.grpc)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "".join(f"{text}\n" for text in (about_clip, about_clip, about_picture, later))
     assert json.loads(saved.read_text("utf-8")) == {
         "media": {"image": str(PICTURE)},
         "messages": say("Who?", about_picture, "Why?", later),
     }
-    assert f"(2 messages in {saved})" in found.stderr and f"(4 messages in {saved})" in found.stderr
-    assert "/media PATH" in found.stderr
+    assert f"(2 messages in {saved})" in result.stderr and f"(4 messages in {saved})" in result.stderr
+    assert "/media PATH" in result.stderr
 
 
 def test_an_error_is_one_line_and_the_chat_goes_on(server_of, tmp_path):
@@ -92,13 +92,13 @@ def test_an_error_is_one_line_and_the_chat_goes_on(server_of, tmp_path):
         "/mediax": "/mediax is not a command; the commands are /media, /reset, /save, /help, /quit",
         "x" * 200_000: "PromptTooLong",
     }
-    found = piped("\n".join(["Who?", *wrong, "Why?"]), CLIP, *SHORT, "--url", server.grpc)
-    assert found.stdout == f"{first}\n{second}\n"
-    lines = found.stderr.splitlines()
-    assert len(lines) == len(wrong) and all(line.startswith("vl2: ") for line in lines), found.stderr
+    result = piped("\n".join(["Who?", *wrong, "Why?"]), CLIP, *SHORT, "--url", server.grpc)
+    assert result.stdout == f"{first}\n{second}\n"
+    lines = result.stderr.splitlines()
+    assert len(lines) == len(wrong) and all(line.startswith("vl2: ") for line in lines), result.stderr
     for line, reason in zip(lines, wrong.values(), strict=True):
         assert reason in line
-    assert found.returncode == 2 and there.read_text() == "not of this chat"
+    assert result.returncode == 2 and there.read_text() == "not of this chat"
 
 
 def test_a_question_that_the_server_refuses_is_not_kept(server_of):
@@ -107,18 +107,18 @@ def test_a_question_that_the_server_refuses_is_not_kept(server_of):
     server = server_of(VARIANT)
     with server.client() as client:
         wanted = client.ask("Why?", video=CLIP, max_new_tokens=8).text
-    found = piped(f"Who?\nWhy?\n/media {CLIP}\nWhy?", sound, *SHORT, "--url", server.grpc)
-    assert found.stdout == f"{wanted}\n" and found.stderr.count("has no audio tower") == 2
+    result = piped(f"Who?\nWhy?\n/media {CLIP}\nWhy?", sound, *SHORT, "--url", server.grpc)
+    assert result.stdout == f"{wanted}\n" and result.stderr.count("has no audio tower") == 2
 
 
 def test_without_a_server_each_question_says_so():
-    found = piped("Who?\nWhy?\n", "--url", "127.0.0.1:9")
-    assert found.returncode == 3 and found.stderr.count("vl2: ServerUnreachable") == 2 and found.stdout == ""
+    result = piped("Who?\nWhy?\n", "--url", "127.0.0.1:9")
+    assert result.returncode == 3 and result.stderr.count("vl2: ServerUnreachable") == 2 and result.stdout == ""
 
 
 def test_bytes_that_are_not_text_do_not_end_it(server_of):
-    found = piped(b"Who \xff?\nWhy?\n", *SHORT, "--url", server_of(VARIANT).grpc)
-    assert found.returncode == 0 and found.stdout.count("\n") >= 2 and found.stderr == ""
+    result = piped(b"Who \xff?\nWhy?\n", *SHORT, "--url", server_of(VARIANT).grpc)
+    assert result.returncode == 0 and result.stdout.count("\n") >= 2 and result.stderr == ""
 
 
 class Terminal:
@@ -133,9 +133,9 @@ class Terminal:
     def wait_for(self, pattern: str, seconds: float = 60) -> str:
         """What was shown up to the pattern; the next wait begins after it."""
         deadline = time.monotonic() + seconds
-        while not (found := re.search(pattern, self.shown)):
+        while not (match := re.search(pattern, self.shown)):
             assert time.monotonic() < deadline and self._read(), f"no {pattern!r} in {self.shown!r}"
-        before, self.shown = self.shown[: found.start()], self.shown[found.end() :]
+        before, self.shown = self.shown[: match.start()], self.shown[match.end() :]
         return before
 
     def _read(self) -> bool:

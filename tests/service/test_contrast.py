@@ -53,9 +53,9 @@ def test_answers_are_the_pipelines_and_plain_ones_stay(server, pipeline):
     plain = {"max_new_tokens": CASE.max_new_tokens}
     asked = [plain, *others, plain, plain | {"vcd_alpha": 0.0}] * 3
     with ThreadPoolExecutor(len(asked)) as pool:
-        found = list(pool.map(lambda options: ask(server, **options), asked))
+        answers = list(pool.map(lambda options: ask(server, **options), asked))
     golden = CASE.facts["output_ids"]
-    assert found == [golden, *wanted, golden, golden] * 3
+    assert answers == [golden, *wanted, golden, golden] * 3
 
 
 def test_each_noise_has_a_table_and_a_hash_of_its_own(server):
@@ -69,11 +69,11 @@ def test_each_noise_has_a_table_and_a_hash_of_its_own(server):
 
     plain, noised, other = perceive(), perceive(500, 1), perceive(500, 2)
     (rows,) = plain["prompt_vocab_size"][0]
-    for found in (noised, other):
-        assert found["prompt_vocab_size"] == 2 * rows
-        assert np.array_equal(found["prompt_embedding_table"][0, :rows], plain["prompt_embedding_table"][0])
+    for outputs in (noised, other):
+        assert outputs["prompt_vocab_size"] == 2 * rows
+        assert np.array_equal(outputs["prompt_embedding_table"][0, :rows], plain["prompt_embedding_table"][0])
     assert not np.array_equal(noised["prompt_embedding_table"], other["prompt_embedding_table"])
-    assert len({found["media_hash"].item() for found in (plain, noised, other)}) == 3
+    assert len({outputs["media_hash"].item() for outputs in (plain, noised, other)}) == 3
     assert np.array_equal(perceive(500, 1)["prompt_embedding_table"], noised["prompt_embedding_table"])
     assert np.array_equal(perceive()["prompt_embedding_table"], plain["prompt_embedding_table"])
 
@@ -112,21 +112,21 @@ def test_a_contrast_that_cannot_be_is_refused(server, options, kind, reason):
 def test_an_evaluation_with_a_contrast(server_of, tmp_path):
     """Its own journal, its own table; and the same words as in one process."""
     words = ("eval", "shapes-probing", HELD_OUT, "--out", tmp_path / "out", "--limit", 8, "--vcd-alpha", 1.0)
-    asked = vl2(*words, "--url", server_of("tiny-shapes").grpc)
-    found = subprocess.run(asked, capture_output=True, text=True, timeout=120)
-    assert found.returncode == 0 and "hallucination resistance" in found.stdout, found.stderr
+    command = vl2(*words, "--url", server_of("tiny-shapes").grpc)
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert completed.returncode == 0 and "hallucination resistance" in completed.stdout, completed.stderr
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert result["vcd_alpha"] == 1.0 and len(result["items"]) == 8
     answerer = in_process_answers(TINY_SHAPES, None, 32, None, vcd_alpha=1.0)
     items = load_shapes_probing(HELD_OUT)[:8]
     assert [answerer(item, item.questions[0]) for item in items] == [row["prediction"] for row in result["items"]]
-    other = subprocess.run([*asked, "--vcd-alpha", "2"], capture_output=True, text=True, timeout=120)
+    other = subprocess.run([*command, "--vcd-alpha", "2"], capture_output=True, text=True, timeout=120)
     assert other.returncode == 1 and "belongs to another run" in other.stderr
 
 
 def test_the_command(server, pipeline):
     words = ("--vcd-alpha", 1.0, "--vcd-noise-step", 500, "--seed", 3, "--max-new-tokens", 10, "--json")
-    asked = vl2("ask", CASE.path, CASE.facts["instruct"], *words, "--url", server.grpc)
-    found = subprocess.run(asked, capture_output=True, text=True, timeout=120)
-    assert found.returncode == 0, found.stderr
-    assert json.loads(found.stdout)["output_ids"] == in_process(pipeline, GREEDY)
+    command = vl2("ask", CASE.path, CASE.facts["instruct"], *words, "--url", server.grpc)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["output_ids"] == in_process(pipeline, GREEDY)

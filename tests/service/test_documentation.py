@@ -139,16 +139,16 @@ class Reader:
         )
         self._running.callback(_stop, process)
         self._running.callback(errors.close)
-        found: dict[str, str] = {}
+        announced: dict[str, str] = {}
         for line in process.stdout:
-            found |= {line.split()[0]: line.split()[-1]} if line.strip() else {}
+            announced |= {line.split()[0]: line.split()[-1]} if line.strip() else {}
             if line.startswith("ready") or name == "gateway":
                 break
         else:
             raise AssertionError(f"{text}\n{(self.folder / f'{name}.err').read_text()}")
         if name == "serve":
-            self.grpc, self.http = found["gRPC"], found.get("HTTP", self.http)
-            self.openai = re.sub(r"http://|/v1", "", found.get("OpenAI", self.openai))
+            self.grpc, self.http = announced["gRPC"], announced.get("HTTP", self.http)
+            self.openai = re.sub(r"http://|/v1", "", announced.get("OpenAI", self.openai))
 
 
 def _stop(process: subprocess.Popen) -> None:

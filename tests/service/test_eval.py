@@ -93,9 +93,9 @@ def test_the_command(server_of, tmp_path):
         "--limit",
         8,
     )
-    found = subprocess.run(vl2(*words), capture_output=True, text=True, timeout=120)
-    assert found.returncode == 0, found.stderr
-    assert "topic: " in found.stdout and "8/8" in found.stderr
+    result = subprocess.run(vl2(*words), capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert "topic: " in result.stdout and "8/8" in result.stderr
     assert (tmp_path / "out/result.png").is_file()
     lines = (tmp_path / "out/answers.jsonl").read_text().splitlines()
     assert subprocess.run(vl2(*words), capture_output=True, timeout=120).returncode == 0
@@ -124,10 +124,10 @@ def test_a_judged_benchmark(named, tmp_path):
         words = ["eval", "msvd-qa", tmp_path, "--out", tmp_path / "out", "--checkpoint", TINY_SHAPES]
         words += ["--judge-url", endpoint.url, "--judge-model", "m", "--judge-concurrency", 1]
         words += ["--judge-prompts", tmp_path / "prompts.json"] if named else []
-        found = subprocess.run(vl2(*words), capture_output=True, text=True, timeout=120)
-    assert found.returncode == 0, found.stderr
-    assert "50.00 %  score 2.50  (2)" in found.stdout
-    assert ("do not compare with published ones" in found.stdout) is not named
+        completed = subprocess.run(vl2(*words), capture_output=True, text=True, timeout=120)
+    assert completed.returncode == 0, completed.stderr
+    assert "50.00 %  score 2.50  (2)" in completed.stdout
+    assert ("do not compare with published ones" in completed.stdout) is not named
     result = json.loads((tmp_path / "out/result.json").read_text())
     shown = endpoint.asked[0][2]["messages"][1]["content"]
     predicted = result["items"][0]["prediction"]
@@ -151,8 +151,8 @@ def test_a_judged_benchmark(named, tmp_path):
     ],
 )
 def test_a_run_that_cannot_begin_says_why(words, code, reason, tmp_path):
-    found = subprocess.run(vl2("eval", *words, "--out", tmp_path), capture_output=True, text=True, timeout=120)
-    assert found.returncode == code and reason in found.stderr and "Traceback" not in found.stderr
+    result = subprocess.run(vl2("eval", *words, "--out", tmp_path), capture_output=True, text=True, timeout=120)
+    assert result.returncode == code and reason in result.stderr and "Traceback" not in result.stderr
 
 
 def test_the_demo(bundle_of):
@@ -161,14 +161,14 @@ def test_the_demo(bundle_of):
     assert len({item.media for item in chosen}) == len({item.groups["topic"] for item in chosen}) == len(chosen) >= 6
     out = bundle_of("tiny-shapes")
     (out / "contact_sheet.png").unlink(missing_ok=True)
-    found = subprocess.run(vl2("demo", "--out", out), capture_output=True, text=True, timeout=240)
-    assert found.returncode == 0, found.stderr
+    result = subprocess.run(vl2("demo", "--out", out), capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
     for item in chosen:
-        assert item.questions[0] in found.stdout and f"true answer  {item.truth}" in found.stdout
-    right = int(re.search(r"(\d+) of \d+ right", found.stdout)[1])
+        assert item.questions[0] in result.stdout and f"true answer  {item.truth}" in result.stdout
+    right = int(re.search(r"(\d+) of \d+ right", result.stdout)[1])
     assert right >= len(chosen) - 1
-    assert right == found.stdout.count("   right\n") and found.stdout.count("   WRONG\n") == len(chosen) - right
-    assert "(cached: not run again)" in found.stdout
+    assert right == result.stdout.count("   right\n") and result.stdout.count("   WRONG\n") == len(chosen) - right
+    assert "(cached: not run again)" in result.stdout
     assert (out / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -50,11 +50,11 @@ def test_a_folder_with_a_broken_file(server_of, tmp_path):
 
 def test_a_conversation(server_of):
     server = server_of(VARIANT)
-    found = run("conversation.py", CLIP, server.grpc, stdin="What happens?\nAnd then?\n")
+    output = run("conversation.py", CLIP, server.grpc, stdin="What happens?\nAnd then?\n")
     first = answer(server, video=CLIP)
     messages = [("user", "What happens?"), ("assistant", first), ("user", "And then?")]
     second = answer(server, [{"role": role, "content": content} for role, content in messages], video=CLIP)
-    assert found == f"{first}\n{second}"
+    assert output == f"{first}\n{second}"
 
 
 @pytest.mark.parametrize(
@@ -84,9 +84,9 @@ def test_several_at_once_by_the_sdk_of_openai(url, server_of, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"nothing")
     lines = map(json.loads, run("openai_async.py", QUESTION, CLIP, broken, "--url", url).splitlines())
-    found = {line["video"]: line for line in lines}
-    assert found[CLIP.name]["answer"] == answer(server_of(VARIANT), video=CLIP)
-    assert "not a video that can be opened" in found["broken.mp4"]["error"]
+    by_video = {line["video"]: line for line in lines}
+    assert by_video[CLIP.name]["answer"] == answer(server_of(VARIANT), video=CLIP)
+    assert "not a video that can be opened" in by_video["broken.mp4"]["error"]
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")

@@ -18,9 +18,9 @@ CLIP = (MEDIA / "plain_96x64.mp4").read_bytes()
 
 @pytest.fixture
 def fleet(bundle_of, tmp_path):
-    found = Fleet(bundle_of("qwen2-clip-8f"), tmp_path)
-    yield found
-    found.close()
+    started = Fleet(bundle_of("qwen2-clip-8f"), tmp_path)
+    yield started
+    started.close()
 
 
 @pytest.mark.timeout(600)

@@ -74,20 +74,20 @@ def test_answers_are_those_of_grpc(sdk, server, parts, options):
     with server.client() as client:
         expected = client.ask(QUESTION, max_new_tokens=12, temperature=0, **options)
     options = {"model": "videollama2", "messages": user(*parts), "max_tokens": 12, "temperature": 0}
-    found = sdk.chat.completions.create(**options)
-    assert found.choices[0].message.content == expected.text
-    assert found.choices[0].finish_reason == expected.finish_reason
+    completion = sdk.chat.completions.create(**options)
+    assert completion.choices[0].message.content == expected.text
+    assert completion.choices[0].finish_reason == expected.finish_reason
     used = expected.usage
-    assert found.usage.completion_tokens == used.completion_tokens
-    assert found.usage.prompt_tokens == used.prompt_tokens + used.media_tokens
+    assert completion.usage.completion_tokens == used.completion_tokens
+    assert completion.usage.prompt_tokens == used.prompt_tokens + used.media_tokens
     # Asked before, over gRPC: all but the last position, whose scores are wanted.
-    assert found.usage.prompt_tokens_details.cached_tokens == found.usage.prompt_tokens - 1
+    assert completion.usage.prompt_tokens_details.cached_tokens == completion.usage.prompt_tokens - 1
     *chunks, last = sdk.chat.completions.create(**options, stream=True, stream_options={"include_usage": True})
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected.text
     assert (
         chunks[0].choices[0].delta.role == "assistant" and chunks[-1].choices[0].finish_reason == expected.finish_reason
     )
-    assert not last.choices and last.usage == found.usage
+    assert not last.choices and last.usage == completion.usage
     assert parts != (VIDEO,) or len(chunks) > 1  # it streams; ids that are there together come together
 
 
@@ -120,14 +120,14 @@ def test_the_responses_api(sdk, server):
     content.append({"type": "input_text", "text": QUESTION})
     options = {"model": "videollama2", "instructions": "Be brief.", "max_output_tokens": 12, "temperature": 0}
     options["input"] = [{"role": "user", "content": content}]
-    found = sdk.responses.create(**options)
-    assert found.output_text == expected.text and found.usage.output_tokens == expected.usage.completion_tokens
-    assert found.usage.input_tokens == expected.usage.prompt_tokens + expected.usage.media_tokens
-    assert found.usage.input_tokens_details.cached_tokens == found.usage.input_tokens - 1
-    assert found.status == {"stop": "completed", "length": "incomplete"}[expected.finish_reason]
+    response = sdk.responses.create(**options)
+    assert response.output_text == expected.text and response.usage.output_tokens == expected.usage.completion_tokens
+    assert response.usage.input_tokens == expected.usage.prompt_tokens + expected.usage.media_tokens
+    assert response.usage.input_tokens_details.cached_tokens == response.usage.input_tokens - 1
+    assert response.status == {"stop": "completed", "length": "incomplete"}[expected.finish_reason]
     with sdk.responses.stream(**options) as stream:
         pieces = [event.delta for event in stream if event.type == "response.output_text.delta"]
-        last = stream.get_final_response() if found.status == "completed" else None
+        last = stream.get_final_response() if response.status == "completed" else None
     assert "".join(pieces) == expected.text and (last is None or last.output_text == expected.text)
     with pytest.raises(openai.BadRequestError, match="previous_response_id"):
         sdk.responses.create(**options, previous_response_id="resp_1")
@@ -140,9 +140,9 @@ def test_a_system_message_and_earlier_turns(sdk, server):
     with server.client() as client:
         expected = client.ask(told, video=CLIP, max_new_tokens=12, temperature=0)
         other = client.ask(told[1:], video=CLIP, max_new_tokens=12, temperature=0)
-    found = sdk.chat.completions.create(model="videollama2", messages=messages, max_tokens=12, temperature=0)
-    assert found.choices[0].message.content == expected.text
-    assert found.usage.prompt_tokens == expected.usage.prompt_tokens + expected.usage.media_tokens
+    completion = sdk.chat.completions.create(model="videollama2", messages=messages, max_tokens=12, temperature=0)
+    assert completion.choices[0].message.content == expected.text
+    assert completion.usage.prompt_tokens == expected.usage.prompt_tokens + expected.usage.media_tokens
     assert expected.usage.prompt_tokens != other.usage.prompt_tokens
 
 
@@ -173,9 +173,9 @@ def test_what_is_measured_both_ways_is_one_answer(gateway, server):
     """benchmarks/measure_gateway.py, without its clock."""
     with server.client() as client, through_gateway(f"http://{gateway}/v1") as by_http:
         for video in (CLIP.read_bytes(), None):
-            found = [way(QUESTION, video, 12) for way in (over_grpc(client), by_http)]
-            assert found[0].text and found[0].text == found[1].text
-            assert all(0 < timed.first <= timed.last for timed in found)
+            results = [way(QUESTION, video, 12) for way in (over_grpc(client), by_http)]
+            assert results[0].text and results[0].text == results[1].text
+            assert all(0 < timed.first <= timed.last for timed in results)
 
 
 def test_what_a_caller_can_mend_is_400_and_says_so(sdk):
@@ -230,9 +230,9 @@ def test_a_caller_that_leaves_frees_its_place(gateway, server):
 
 
 def test_http_by_hand(gateway):
-    found = httpx2.post(f"http://{gateway}/v1/chat/completions", content=b"{", headers={"x-request-id": "mine-1"})
-    assert found.status_code == 400 and "not JSON" in found.json()["error"]["message"]
-    assert found.headers["x-request-id"] == "mine-1"
+    response = httpx2.post(f"http://{gateway}/v1/chat/completions", content=b"{", headers={"x-request-id": "mine-1"})
+    assert response.status_code == 400 and "not JSON" in response.json()["error"]["message"]
+    assert response.headers["x-request-id"] == "mine-1"
     deep = b"[" * 100_000
     assert httpx2.post(f"http://{gateway}/v1/chat/completions", content=deep).status_code == 400
     assert httpx2.get(f"http://{gateway}/v1/chat/completions").status_code == 405
@@ -244,8 +244,8 @@ def test_http_by_hand(gateway):
 
 def test_a_body_over_the_limit(server):
     with gateway_of("--server", f"mine={server.grpc}", "--max-body-bytes", 1000) as address:
-        found = httpx2.post(f"http://{address}/v1/chat/completions", content=b"x" * 1001)
-        assert found.status_code == 413 and found.json()["error"]["code"] == "too_large"
+        response = httpx2.post(f"http://{address}/v1/chat/completions", content=b"x" * 1001)
+        assert response.status_code == 413 and response.json()["error"]["code"] == "too_large"
 
         def chunks():
             for _ in range(100):

@@ -115,16 +115,16 @@ def test_every_stage_equals_the_reference(case, server_of):
     extra = prompt["prompt_table_extra_ids"]
     assert extra.shape == prompt["input_ids"].shape
     assert np.count_nonzero(extra) == (0 if kind is None else table["prompt_vocab_size"].item())
-    found = server.call(
+    outputs = server.call(
         "tensorrt_llm",
         ["output_ids", "sequence_length", "generation_logits"],
         **prompt,
         **table,
         return_generation_logits=np.array([[True]]),
     )
-    assert found["output_ids"].reshape(-1).tolist() == case.facts["output_ids"]
-    assert found["sequence_length"] == len(case.facts["output_ids"])
-    assert np.abs(found["generation_logits"][0, 0, 0] - case.tensor("prefill_logits")).max() <= case.logit_tolerance
+    assert outputs["output_ids"].reshape(-1).tolist() == case.facts["output_ids"]
+    assert outputs["sequence_length"] == len(case.facts["output_ids"])
+    assert np.abs(outputs["generation_logits"][0, 0, 0] - case.tensor("prefill_logits")).max() <= case.logit_tolerance
 
 
 def test_a_reversed_segment_is_refused_at_the_door_and_mended_behind_it(server_of):
@@ -147,7 +147,7 @@ def test_the_static_ensemble_gives_the_same_text(case, server_of):
     """The joined stream equals the one response of `ensemble`."""
     server = server_of(case.variant)
     kind, files = case.files()
-    found = server.call(
+    outputs = server.call(
         "ensemble",
         ["text", "output_ids"],
         messages=strings(json.dumps(case.conversation)),
@@ -155,8 +155,8 @@ def test_the_static_ensemble_gives_the_same_text(case, server_of):
         media_kind=strings(kind),
         max_new_tokens=np.array([case.max_new_tokens], np.int32),
     )
-    assert found["text"][0].decode() == case.facts["text"]
-    assert found["output_ids"].reshape(-1).tolist() == case.facts["output_ids"]
+    assert outputs["text"][0].decode() == case.facts["text"]
+    assert outputs["output_ids"].reshape(-1).tolist() == case.facts["output_ids"]
     with server.client() as client:
         pieces = list(client.stream(case.facts["instruct"], **media_of(case), max_new_tokens=case.max_new_tokens))
     assert "".join(pieces) == case.facts["text"]

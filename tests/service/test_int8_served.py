@@ -21,13 +21,13 @@ def test_held_out_questions(server_of, bundle_of, tmp_path):
 
     plain = answers(server_of("tiny-shapes"))
     with serving(made, tmp_path / "server.log") as server:
-        found = answers(server)
+        quantized = answers(server)
     right = [
         sum(bool(read_shapes(item, [text]).right) for item, text in zip(items, of, strict=True))
-        for of in (plain, found)
+        for of in (plain, quantized)
     ]
     assert right[1] >= right[0] - 0.02 * len(items)
-    assert sum(one == other for one, other in zip(plain, found, strict=True)) >= 0.95 * len(items)
+    assert sum(one == other for one, other in zip(plain, quantized, strict=True)) >= 0.95 * len(items)
 
     size = [
         Bundle.open(root).graph(f"{DECODER.name}").with_suffix(".onnx.data").stat().st_size

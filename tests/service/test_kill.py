@@ -149,9 +149,9 @@ def test_a_question_by_another_process_survives_too(server):
     """The command line, sent right after the kill."""
     kill(server, "tensorrt_llm")
     command = [sys.executable, "-m", "videollama_client", "ask", "Who?", "--max-new-tokens", "2", "--url", server.grpc]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    if "ServerUnreachable" in found.stderr:  # Triton as a whole aborted
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if "ServerUnreachable" in result.stderr:  # Triton as a whole aborted
         with server.client() as client:
             client.wait_until_ready(60)
-        found = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert found.returncode == 0, found.stderr
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr

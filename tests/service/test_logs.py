@@ -23,11 +23,11 @@ def lines_of(path) -> list[dict]:
 def about(path, request_id: str) -> dict:
     """The one line of a request; written a moment after its caller has the answer."""
     deadline = time.monotonic() + 20
-    while not (found := [line for line in lines_of(path) if line.get("request_id") == request_id]):
+    while not (lines := [line for line in lines_of(path) if line.get("request_id") == request_id]):
         assert time.monotonic() < deadline, path.read_text("utf-8")[-2000:]
         time.sleep(0.05)
-    assert len(found) == 1
-    return found[0]
+    assert len(lines) == 1
+    return lines[0]
 
 
 def asked(tmp_path, bundle, *options: object):
@@ -46,10 +46,10 @@ def asked(tmp_path, bundle, *options: object):
                 body = {"model": "videollama2", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 8}
                 headers = {"x-request-id": "through-1", "traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
                 url = f"http://{address}/v1/chat/completions"
-                found = httpx2.post(url, json=body, headers=headers, timeout=60).json()
+                completion = httpx2.post(url, json=body, headers=headers, timeout=60).json()
                 assert httpx2.post(url, json=body | {"n": 2}, headers={"x-request-id": "bad-1"}).status_code == 400
         about(log, "through-1")
-    return log, gateway_log, text, found["choices"][0]["message"]["content"]
+    return log, gateway_log, text, completion["choices"][0]["message"]["content"]
 
 
 def test_lines_have_ids_and_no_content(bundle_of, tmp_path):

@@ -28,8 +28,8 @@ def server(bundle_of, tmp_path_factory):
 def test_an_answer_is_the_same_however_the_media_comes(server):
     with server.client() as client:
         sent = client.ask(QUESTION, video=CLIP, **SHORT)
-        found = client.ask(QUESTION, video_url=f"file://{CLIP}", **SHORT)
-        assert (found.text, found.output_ids) == (sent.text, sent.output_ids) and "fetch" in found.seconds
+        answer = client.ask(QUESTION, video_url=f"file://{CLIP}", **SHORT)
+        assert (answer.text, answer.output_ids) == (sent.text, sent.output_ids) and "fetch" in answer.seconds
         assert client.ask(QUESTION, image_url=f"file://{MEDIA}/image_90x50.png", **SHORT).usage.media_tokens
 
 
@@ -46,10 +46,10 @@ def test_an_answer_is_the_same_however_the_media_comes(server):
     ids=str,
 )  # fmt: skip
 def test_what_is_refused(server, url, kind):
-    with server.client() as client, pytest.raises(VideoLlamaError) as found:
+    with server.client() as client, pytest.raises(VideoLlamaError) as raised:
         began = time.monotonic()
         client.ask(QUESTION, video_url=url, **SHORT)
-    assert found.value.kind == kind and time.monotonic() - began < 20
+    assert raised.value.kind == kind and time.monotonic() - began < 20
 
 
 def test_a_server_takes_no_url_unless_it_is_told_to(server_of):

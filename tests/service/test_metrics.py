@@ -22,23 +22,23 @@ ROW = re.compile(r"^\| `(vl2_\w+)` \| (\w+) \|([^|]*)\| (server, gateway|server)
 
 def table(where: str) -> dict[str, tuple[str, frozenset[str]]]:
     """Kind and labels by name, of the documentation."""
-    found = {}
+    documented = {}
     for name, kind, labels, of in ROW.findall(PAGE.read_text("utf-8")):
         named = set(re.findall(r"`(\w+)`", labels.partition("(")[0]))
         if where in of:
-            found[name] = kind, frozenset(named if "no `model_name`" in labels else named | {"model_name"})
-    return found
+            documented[name] = kind, frozenset(named if "no `model_name`" in labels else named | {"model_name"})
+    return documented
 
 
 def published(text: str) -> dict[str, tuple[str, frozenset[str]]]:
     """Likewise, of an exposition; a family without samples has no labels."""
     kinds = dict(re.findall(r"^# TYPE (vl2_\w+) (\w+)$", text, re.MULTILINE))
-    found = {}
+    families = {}
     for name, kind in kinds.items():
         sample = re.search(rf"^{name}(?:_bucket)?{{(.*)}} ", text, re.MULTILINE)
         labels = re.findall(r'(\w+)="', sample[1]) if sample else ()
-        found[name] = kind, frozenset(labels) - {"le"}
-    return {name: entry for name, entry in found.items() if not name.endswith("_created")}
+        families[name] = kind, frozenset(labels) - {"le"}
+    return {name: entry for name, entry in families.items() if not name.endswith("_created")}
 
 
 def exposition(address: str) -> str:
@@ -97,12 +97,12 @@ def test_figures_count_what_was_asked(server):
 
     def counts() -> dict[str, float]:
         server.settled("vl2_generation_tokens_total")
-        found = {name: server.metric(f"{metric}_count") for name, metric in names.items()}
-        found |= {name: server.metric(f"vl2_{name}_tokens_total") for name in ("prompt", "generation")}
-        found |= {name: server.metric(f"vl2_mm_cache_{name}_total") for name in ("queries", "hits")}
-        found["preprocess"] = server.metric("vl2_stage_seconds_count", stage="preprocess")
-        found["unreadable"] = server.metric("vl2_rejected_total", reason="UnreadableMedia")
-        return found
+        figures = {name: server.metric(f"{metric}_count") for name, metric in names.items()}
+        figures |= {name: server.metric(f"vl2_{name}_tokens_total") for name in ("prompt", "generation")}
+        figures |= {name: server.metric(f"vl2_mm_cache_{name}_total") for name in ("queries", "hits")}
+        figures["preprocess"] = server.metric("vl2_stage_seconds_count", stage="preprocess")
+        figures["unreadable"] = server.metric("vl2_rejected_total", reason="UnreadableMedia")
+        return figures
 
     before = counts()
     sums = [server.metric(f"vl2_{name}_sum") for name in ("e2e_request_latency_seconds", "stage_seconds")]
@@ -129,8 +129,8 @@ def test_figures_count_what_was_asked(server):
 def test_what_the_endpoint_refuses_is_counted_by_it_alone(server):
     def counts() -> tuple[float, float, float]:
         name = "vl2_endpoint_rejected_total"
-        found = (server.metric(name, reason=reason) for reason in ("NotAllowed", "InvalidRequest"))
-        return *found, server.settled("vl2_rejected_total")
+        figures = (server.metric(name, reason=reason) for reason in ("NotAllowed", "InvalidRequest"))
+        return *figures, server.settled("vl2_rejected_total")
 
     before = counts()
     with triton.InferenceServerClient(server.grpc) as client:

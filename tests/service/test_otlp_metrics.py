@@ -23,17 +23,17 @@ def server(bundle_of, collector, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "200")  # milliseconds
         log = tmp_path_factory.mktemp("otlp") / "server.log"
-        with serving(bundle_of(VARIANT), log, "--otlp-endpoint", collector.http) as found:
-            yield found
+        with serving(bundle_of(VARIANT), log, "--otlp-endpoint", collector.http) as started:
+            yield started
 
 
 def counts(collector, name: str, service: str) -> dict[str, int]:
     """Requests by kind of error, "" for answers."""
-    found: dict[str, int] = {}
+    by_error: dict[str, int] = {}
     for one in collector.histograms(name, service):
         kind = str(dict(one.attributes).get("error.type", ""))
-        found[kind] = found.get(kind, 0) + one.count
-    return found
+        by_error[kind] = by_error.get(kind, 0) + one.count
+    return by_error
 
 
 def ask_through_gateway(address: str) -> None:

@@ -55,8 +55,8 @@ class PerfAnalyzer:
 
     def queue_counts(self) -> dict[str, int]:
         name = self.model if len(self.models) == 1 else ""
-        found = self.client.get_inference_statistics(name).model_stats
-        return {one.name: one.inference_stats.queue.count for one in found}
+        statistics = self.client.get_inference_statistics(name).model_stats
+        return {one.name: one.inference_stats.queue.count for one in statistics}
 
     def ask(self, count: int) -> list[int]:
         """Responses of each request, the empty last ones among them."""
@@ -123,13 +123,13 @@ def program(tmp_path_factory):
     subprocess.run([*download, WHEEL], check=True)
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         name = next(name for name in wheel.namelist() if name.endswith("bin/perf_analyzer"))
-        found = Path(wheel.extract(name, folder))
-    found.chmod(0o755)
+        binary = Path(wheel.extract(name, folder))
+    binary.chmod(0o755)
     libraries = Path(find_spec("pytriton").origin).parents[1] / "nvidia_pytriton.libs"
     for library, wanted in (("libb64", "libb64.so.0d"), ("libcudart", "libcudart.so.12")):
         (folder / wanted).symlink_to(next(libraries.glob(f"{library}-*")))
     (folder / "in.json").write_text(json.dumps(INPUTS))
-    return found
+    return binary
 
 
 @pytest.mark.slow

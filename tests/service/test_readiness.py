@@ -30,19 +30,19 @@ def said(server) -> dict[str, bool]:
     """What each way of asking says."""
     with grpc.insecure_channel(server.grpc) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        found = {
+        replies = {
             "ServerReady": stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=5).ready,
             "ModelReady": stub.ModelReady(service_pb2.ModelReadyRequest(name="videollama2"), timeout=5).ready,
             "Health": channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=5) == b"\x08\x01",
         }
     with server.client() as client:
-        found["client"] = client.health()
+        replies["client"] = client.health()
     try:
         with urllib.request.urlopen(server.metrics.replace("/metrics", "/v2/health/ready"), timeout=5) as response:
-            found["HTTP"] = response.status == 200
+            replies["HTTP"] = response.status == 200
     except urllib.error.HTTPError as error:
-        found["HTTP"] = error.code != 503
-    return found
+        replies["HTTP"] = error.code != 503
+    return replies
 
 
 def wait_until(server, ready: bool) -> None:

@@ -55,7 +55,7 @@ def test_ask_about_pictures_text_and_segments(words, name, server_of):
         else []
     )
     options = words[len(media) :]
-    found = run(
+    result = run(
         "ask",
         *media,
         known.facts["instruct"],
@@ -65,7 +65,7 @@ def test_ask_about_pictures_text_and_segments(words, name, server_of):
         "--url",
         server_of(VARIANT).grpc,
     )
-    assert found.stdout == known.facts["text"] + "\n", found.stderr
+    assert result.stdout == known.facts["text"] + "\n", result.stderr
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,8 @@ def test_ask_about_pictures_text_and_segments(words, name, server_of):
     ],
 )
 def test_an_error_of_the_server_is_one_line(words, code, reason, server_of):
-    found = run(*words, "--url", server_of(VARIANT).grpc)
-    assert found.returncode == code and reason in found.stderr and "Traceback" not in found.stderr
+    result = run(*words, "--url", server_of(VARIANT).grpc)
+    assert result.returncode == code and reason in result.stderr and "Traceback" not in result.stderr
 
 
 def test_health(server_of):
@@ -104,9 +104,9 @@ def test_the_documented_program_of_a_plain_client_gets_the_same_answer(server_of
         block = block.replace(old, new)
     assert "import videollama" not in block and "from videollama" not in block
     (tmp_path / "script.py").write_text(block)
-    found = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=60)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.strip() == known.facts["text"]
+    result = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == known.facts["text"]
 
 
 def test_the_model_repository_cannot_be_changed_from_outside(server_of):
@@ -121,13 +121,13 @@ def test_a_taken_port_is_named(bundle_of):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        found = run("serve", bundle_of(VARIANT), "--grpc-port", port)
-    assert found.returncode == 1
-    assert f"port {port}" in found.stderr and "--grpc-port" in found.stderr and "Traceback" not in found.stderr
+        result = run("serve", bundle_of(VARIANT), "--grpc-port", port)
+    assert result.returncode == 1
+    assert f"port {port}" in result.stderr and "--grpc-port" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_a_log_that_cannot_be_written_is_named(bundle_of):
-    found = run(
+    result = run(
         "serve",
         bundle_of(VARIANT),
         "--grpc-port",
@@ -135,12 +135,12 @@ def test_a_log_that_cannot_be_written_is_named(bundle_of):
         "--log",
         "/proc/nowhere/log",
     )
-    assert found.returncode == 1 and "/proc/nowhere/log" in found.stderr and "--log" in found.stderr
+    assert result.returncode == 1 and "/proc/nowhere/log" in result.stderr and "--log" in result.stderr
 
 
 def test_a_folder_that_is_no_bundle_is_refused(tmp_path):
-    found = run("serve", tmp_path)
-    assert found.returncode == 1 and "vl2 convert" in found.stderr
+    result = run("serve", tmp_path)
+    assert result.returncode == 1 and "vl2 convert" in result.stderr
 
 
 def test_a_stage_that_fails_to_load_gives_its_own_reason(bundle_of, tmp_path):
@@ -151,9 +151,9 @@ def test_a_stage_that_fails_to_load_gives_its_own_reason(bundle_of, tmp_path):
     data = bytearray(graph.read_bytes())
     data[:200] = bytes(200)
     graph.write_bytes(data)
-    found = run("serve", bundle, "--grpc-port", 0)
-    assert found.returncode == 1
-    assert "stage encoder" in found.stderr and "connector.onnx cannot be loaded" in found.stderr
+    result = run("serve", bundle, "--grpc-port", 0)
+    assert result.returncode == 1
+    assert "stage encoder" in result.stderr and "connector.onnx cannot be loaded" in result.stderr
     assert sha256(graph) != sha256(bundle_of(VARIANT) / "onnx" / "connector.onnx")
 
 

@@ -22,9 +22,9 @@ def answers(url: str) -> bool:
     deadline = time.monotonic() + 40
     while time.monotonic() < deadline:
         try:
-            found = httpx2.post(f"{url}/chat/completions", json=body, timeout=20)
-            if found.status_code == 200:
-                return bool(found.json()["usage"]["completion_tokens"])
+            response = httpx2.post(f"{url}/chat/completions", json=body, timeout=20)
+            if response.status_code == 200:
+                return bool(response.json()["usage"]["completion_tokens"])
         except httpx2.TransportError:
             pass
         time.sleep(0.2)

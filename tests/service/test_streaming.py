@@ -154,8 +154,8 @@ def test_the_async_client_does_the_same(server_of):
 def runs(server) -> tuple[int, int]:
     """Of preprocess and encoder."""
     with triton.InferenceServerClient(server.grpc) as client:
-        found = [client.get_inference_statistics(stage).model_stats[0] for stage in ("preprocess", "encoder")]
-    return found[0].inference_count, found[1].inference_count
+        statistics = [client.get_inference_statistics(stage).model_stats[0] for stage in ("preprocess", "encoder")]
+    return statistics[0].inference_count, statistics[1].inference_count
 
 
 def cached(server) -> tuple[float, float]:

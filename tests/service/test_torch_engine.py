@@ -78,9 +78,9 @@ def test_a_contrast(running, request):
     pipeline = Pipeline(checkpoint(VARIANT))
     wanted = pipeline.answer(known.conversation, kind, files, options=SamplingOptions(**options)).output_ids
     with request.getfixturevalue(running).client() as client:
-        found = [client.ask(known.facts["instruct"], **media_of(known), **options).output_ids for _ in range(2)]
+        answers = [client.ask(known.facts["instruct"], **media_of(known), **options).output_ids for _ in range(2)]
         plain = client.ask(known.facts["instruct"], **media_of(known), max_new_tokens=known.max_new_tokens)
-    assert found == [wanted] * 2 and plain.output_ids == known.facts["output_ids"] and plain.output_ids[:8] != wanted
+    assert answers == [wanted] * 2 and plain.output_ids == known.facts["output_ids"] and plain.output_ids[:8] != wanted
 
 
 def test_a_second_question_decodes_nothing(keeping):

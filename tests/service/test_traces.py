@@ -24,8 +24,8 @@ def server(bundle_of, collector, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")  # milliseconds
         log = tmp_path_factory.mktemp("traces") / "server.log"
-        with serving(bundle_of(VARIANT), log, "--otlp-endpoint", collector.http) as found:
-            yield found
+        with serving(bundle_of(VARIANT), log, "--otlp-endpoint", collector.http) as started:
+            yield started
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,8 @@ def test_one_trace_from_the_callers_header_to_every_stage(gateway, collector, st
     trace, parent = new_trace()
     video = (MEDIA / "plain_96x64.mp4").read_bytes() + secrets.token_bytes(8)  # which nobody knows yet
     headers = {"traceparent": parent, "x-request-id": f"traced-{stream}"}
-    found = httpx2.post(gateway, json=body(video, stream=stream), headers=headers, timeout=60)
-    assert found.status_code == 200
+    response = httpx2.post(gateway, json=body(video, stream=stream), headers=headers, timeout=60)
+    assert response.status_code == 200
     route, stages = "POST /v1/chat/completions", {"preprocess", "encoder", *GENERATION}
     spans = collector.of(trace, 7)
     assert spans.keys() == {route, "videollama2", *stages}

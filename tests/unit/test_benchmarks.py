@@ -159,9 +159,9 @@ def test_video_chatgpt_has_five_aspects_of_three_files(tmp_path):
 def test_msvc_is_judged_twice_against_all_captions(tmp_path, file):
     write(tmp_path / file, [{"video_path": "a/b.mp4", "question": "Describe.", "captions": ["one", "two"]}])
     (item,) = load("msvc", tmp_path)
-    found = TASKS["msvc"].judge(item, ["words"])
-    assert [question.aspect for question in found] == ["correctness", "detailedness"]
-    for question in found:
+    questions = TASKS["msvc"].judge(item, ["words"])
+    assert [question.aspect for question in questions] == ["correctness", "detailedness"]
+    for question in questions:
         _, user = OWN["msvc"][question.aspect].messages(question.values)
         assert user["content"] == (
             "Question: Describe.\nReference descriptions: ['one', 'two']\nPredicted answer: words"
@@ -237,9 +237,9 @@ def test_clotho_is_judged_against_each_caption(tmp_path):
     write(tmp_path / "clotho_captions_evaluation.csv", f'{header}\nrain 1.wav,"a, b",c,d,e,f\n')
     (item,) = load("clotho", tmp_path)
     assert item.media == tmp_path / "evaluation/rain 1.wav" and item.kind == "audio"
-    found = TASKS["clotho"].judge(item, ["rain"])
-    assert [question.values["answer"] for question in found] == ["a, b", "c", "d", "e", "f"] * 2
-    assert [question.aspect for question in found] == ["correctness"] * 5 + ["detailedness"] * 5
+    questions = TASKS["clotho"].judge(item, ["rain"])
+    assert [question.values["answer"] for question in questions] == ["a, b", "c", "d", "e", "f"] * 2
+    assert [question.aspect for question in questions] == ["correctness"] * 5 + ["detailedness"] * 5
 
 
 def test_every_judged_benchmark_has_a_wording_of_ours():

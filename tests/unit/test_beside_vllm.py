@@ -24,9 +24,9 @@ def test_the_penalty_is_that_of_our_own_sampler(penalty):
     generated = [int(scores.argmax()), 7, 7, 49]
     for token in generated:
         sampler.take(token)
-    found = penalise(generated, torch.from_numpy(scores.copy()), penalty)
-    assert int(found.argmax()) == sampler.choose(scores)
-    changed = {int(place) for place in np.flatnonzero(found.numpy() != scores)}
+    penalised = penalise(generated, torch.from_numpy(scores.copy()), penalty)
+    assert int(penalised.argmax()) == sampler.choose(scores)
+    changed = {int(place) for place in np.flatnonzero(penalised.numpy() != scores)}
     assert changed == set(generated)
 
 
@@ -39,16 +39,18 @@ def test_vllm_is_refused_before_the_server_starts(monkeypatch, tmp_path):
 
 
 def test_engine_arguments_pass_through():
-    found = parse(["tensor_parallel_size=2", "--kv-cache-dtype=fp8", "enable_expert_parallel=true", "quantization=fp8"])
-    assert found == {
+    arguments = parse(
+        ["tensor_parallel_size=2", "--kv-cache-dtype=fp8", "enable_expert_parallel=true", "quantization=fp8"]
+    )
+    assert arguments == {
         "tensor_parallel_size": 2,
         "kv_cache_dtype": "fp8",
         "enable_expert_parallel": True,
         "quantization": "fp8",
     }
-    check_known(found, [*found, "model"], "0.32.0")
+    check_known(arguments, [*arguments, "model"], "0.32.0")
     with pytest.raises(ArtifactMismatch, match="vLLM 0.32.0 has no engine argument quantization"):
-        check_known(found, ["tensor_parallel_size", "kv_cache_dtype", "enable_expert_parallel"], "0.32.0")
+        check_known(arguments, ["tensor_parallel_size", "kv_cache_dtype", "enable_expert_parallel"], "0.32.0")
 
 
 @pytest.mark.parametrize(

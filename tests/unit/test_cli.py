@@ -19,17 +19,17 @@ def vl2(*words: str) -> subprocess.CompletedProcess[str]:
     "command", ["ask", "chat", "convert", "serve", "demo", "health", "train", "shapes", "eval", "plan", "doctor"]
 )
 def test_help_ends_with_a_real_example(command):
-    found = vl2(command, "--help")
-    assert found.returncode == 0
-    assert command == "health" or re.search(rf"Examples?:\s+vl2 {command}", found.stdout)
+    result = vl2(command, "--help")
+    assert result.returncode == 0
+    assert command == "health" or re.search(rf"Examples?:\s+vl2 {command}", result.stdout)
 
 
 def test_help_lists_every_command_without_importing_torch():
     script = "import sys; from videollama_client.cli import main_group, run; run(lambda **k: main_group(['--help'], **k)); assert 'torch' not in sys.modules and 'onnxruntime' not in sys.modules"
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
     for command in ("ask", "chat", "convert", "serve", "demo", "health", "train", "shapes", "eval", "plan", "doctor"):
-        assert f"  {command}" in found.stdout
+        assert f"  {command}" in result.stdout
 
 
 @pytest.mark.parametrize("command", ["convert", "serve"])
@@ -40,8 +40,8 @@ def test_a_command_whose_packages_are_missing_says_which(command):
         "from videollama_client.cli import main_group, run\n"
         f"sys.exit(run(lambda **k: main_group([{command!r}, 'x', *['--out', 'y'][: 2 * ({command!r} == 'convert')]], **k)))"
     )
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert found.returncode == 1 and "needs the package" in found.stderr and "Traceback" not in found.stderr
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 1 and "needs the package" in result.stderr and "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,6 @@ def test_a_command_whose_packages_are_missing_says_which(command):
 def test_an_error_is_one_line_and_an_exit_code(words, code, text):
     if words[0] in ("convert", "plan"):
         pytest.importorskip("torch")
-    found = vl2(*words)
-    assert found.returncode == code, found.stderr
-    assert text in found.stderr and "Traceback" not in found.stderr
+    result = vl2(*words)
+    assert result.returncode == code, result.stderr
+    assert text in result.stderr and "Traceback" not in result.stderr

@@ -86,9 +86,9 @@ def ask(address: str, **options) -> str:
             return (await client.ask("What?", timeout=10)).text
 
     with Client(address, **options) as client:
-        found = client.ask("What?", timeout=10).text
-    assert asyncio.run(ask_async()) == found
-    return found
+        answer = client.ask("What?", timeout=10).text
+    assert asyncio.run(ask_async()) == answer
+    return answer
 
 
 def vl2(*words, **environment) -> subprocess.CompletedProcess[str]:
@@ -141,15 +141,15 @@ def test_the_command_line_asks_with_tls_and_a_key(authority, credentials, tmp_pa
     secret.write_text(KEY + "\n")
     with serving(credentials(True), KEY) as address:
         tls = ("--url", address, "--ca", authority.certificate, "--cert", certificate, "--key", key)
-        found = vl2("ask", "What?", *tls, "--api-key-file", secret)
-        assert (found.returncode, found.stdout) == (0, "an answer\n"), found.stderr
+        result = vl2("ask", "What?", *tls, "--api-key-file", secret)
+        assert (result.returncode, result.stdout) == (0, "an answer\n"), result.stderr
         assert vl2("health", *tls, VL2_API_KEY=KEY).returncode == 0
         for command in (("ask", "What?"), ("health",)):
             refused = vl2(*command, *tls, VL2_API_KEY="another-key")
             assert refused.returncode == 2 and "NotAllowed" in refused.stderr and "another-key" not in refused.stderr
         secret.write_text("two words")
-        found = vl2("ask", "What?", *tls, "--api-key-file", secret)
-        assert found.returncode == 2 and "wanted one" in found.stderr
+        result = vl2("ask", "What?", *tls, "--api-key-file", secret)
+        assert result.returncode == 2 and "wanted one" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_certificates_that_are_none_are_refused():
 @pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
 def test_no_proxy_stands_between_a_client_and_its_own_machine(variable):
     with serving() as address:
-        found = vl2("ask", "What?", "--url", address, "--timeout", 10, **{variable: "http://127.0.0.1:9"})
-        assert (found.returncode, found.stdout) == (0, "an answer\n"), found.stderr
+        result = vl2("ask", "What?", "--url", address, "--timeout", 10, **{variable: "http://127.0.0.1:9"})
+        assert (result.returncode, result.stdout) == (0, "an answer\n"), result.stderr
 
 
 def test_a_proxy_is_used_only_where_grpc_is_told_so():

@@ -36,20 +36,20 @@ def test_the_share_of_noise_is_the_papers(step):
 
 @pytest.mark.parametrize("step", [0, 500, 999])
 def test_noised_colours_are_noised_pixels_once_normalised(step):
-    found = add_noise(FRAMES, Noise(step, 7), PIXELS)
-    assert found.dtype == np.float32 and found.shape == FRAMES.shape
+    noised = add_noise(FRAMES, Noise(step, 7), PIXELS)
+    assert noised.dtype == np.float32 and noised.shape == FRAMES.shape
     drawn = np.random.default_rng((7, contrasting._STREAM)).standard_normal(FRAMES.shape, np.float32)
     kept = kept_variance(step)
     wanted = kept**0.5 * normalised(FRAMES) + (1 - kept) ** 0.5 * drawn.transpose(0, 3, 1, 2)
-    assert np.abs(normalised(found) - wanted).max() < 2e-6
+    assert np.abs(normalised(noised) - wanted).max() < 2e-6
 
 
 def test_noise_is_the_seeds_and_each_frames_own():
     same = np.zeros((2, 8, 8, 3), np.uint8)
-    found = add_noise(same, Noise(500, 7), PIXELS)
-    assert np.array_equal(found, add_noise(same, Noise(500, 7), PIXELS))
-    assert not np.array_equal(found, add_noise(same, Noise(500, 8), PIXELS))
-    assert not np.array_equal(found[0], found[1])
+    noised = add_noise(same, Noise(500, 7), PIXELS)
+    assert np.array_equal(noised, add_noise(same, Noise(500, 7), PIXELS))
+    assert not np.array_equal(noised, add_noise(same, Noise(500, 8), PIXELS))
+    assert not np.array_equal(noised[0], noised[1])
     for step in (-1, 1000):
         with pytest.raises(BadSampling, match="vcd_noise_step"):
             Noise(step)
@@ -58,14 +58,14 @@ def test_noise_is_the_seeds_and_each_frames_own():
 @pytest.mark.parametrize("row", RECORDED["contrast"], ids=lambda row: f"{row['alpha']}-{row['beta']}")
 def test_the_contrast_is_the_papers(row):
     scores, noised = (np.array(row[name], np.float32) for name in ("scores", "noised"))
-    found = contrast(scores, noised, row["alpha"], row["beta"])
+    contrasted = contrast(scores, noised, row["alpha"], row["beta"])
     wanted = np.array([-np.inf if value is None else value for value in row["contrast"]], np.float32)
-    assert found.dtype == np.float32 and np.array_equal(np.isinf(found), np.isinf(wanted))
-    assert np.allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    assert contrasted.dtype == np.float32 and np.array_equal(np.isinf(contrasted), np.isinf(wanted))
+    assert np.allclose(contrasted, wanted, rtol=1e-5, atol=1e-5)
     for temperature, chances in row["chances"].items():
         options = SamplingOptions(temperature=float(temperature), top_k=0, top_p=1.0)
         sampling = GenerationDefaults((2,)).resolve(options)
-        assert np.allclose(probabilities(found, sampling), chances, atol=2e-6)
+        assert np.allclose(probabilities(contrasted, sampling), chances, atol=2e-6)
 
 
 def test_what_is_implausible_stays_so_behind_the_penalty_and_top_k():

@@ -14,14 +14,14 @@ from videollama_server.doctor import examine
 from videollama_server.sandbox import cage
 
 
-def states(found):
-    return {finding.check: finding.state for finding in found}
+def states(findings):
+    return {finding.check: finding.state for finding in findings}
 
 
 def test_this_machine_can_serve():
-    found = states(examine())
-    assert found["Python"] == found["Triton server"] == found["shared memory"] == found["engines"] == OK
-    assert found["GPU"] in (OK, WARN)  # a CPU serves
+    state_of = states(examine())
+    assert state_of["Python"] == state_of["Triton server"] == state_of["shared memory"] == state_of["engines"] == OK
+    assert state_of["GPU"] in (OK, WARN)  # a CPU serves
 
 
 def test_a_busy_port_is_found():
@@ -59,14 +59,14 @@ def test_the_memory_of_a_container_is_its_own(tmp_path):
 def test_what_nvdec_needs_and_what_it_leaves_out_of_the_cage(monkeypatch):
     monkeypatch.setattr(nvdec_file, "LIBRARIES", ("libno-driver.so.1",))
     monkeypatch.setattr(cage, "examine", lambda: {"landlock": "in force", "seccomp": "not available here: no filter"})
-    found = {finding.check: finding for finding in examine(decoder="nvdec")}
-    assert found["video decoder"].state == FAIL and "NVIDIA_DRIVER_CAPABILITIES" in found["video decoder"].advice
-    assert found["media sandbox"].state == WARN
-    assert found["media sandbox"].detail.startswith(
+    findings = {finding.check: finding for finding in examine(decoder="nvdec")}
+    assert findings["video decoder"].state == FAIL and "NVIDIA_DRIVER_CAPABILITIES" in findings["video decoder"].advice
+    assert findings["media sandbox"].state == WARN
+    assert findings["media sandbox"].detail.startswith(
         "landlock not in force for video files: nvdec needs devices; seccomp not available"
     )
-    found = {finding.check: finding for finding in examine()}
-    assert found["video decoder"].state == OK and "nvdec" not in found["media sandbox"].detail
+    findings = {finding.check: finding for finding in examine()}
+    assert findings["video decoder"].state == OK and "nvdec" not in findings["media sandbox"].detail
 
 
 @pytest.mark.parametrize("words", [(), ("--json",)])

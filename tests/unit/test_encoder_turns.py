@@ -76,7 +76,7 @@ def stage(monkeypatch, tmp_path):
 
 def ask(stage, note=None, media=None, step=None):
     """The media tokens, or None for a turn that was not the last one."""
-    found = stage.run(
+    outputs = stage.run(
         frames=media,
         filterbank=None,
         preprocess_span=None,
@@ -84,8 +84,8 @@ def ask(stage, note=None, media=None, step=None):
         seed=None,
         caller=None if note is None else np.array([note.encode()], np.object_),
     )
-    assert found["prompt_embedding_table"].shape[1] == found["prompt_vocab_size"][0][0]
-    return found["prompt_embedding_table"][0, :, 0].tolist() or None
+    assert outputs["prompt_embedding_table"].shape[1] == outputs["prompt_vocab_size"][0][0]
+    return outputs["prompt_embedding_table"][0, :, 0].tolist() or None
 
 
 def runs(stage) -> list:
@@ -180,12 +180,12 @@ def test_features_are_bounded_and_nobody_is_passed_for_ever(stage, monkeypatch):
     assert ask(made, NOTES[0]) == [1.0, 3.0]  # made in another's turn
     assert ask(made, NOTES[2]) is None
     assert runs(made)[-1] == [20.0]  # the large one begins at last
-    found = {}
-    while len(found) < 2:
+    tables = {}
+    while len(tables) < 2:
         for note in NOTES[1:3]:
-            if note not in found and (table := ask(made, note)) is not None:
-                found[note] = table
-    assert found == {NOTES[1]: [20.0, 22.0, 24.0], NOTES[2]: [31.0, 33.0]}
+            if note not in tables and (table := ask(made, note)) is not None:
+                tables[note] = table
+    assert tables == {NOTES[1]: [20.0, 22.0, 24.0], NOTES[2]: [31.0, 33.0]}
 
 
 def test_a_run_is_one_frame_of_a_published_tower_on_a_cpu():

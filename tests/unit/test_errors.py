@@ -20,8 +20,8 @@ def test_every_kind_crosses_the_wire(kind):
     """An ensemble puts its own words in front, and so does a second one around it."""
     error = kind("found 0 frames: wanted 1; do this")
     for message in (error.to_wire(), f"in ensemble 'ensemble', in ensemble 'perception', {error.to_wire()}"):
-        found = from_wire(message)
-        assert type(found) is kind and str(found) == str(error)
+        received = from_wire(message)
+        assert type(received) is kind and str(received) == str(error)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

@@ -52,9 +52,9 @@ def load(name, folder):
 
 def check_questions(items, asked, folder):
     """One by one, in order: words, media, bounds and kind."""
-    found = [(item, question) for item in items for question in item.questions]
-    assert len(found) == len(asked) >= 8
-    for (item, question), wanted in zip(found, asked, strict=True):
+    pairs = [(item, question) for item in items for question in item.questions]
+    assert len(pairs) == len(asked) >= 8
+    for (item, question), wanted in zip(pairs, asked, strict=True):
         assert question == wanted["prompt"]
         assert item.media == folder / wanted["media"]
         assert (item.start, item.end) == (wanted.get("start"), wanted.get("end"))
@@ -183,7 +183,7 @@ def test_the_judge_is_asked_and_read_as_there(name, tmp_path):
 
 
 def test_every_benchmark_of_the_reference_is_recorded_with_its_commit():
-    found = {path.stem for path in (GOLDEN / "evaluation").glob("*.json")}
-    assert found == {*CHOICES, *AUDIO, *JUDGED, "videomme"}
-    for name in found:
+    recordings = {path.stem for path in (GOLDEN / "evaluation").glob("*.json")}
+    assert recordings == {*CHOICES, *AUDIO, *JUDGED, "videomme"}
+    for name in recordings:
         assert re.fullmatch(r"(main|audio_visual) [0-9a-f]{40}", recorded(name)["reference"])

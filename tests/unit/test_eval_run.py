@@ -133,8 +133,8 @@ def test_the_judge_is_asked_as_documented_and_again_when_it_stumbles():
     """Every second time an answer is cut short, as the reference does."""
     replies = [(503, ""), (200, "hm"), (200, '{"pred": "yes", "score": 4}')]
     with Endpoint(*replies) as endpoint:
-        found = Judge(endpoint.url, "m", PROMPTS, "secret", retry_seconds=0.01).ask(QUESTION)
-        assert (found.score, found.right) == (4, True)
+        verdict = Judge(endpoint.url, "m", PROMPTS, "secret", retry_seconds=0.01).ask(QUESTION)
+        assert (verdict.score, verdict.right) == (4, True)
         path, key, body = endpoint.asked[0]
     assert path == "/v1/chat/completions" and key == "Bearer secret" and len(endpoint.asked) == 3
     assert (body["temperature"], body["top_p"], body["max_tokens"], body["model"]) == (0.7, 0.95, 800, "m")

@@ -51,8 +51,8 @@ def test_where_a_file_does_not_tell_its_key_frames_frames_are_exact(container):
 
 def test_key_frames_are_the_only_packets_that_are_decoded(monkeypatch):
     decoded = count_packets(monkeypatch)
-    found = decode_video(numbered_video(50, g="10", sc_threshold="0"), KEYS, 8)
-    assert decoded == sorted(set(found.index.tolist())) == [0, 10, 20, 30, 40]
+    frames = decode_video(numbered_video(50, g="10", sc_threshold="0"), KEYS, 8)
+    assert decoded == sorted(set(frames.index.tolist())) == [0, 10, 20, 30, 40]
 
 
 def test_the_number_of_frames_is_the_checkpoint_s_to_32():

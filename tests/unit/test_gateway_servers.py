@@ -48,8 +48,8 @@ def test_a_server_takes_no_more_than_its_share():
     [(Overloaded("full"), Overloaded), (KeyError("x"), StageFailed), (asyncio.CancelledError(), None)],
 )
 def test_what_is_nobodys_fault_but_ours_is_not_told_as_a_caller_that_left(error, cause):
-    found = _cause(error)
-    assert found is None if cause is None else isinstance(found, cause)
+    told = _cause(error)
+    assert told is None if cause is None else isinstance(told, cause)
 
 
 def test_a_caller_that_leaves_before_the_first_event_holds_no_place():

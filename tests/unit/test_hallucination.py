@@ -91,10 +91,10 @@ def test_pope_scores_are_the_published_scorers(pope, split):
     answers = [row["answer"] for rows in POPE["rows"].values() for row in rows]
     assert len(items) == len(answers) == 30
     _, summary = scored("pope", items, answers)
-    found = summary["overall"]["all"] if split == "all" else summary["split"][split]
+    scores = summary["overall"]["all"] if split == "all" else summary["split"][split]
     names = {"accuracy": "Accuracy", "precision": "Precision", "recall": "Recall", "F1": "F1 score"}
     for ours, theirs in {**names, "yes ratio": "Yes ratio"}.items():
-        assert found[ours] == pytest.approx(100 * POPE["scores"][split][theirs], abs=0.006), ours
+        assert scores[ours] == pytest.approx(100 * POPE["scores"][split][theirs], abs=0.006), ours
 
 
 def test_pope_items(pope):

@@ -97,9 +97,9 @@ def test_requests_and_responses_of_any_size(target, size):
     async def work(opened):
         heard = [Heard() for _ in range(3)]
         calls = [await opened.open(ECHO, message, one) for one in heard]
-        found = [(await one.ended, one.messages) for one in heard]
+        received = [(await one.ended, one.messages) for one in heard]
         assert all(call.is_sent and call._unsent.obj == b"" for call in calls)  # none keeps its request
-        return found
+        return received
 
     assert run(target, work) == [((0, ""), [message, message])] * 3
 

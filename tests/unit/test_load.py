@@ -60,9 +60,9 @@ def samples(count: int, first: float, **more) -> list[Sample]:
 
 def test_figures_of_a_level():
     stages = {"perception": 0.5, "preprocess": 0.2, "encoder": 0.25, "total": 1.0}
-    found = [*samples(8, 0.1, stages=stages), *samples(2, 0.6, stages=stages | {"encoder": 0.0})]
-    found.append(Sample("video", False, 0.0, error="Overloaded"))
-    level = numbers.summarise(found, 2.0, Load(2.0, 4), numbers.Target(first_text=0.5))
+    measured = [*samples(8, 0.1, stages=stages), *samples(2, 0.6, stages=stages | {"encoder": 0.0})]
+    measured.append(Sample("video", False, 0.0, error="Overloaded"))
+    level = numbers.summarise(measured, 2.0, Load(2.0, 4), numbers.Target(first_text=0.5))
     assert level["requests"] == 11 and level["answered"] == 10 and level["errors"] == {"Overloaded": 1}
     assert level["answers_per_second"] == 5 and level["tokens_per_second"] == 50 and level["goodput_per_second"] == 4
     assert level["milliseconds"]["per_token"]["p50"] == pytest.approx(100)

@@ -11,9 +11,9 @@ from videollama_core.telemetry.logs import JsonFormatter, LogFormatter, LogStyle
 HOSTILE = 'x\n{"level": "forged"}\r\x1b[2J\u2028\x00'
 
 
-def record(message: str, *words: object, error=None, **found: object) -> logging.LogRecord:
+def record(message: str, *words: object, error=None, **attributes: object) -> logging.LogRecord:
     made = logging.LogRecord("n", logging.WARNING, "f", 1, message, words, error)
-    made.__dict__.update(fields(**found))
+    made.__dict__.update(fields(**attributes))
     return made
 
 
@@ -32,11 +32,9 @@ def test_nobody_else_can_begin_a_line(form):
 
 
 def test_a_line_has_what_the_record_says_and_no_more():
-    found = json.loads(
-        JsonFormatter("entry", content=False).format(record("answered", request_id=HOSTILE, trace_id=""))
-    )
-    assert found.pop("time").endswith("Z")
-    assert found == {"level": "WARNING", "process": "entry", "message": "answered", "request_id": HOSTILE}
+    line = json.loads(JsonFormatter("entry", content=False).format(record("answered", request_id=HOSTILE, trace_id="")))
+    assert line.pop("time").endswith("Z")
+    assert line == {"level": "WARNING", "process": "entry", "message": "answered", "request_id": HOSTILE}
 
 
 @pytest.mark.parametrize("content", [False, True])

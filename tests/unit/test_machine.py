@@ -116,8 +116,8 @@ Usage = namedtuple("Usage", "free")
 def test_shared_memory_is_told_with_the_size_needed(free, state, told, monkeypatch):
     """64 MiB, docker's default, failed media above 20 MB with words of Triton's, and nothing told it before."""
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: Usage(free * MIB))
-    found = checks.shared_memory()
-    assert found.state == state and told in found.advice and (state == OK or "1568 MiB" in found.advice)
+    finding = checks.shared_memory()
+    assert finding.state == state and told in finding.advice and (state == OK or "1568 MiB" in finding.advice)
 
 
 def test_too_few_open_files_are_told_in_one_line():

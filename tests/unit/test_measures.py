@@ -33,27 +33,27 @@ def _only_ours(monkeypatch):
 
 @pytest.fixture
 def collector():
-    with collecting() as found:
-        yield found
+    with collecting() as receiver:
+        yield receiver
 
 
 def sent(collector, name: str, service: str = "s") -> dict[frozenset, object]:
-    return {frozenset(found.attributes): found for found in collector.histograms(name, service)}
+    return {frozenset(histogram.attributes): histogram for histogram in collector.histograms(name, service)}
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_three_histograms_of_the_conventions(collector, protocol):
     address = collector.grpc if protocol == "grpc" else collector.http
     asked = {"OTEL_EXPORTER_OTLP_ENDPOINT": address, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
-    found = open_measures("s", asked)
-    assert found.is_on
-    found.answered("m", 1.0, 0.2, 5)
-    found.answered("m", 3.0, 0.3, 1)  # no token after the first
-    found.answered("m", 0.5, None, 0)  # no token at all
-    found.answered("m", -2.0, -1.0, 2)  # of a clock that was set back
-    found.failed("m", 0.015, "UnreadableMedia")
-    found.failed(None, 0.5, "InvalidRequest")
-    found.close()
+    measures = open_measures("s", asked)
+    assert measures.is_on
+    measures.answered("m", 1.0, 0.2, 5)
+    measures.answered("m", 3.0, 0.3, 1)  # no token after the first
+    measures.answered("m", 0.5, None, 0)  # no token at all
+    measures.answered("m", -2.0, -1.0, 2)  # of a clock that was set back
+    measures.failed("m", 0.015, "UnreadableMedia")
+    measures.failed(None, 0.5, "InvalidRequest")
+    measures.close()
     answered, key = {name: sent(collector, name) for name in BOUNDS}, frozenset(ANSWERED.items())
     for name, bounds in BOUNDS.items():
         one = answered[name][key]
@@ -109,15 +109,15 @@ def test_missing_packages_are_said_once_and_stop_nothing(monkeypatch, caplog):
     assert "no metrics are sent" in caplog.text
 
 
-def watched(found) -> Watch:
+def watched(measures) -> Watch:
     asked = Request({"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []})
-    return Watch(Metrics(), traces.NO_TRACER, asked, "1", found)
+    return Watch(Metrics(), traces.NO_TRACER, asked, "1", measures)
 
 
 def test_the_gateway_measures_each_request_once(collector, caplog):
     caplog.set_level(logging.ERROR)
-    found = open_measures("s", {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.http})
-    answered, failed, unread = (watched(found) for _ in range(3))
+    measures = open_measures("s", {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.http})
+    answered, failed, unread = (watched(measures) for _ in range(3))
     answered.begin("m")
     answered.first_text()
     answered.answered(Answer("Hi", [1, 2, 3, 4], "stop", Usage(3, 0, 4), {}))
@@ -126,7 +126,7 @@ def test_the_gateway_measures_each_request_once(collector, caplog):
     failed.failed(UnreadableMedia("no video"))
     failed.failed(None)
     unread.failed(InvalidRequest("no JSON"))
-    found.close()
+    measures.close()
     durations = sent(collector, DURATION)
     assert sorted((dict(each).get("error.type", ""), one.count) for each, one in durations.items()) == [
         ("", 1),

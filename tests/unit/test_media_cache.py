@@ -61,8 +61,8 @@ def test_a_key_that_is_equal_in_its_first_64_bits_finds_nothing():
         crafted = bytearray(victim)
         crafted[place] ^= 1
         cache.get(bytes(crafted), lambda _: table(666))
-    found, was_kept = cache.get(victim, lambda _: table(1))
-    assert found[0] == 1 and not was_kept
+    value, was_kept = cache.get(victim, lambda _: table(1))
+    assert value[0] == 1 and not was_kept
 
 
 def test_the_newest_are_kept_and_no_more():
@@ -123,9 +123,9 @@ def never() -> bool:
 
 def test_ten_callers_wait_for_one():
     cache, work = MediaCache(), Work(table(1))
-    found = ask_together(cache, work, [never] * 10)
-    assert work.runs == 1 and sorted(was_kept for _, was_kept in found) == [False] + [True] * 9
-    assert len({id(value) for value, _ in found}) == 1 and (cache.hits, cache.misses) == (9, 1)
+    answers = ask_together(cache, work, [never] * 10)
+    assert work.runs == 1 and sorted(was_kept for _, was_kept in answers) == [False] + [True] * 9
+    assert len({id(value) for value, _ in answers}) == 1 and (cache.hits, cache.misses) == (9, 1)
 
 
 def test_a_failing_leader_fails_nobody_else():
@@ -138,9 +138,9 @@ def test_a_failing_leader_fails_nobody_else():
 def test_a_refusal_is_about_the_media_and_told_to_all():
     """Or each of 64 callers would have the same bomb looked at again, one after the other."""
     cache, work = MediaCache(), Work(UnreadableMedia("a bomb"))
-    found = ask_together(cache, work, [never] * 10)
-    assert work.runs == 1 and {(type(error), str(error)) for error in found} == {(UnreadableMedia, "a bomb")}
-    assert len({id(error) for error in found}) == 10 and not len(cache)
+    errors = ask_together(cache, work, [never] * 10)
+    assert work.runs == 1 and {(type(error), str(error)) for error in errors} == {(UnreadableMedia, "a bomb")}
+    assert len({id(error) for error in errors}) == 10 and not len(cache)
 
 
 def test_who_leaves_stops_waiting_and_work_ends_when_all_have_left():

@@ -48,9 +48,11 @@ def test_other_media_have_others(other):
 def test_every_media_position_carries_it_and_no_other():
     tokenizer = Tokenizer(checkpoint("qwen2-clip-8f"))
     prompt = tokenize_prompt(tokenizer, "before <video> after", "video", 45, 1024)
-    found = prompt.extra_ids(2**64 - 1)
-    assert found.dtype == np.uint64 and found.shape == prompt.input_ids.shape
-    assert np.array_equal(found != 0, prompt.input_ids >= 1024) and set(found[found != 0].tolist()) == {2**64 - 1}
+    extra_ids = prompt.extra_ids(2**64 - 1)
+    assert extra_ids.dtype == np.uint64 and extra_ids.shape == prompt.input_ids.shape
+    assert np.array_equal(extra_ids != 0, prompt.input_ids >= 1024) and set(extra_ids[extra_ids != 0].tolist()) == {
+        2**64 - 1
+    }
     with pytest.raises(InvalidRequest, match="media_hash is missing"):
         prompt.extra_ids(None)
     text = tokenize_prompt(tokenizer, "text alone", "text", 0, 1024)

@@ -73,12 +73,12 @@ def decode(driver, tmp_path, wanted, **environment):
 def test_the_same_frames_as_by_pyav_are_nvdec_s_pictures(driver, tmp_path):
     wanted = [(made.write(tmp_path), segment) for made in ON_GPU for segment in SEGMENTS]
     turned = 0
-    for (path, segment), found in zip(wanted, decode(driver, tmp_path, wanted), strict=True):
+    for (path, segment), by_nvdec in zip(wanted, decode(driver, tmp_path, wanted), strict=True):
         by_pyav = load_media("video", [path.read_bytes()], Segment(**segment), 8, "pyav")
-        assert found["index"].tolist() == by_pyav.index.tolist(), (path.name, segment)
-        assert np.array_equal(found["time"], by_pyav.time), (path.name, segment)
+        assert by_nvdec["index"].tolist() == by_pyav.index.tolist(), (path.name, segment)
+        assert np.array_equal(by_nvdec["time"], by_pyav.time), (path.name, segment)
         pictures = expected(path)
-        for number, seen, other in zip(by_pyav.index, found["rgb"], by_pyav.rgb, strict=True):
+        for number, seen, other in zip(by_pyav.index, by_nvdec["rgb"], by_pyav.rgb, strict=True):
             assert seen.shape == other.shape
             turned += seen.shape != pictures[number].shape
             assert np.array_equal(
@@ -89,12 +89,12 @@ def test_the_same_frames_as_by_pyav_are_nvdec_s_pictures(driver, tmp_path):
 
 def test_what_nvdec_has_no_decoder_for_comes_from_the_processor(driver, tmp_path):
     wanted = [(made.write(tmp_path), {}) for made in ON_PROCESSOR]
-    for (path, _), found in zip(wanted, decode(driver, tmp_path, wanted), strict=True):
+    for (path, _), by_nvdec in zip(wanted, decode(driver, tmp_path, wanted), strict=True):
         by_pyav = load_media("video", [path.read_bytes()], Segment(), 8, "pyav")
-        assert found["index"].tolist() == by_pyav.index.tolist() and np.array_equal(found["time"], by_pyav.time), (
-            path.name
-        )
-        assert np.array_equal(found["rgb"], np.stack(by_pyav.rgb)), path.name
+        assert by_nvdec["index"].tolist() == by_pyav.index.tolist() and np.array_equal(
+            by_nvdec["time"], by_pyav.time
+        ), path.name
+        assert np.array_equal(by_nvdec["rgb"], np.stack(by_pyav.rgb)), path.name
 
 
 def test_errors_are_those_of_pyav(driver, tmp_path):
@@ -102,10 +102,10 @@ def test_errors_are_those_of_pyav(driver, tmp_path):
     (tmp_path / "cut.mp4").write_bytes(path.read_bytes()[:-5000])
     (tmp_path / "text.mp4").write_bytes(b"text")
     wanted = [(path, {"start": 90.0, "end": 91.0}), (tmp_path / "cut.mp4", {}), (tmp_path / "text.mp4", {})]
-    for (bad, segment), found in zip(wanted, decode(driver, tmp_path, wanted), strict=True):
+    for (bad, segment), error in zip(wanted, decode(driver, tmp_path, wanted), strict=True):
         with pytest.raises(InvalidRequest) as raised:
             load_media("video", [bad.read_bytes()], Segment(**segment), 8, "pyav")
-        assert found == (type(raised.value).__name__, str(raised.value))
+        assert error == (type(raised.value).__name__, str(raised.value))
 
 
 def test_a_driver_without_a_gpu_is_the_server_s_fault_and_not_the_file_s(driver, tmp_path):

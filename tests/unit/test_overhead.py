@@ -29,8 +29,8 @@ def test_its_answers_walk_through_the_vocabulary():
 
 
 def message(ids, summary=None) -> bytes:
-    found = service_pb2.ModelStreamInferResponse()
-    response = found.infer_response
+    envelope = service_pb2.ModelStreamInferResponse()
+    response = envelope.infer_response
     for name, datatype, shape, raw in (
         ("text", "BYTES", [1], b"\x01\0\0\0x"),
         ("output_ids", "INT32", [len(ids)], np.array(ids, np.int32).tobytes()),
@@ -38,7 +38,7 @@ def message(ids, summary=None) -> bytes:
     ):
         response.outputs.add(name=name, datatype=datatype, shape=shape)
         response.raw_output_contents.append(raw)
-    return found.SerializeToString()
+    return envelope.SerializeToString()
 
 
 def test_a_reader_refuses_an_answer_that_is_not_the_models():

@@ -39,9 +39,9 @@ def test_pixels_equal_the_reference(entry, video_decoder):
         # A few of its values are a level off (golden README).
         assert list(to_tower_size(load(entry).rgb, CONFIGS[entry["processor"]]).shape) == entry["shape"]
         return
-    found = to_tower_size(load(entry).rgb, CONFIGS[entry["processor"]], pad=entry["aspect_ratio"] == "pad")
-    assert list(found.shape) == entry["shape"]
-    assert [hashlib.sha256(np.ascontiguousarray(frame).tobytes()).hexdigest() for frame in found] == entry["sha256"]
+    pixels = to_tower_size(load(entry).rgb, CONFIGS[entry["processor"]], pad=entry["aspect_ratio"] == "pad")
+    assert list(pixels.shape) == entry["shape"]
+    assert [hashlib.sha256(np.ascontiguousarray(frame).tobytes()).hexdigest() for frame in pixels] == entry["sha256"]
 
 
 def digits(frame: np.ndarray) -> str:
@@ -62,8 +62,8 @@ def test_random_sizes_equal_pillow_10_4():
     assert len(RANDOM_SIZES) == 160
     for seed, width, height, *wanted in RANDOM_SIZES:
         picture = noisy_picture(seed, width, height)
-        found = [digits(to_tower_size([picture], config)[0]) for config in CONFIGS.values()]
-        assert found == wanted, (width, height)
+        hashes = [digits(to_tower_size([picture], config)[0]) for config in CONFIGS.values()]
+        assert hashes == wanted, (width, height)
 
 
 @pytest.mark.parametrize(
@@ -78,8 +78,8 @@ def test_tall_media_of_every_kind_equal_the_reference(entry, video_decoder):
         buffer = io.BytesIO()
         np.save(buffer, decode_all(path))
         files = [buffer.getvalue()]
-    found = to_tower_size(load_media(kind, files, num_frames=8).rgb, CONFIGS[entry["processor"]], pad=entry["pad"])
-    assert [digits(frame) for frame in found] == entry["sha256"]
+    pixels = to_tower_size(load_media(kind, files, num_frames=8).rgb, CONFIGS[entry["processor"]], pad=entry["pad"])
+    assert [digits(frame) for frame in pixels] == entry["sha256"]
 
 
 @pytest.mark.parametrize("entry", KINDS, ids=lambda entry: entry["media"])

@@ -90,8 +90,8 @@ def test_a_contrast_reuses_each_of_its_sequences():
         made.media = np.zeros((80, 4), np.float32)
         scheduler.submit(made)
         run(scheduler)
-        found, wanted = listener.ids, expected_contrast(6, prompt, rows=40)
-        assert found == wanted and listener.cached_tokens[0] == cached
+        ids, wanted = listener.ids, expected_contrast(6, prompt, rows=40)
+        assert ids == wanted and listener.cached_tokens[0] == cached
     assert scheduler.steps.runner.chunks == [42, 42, 1, 1]
 
 

@@ -70,12 +70,12 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_it_is_refused_at_once(name):
-    read, found, said = REFUSED[name]
+    read, data, reason = REFUSED[name]
     began = time.perf_counter()
     with pytest.raises(InvalidRequest) as raised:
-        read(found)
+        read(data)
     assert time.perf_counter() - began < 0.5  # the slowest walks over 2 MB of spaces, in 0.1 s
-    assert said in str(raised.value) and len(str(raised.value)) < 400
+    assert reason in str(raised.value) and len(str(raised.value)) < 400
 
 
 def test_what_is_at_the_limit_is_read():
@@ -100,11 +100,11 @@ JSON = st.recursive(
 @given(JSON)
 def test_any_json_is_a_conversation_or_refused(value):
     try:
-        found = read_messages(json.dumps(value).encode("utf-8", "surrogatepass"))
+        messages = read_messages(json.dumps(value).encode("utf-8", "surrogatepass"))
     except InvalidRequest:
         return
-    assert found == value and all(set(one) == {"role", "content"} for one in found)
-    assert json.dumps(found).encode() and as_conversation(found) == found
+    assert messages == value and all(set(one) == {"role", "content"} for one in messages)
+    assert json.dumps(messages).encode() and as_conversation(messages) == messages
 
 
 @FEW
@@ -112,10 +112,10 @@ def test_any_json_is_a_conversation_or_refused(value):
 def test_any_bytes_are_a_question_or_refused(data):
     for read in (read_question, read_messages):
         try:
-            (found,) = read(data)
+            (turn,) = read(data)
         except InvalidRequest:
             continue
-        assert found["content"].encode() == data or read is read_messages
+        assert turn["content"].encode() == data or read is read_messages
 
 
 NUMBERS = st.one_of(st.none(), st.floats(), st.sampled_from([1e308, -1e308, 5e-324, 1e18, 0.0, -0.0]))
@@ -160,7 +160,7 @@ def arrays(tensor):
     types = {"STRING": np.object_, "BOOL": np.bool_, "INT32": np.int32, "UINT64": np.uint64, "FP32": np.float32}
     sizes = st.sampled_from([1, 1, 1, 1, 0, 2])
     return sizes.flatmap(lambda size: st.lists(values, min_size=size, max_size=size)).map(
-        lambda found: np.array(found, types.get(tensor.dtype, np.float64))
+        lambda numbers: np.array(numbers, types.get(tensor.dtype, np.float64))
     )
 
 

@@ -26,11 +26,11 @@ class OnOneDevice(TorchDispatchMode):
     """Refuses an operation that takes or gives a tensor of the CPU; a lone number may travel with a kernel's arguments."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **(kwargs or {}))
-        for value in tree_leaves((args, kwargs, found)):
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves((args, kwargs, result)):
             if isinstance(value, torch.Tensor) and value.device != DEVICE and value.dim():
                 raise AssertionError(f"{func} works on a tensor of {value.device}")
-        return found
+        return result
 
 
 class NoNumbersOfTheHost(TorchFunctionMode):

@@ -22,9 +22,9 @@ def test_it_finds_what_protobuf_finds(name, tensors):
     for tensor, shape, data in tensors:
         request.inputs.add(name=tensor, datatype="BYTES", shape=shape)
         request.raw_input_contents.append(data)
-    found, sizes = _read(request.SerializeToString())
+    parsed, sizes = _read(request.SerializeToString())
     assert sizes == [len(data) for _, _, data in tensors]
-    assert found.model_name == name and list(found.inputs) == list(request.inputs)
+    assert parsed.model_name == name and list(parsed.inputs) == list(request.inputs)
 
 
 @given(st.binary(max_size=400))
@@ -42,15 +42,15 @@ def test_a_broken_request_is_never_read_otherwise_than_protobuf_reads_it(data):
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     try:
-        found, sizes = _read(bytes(whole))
+        ours, sizes = _read(bytes(whole))
     except InvalidRequest:
         return
     try:
         parsed = service_pb2.ModelInferRequest.FromString(bytes(whole))
     except DecodeError:
         return
-    assert found.model_name == parsed.model_name and found.id == parsed.id
-    assert [one.name for one in found.inputs] == [one.name for one in parsed.inputs]
+    assert ours.model_name == parsed.model_name and ours.id == parsed.id
+    assert [one.name for one in ours.inputs] == [one.name for one in parsed.inputs]
     assert sizes == [len(one) for one in parsed.raw_input_contents]
 
 

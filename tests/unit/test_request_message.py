@@ -12,16 +12,16 @@ OUTPUTS = ["output_ids", "kv_cache_reused_blocks"]
 
 
 def by_protobuf(arrays, request_id, parameters):
-    found = service_pb2.ModelInferRequest(model_name="tensorrt_llm", id=request_id)
+    request = service_pb2.ModelInferRequest(model_name="tensorrt_llm", id=request_id)
     for name, array in arrays.items():
         datatype = "FP16" if array.dtype == np.float16 else LANGUAGE_MODEL.input(name).wire_dtype
-        found.inputs.add(name=name, datatype=datatype, shape=array.shape)
-        found.raw_input_contents.append(array.tobytes())
+        request.inputs.add(name=name, datatype=datatype, shape=array.shape)
+        request.raw_input_contents.append(array.tobytes())
     for name, text in parameters.items():
-        found.parameters[name].string_param = text
+        request.parameters[name].string_param = text
     for name in OUTPUTS:
-        found.outputs.add(name=name)
-    return found
+        request.outputs.add(name=name)
+    return request
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])

@@ -81,20 +81,20 @@ def test_a_file_that_is_no_list_of_samples_is_refused(tmp_path, content, reason)
 
 def test_faults_stand_between_good_samples(tmp_path):
     (tmp_path / "data.json").write_text(json.dumps([entry(), entry(video="gone.mp4"), entry(id="three")]))
-    found = list(read_samples(tmp_path / "data.json", MEDIA))
-    assert [type(one) for one in found] == [Sample, BadSample, Sample]
+    samples = list(read_samples(tmp_path / "data.json", MEDIA))
+    assert [type(one) for one in samples] == [Sample, BadSample, Sample]
 
 
 def test_the_placeholder_moves_to_the_front_of_its_message():
     """Wherever it stood, the prompt is that of inference: placeholder, newline, question."""
     tokenizer = Tokenizer(checkpoint("qwen2-siglip-16f"))
-    found = set()
+    variants = set()
     for value in ("<video>\nWhat?", "What?\n<video>", "What?<video>", "<video> What? <video>"):
         messages = [{"from": "human", "value": value}, {"from": "gpt", "value": "That."}]
         tokens = tokenize(read_sample(entry(conversations=messages), 0, MEDIA), tokenizer)
-        found.add((tuple(tokens.ids), tuple(tokens.is_target)))
-    assert len(found) == 1
-    ids, _ = found.pop()
+        variants.add((tuple(tokens.ids), tuple(tokens.is_target)))
+    assert len(variants) == 1
+    ids, _ = variants.pop()
     prompt = tokenizer.render([{"role": "user", "content": "<video>\nWhat?"}])
     left, right = map(tokenizer.encode, prompt.split("<video>"))
     assert list(ids[: len(left) + 1 + len(right)]) == [*left, PLACE, *right]

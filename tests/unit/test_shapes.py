@@ -85,9 +85,9 @@ def centre_of_mass(frame, ground):
     [("left", 0, -1), ("right", 0, 1), ("up", 1, -1), ("down", 1, 1), ("growing", 2, 1), ("shrinking", 2, -1)],
 )
 def test_pixels_do_what_the_words_say(action, axis, sign):
-    found = [s for s in scenes("motion", 400) if s.actors[0].action == action and len(s.actors) == 1]
-    assert found
-    for scene in found[:5]:
+    matching = [s for s in scenes("motion", 400) if s.actors[0].action == action and len(s.actors) == 1]
+    assert matching
+    for scene in matching[:5]:
         clip = render_clip(scene)
         first, last = (centre_of_mass(frame, scene.ground)[axis] for frame in (clip[0], clip[-1]))
         assert sign * (last - first) > 20
@@ -214,8 +214,8 @@ def test_beeps_fall_while_their_thing_is_shown(tmp_path):
 
 def test_the_command_writes_every_kind(tmp_path):
     words = ["--out", str(tmp_path), "--pictures", "2", "--clips", "3", "--held-out", "2", "--audio-samples", "40"]
-    found = CliRunner().invoke(shapes_command, words)
-    assert found.exit_code == 0, found.output
+    result = CliRunner().invoke(shapes_command, words)
+    assert result.exit_code == 0, result.output
     for name in ("pictures", "train", "held_out", "sounds", "sounds_held_out"):
         for entry in json.loads((tmp_path / f"{name}.json").read_text()):
             kind = next(kind for kind in ("video", "image", "audio") if kind in entry)

@@ -41,8 +41,8 @@ def test_every_slot_holds_what_was_written(seed):
                 past = cache.past(0, len(asked))
                 for one, row in zip(asked, rows, strict=True):
                     for number, array in enumerate(past):
-                        found = array[row][:, : cache.length[one]]
-                        assert np.array_equal(found, wanted[one][number // 2, number % 2])
+                        stored = array[row][:, : cache.length[one]]
+                        assert np.array_equal(stored, wanted[one][number // 2, number % 2])
         assert cache.length == [len(seen[one]) for one in range(5)]
         for one in filter(cache.length.__getitem__, range(5)):
             assert np.array_equal(cache.read(one), wanted[one]) and np.array_equal(cache.visible(one), seen[one])

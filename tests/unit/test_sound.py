@@ -51,9 +51,9 @@ def test_waveforms_and_filterbanks_are_the_references(entry):
     assert waveform.shape == (SAMPLES,)
     probes = STORED[f"{path.name}.waveform_every500"].numpy()
     assert np.abs(waveform[::500] * 32768 - probes).max() <= (1e-3 if is_file else 1.0)  # AAC: a step of 32768
-    found = filterbank(waveform)[::16]
+    rows = filterbank(waveform)[::16]
     wanted = STORED[f"{path.name}.fbank_rows_every16_bf16"].float().numpy()
-    assert found.shape == wanted.shape and np.mean(found != wanted) <= 5e-4  # a step of bfloat16, float32 or 64 inside
+    assert rows.shape == wanted.shape and np.mean(rows != wanted) <= 5e-4  # a step of bfloat16, float32 or 64 inside
 
 
 @pytest.mark.parametrize("entry", OPUS, ids=lambda entry: entry["media"])
@@ -118,8 +118,8 @@ def test_a_video_without_a_track_is_silent():
 @pytest.mark.parametrize(("rate", "number"), [(8000, 16000), (44100, 16000), (22050, 16000), (11025, 16000)])
 def test_resampling_keeps_a_tone(rate, number):
     time = np.arange(rate) / rate
-    found = resample(np.sin(2 * np.pi * 440 * time), number)
-    assert np.abs(found - np.sin(2 * np.pi * 440 * np.arange(number) / number)).max() < 1e-9
+    resampled = resample(np.sin(2 * np.pi * 440 * time), number)
+    assert np.abs(resampled - np.sin(2 * np.pi * 440 * np.arange(number) / number)).max() < 1e-9
 
 
 def test_rounding_to_bfloat16_is_torchs():

@@ -50,10 +50,14 @@ def folder(tmp_path_factory):
 
 def answer(data: bytes, num_frames: int | None, segment: Segment, sparse: bool) -> object:
     try:
-        found = decode_video(data, segment, num_frames, sparse=sparse)
+        frames = decode_video(data, segment, num_frames, sparse=sparse)
     except VideoLlamaError as error:
         return error.kind, str(error)
-    return [picture.tobytes() for picture in found.rgb], found.index.tolist(), [f"{time:.17g}" for time in found.time]
+    return (
+        [picture.tobytes() for picture in frames.rgb],
+        frames.index.tolist(),
+        [f"{time:.17g}" for time in frames.time],
+    )
 
 
 def test_the_set_is_as_large_as_it_is_said_to_be():
@@ -120,8 +124,8 @@ def test_a_late_frame_costs_one_group(folder, monkeypatch):
     """Of 60 frames in groups of 12 at most, the last one needs 12 packets at most, and not the 59 before it."""
     decoded = count_packets(monkeypatch)
     data = write(folder, next(made for made in MADE if made.name == "h264_no_b.mp4"))
-    found = decode_video(data, Segment(2.39, None), 1)
-    assert found.index.tolist() == [59] and decoded[-1] == 59 and len(decoded) <= 12
+    frames = decode_video(data, Segment(2.39, None), 1)
+    assert frames.index.tolist() == [59] and decoded[-1] == 59 and len(decoded) <= 12
 
 
 def table(pts: list[int], keys: tuple[int, ...] = (0,)) -> FrameIndex:

@@ -75,10 +75,10 @@ def calls(monkeypatch):
     monkeypatch.setitem(sys.modules, module.__name__, module)
     for name in ("videollama_server.stages.python_backend", "videollama_server.stages.calls"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    found = importlib.import_module("videollama_server.stages.calls")
-    loops, begin = [], found.AnswerLoop
-    monkeypatch.setattr(found, "AnswerLoop", lambda *where: loops.append(begin(*where)) or loops[-1])
-    yield found, module, sent
+    stage_calls = importlib.import_module("videollama_server.stages.calls")
+    loops, begin = [], stage_calls.AnswerLoop
+    monkeypatch.setattr(stage_calls, "AnswerLoop", lambda *where: loops.append(begin(*where)) or loops[-1])
+    yield stage_calls, module, sent
     for loop in loops:
         loop.close()
     for name in ("videollama_server.stages.python_backend", "videollama_server.stages.calls"):
@@ -100,9 +100,9 @@ class Heard:
 
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_a_table_goes_to_the_language_model_from_where_it_lies(calls, on_gpu):
-    found, module, sent = calls
+    stage_calls, module, sent = calls
     module.on_gpu = on_gpu
-    stages = found.TritonStages(end_ids=[2], pad_id=None)
+    stages = stage_calls.TritonStages(end_ids=[2], pad_id=None)
     seen = stages.perceive(Media("video", [b"x"], Segment()), None, lambda: False)
     assert (seen.rows, seen.media_hash) == (3, 2**63 + 1)
     assert {stage: ended - began for stage, (began, ended) in seen.spans.items()} == {"preprocess": 1.0, "encoder": 2.0}
@@ -119,9 +119,9 @@ def test_a_table_goes_to_the_language_model_from_where_it_lies(calls, on_gpu):
 
 def test_turns_are_asked_for_until_there_are_rows(calls, monkeypatch, tmp_path):
     """With the caller's note alone: the frames are there."""
-    found, _, _ = calls
+    stage_calls, _, _ = calls
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "callers"))
-    stages, rows, asked = found.TritonStages(end_ids=[2], pad_id=None), iter([0, 0, 3]), []
+    stages, rows, asked = stage_calls.TritonStages(end_ids=[2], pad_id=None), iter([0, 0, 3]), []
 
     def ask(stage, inputs):
         asked.append((stage.name, inputs))
@@ -130,7 +130,7 @@ def test_turns_are_asked_for_until_there_are_rows(calls, monkeypatch, tmp_path):
         answers = ANSWERS | {"prompt_vocab_size": np.array([[size]], np.int32), "prompt_embedding_table": table}
         return {name: Tensor(name, array) for name, array in answers.items()}
 
-    monkeypatch.setattr(found, "_ask", ask)
+    monkeypatch.setattr(stage_calls, "_ask", ask)
     seen = stages.perceive(Media("video", [b"x"], Segment()), None, lambda: False)
     assert seen.rows == 3 and seen.table.shape == (1, 3, 4) and [frame.index for frame in seen.looked_at] == [0, 4, 8]
     assert [name for name, _ in asked] == ["perception", "encoder", "encoder"]
@@ -159,12 +159,12 @@ class LanguageModel(service_pb2_grpc.GRPCInferenceServiceServicer):
             self.requests.put(request)
             assert self.known.wait(30)
             self._running[request.id] = threading.Event()
-            found = service_pb2.ModelInferResponse(raw_output_contents=[np.array([7], np.int32).tobytes()])
-            found.outputs.add(name="output_ids", datatype="INT32", shape=[1, 1, 1])
+            response = service_pb2.ModelInferResponse(raw_output_contents=[np.array([7], np.int32).tobytes()])
+            response.outputs.add(name="output_ids", datatype="INT32", shape=[1, 1, 1])
             if "kv_cache_reused_blocks" in [output.name for output in request.outputs]:
-                found.outputs.add(name="kv_cache_reused_blocks", datatype="INT32", shape=[1, 1])
-                found.raw_output_contents.append(np.array([40], np.int32).tobytes())
-            yield service_pb2.ModelStreamInferResponse(infer_response=found)
+                response.outputs.add(name="kv_cache_reused_blocks", datatype="INT32", shape=[1, 1])
+                response.raw_output_contents.append(np.array([40], np.int32).tobytes())
+            yield service_pb2.ModelStreamInferResponse(infer_response=response)
             assert self._running[request.id].wait(30)
             yield service_pb2.ModelStreamInferResponse(error_message="Cancelled: the request was stopped")
 
@@ -172,11 +172,11 @@ class LanguageModel(service_pb2_grpc.GRPCInferenceServiceServicer):
 @pytest.fixture
 def language_model():
     server = grpc.server(ThreadPoolExecutor(4))
-    found = LanguageModel()
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(found, server)
-    found.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    model = LanguageModel()
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(model, server)
+    model.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
-    yield found
+    yield model
     server.stop(0).wait()
 
 
@@ -203,8 +203,8 @@ def test_the_frames_of_a_video_and_no_padding(calls):
 
 def test_a_table_in_half_precision_goes_over_grpc_as_such(calls, language_model):
     """TensorRT-LLM's config types it FP16, and a request that says FP32 is refused."""
-    found, _, _ = calls
-    stages = found.TritonStages([2], None, language_model.address)
+    stage_calls, _, _ = calls
+    stages = stage_calls.TritonStages([2], None, language_model.address)
     language_model.known.set()
     generation, heard = ask(stages, stages.perceive(Media("video", [b"x"], Segment()), None, lambda: False))
     assert heard.next() == [7] and heard.cached_tokens == [40]
@@ -238,9 +238,9 @@ def test_only_what_may_change_the_answer_is_sent(calls, language_model):
 
 
 def test_a_table_on_the_gpu_never_leaves_the_server(calls, language_model):
-    found, module, sent = calls
+    stage_calls, module, sent = calls
     module.on_gpu = True
-    stages = found.TritonStages([2], None, language_model.address)
+    stages = stage_calls.TritonStages([2], None, language_model.address)
     _, heard = ask(stages, stages.perceive(Media("video", [b"x"], Segment()), None, lambda: False))
     assert heard.next() == [7]
     assert "prompt_embedding_table" in sent[-1].inputs and language_model.requests.empty()
@@ -248,8 +248,8 @@ def test_a_table_on_the_gpu_never_leaves_the_server(calls, language_model):
 
 def test_a_stop_that_overtakes_its_request_is_sent_again(calls, language_model):
     """It was lost: the stage ends only ids that it knows, and the answer went on to its last token."""
-    found, _, _ = calls
-    stages = found.TritonStages([2], None, language_model.address)
+    stage_calls, _, _ = calls
+    stages = stage_calls.TritonStages([2], None, language_model.address)
     generation, heard = ask(stages)
     language_model.requests.get(timeout=30)
     stages.loop.call(generation.stop)
@@ -264,9 +264,9 @@ def test_a_stop_that_overtakes_its_request_is_sent_again(calls, language_model):
 
 def test_a_killed_language_model_ends_its_answers(calls, language_model):
     """Triton neither ends nor fails the calls of a process that was killed."""
-    found, _, _ = calls
+    stage_calls, _, _ = calls
     child = subprocess.Popen(["sleep", "60"])
-    stages = found.TritonStages([2], None, language_model.address)
+    stages = stage_calls.TritonStages([2], None, language_model.address)
     stages._process.find = lambda: child.pid
     generation, heard = ask(stages)
     language_model.known.set()
@@ -281,8 +281,8 @@ def test_a_killed_language_model_ends_its_answers(calls, language_model):
 
 
 def test_no_server_fails_the_answer(calls, tmp_path):
-    found, _, _ = calls
-    _, heard = ask(found.TritonStages([2], None, f"unix:{tmp_path}/nobody"))
+    stage_calls, _, _ = calls
+    _, heard = ask(stage_calls.TritonStages([2], None, f"unix:{tmp_path}/nobody"))
     assert isinstance(heard.next(), StageFailed)
 
 

@@ -35,8 +35,8 @@ def test_what_only_grows_is_a_counter_and_the_rest_a_gauge(folder):
     for values in ((3, 5), (10, 2), (10, 0)):
         now.update(zip(now, values, strict=True))
         publisher._publish()
-        found = read((folder / "stage").read_text("utf-8"))
-        assert found == {
+        families = read((folder / "stage").read_text("utf-8"))
+        assert families == {
             "a": ("counter", {("a_total", "videollama2"): values[0]}),
             "running": ("gauge", {("running", "videollama2"): values[1]}),
         }
@@ -53,11 +53,11 @@ def test_what_is_told_is_published_later_and_in_order(folder):
     publisher.tell(REFUSED, 1, "Overloaded")
     publisher.tell(REFUSED, 1, "Overloaded")
     publisher._publish()
-    found = read((folder / "stage").read_text("utf-8"))
-    buckets = {bound: found["s"][1]["s_bucket", bound, "videollama2"] for bound in ("0.1", "1.0", "+Inf")}
+    families = read((folder / "stage").read_text("utf-8"))
+    buckets = {bound: families["s"][1]["s_bucket", bound, "videollama2"] for bound in ("0.1", "1.0", "+Inf")}
     assert buckets == {"0.1": 2, "1.0": 3, "+Inf": 4}
-    assert found["s"][1]["s_sum", "videollama2"] == pytest.approx(7.6) and found["s"][0] == "histogram"
-    assert found["refused"][1] == {("refused_total", "Overloaded", "videollama2"): 2}
+    assert families["s"][1]["s_sum", "videollama2"] == pytest.approx(7.6) and families["s"][0] == "histogram"
+    assert families["refused"][1] == {("refused_total", "Overloaded", "videollama2"): 2}
 
 
 def test_a_figure_of_two_stages_is_explained_once(folder):

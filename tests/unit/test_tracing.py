@@ -61,8 +61,8 @@ def test_opentelemetrys_variables_turn_it_on_and_off(environment, asked):
 def test_the_option_wins_over_the_variables():
     before = {f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT": "http://a/x" for signal in ("TRACES", "METRICS")}
     before["OTEL_SERVICE_NAME"] = "mine"
-    found = traces.with_endpoint(before, "http://b:4318")
-    assert found == {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://b:4318", "OTEL_SERVICE_NAME": "mine"}
+    environment = traces.with_endpoint(before, "http://b:4318")
+    assert environment == {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://b:4318", "OTEL_SERVICE_NAME": "mine"}
 
 
 @pytest.mark.parametrize("endpoint", ["", "localhost:4318", "file:///x", "http://"])

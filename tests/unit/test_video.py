@@ -55,15 +55,15 @@ def test_segments_equal_the_reference():
             with pytest.raises(BadSegment):
                 choose_in_segment(row["n_frames"], row["fps"], segment, row["num_frames"])
         else:
-            found = choose_in_segment(row["n_frames"], row["fps"], segment, row["num_frames"])
-            assert found.tolist() == row["indices"], row
+            indices = choose_in_segment(row["n_frames"], row["fps"], segment, row["num_frames"])
+            assert indices.tolist() == row["indices"], row
     assert refused
 
 
 def test_no_number_of_frames_means_one_a_second():
     for row in TABLES["no_num_frames"]:
-        found = choose_in_segment(row["n_frames"], row["fps"], Segment(), row["num_frames"])
-        assert found.tolist() == row["indices"]
+        indices = choose_in_segment(row["n_frames"], row["fps"], Segment(), row["num_frames"])
+        assert indices.tolist() == row["indices"]
 
 
 @pytest.mark.parametrize("bounds", [(math.nan, None), (None, math.inf)])
@@ -233,6 +233,6 @@ def test_segment_needs_a_clock():
 
 
 def test_the_stages_are_told_which_decoder_runs(tmp_path):
-    found = Installation(tmp_path, tmp_path, ())
-    assert stage_environment(found, "localhost:1")[DECODER_VARIABLE] == "pyav"
-    assert stage_environment(found, "localhost:1", decoder="decord")[DECODER_VARIABLE] == "decord"
+    installation = Installation(tmp_path, tmp_path, ())
+    assert stage_environment(installation, "localhost:1")[DECODER_VARIABLE] == "pyav"
+    assert stage_environment(installation, "localhost:1", decoder="decord")[DECODER_VARIABLE] == "decord"
