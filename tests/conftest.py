@@ -16,6 +16,7 @@ import pytest
 
 from run_options import (  # noqa: F401
     pytest_addoption,
+    pytest_collection,
     pytest_collection_finish,
     pytest_collection_modifyitems,
     pytest_configure,
