@@ -22,7 +22,7 @@ stamp=.venv/.setup
 want=$(cat pyproject.toml constraints.txt scripts/setup.sh | cksum)
 if [ -x .venv/bin/vl2 ] && [ "$(cat $stamp 2>/dev/null)" = "$want" ]; then exit 0; fi
 
-echo "setup: creating .venv with $python ($version); about 2 GB, a few minutes" >&2
+echo "setup: creating .venv with $python ($version); about 2.5 GB, a few minutes" >&2
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 # The extra index has the CPU build of torch, which pip prefers over PyPI's CUDA build of several gigabytes.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --retries 2 \

@@ -71,10 +71,10 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_it_is_refused_at_once(name):
     read, data, reason = REFUSED[name]
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(InvalidRequest) as raised:
         read(data)
-    assert time.perf_counter() - began < 0.5  # the slowest walks over 2 MB of spaces, in 0.1 s
+    assert time.process_time() - began < 2  # processor seconds; the slowest walks over 2 MB of spaces, in 0.1
     assert reason in str(raised.value) and len(str(raised.value)) < 400
 
 
