@@ -1,4 +1,4 @@
-"""The language model's own socket: requests and new token ids between two stages of one server, without a passage through Triton.
+"""The language model's own socket, which carries requests and new token ids between two stages without Triton.
 
-May import the core; it knows neither the Python backend nor the stages.
+May import the core, but neither the Python backend nor the stages.
 """

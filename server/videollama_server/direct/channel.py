@@ -1,4 +1,4 @@
-"""The entry's end of the socket: all requests over one connection, read in the event loop of the answers."""
+"""The entry's end of the socket: one connection for all requests, read in the event loop of the answers."""
 
 import array
 import asyncio
@@ -16,23 +16,23 @@ _NUMBERS = 2**32
 
 
 class Call(Protocol):
-    """A request on its way. Nothing follows `on_end` or `on_lost`."""
+    """The listener of a request. After `on_end` or `on_lost`, nothing more is called."""
 
     def on_ids(self, ids: list[int], cached_tokens: int) -> None:
-        """All ids that have arrived, and how many prompt tokens were cached if this is the first message."""
+        """Receive new token ids; `cached_tokens` counts the cached prompt tokens in the first call, and is 0 in later ones."""
         ...
 
     def on_end(self, error: VideoLlamaError | None) -> None: ...
 
     def on_lost(self) -> None:
-        """The stage's process has gone."""
+        """The stage's process is gone."""
         ...
 
 
 class DirectChannel:
-    """Connects with the first request, and again after the stage was restarted.
+    """Connects with the first request, and again after the stage has restarted.
 
-    Requests are sent from any thread; calls are told in the loop's thread alone.
+    Requests may be sent from any thread; calls are notified only in the loop's thread.
     """
 
     def __init__(self, path: str, loop: asyncio.AbstractEventLoop) -> None:
@@ -42,11 +42,11 @@ class DirectChannel:
         self._numbers = count()
 
     def number(self) -> int:
-        """Of the next request."""
+        """Return the number for the next request."""
         return next(self._numbers) % _NUMBERS
 
     def open(self, number: int, message: bytes, call: Call) -> None:
-        """Send a request. Raises: OSError while the stage does not listen."""
+        """Send a request: a serialized ModelInferRequest. Raises: OSError while the stage does not listen."""
         with self._lock:
             if self._connection is None or self._connection.is_lost:
                 self._connection = _Connection(self._path, self._loop)
@@ -54,12 +54,12 @@ class DirectChannel:
         connection.open(number, message, call)
 
     def stop(self, number: int) -> None:
-        """End a request; its call is not told anything any more. In the loop's thread. One that has ended is ignored."""
+        """Stop a request, if it has not ended; its call is not notified any more. Only in the loop's thread."""
         if self._connection is not None:
             self._connection.stop(number)
 
     def close(self) -> None:
-        """In the loop's thread."""
+        """Close the connection. Only in the loop's thread."""
         if self._connection is not None:
             self._connection.lose()
 
@@ -67,14 +67,14 @@ class DirectChannel:
 class _Connection:
     def __init__(self, path: str, loop: asyncio.AbstractEventLoop) -> None:
         self._loop, self.is_lost = loop, False
-        self._lock = threading.Lock()  # of calls, unsent and is_lost, and around `send`
+        self._lock = threading.Lock()  # guards calls, unsent, is_lost and sending
         self._calls: dict[int, Call] = {}
         self._unsent: deque[memoryview] = deque()
         self._unread = b""
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._socket.setblocking(False)
-            self._socket.connect(path)  # of a Unix socket: done or refused at once
+            self._socket.connect(path)  # for a Unix socket, it succeeds or fails at once
         except OSError:
             self._socket.close()
             raise
@@ -83,7 +83,7 @@ class _Connection:
     def open(self, number: int, message: bytes, call: Call) -> None:
         with self._lock:
             if self.is_lost:
-                raise ConnectionResetError("the stage has gone")
+                raise ConnectionResetError("the stage's process is gone")
             self._calls[number] = call
             self._send(frames.HEADER.pack(len(message), frames.REQUEST, number), message)
 
@@ -93,7 +93,7 @@ class _Connection:
                 self._send(frames.frame(frames.STOP, number))
 
     def lose(self) -> None:
-        """Close the connection, and tell every call on it."""
+        """Close the connection, and notify every call on it."""
         with self._lock:
             if self.is_lost:
                 return
@@ -105,7 +105,7 @@ class _Connection:
         for call in calls.values():
             call.on_lost()
 
-    # --- sending, with the lock held: what the socket does not take waits, in order ---
+    # --- sending, with the lock held: data that does not fit into the socket waits, in order ---
 
     def _send(self, *parts: bytes) -> None:
         was_idle = not self._unsent
@@ -158,16 +158,16 @@ class _Connection:
             self.lose()
 
     def _take(self, data: bytes) -> None:
-        """All ids of a request that are there become one message."""
-        place, size, header = 0, len(data), frames.HEADER
+        """Process received frames; the ids of one request are delivered together."""
+        position, size, header = 0, len(data), frames.HEADER
         arrived: dict[int, list[int]] = {}  # number -> cached tokens, then ids
-        while size - place >= header.size:
-            length, kind, number = header.unpack_from(data, place)
-            end = place + header.size + length
+        while size - position >= header.size:
+            length, kind, number = header.unpack_from(data, position)
+            end = position + header.size + length
             if end > size:
                 break
-            payload = data[place + header.size : end]
-            place = end
+            payload = data[position + header.size : end]
+            position = end
             if kind == frames.IDS:
                 cached, *ids = array.array("i", payload)
                 if number in arrived:
@@ -181,7 +181,7 @@ class _Connection:
                     call = self._calls.pop(number, None)
                 if call is not None:
                     call.on_end(from_wire(payload.decode("utf-8", "replace")) if kind == frames.ERROR else None)
-        self._unread = data[place:]
+        self._unread = data[position:]
         for number, ids in arrived.items():
             self._deliver(number, ids)
 

@@ -1,8 +1,8 @@
-"""What crosses the socket: frames of a header and a payload, in the machine's byte order.
+"""The protocol of the socket: frames of a header and a payload, in native byte order.
 
     entry -> stage    REQUEST   a ModelInferRequest of the language model's stage, as Triton would receive it
                       STOP      no payload; ends a request
-    stage -> entry    IDS       how many prompt tokens the KV cache held (0 in all but the first), then new token ids: int32
+    stage -> entry    IDS       number of cached prompt tokens (0 in all but the first), then new token ids: int32
                       END       no payload; the answer is complete
                       ERROR     `Kind: message`, in UTF-8
 
@@ -16,4 +16,5 @@ HEADER = struct.Struct("=IBI")  # length of the payload in bytes, kind, number
 
 
 def frame(kind: int, number: int, payload: bytes = b"") -> bytes:
+    """Encode a frame."""
     return HEADER.pack(len(payload), kind, number) + payload

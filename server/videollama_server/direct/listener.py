@@ -1,4 +1,4 @@
-"""The language model's end of the socket: requests of the entry come in, token ids go out."""
+"""The language model's end of the socket: receives the entry's requests, and sends token ids."""
 
 import array
 import logging
@@ -16,11 +16,11 @@ from videollama_server.direct import frames
 
 logger = logging.getLogger(__name__)
 _READ_BYTES = 2**16
-_SEND_SECONDS = 10  # for a full socket to take more: an entry that reads nothing for so long is given up
+_SEND_SECONDS = 10  # an entry that has not read from a full socket for this long is disconnected
 
 
 class DirectReply:
-    """Where the answer to one request goes. What is sent leaves with the next `flush` of the listener."""
+    """The reply to one request. Data is buffered until the next `flush` of the listener."""
 
     def __init__(self, connection: "_Connection", number: int) -> None:
         self._connection, self._number = connection, number
@@ -31,13 +31,14 @@ class DirectReply:
         return self.is_stopped
 
     def send(self, ids: Sequence[int], cached_tokens: int = 0, last: bool = False) -> None:
-        """New ids, and with the first ones how many prompt tokens the KV cache held."""
+        """Send new token ids; with the first, the number of prompt tokens that were in the KV cache."""
         payload = array.array("i", (cached_tokens, *ids)).tobytes()
         self._connection.put(self._number, frames.frame(frames.IDS, self._number, payload))
         if last:
             self._connection.put(self._number, frames.frame(frames.END, self._number), last=True)
 
     def fail(self, error: Exception) -> None:
+        """End the reply with an error."""
         if not isinstance(error, VideoLlamaError):
             logger.error("request %s failed", self.request_id, exc_info=error)
             error = StageFailed(f"stage {contract.LANGUAGE_MODEL.name}: {type(error).__name__}: {error}")
@@ -46,12 +47,12 @@ class DirectReply:
 
 
 class DirectListener:
-    """Listens from the moment it is made.
+    """Listens from construction on.
 
     Args:
-        path: of the socket, in a folder that only this user can enter; one that an earlier process left is replaced.
-        begin: takes a request in: its ModelInferRequest, and the reply to it. What it raises ends the reply.
-        stop: ends a request that was taken in.
+        path: of the socket, in a folder that only this user can access; the socket of an earlier process is replaced.
+        begin: accepts a request: its serialized ModelInferRequest, and its reply. An exception of it ends the reply.
+        stop: ends an accepted request.
     """
 
     def __init__(
@@ -83,12 +84,12 @@ class DirectListener:
             self._connections = tuple(other for other in self._connections if other is not connection)
 
     def flush(self) -> None:
-        """Send what the replies were given, in one go for each connection."""
+        """Send the buffered data of all replies, in one call for each connection."""
         for connection in self._connections:
             connection.flush()
 
     def close(self) -> None:
-        """Accept no more connections. Those that exist stay until the process ends."""
+        """Accept no more connections. Existing ones stay open until the process ends."""
         self._path.unlink(missing_ok=True)
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
@@ -109,7 +110,7 @@ class _Connection:
         self._sending = threading.Lock()
 
     def run(self) -> None:
-        """Until the entry closes the connection or dies; its requests end with it."""
+        """Serve until the entry closes the connection or dies, which ends its requests."""
         try:
             with self._socket.makefile("rb", _READ_BYTES) as file:
                 while len(header := file.read(frames.HEADER.size)) == frames.HEADER.size:
@@ -140,14 +141,14 @@ class _Connection:
             self._stop(reply)
 
     def put(self, number: int, message: bytes, last: bool = False) -> None:
-        """Nothing of a request that has ended."""
+        """Buffer a message, unless its request has ended."""
         if number in self._replies:
             self._unsent.append(message)
             if last:
                 self._replies.pop(number, None)
 
     def flush(self) -> None:
-        """An entry that has gone gets nothing: its requests are being ended."""
+        """Send the buffered messages. Errors are ignored: if the entry is gone, its requests are being ended anyway."""
         if not self._unsent:
             return
         with self._sending, suppress(OSError):

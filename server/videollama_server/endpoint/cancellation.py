@@ -1,6 +1,6 @@
-"""Cancel a call to the entry by a message, not by a reset of its HTTP/2 stream.
+"""Cancel a call to the entry by a message instead of a reset of its HTTP/2 stream.
 
-A reset can crash Triton 2.51 (server issue 7840), and with it the requests of all callers.
+A reset can crash Triton 2.51 (server issue 7840), which fails the requests of all callers.
 """
 
 import asyncio
@@ -12,8 +12,8 @@ from videollama_core.protocol.trace_context import CANCELLED
 from videollama_server.http2.call import Call
 from videollama_server.http2.channel import STREAM_INFER, Channel
 
-_AGAIN_SECONDS = 0.25  # between two messages: one that overtakes its request is lost
-_ATTEMPTS = 20  # until the call is reset after all
+_RETRY_SECONDS = 0.25  # between two messages: one that arrives before its request has no effect
+_ATTEMPTS = 20  # after which the call is reset
 
 
 def _ping() -> bytes:
@@ -26,7 +26,7 @@ _PING = _ping()
 
 
 class Cancellation:
-    """Sends the entry a ping that names the request, until its call has ended.
+    """Sends the entry pings that name the request, until its call has ended.
 
     Args:
         mark: the endpoint's id of the request.
@@ -45,9 +45,9 @@ class Cancellation:
         if self._attempts > _ATTEMPTS or not self._triton.open_at_once(STREAM_INFER, _PING, self, metadata):
             self._call.cancel()
             return
-        asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._send)
+        asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._send)
 
     def on_messages(self, messages: list[bytes]) -> None:
-        """The entry's answer to the ping tells nothing that the end of the call does not."""
+        """Ignore the entry's answer to the ping; only the end of the call matters."""
 
     def on_end(self, status: int, details: str) -> None: ...

@@ -13,7 +13,7 @@ from typing import cast
 from videollama_server.http2 import frames
 from videollama_server.http2.call import STREAM_WINDOW, Call, Listener
 
-STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"  # the one call that Triton is asked by here
+STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"  # the only method called here
 OK, CANCELLED, UNKNOWN, INTERNAL, UNAVAILABLE = 0, 1, 2, 13, 14  # gRPC status codes
 _CONNECTION_UPDATE = 2**30
 _FRAME = 2**18
