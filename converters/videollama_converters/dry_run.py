@@ -50,5 +50,5 @@ def describe(checkpoint: Path, out: Path, tower: Path | None, base: Path | None,
     ranks = with_ranks(server, options.recipe.world_size, options.pool_bytes(config))
     stages = f"{ADDRESS_VARIABLE}=unix:RUN/grpc:1"  # for the entry's calls, as vl2 serve sets it
     lines.append(f"vl2 serve {out}")
-    lines.append(f"# which runs, on a copy of the repository with absolute paths in it: {stages} {shlex.join(ranks)}")
+    lines.append(f"# runs, on a copy of the repository with absolute paths: {stages} {shlex.join(ranks)}")
     return "\n".join(lines)
