@@ -1,14 +1,15 @@
-"""Writes the recorded results into docs/performance.md: `python -m videollama_benchmarks.performance_page`."""
+"""Writes the recorded results and their plots into docs/performance.md: `python -m videollama_benchmarks.performance_page`."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from videollama_benchmarks.performance_plots import draw_all
 from videollama_benchmarks.recording import RESULTS, TREE
 
 PAGE = TREE / "docs/performance.md"
-BEGIN, END = "<!-- recorded results -->", "<!-- end of the recorded results -->"  # the text in between is generated
+SUMMARY, RECORDED = "the summary", "the recorded results"  # parts of the page that are generated
 
 
 def result_lines(result: Mapping[str, Any]) -> list[str]:
@@ -21,12 +22,15 @@ def result_lines(result: Mapping[str, Any]) -> list[str]:
             lines += [f"{table['title']}:", ""]
         lines += _table(table["columns"], table["rows"])
     if result["aims"]:
-        rows = [
-            [aim["what"], aim["measured"], f"{'>=' if aim['at_least'] else '<='} {_cell(aim['wanted'])}", _verdict(aim)]
-            for aim in result["aims"]
-        ]
-        lines += _table(("target", "measured", "required", "met"), rows)
+        lines += _table(("target", "measured", "required", "met"), _aims(result))
     return [*lines, _origin(result), ""]
+
+
+def _aims(result: Mapping[str, Any]) -> list[list[Any]]:
+    return [
+        [aim["what"], aim["measured"], f"{'>=' if aim['at_least'] else '<='} {_cell(aim['wanted'])}", _verdict(aim)]
+        for aim in result["aims"]
+    ]
 
 
 def _verdict(aim: Mapping[str, Any]) -> str:
@@ -54,21 +58,47 @@ def _cell(value: Any) -> str:
     return str(value).replace("|", "\\|")
 
 
+def _results(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
+
+
 def render(folder: Path = RESULTS) -> str:
     """All results of a folder as Markdown, sorted by name."""
-    results = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
-    return "\n".join(line for result in results for line in result_lines(result))
+    return "\n".join(line for result in _results(folder) for line in result_lines(result))
 
 
-def put_into(page: str, generated: str) -> str:
-    """The page with `generated` between its markers. Raises: ValueError if it has none."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+def render_summary(folder: Path = RESULTS) -> str:
+    """The targets of all results as one table."""
+    columns = ("measurement", "target", "measured", "required", "met")
+    rows = [
+        [f"[{result['title']}](#{_anchor(result['title'])})" if place == 0 else "", *row]
+        for result in _results(folder)
+        for place, row in enumerate(_aims(result))
+    ]
+    return "\n".join(_table(columns, rows))
+
+
+def _anchor(title: str) -> str:
+    """A heading's anchor on the site."""
+    return "-".join("".join(letter for letter in title.lower() if letter.isalnum() or letter in " -").split())
+
+
+def put_into(page: str, name: str, generated: str) -> str:
+    """The page with `generated` between the markers of a part. Raises: ValueError if the page has none."""
+    opening, closing = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, begin, rest = page.partition(opening)
+    _, end, after = rest.partition(closing)
     if not (begin and end):
-        raise ValueError(f"{BEGIN} and {END} are not in the page")
-    return f"{before}{BEGIN}\n\n{generated}\n{END}{after}"
+        raise ValueError(f"{opening} and {closing} are not in the page")
+    return f"{before}{opening}\n\n{generated}\n{closing}{after}"
+
+
+def updated(page: str) -> str:
+    """The page with every generated part made of the recorded results."""
+    return put_into(put_into(page, SUMMARY, render_summary()), RECORDED, render())
 
 
 if __name__ == "__main__":
-    PAGE.write_text(put_into(PAGE.read_text("utf-8"), render()), "utf-8")
-    print(PAGE)
+    PAGE.write_text(updated(PAGE.read_text("utf-8")), "utf-8")
+    for path in (PAGE, *draw_all()):
+        print(path)

@@ -1,12 +1,31 @@
-"""docs/performance.md shows the recorded results, and no others."""
+"""docs/performance.md and its plots show the recorded results, and no others."""
 
-from videollama_benchmarks.performance_page import PAGE, put_into, render
+import json
+
+import pytest
+
+from videollama_benchmarks.performance_page import PAGE, updated
+from videollama_benchmarks.performance_plots import FOLDER, PLOTS, digest, draw_all
 from videollama_benchmarks.recording import RESULTS
+
+HINT = "run python -m videollama_benchmarks.performance_page"
 
 
 def test_the_page_is_made_of_the_recorded_results():
     page = PAGE.read_text("utf-8")
-    assert put_into(page, render()) == page, "run python -m videollama_benchmarks.performance_page"
+    assert updated(page) == page, HINT
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_a_plot_is_drawn_from_the_recorded_result_and_shown(name):
+    result = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    assert digest(result) in (FOLDER / f"{name}.svg").read_text("utf-8"), HINT
+    assert f"](plots/{name}.svg)" in PAGE.read_text("utf-8")
+
+
+def test_every_plot_can_be_drawn(tmp_path):
+    for path in draw_all(tmp_path):
+        assert path.read_text("utf-8").count("<path") > 10
 
 
 def test_recorded_results_are_small():

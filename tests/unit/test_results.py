@@ -36,9 +36,9 @@ def test_variants_are_measured_in_turn():
 
 
 def test_only_what_is_between_the_marks_is_made():
-    page = f"words\n{performance_page.BEGIN}\nold\n{performance_page.END}\nmore\n"
-    made = performance_page.put_into(page, "new\n")
+    page = "words\n<!-- a part -->\nold\n<!-- end of a part -->\nmore\n"
+    made = performance_page.put_into(page, "a part", "new\n")
     assert "old" not in made and made.startswith("words\n") and made.endswith("\nmore\n") and "new" in made
-    assert performance_page.put_into(made, "new\n") == made
-    with pytest.raises(ValueError, match="recorded results"):
-        performance_page.put_into("words", "new")
+    assert performance_page.put_into(made, "a part", "new\n") == made
+    with pytest.raises(ValueError, match="another part"):
+        performance_page.put_into(made, "another part", "new")
