@@ -1,4 +1,4 @@
-"""Whether a media question would be answered, looked at twice a second and told to the endpoint."""
+"""Whether a media question would be answered: checked twice a second and reported to the endpoint."""
 
 import logging
 import threading
@@ -13,55 +13,55 @@ from videollama_server.endpoint.state import Told
 from videollama_server.processes import is_alive, is_stopped
 
 logger = logging.getLogger(__name__)
-_LOOK_SECONDS = 0.5
+_CHECK_SECONDS = 0.5
 _POLL_SECONDS = 0.05
 _NEEDED = (contract.ENTRY.name, contract.PREPROCESS.name, contract.ENCODER.name, contract.LANGUAGE_MODEL.name)
 
 
 def why_not_ready(server_pid: int, stages: Mapping[int, str]) -> str:
-    """Why no media question would be answered; "" when one would.
+    """Return why a media question would not be answered; "" if it would be.
 
     Args:
-        stages: process id -> stage, as the server was when it was whole.
+        stages: process id -> stage, taken when the server was complete.
     """
     for pid, stage in ((server_pid, "tritonserver"), *stages.items()):
         if stage in _NEEDED or pid == server_pid:
             if not is_alive(pid):
-                return f"the process of {stage} is being started again"
+                return f"the process of {stage} is being restarted"
             if is_stopped(pid):
                 return f"the process of {stage} is stopped"
     return ""
 
 
 class EndpointKeeper:
-    """Keeps an endpoint running, and tells it how the server is.
+    """Keeps an endpoint running, and reports the server's status to it.
 
     Args:
-        look: what it is to be told.
+        status: returns the status to report.
     """
 
-    def __init__(self, endpoint: EndpointProcess, look: Callable[[], Told]) -> None:
-        self._endpoint, self._look = endpoint, look
+    def __init__(self, endpoint: EndpointProcess, status: Callable[[], Told]) -> None:
+        self._endpoint, self._status = endpoint, status
         self._closing, self._lock = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._run, name="endpoint", daemon=True)
 
     def start(self) -> None:
-        """Raises: ServerFailed with the endpoint's own reason."""
-        self._endpoint.launch(self._look())
+        """Start the endpoint and the reports. Raises: ServerFailed with the endpoint's own reason."""
+        self._endpoint.launch(self._status())
         self._thread.start()
 
     def tell(self) -> Heard:
-        """Raises: OSError when the endpoint does not answer."""
+        """Report the status; return the endpoint's answer. Raises: OSError if the endpoint does not answer."""
         with self._lock:
-            return self._endpoint.tell(self._look())
+            return self._endpoint.tell(self._status())
 
     def wait_until_ready(self, seconds: float, triton_runs: Callable[[], bool]) -> None:
-        """Until the endpoint has found Triton, too, or Triton has ended. Raises: ServerFailed if it does not find it."""
+        """Wait until the endpoint reports ready, or Triton has ended. Raises: ServerFailed after `seconds`."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if not triton_runs():
-                return  # who waits for its end starts it again
-            with suppress(OSError):  # it is started again
+                return  # the caller, which watches Triton, restarts it
+            with suppress(OSError):  # `_run` restarts the endpoint
                 if self.tell().ready:
                     return
             time.sleep(_POLL_SECONDS)
@@ -71,20 +71,20 @@ class EndpointKeeper:
         self._endpoint.reload_keys()
 
     def _run(self) -> None:
-        while not self._closing.wait(_LOOK_SECONDS):
+        while not self._closing.wait(_CHECK_SECONDS):
             try:
                 self.tell()
             except OSError as error:
                 if self._closing.is_set():
                     return
-                logger.warning("%s; starting it again", error)
-                self._start_again()
+                logger.warning("%s; restarting it", error)
+                self._restart()
 
-    def _start_again(self) -> None:
+    def _restart(self) -> None:
         with self._lock:
             self._endpoint.end()
             try:
-                self._endpoint.launch(self._look())
+                self._endpoint.launch(self._status())
             except ServerFailed as error:
                 logger.error("%s", error)
 
