@@ -55,22 +55,22 @@ def test_the_summary_ends_the_reply(entry_stage):
 
 def test_the_process_is_named_once_with_the_first_text_or_before_it(entry_stage):
     question = entry_stage.QuestionReply(reply := Replied(), b"1-a", Watch())
-    question.introduce()
-    question.introduce()
+    question.announce()
+    question.announce()
     question.send(Piece("a", [5]))
-    question.introduce()
+    question.announce()
     assert reply.sent == [({"process"}, False), ({"text", "output_ids"}, False)]
-    question.say_that_it_works()
+    question.send_keepalive()
     assert reply.sent[2:] == [({"process"}, False)]
 
 
-def test_what_waits_long_introduces_itself_and_nothing_else_does(entry_stage, monkeypatch):
+def test_only_what_waits_long_is_announced(entry_stage, monkeypatch):
     stage, loop = entry_stage.EntryStage.__new__(entry_stage.EntryStage), []
-    stage._working, stage._running, stage._told = set(), 0, 0
+    stage._working, stage._running, stage._published = set(), 0, 0
     stage._loop = SimpleNamespace(call=loop.append)
     replies = [Replied() for _ in range(3)]
     for place, reply in enumerate(replies):
-        monkeypatch.setattr(entry_stage, "INTRODUCE_SECONDS", 60 if place == 0 else 0)
+        monkeypatch.setattr(entry_stage, "ANNOUNCE_SECONDS", 60 if place == 0 else 0)
         stage._working.add(entry_stage.QuestionReply(reply, b"1-a", Watch()))
     next(one for one in stage._working if one._reply is replies[1]).send(Piece("a", [5]))
     stage.look()

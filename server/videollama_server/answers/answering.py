@@ -1,6 +1,6 @@
-"""The second half of a question's life: ids -> pieces of text -> the summary. Knows no Triton.
+"""The second half of answering a question: token ids -> pieces of text -> the summary. Independent of Triton.
 
-Everything here is called in one thread, the loop's.
+Everything here runs in one thread, the loop's, unless it says otherwise.
 """
 
 import secrets
@@ -16,8 +16,8 @@ from videollama_core.telemetry.traces import Span
 from videollama_core.text import AnswerText
 from videollama_server.answers.known_media import NOT_RUN, Interval
 
-AGAIN_SECONDS = 0.05  # between two attempts to reach a language model that is being started again
-RESTART_SECONDS = 15.0  # how long it is waited for
+AGAIN_SECONDS = 0.05  # between two attempts to reach a language model that is restarting
+RESTART_SECONDS = 15.0  # how long a question waits for that
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Piece:
 
 
 class Replier(Protocol):
-    """Where the answer to one question goes; the piece with the summary, or an error, ends it."""
+    """The destination of one answer; the piece with the summary, or an error, ends it."""
 
     def send(self, piece: Piece) -> None: ...
 
@@ -48,30 +48,30 @@ class Replier(Protocol):
 
 
 class Listener(Protocol):
-    """Hears what the language model says, in the loop's thread."""
+    """Receives the language model's responses, in the loop's thread."""
 
     def on_ids(self, ids: list[int]) -> None:
-        """New ids, at least one: whatever was there."""
+        """All new ids that have arrived, at least one."""
         ...
 
     def on_cached_tokens(self, count: int) -> None:
-        """Positions of the prompt that were in the KV cache. Before the first ids, from an engine that says it."""
+        """Number of prompt positions found in the KV cache; before the first ids, from engines that report it."""
         ...
 
     def on_end(self, error: Exception | None) -> None:
-        """Nothing more comes."""
+        """The generation has ended; `error` is None if it is complete."""
         ...
 
 
 class Generation(Protocol):
-    """A request of the language model."""
+    """A request to the language model."""
 
     def start(self) -> None:
-        """From any thread."""
+        """Send the request. Callable from any thread."""
         ...
 
     def stop(self) -> None:
-        """End it; to be called in the loop's thread. One that has ended stays as it is."""
+        """End the generation; does nothing if it has ended. Callable only in the loop's thread."""
         ...
 
 
@@ -80,32 +80,36 @@ class LanguageModel(Protocol):
         self,
         request_id: str,
         prompt: Prompt,
-        seen: Any,
+        perception: Any,
         sampling: ResolvedSampling,
         listener: Listener,
         traceparent: str | None = None,
     ) -> Generation:
-        """From any thread. Args: seen: the media's Perception, or None."""
+        """Create a generation. Callable from any thread.
+
+        Args:
+            perception: the Perception of the media, or None.
+        """
         ...
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:
-        """Call it in the loop's thread."""
+        """Run `call` in the loop's thread after a delay."""
         ...
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A question that the language model can be asked."""
+    """A question that is ready for the language model."""
 
     prompt: Prompt
-    seen: Any
+    perception: Any  # the Perception of the media; None without media
     sampling: ResolvedSampling
     frames: tuple[FrameSeen, ...]
     clock: "Clock"
 
 
 class Answering:
-    """One answer on its way; a listener of its own generation."""
+    """An answer in progress; the listener of its own generation."""
 
     def __init__(
         self,
@@ -119,36 +123,36 @@ class Answering:
         self._language_model, self._replier = language_model, replier
         self._ids: list[int] = []
         self._cached_tokens = 0
-        self._over = False
+        self._ended = False
         self._deadline = time.monotonic() + RESTART_SECONDS
-        self._generation = self._ask()
+        self._generation = self._generate()
 
     def start(self) -> None:
-        """The one call that may come from any thread, and the last of the thread that prepared the question."""
+        """Start the generation. Callable from any thread; the last call of the thread that prepared the question."""
         self._generation.start()
 
-    def _ask(self) -> Generation:
-        asked, name = self._prepared, str(secrets.randbits(63))
+    def _generate(self) -> Generation:
+        prepared, request_id = self._prepared, str(secrets.randbits(63))
         return self._language_model.generate(
-            name, asked.prompt, asked.seen, asked.sampling, self, asked.clock.span.traceparent
+            request_id, prepared.prompt, prepared.perception, prepared.sampling, self, prepared.clock.span.traceparent
         )
 
-    def _begin_again(self) -> None:
-        """A generation is begun again while its stage is being started again and no token has come."""
-        if self._over:
+    def _retry(self) -> None:
+        """Request the generation again; done while the stage restarts and no token has arrived."""
+        if self._ended:
             return
         try:
-            self._generation = self._ask()
+            self._generation = self._generate()
             self._generation.start()
         except Exception as error:
             self._fail(error)
 
     def on_ids(self, ids: list[int]) -> None:
-        if self._over:
+        if self._ended:
             return
         if not self._ids:
             self._prepared.clock.lap("prefill")
-            self._prepared = replace(self._prepared, seen=None)  # it is not begun again: the table may go
+            self._prepared = replace(self._prepared, perception=None)  # no retry from here on: frees the table
         self._ids += ids
         try:
             piece = Piece(self._text.push(ids), ids)
@@ -164,7 +168,7 @@ class Answering:
         self._cached_tokens = count
 
     def on_end(self, error: Exception | None) -> None:
-        if self._over:
+        if self._ended:
             return
         if error is None:
             try:
@@ -172,32 +176,32 @@ class Answering:
             except Exception as failure:
                 self._fail(failure)
         elif isinstance(error, StageRestarting) and not self._ids and time.monotonic() < self._deadline:
-            self._language_model.later(AGAIN_SECONDS, self._begin_again)
+            self._language_model.later(AGAIN_SECONDS, self._retry)
         else:
             self._fail(error)
 
     def cancel(self) -> None:
-        """The caller has left."""
-        if not self._over:
-            self._fail(Cancelled("the client left"))
+        """End the answer, because the caller has disconnected."""
+        if not self._ended:
+            self._fail(Cancelled("the client disconnected"))
 
     def _fail(self, error: Exception) -> None:
-        self._over = True
+        self._ended = True
         self._generation.stop()
         self._replier.fail(error)
 
     def _finish(self, last: Piece) -> None:
-        asked, ids = self._prepared, self._ids
-        asked.clock.lap("decode")
-        ended = self._text.stopped or len(ids) < asked.sampling.max_new_tokens or ids[-1] in self._end_ids
-        usage = Usage(asked.prompt.text_tokens, asked.prompt.media_tokens, len(ids), self._cached_tokens)
-        summary = Summary("stop" if ended else "length", usage, asked.clock.report(), asked.frames)
-        self._over = True
+        prepared, ids = self._prepared, self._ids
+        prepared.clock.lap("decode")
+        stopped = self._text.stopped or len(ids) < prepared.sampling.max_new_tokens or ids[-1] in self._end_ids
+        usage = Usage(prepared.prompt.text_tokens, prepared.prompt.media_tokens, len(ids), self._cached_tokens)
+        summary = Summary("stop" if stopped else "length", usage, prepared.clock.report(), prepared.frames)
+        self._ended = True
         self._replier.send(replace(last, summary=summary))
 
 
 class Clock:
-    """Seconds per stage of one request, and the parts of its span."""
+    """Measures the seconds per stage of one request, and adds child spans to its span."""
 
     def __init__(self, span: Span) -> None:
         self.span = span
@@ -205,6 +209,7 @@ class Clock:
         self._seconds: dict[str, float] = {}
 
     def lap(self, stage: str, traced: bool = False) -> None:
+        """Record the time since the last call as that of `stage`; `traced` also adds a child span."""
         now = time.monotonic()
         self._seconds[stage] = now - self._last
         self._last = now
@@ -213,6 +218,7 @@ class Clock:
             self.span.child(stage, ended - self._seconds[stage], ended)
 
     def add_perception(self, spans: Mapping[str, Interval]) -> None:
+        """Record the perception, and within it the stages that ran."""
         self.lap("perception")
         for stage, (began, ended) in spans.items():
             self._seconds[stage] = ended - began
@@ -220,6 +226,7 @@ class Clock:
                 self.span.child(stage, began, ended)
 
     def report(self) -> dict[str, float]:
+        """Return the seconds by stage, and "total"."""
         return {
             **{stage: round(value, 6) for stage, value in self._seconds.items()},
             "total": round(time.monotonic() - self._start, 6),

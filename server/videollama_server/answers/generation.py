@@ -1,7 +1,7 @@
-"""Requests of the language model, and the one event loop in which all its answers arrive.
+"""Requests to the language model, and the one event loop that receives all its responses.
 
-Our own engines are asked at the stage's own socket (`direct`), TensorRT-LLM's backend at the server's gRPC socket: Triton 2.51
-corrupts the memory of a Python stage that reads many responses of one request by BLS (docs/log.md).
+Our own engines are called over the stage's own socket (`direct`), TensorRT-LLM's backend over the server's gRPC socket: Triton 2.51
+corrupts the memory of a Python stage that reads many responses to one request through BLS (docs/log.md).
 """
 
 import array
@@ -24,17 +24,17 @@ from videollama_server.processes import is_alive
 
 logger = logging.getLogger(__name__)
 _STAGE = contract.LANGUAGE_MODEL.name
-STOP_SECONDS = 0.25  # between two requests to stop one answer
-_RESTARTING = f"stage {_STAGE}: it is being started again, send the request again"
-DIED = f"stage {_STAGE}: its process died while it answered; it is being started again, send the request again"
-LOOK_SECONDS = 0.05  # how often, in silence, it is looked whether the stage's process still lives
+STOP_SECONDS = 0.25  # between two `stop` requests for one generation
+_RESTARTING = f"stage {_STAGE}: it is restarting; send the request again"
+DIED = f"stage {_STAGE}: its process died while it answered and is being restarted; send the request again"
+CHECK_SECONDS = 0.05  # between two checks whether the process of a silent stage is alive
 
 
 class Running(Protocol):
-    """A request that the language model's stage has."""
+    """A request that the language model is answering."""
 
-    process: int | None  # of the stage; None where it has none, or it cannot be seen
-    heard: float  # when it last said something, of the monotonic clock
+    process: int | None  # id of the stage's process; None if it has none or is not visible
+    last_message: float  # when the stage last sent a message, time.monotonic()
 
     def on_death(self) -> None: ...
 
@@ -43,8 +43,8 @@ class AnswerLoop:
     """The event loop of all answers, in a thread of its own.
 
     Args:
-        address: unix:PATH or HOST:PORT of the server's own gRPC; None where nothing is asked over it.
-        language_model: path of the language model's own socket; None where it has none.
+        address: unix:PATH or HOST:PORT of the server's own gRPC endpoint; None if it is not used.
+        language_model: path of the language model's own socket; None if it has none.
     """
 
     def __init__(self, address: str | None, language_model: str | None = None) -> None:
@@ -53,7 +53,7 @@ class AnswerLoop:
         self.direct = DirectChannel(language_model or "", self._loop)
         self._running: set[Running] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._looking = False
+        self._checking = False
         self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
         self._thread.start()
 
@@ -63,16 +63,16 @@ class AnswerLoop:
         self.direct.close()
         for task in self._tasks:
             task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0))  # the ends of connection and tasks
+        self._loop.run_until_complete(asyncio.sleep(0))  # lets the connections and tasks end
         self._loop.close()
 
     def call(self, work: Callable[[], None]) -> None:
-        """Do it in the loop's thread, from any thread, in the order of the calls; nothing any more once it is closed."""
+        """Run `work` in the loop's thread. Callable from any thread; keeps the order of calls; does nothing after `close`."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(work)
 
     def later(self, seconds: float, work: Callable[[], None]) -> None:
-        """Likewise, after so long."""
+        """Run `work` in the loop's thread after a delay. Callable from any thread."""
 
         def begin() -> None:
             self._loop.call_later(seconds, work)
@@ -80,52 +80,52 @@ class AnswerLoop:
         self.call(begin)
 
     def close(self) -> None:
-        """Nothing more is said."""
+        """Stop the loop and wait for its thread; no listener is called afterwards."""
         self.call(self._loop.stop)
         self._thread.join()
 
     # --- in the loop's thread ---
 
     def watch(self, running: Running) -> None:
-        """Tell it when its process dies, until it is forgotten."""
+        """Call `on_death` if the process dies, until `forget` is called."""
         self._running.add(running)
-        if not self._looking:
-            self._looking = True
-            self._loop.call_later(LOOK_SECONDS, self._look)
+        if not self._checking:
+            self._checking = True
+            self._loop.call_later(CHECK_SECONDS, self._check)
 
     def forget(self, running: Running) -> None:
         self._running.discard(running)
 
-    def send(self, message: bytes, listener: "GrpcGeneration | _Nobody") -> None:
+    def send(self, message: bytes, listener: "GrpcGeneration | _NullListener") -> None:
         if self.channel.open_at_once(STREAM_INFER, message, listener):
             return
         task = self._loop.create_task(self._send(message, listener))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _send(self, message: bytes, listener: "GrpcGeneration | _Nobody") -> None:
+    async def _send(self, message: bytes, listener: "GrpcGeneration | _NullListener") -> None:
         try:
             await self.channel.open(STREAM_INFER, message, listener)
         except OSError as error:
             listener.on_end(-1, str(error))
 
-    def _look(self) -> None:
-        """A stage that was killed neither ends nor fails its calls."""
+    def _check(self) -> None:
+        """Check the processes of silent requests: a stage that was killed neither ends nor fails its calls."""
         now = time.monotonic()
         alive: dict[int, bool] = {}
-        for one in list(self._running):
-            if one.process is not None and now - one.heard >= LOOK_SECONDS:
-                if one.process not in alive:
-                    alive[one.process] = is_alive(one.process)
-                if not alive[one.process]:
-                    one.on_death()
-        self._looking = bool(self._running)
-        if self._looking:
-            self._loop.call_later(LOOK_SECONDS, self._look)
+        for running in list(self._running):
+            if running.process is not None and now - running.last_message >= CHECK_SECONDS:
+                if running.process not in alive:
+                    alive[running.process] = is_alive(running.process)
+                if not alive[running.process]:
+                    running.on_death()
+        self._checking = bool(self._running)
+        if self._checking:
+            self._loop.call_later(CHECK_SECONDS, self._check)
 
 
-class _Nobody:
-    """Hears nothing, neither as a listener of a call (of a request to stop) nor of a generation (that has ended)."""
+class _NullListener:
+    """Ignores everything: the responses to a `stop` request, and what follows the end of a generation."""
 
     def on_messages(self, messages: list[bytes]) -> None: ...
 
@@ -136,11 +136,11 @@ class _Nobody:
     def on_end(self, *_: object) -> None: ...
 
 
-_NOBODY = _Nobody()
+_NULL_LISTENER = _NullListener()
 
 
 class DirectGeneration:
-    """One request of the language model at its own socket."""
+    """One request to the language model over its own socket."""
 
     def __init__(self, loop: AnswerLoop, message: bytes, listener: Listener) -> None:
         self._loop, self._message = loop, message
@@ -149,7 +149,7 @@ class DirectGeneration:
         self._ended = False
 
     def start(self) -> None:
-        """In the caller's thread: to wake the loop's for it takes longer than to send a request."""
+        """Send the request in the calling thread: waking the loop's thread would take longer than sending."""
         message, self._message = self._message, b""
         try:
             self._loop.direct.open(self._number, message, self)
@@ -164,22 +164,23 @@ class DirectGeneration:
     def on_end(self, error: VideoLlamaError | None) -> None:
         if not self._ended:
             self._ended = True
-            listener, self._listener = self._listener, _NOBODY  # which knows this: neither is to keep the other
+            listener, self._listener = self._listener, _NULL_LISTENER  # breaks the reference cycle
             listener.on_end(error)
 
     def on_lost(self) -> None:
         self.on_end(StageFailed(DIED))
 
     def stop(self) -> None:
-        self._ended, self._listener = True, _NOBODY
+        self._ended, self._listener = True, _NULL_LISTENER
         self._loop.direct.stop(self._number)
 
 
 class GrpcGeneration:
-    """One request of the language model; hears its call.
+    """One request to the language model over gRPC; the listener of its own call.
 
     Args:
-        message, stop_message: serialised requests: of the prompt, and to end it.
+        message: serialized request with the prompt.
+        stop_message: makes the serialized request that stops it.
     """
 
     def __init__(
@@ -193,7 +194,7 @@ class GrpcGeneration:
         self._loop, self.process = loop, process
         self._listener: Listener = listener
         self._message, self._stop_message = message, stop_message
-        self.heard = time.monotonic()
+        self.last_message = time.monotonic()
         self._ended = False
 
     def start(self) -> None:
@@ -205,17 +206,17 @@ class GrpcGeneration:
         self._loop.send(message, self)
 
     def on_messages(self, messages: list[bytes]) -> None:
-        self.heard = time.monotonic()
+        self.last_message = time.monotonic()
         if self._ended:
             return
         ids: list[int] = []
         error: VideoLlamaError | None = None
         for message in messages:
-            found = service_pb2.ModelStreamInferResponse.FromString(message)
-            if found.error_message:
-                error = from_wire(found.error_message)
+            stream_response = service_pb2.ModelStreamInferResponse.FromString(message)
+            if stream_response.error_message:
+                error = from_wire(stream_response.error_message)
                 break
-            response = found.infer_response
+            response = stream_response.infer_response
             for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
                 if output.name == contract.OUTPUT_IDS.name:
                     ids += array.array("i", raw)
@@ -236,14 +237,14 @@ class GrpcGeneration:
         self._loop.forget(self)
         if not self._ended:
             self._ended = True
-            listener, self._listener = self._listener, _NOBODY  # which knows this: neither is to keep the other
+            listener, self._listener = self._listener, _NULL_LISTENER  # breaks the reference cycle
             listener.on_end(error)
 
     def stop(self) -> None:
-        """The `stop` request of the TensorRT-LLM contract.
+        """Send the `stop` request of the TensorRT-LLM contract, repeatedly until the generation has ended.
 
-        Sent again until the answer has ended: one that overtakes its request names an id that is not yet known, and is lost.
+        One that overtakes its request names an id that is not yet known, and is lost.
         """
         if not self._ended:
-            self._loop.send(self._stop_message(), _NOBODY)
+            self._loop.send(self._stop_message(), _NULL_LISTENER)
             self._loop.later(STOP_SECONDS, self.stop)

@@ -1,4 +1,4 @@
-"""One thread that sends for everybody: what comes while it sends goes out together, and whoever makes it never waits."""
+"""One thread that sends for all requests: messages that arrive while it sends leave together, and producers never wait."""
 
 import logging
 import queue
@@ -8,32 +8,32 @@ from typing import Protocol
 logger = logging.getLogger(__name__)
 
 
-class Sends(Protocol):
+class Sender(Protocol):
     def flush(self) -> None:
-        """Send what there is now."""
+        """Send everything that is ready."""
         ...
 
 
 class Outbox:
-    """First come, first served: each flushes once in turn."""
+    """Flushes each sender once, in the order of `put`."""
 
     def __init__(self, name: str) -> None:
-        self._waiting: queue.SimpleQueue[Sends | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Sender | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def put(self, one: Sends) -> None:
-        """It has something to send. To be told once, until its `flush` is called."""
-        self._waiting.put(one)
+    def put(self, sender: Sender) -> None:
+        """Queue a sender that has something to send. It must not be queued again before its `flush` is called."""
+        self._waiting.put(sender)
 
     def _run(self) -> None:
-        while (one := self._waiting.get()) is not None:
+        while (sender := self._waiting.get()) is not None:
             try:
-                one.flush()
-            except Exception:  # of this one alone; the others go on
-                logger.exception("what was said could not be sent")
+                sender.flush()
+            except Exception:  # must not stop the other senders
+                logger.exception("could not send a response")
 
     def close(self) -> None:
-        """What waits is sent first."""
+        """Send what is queued, then stop the thread."""
         self._waiting.put(None)
         self._thread.join()

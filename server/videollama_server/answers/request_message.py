@@ -1,4 +1,4 @@
-"""A request to a stage as Triton's ModelInferRequest, serialised."""
+"""A request to a stage as Triton's ModelInferRequest, serialized."""
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -27,16 +27,19 @@ def request_message(
     request_id: str,
     parameters: Mapping[str, str],
 ) -> bytes:
-    """Put together of messages of protobuf, which one after the other are one message: most of them are the same for every
-    request, and tensors, which may be large, are copied once and not three times.
+    """Return a serialized ModelInferRequest.
+
+    It is a concatenation of protobuf messages, which is itself one message: most parts are the same for every request and are
+    cached, and tensors, which may be large, are copied once instead of three times.
 
     Args:
-        arrays: contiguous, in the types of the contract; FP16 may stand for FP32.
+        arrays: by input name; contiguous, with the contract's types, except that FP16 may replace FP32.
+        outputs: names of the requested outputs.
     """
-    own = service_pb2.ModelInferRequest(id=request_id)
+    request = service_pb2.ModelInferRequest(id=request_id)
     for name, text in parameters.items():
-        own.parameters[name].string_param = text
-    heads = [_begin(stage.name, tuple(outputs)), own.SerializeToString()]
+        request.parameters[name].string_param = text
+    heads = [_begin(stage.name, tuple(outputs)), request.SerializeToString()]
     data: list[bytes | memoryview] = []
     for name, array in arrays.items():
         datatype = "FP16" if array.dtype == np.float16 else stage.input(name).wire_dtype
@@ -46,20 +49,20 @@ def request_message(
 
 
 def read_message(stage: Stage, message: bytes) -> tuple[str, dict[str, str], dict[str, np.ndarray | None]]:
-    """What `request_message` made.
+    """Read a message of `request_message`.
 
-    Returns: request id; parameters; arrays of all inputs of the contract, None for an optional one that is absent.
-    Raises: InvalidRequest if a tensor is missing, or its shape is not the contract's.
+    Returns: the request id; the parameters; an array for each input of the contract, None for an absent optional one.
+    Raises: InvalidRequest if a tensor is missing, or its shape does not match the contract.
     """
     request = service_pb2.ModelInferRequest.FromString(message)
     arrays: dict[str, np.ndarray | None] = {}
     for tensor, data in zip(request.inputs, request.raw_input_contents, strict=True):
         stage.check_input(tensor.name, tensor.shape)
         values = np.frombuffer(data, _DTYPES[tensor.datatype])
-        arrays[tensor.name] = values.reshape(tensor.shape).copy()  # writable, and without the message behind it
-    for wanted in stage.inputs:
-        if arrays.setdefault(wanted.name, None) is None and not wanted.optional:
-            raise InvalidRequest(f"tensor {wanted.name} is missing; it holds: {wanted.meaning}")
+        arrays[tensor.name] = values.reshape(tensor.shape).copy()  # writable, and independent of the message
+    for expected in stage.inputs:
+        if arrays.setdefault(expected.name, None) is None and not expected.optional:
+            raise InvalidRequest(f"tensor {expected.name} is missing; it holds: {expected.meaning}")
     return request.id, {name: value.string_param for name, value in request.parameters.items()}, arrays
 
 
@@ -73,16 +76,16 @@ def _begin(stage: str, outputs: tuple[str, ...]) -> bytes:
 
 @lru_cache
 def _head(name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
-    """A tensor without its data."""
+    """Return the part that declares a tensor, without its data."""
     request = service_pb2.ModelInferRequest()
     request.inputs.add(name=name, datatype=datatype, shape=shape)
     return bytes(request.SerializeToString())
 
 
 def _varint(number: int) -> bytes:
-    """As protobuf writes a length."""
-    found = bytearray()
+    """Encode a length as a protobuf varint."""
+    encoded = bytearray()
     while number > 127:
-        found.append(number & 127 | 128)
+        encoded.append(number & 127 | 128)
         number >>= 7
-    return bytes((*found, number))
+    return bytes((*encoded, number))

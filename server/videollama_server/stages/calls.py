@@ -1,4 +1,4 @@
-"""The entry's calls to the other stages: by Triton's business logic scripting (BLS), and over gRPC."""
+"""The entry's calls to the other stages: through Triton's business logic scripting (BLS), and over gRPC."""
 
 import math
 import threading
@@ -29,7 +29,7 @@ from videollama_server.stages.python_backend import to_array, to_tensor
 
 _IDS, _CACHED = contract.OUTPUT_IDS.name, contract.REUSED_BLOCKS.name
 _GENERATED = [_IDS, _CACHED]
-_OF_CHANCE = {tensor.name for tensor in (contract.TEMPERATURE, contract.RUNTIME_TOP_P, contract.SEED)}
+_RANDOM_SAMPLING = {tensor.name for tensor in (contract.TEMPERATURE, contract.RUNTIME_TOP_P, contract.SEED)}
 _STOP = {"input_ids": [[0]], "input_lengths": [[1]], "request_output_len": [[1]], "stop": [[True]]}
 
 
@@ -40,11 +40,11 @@ def language_model_inputs(
     pad_id: int | None,
     media_hash: int | None = None,
 ) -> dict[str, Any]:
-    """Values of the TensorRT-LLM tensors for a prompt, with the leading batch dimension of 1.
+    """Return the values of the TensorRT-LLM tensors for a prompt, with a leading batch dimension of 1.
 
-    The first end id is `end_id`; every end id is also a stop word of one token.
+    The first end id becomes `end_id`; every end id also becomes a one-token stop word.
     """
-    found: dict[str, Any] = {
+    inputs: dict[str, Any] = {
         "input_ids": prompt.input_ids[None],
         "input_lengths": [[len(prompt.input_ids)]],
         "request_output_len": [[sampling.max_new_tokens]],
@@ -54,25 +54,27 @@ def language_model_inputs(
         "runtime_top_k": [[1 if sampling.greedy else sampling.top_k]],
         "prompt_table_extra_ids": prompt.extra_ids(media_hash)[None],
     }
-    own = {tensor.name for tensor in contract.OWN_SAMPLING}
+    extensions = {tensor.name for tensor in contract.OWN_SAMPLING}
     for name, field in contract.SAMPLING_FIELDS.items():
         value = getattr(sampling, field)
-        if name not in own or value != getattr(ResolvedSampling, field):  # an engine without the tensor takes none
-            found[name] = [[value]]
-    return found
+        # An engine that lacks one of our own tensors rejects it, so their defaults are not sent.
+        if name not in extensions or value != getattr(ResolvedSampling, field):
+            inputs[name] = [[value]]
+    return inputs
 
 
-def _saying_nothing(sampling: ResolvedSampling, seen: Perception | None) -> set[str]:
-    """Tensors that change nothing of an answer: each costs the way to the language model some microseconds in three processes."""
-    return (_OF_CHANCE if sampling.greedy else set()) | ({contract.PROMPT_EXTRA_IDS.name} if seen is None else set())
+def _unused_inputs(sampling: ResolvedSampling, perception: Perception | None) -> set[str]:
+    """Names of the tensors that do not affect the answer. Sending one costs a few microseconds in each of three processes."""
+    random_sampling = _RANDOM_SAMPLING if sampling.greedy else set()
+    return random_sampling | ({contract.PROMPT_EXTRA_IDS.name} if perception is None else set())
 
 
 class TritonStages:
     """The other stages of the same server.
 
     Args:
-        address: host:port of the server's own gRPC port; None asks the language model by BLS too.
-        language_model: path of the language model's own socket; None where it has none.
+        address: HOST:PORT of the server's own gRPC port; None calls the language model through BLS too.
+        language_model: path of the language model's own socket; None if it has none.
     """
 
     def __init__(
@@ -86,45 +88,45 @@ class TritonStages:
 
     def perceive(self, media: Media, noise: Noise | None, is_cancelled: IsCancelled) -> Perception:
         with self._callers.waiting(is_cancelled, media.caller) as caller:
-            found = _ask(contract.PERCEPTION, _media(media, caller) | _noise(noise))
-            found |= _encoded(found, caller)
-        moments = [float(value) for value in found["perception_spans"].as_numpy()]
-        spans = {"preprocess": (moments[0], moments[1]), "encoder": (moments[2], moments[3])}
-        return replace(_perception(found, spans), looked_at=_looked_at(found))
+            outputs = _ask(contract.PERCEPTION, _media(media, caller) | _noise(noise))
+            outputs |= _wait_for_encoder(outputs, caller)
+        times = [float(value) for value in outputs["perception_spans"].as_numpy()]
+        spans = {"preprocess": (times[0], times[1]), "encoder": (times[2], times[3])}
+        return replace(_perception(outputs, spans), looked_at=_looked_at(outputs))
 
     def preprocess(self, media: Media, is_cancelled: IsCancelled) -> Pixels:
         with self._callers.waiting(is_cancelled, media.caller) as caller:
-            found = _ask(contract.PREPROCESS, _media(media, caller))
-        frames, filterbank = (found[name].as_numpy().copy() for name in ("frames", "filterbank"))
-        began, ended = found["preprocess_span"].as_numpy()
-        return Pixels(frames, filterbank, (float(began), float(ended)), _looked_at(found))
+            outputs = _ask(contract.PREPROCESS, _media(media, caller))
+        frames, filterbank = (outputs[name].as_numpy().copy() for name in ("frames", "filterbank"))
+        began, ended = outputs["preprocess_span"].as_numpy()
+        return Pixels(frames, filterbank, (float(began), float(ended)), _looked_at(outputs))
 
     def encode(self, pixels: Pixels, noise: Noise | None, is_cancelled: IsCancelled) -> Perception:
         inputs = {"frames": pixels.frames, "filterbank": pixels.filterbank} | _noise(noise)
         with self._callers.waiting(is_cancelled) as caller:
-            found = _encoded(_ask(contract.ENCODER, inputs | _caller(caller)), caller)
-        began, ended = found["perception_spans"].as_numpy()[2:]
-        return _perception(found, {"encoder": (float(began), float(ended))})
+            outputs = _wait_for_encoder(_ask(contract.ENCODER, inputs | _caller(caller)), caller)
+        began, ended = outputs["perception_spans"].as_numpy()[2:]
+        return _perception(outputs, {"encoder": (float(began), float(ended))})
 
     def generate(
         self,
         request_id: str,
         prompt: Prompt,
-        seen: Perception | None,
+        perception: Perception | None,
         sampling: ResolvedSampling,
         listener: Listener,
         traceparent: str | None = None,
     ) -> Generation:
-        media_hash = None if seen is None else seen.media_hash
+        media_hash = None if perception is None else perception.media_hash
         inputs = language_model_inputs(prompt, sampling, self._end_ids, self._pad_id, media_hash)
-        for name in _saying_nothing(sampling, seen):
+        for name in _unused_inputs(sampling, perception):
             del inputs[name]
         inputs |= {"streaming": [[True]], "exclude_input_in_output": [[True]]}
-        if seen is not None:
-            inputs |= {"prompt_vocab_size": [[seen.rows]], "prompt_embedding_table": seen.table}
+        if perception is not None:
+            inputs |= {"prompt_vocab_size": [[perception.rows]], "prompt_embedding_table": perception.table}
         parameters = {} if traceparent is None else {TRACEPARENT: traceparent}
-        # Only within the server can a table on a GPU be handed on.
-        on_gpu = seen is not None and not isinstance(seen.table, np.ndarray)
+        # A table on a GPU can be passed on only within the server.
+        on_gpu = perception is not None and not isinstance(perception.table, np.ndarray)
         if self._direct and not on_gpu:
             return DirectGeneration(self.loop, _message(inputs, request_id, parameters), listener)
         process = self._process.find()
@@ -153,37 +155,39 @@ def _noise(noise: Noise | None) -> dict[str, Any]:
     return {} if noise is None else {"vcd_noise_step": [noise.step], "seed": [noise.seed]}
 
 
-def _caller(note: str | None) -> dict[str, Any]:
-    return {} if note is None else {"caller": [note.encode()]}
+def _caller(caller: str | None) -> dict[str, Any]:
+    return {} if caller is None else {"caller": [caller.encode()]}
 
 
-def _encoded(found: dict[str, Any], caller: str | None) -> dict[str, Any]:
-    """What the encoder says when it is done: until then each answer was one turn, and the next one is asked for."""
-    while caller is not None and not found["prompt_vocab_size"].as_numpy().any():
-        found = _ask(contract.ENCODER, _caller(caller))
-    return found
+def _wait_for_encoder(outputs: dict[str, Any], caller: str | None) -> dict[str, Any]:
+    """Return the encoder's final outputs. A response without rows ends only one turn, so request the next turn."""
+    while caller is not None and not outputs["prompt_vocab_size"].as_numpy().any():
+        outputs = _ask(contract.ENCODER, _caller(caller))
+    return outputs
 
 
-def _looked_at(found: dict[str, Any]) -> tuple[FrameSeen, ...]:
-    """The frames of a video; black padding is none."""
-    pairs = zip(found["frame_index"].as_numpy().tolist(), found["frame_time"].as_numpy().tolist(), strict=True)
+def _looked_at(outputs: dict[str, Any]) -> tuple[FrameSeen, ...]:
+    """Return the frames used of a video, without black padding (index -1)."""
+    pairs = zip(outputs["frame_index"].as_numpy().tolist(), outputs["frame_time"].as_numpy().tolist(), strict=True)
     return tuple(
         FrameSeen(index, round(time, 6) if math.isfinite(time) else None) for index, time in pairs if index >= 0
     )
 
 
-def _perception(found: dict[str, Any], spans: dict[str, Interval]) -> Perception:
-    """Of the encoder's outputs."""
-    table = found["prompt_embedding_table"]
+def _perception(outputs: dict[str, Any], spans: dict[str, Interval]) -> Perception:
+    """Read the encoder's outputs."""
+    table = outputs["prompt_embedding_table"]
     if table.is_cpu():
         table = table.as_numpy().copy()  # out of the response's shared memory
-    media_hash, rows = (int(found[name].as_numpy().reshape(())) for name in ("media_hash", "prompt_vocab_size"))
+    media_hash, rows = (int(outputs[name].as_numpy().reshape(())) for name in ("media_hash", "prompt_vocab_size"))
     return Perception(table, rows, media_hash, spans)
 
 
 class _BlsGeneration:
-    """A request of the language model within the server, read in a thread: the iterator blocks, for ever if the stage's process
-    is killed."""
+    """A request to the language model through BLS.
+
+    A thread of its own reads the responses: their iterator blocks, and blocks forever if the stage's process is killed.
+    """
 
     def __init__(
         self,
@@ -196,7 +200,7 @@ class _BlsGeneration:
     ) -> None:
         self._loop, self._inputs, self._request_id, self._listener = loop, inputs, request_id, listener
         self._parameters = parameters
-        self.process, self.heard = process, time.monotonic()
+        self.process, self.last_message = process, time.monotonic()
         self._ended = threading.Event()
 
     def start(self) -> None:
@@ -207,14 +211,14 @@ class _BlsGeneration:
         error: Exception | None = None
         try:
             for ids, cached in _over_bls(self._inputs, self._request_id, self._parameters):
-                self.heard = time.monotonic()
+                self.last_message = time.monotonic()
                 if cached:
                     self._loop.call(partial(self._listener.on_cached_tokens, cached[0]))
                 self._loop.call(partial(self._listener.on_ids, ids))
-        except VideoLlamaError as found:
-            error = found
-        except Exception as found:
-            error = StageFailed(f"stage {contract.LANGUAGE_MODEL.name}: {found}")
+        except VideoLlamaError as failure:
+            error = failure
+        except Exception as failure:
+            error = StageFailed(f"stage {contract.LANGUAGE_MODEL.name}: {failure}")
         self._loop.call(partial(self._end, error))
 
     def on_death(self) -> None:
@@ -227,12 +231,12 @@ class _BlsGeneration:
             self._listener.on_end(error)
 
     def stop(self) -> None:
-        """A request that BLS started is not cancelled by itself. Sent again until it has ended, as in generation.py."""
+        """Send the `stop` request until the generation has ended, as in generation.py: BLS does not cancel its requests."""
         if not self._ended.is_set():
             threading.Thread(target=self._stop, daemon=True).start()
 
     def _stop(self) -> None:
-        with suppress(Exception):  # a stage that cannot be asked any more has nothing left to stop
+        with suppress(Exception):  # a stage that cannot be reached has nothing left to stop
             while True:
                 for _ in _over_bls(_STOP, self._request_id, {}):
                     pass
@@ -241,26 +245,26 @@ class _BlsGeneration:
 
 
 def _over_bls(inputs: dict[str, Any], request_id: str, parameters: dict[str, str]) -> Iterator[tuple[list[int], ...]]:
-    """Ask the language model within the server. Yields: new ids, and the number of cached tokens where it is said."""
+    """Call the language model through BLS. Yields: new ids, and a list with the number of cached tokens or an empty list."""
     request = _request(contract.LANGUAGE_MODEL, inputs, _GENERATED, request_id, parameters)
     for response in request.exec(decoupled=True):
         if response.has_error():
             raise from_wire(response.error().message())
-        found = [pb.get_output_tensor_by_name(response, name) for name in (_IDS, _CACHED)]
-        ids, cached = ([] if tensor is None else tensor.as_numpy().reshape(-1).tolist() for tensor in found)
+        tensors = [pb.get_output_tensor_by_name(response, name) for name in (_IDS, _CACHED)]
+        ids, cached = ([] if tensor is None else tensor.as_numpy().reshape(-1).tolist() for tensor in tensors)
         if ids:
             yield ids, cached
 
 
 def _message(inputs: dict[str, Any], request_id: str, parameters: dict[str, str]) -> bytes:
-    """The same request for gRPC."""
+    """Return the request to the language model as a serialized ModelInferRequest."""
     stage = contract.LANGUAGE_MODEL
     arrays = {name: to_array(stage.input(name), value) for name, value in inputs.items()}
     return request_message(stage, arrays, _GENERATED, request_id, parameters)
 
 
 def _ask(stage: contract.Stage, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Every output of a stage with one response. Raises: what the stage reports."""
+    """Call a stage that sends one response; return all its outputs by name. Raises: the error that the stage reports."""
     outputs = [tensor.name for tensor in stage.outputs]
     response = _request(stage, inputs, outputs).exec()
     if response.has_error():

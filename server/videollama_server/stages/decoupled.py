@@ -1,4 +1,4 @@
-"""A stage with any number of responses to each request: how it answers, and how it learns that a caller has left."""
+"""A stage that sends any number of responses to a request, and its detection of callers that have disconnected."""
 
 import json
 import sys
@@ -24,23 +24,23 @@ from videollama_server.answers.leavers import CallerWatch
 from videollama_server.stages.metrics import publish_running
 from videollama_server.stages.python_backend import PythonStage, read_inputs, refuse, respond
 
-SWITCH_SECONDS = 0.0005  # that a message waits for a thread that computes
+SWITCH_SECONDS = 0.0005  # how long a thread that computes may delay one that handles a message
 
 
 class Reply:
-    """Where a decoupled stage answers one request; exactly one final message leaves it."""
+    """The responses of a decoupled stage to one request; exactly one of them is final."""
 
     def __init__(self, stage: Stage, request: Any) -> None:
         self._stage = stage
         self._sender = request.get_response_sender()
-        self._wanted = frozenset(request.requested_output_names())
+        self._requested = frozenset(request.requested_output_names())
         self.request_id: str = request.request_id()
         self.began = time.time()
         self._parameters: str = request.parameters()
         self._lock = threading.Lock()
         self.ended = False
         self._cancelled = False
-        self.look_seconds = self._next_look = 0.0  # between two looks, at least; when the next one is due
+        self.look_seconds = self._next_look = 0.0  # minimum time between two checks; when the next one is due
         self._on_cancel: Callable[[], None] | None = None
         self._on_end: list[Callable[[], None]] = []
 
@@ -50,61 +50,65 @@ class Reply:
 
     @property
     def is_measured(self) -> bool:
-        """Whether its caller sends its metrics."""
+        """Whether the caller exports the metrics of this request."""
         return self._parameter(MEASURED) == YES
 
     def mark(self, name: str) -> str:
-        """One of the endpoint's ids; "" where the request came another way."""
+        """Return an id that the endpoint attached; "" if the request did not come through the endpoint."""
         return checked_mark(self._parameter(name))
 
     def _parameter(self, name: str) -> str | None:
-        """A text of the request's parameters, where Triton puts headers, too."""
+        """Return a string parameter of the request; Triton adds the headers to the parameters."""
         if name not in self._parameters:
             return None
-        found = json.loads(self._parameters).get(name)
-        return found if isinstance(found, str) else None
+        value = json.loads(self._parameters).get(name)
+        return value if isinstance(value, str) else None
 
     def is_cancelled(self) -> bool:
-        """As the stage's `CallerWatch` saw it last."""
+        """Return the result of the last check by the stage's `CallerWatch`; asks nobody."""
         return self._cancelled
 
     def look(self) -> None:
-        """Ask the server, which costs a round trip to its process."""
+        """Ask the server whether the caller has disconnected, which costs a round trip to its process."""
         now = time.monotonic()
         if now < self._next_look:
             return
         self._next_look = now + self.look_seconds
-        with self._lock:  # Triton 2.51 crashes when it is asked about a request that has ended
-            has_left = not self.ended and not self._cancelled and self._sender.is_cancelled()
-        if has_left:
+        with self._lock:  # Triton 2.51 crashes on a query about a request that has ended
+            is_gone = not self.ended and not self._cancelled and self._sender.is_cancelled()
+        if is_gone:
             self.cancel()
 
     def cancel(self) -> None:
-        """Take note that the caller has left."""
+        """Mark the request as cancelled, and notify the stage."""
         with self._lock:
             if self.ended or self._cancelled:
                 return
             self._cancelled = True
-            tell = self._on_cancel
-        if tell is not None:
-            tell()
+            callback = self._on_cancel
+        if callback is not None:
+            callback()
 
-    def when_cancelled(self, tell: Callable[[], None]) -> None:
-        """Call it once the caller has left, at once if he has."""
+    def when_cancelled(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when the request is cancelled, or immediately if it already is."""
         with self._lock:
             if self.ended:
                 return
-            self._on_cancel, is_late = tell, self._cancelled
+            self._on_cancel, is_late = callback, self._cancelled
         if is_late:
-            tell()
+            callback()
 
-    def when_ended(self, tell: Callable[[], None]) -> None:
-        """Call it when the final message has left; to be said before one may leave."""
-        self._on_end.append(tell)
+    def when_ended(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once the final message is sent; must be registered before that."""
+        self._on_end.append(callback)
 
     def send(self, values: dict[str, Any], last: bool = False) -> None:
-        """What the caller asked for of it: Triton's sender drops the rest without the interpreter's lock, which breaks the heap."""
-        self._send(respond(self._stage, {name: value for name, value in values.items() if name in self._wanted}), last)
+        """Send those of the outputs that the caller requested.
+
+        Triton's sender would drop the others without holding the GIL, which corrupts the heap.
+        """
+        requested = {name: value for name, value in values.items() if name in self._requested}
+        self._send(respond(self._stage, requested), last)
 
     def fail(self, error: Exception) -> None:
         self._send(refuse(self._stage, error), last=True)
@@ -118,39 +122,39 @@ class Reply:
                 return
             self.ended = last
             try:
-                words = () if response is None else (response,)
-                self._sender.send(*words, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
+                responses = () if response is None else (response,)
+                self._sender.send(*responses, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
             finally:
                 if last:
                     self._on_cancel = None
-                    for tell in self._on_end:
-                        tell()
-                    self._on_end.clear()  # what they know would be kept with this, and the media with it
+                    for callback in self._on_end:
+                        callback()
+                    self._on_end.clear()  # the callbacks hold references, to the media among others
 
 
 class DecoupledStage(PythonStage):
-    """A stage with any number of responses."""
+    """A stage that sends any number of responses to a request."""
 
-    look_seconds = 0.005  # between two looks whether a caller has left
+    look_seconds = 0.005  # between two checks for disconnected callers
 
     def handle(self, inputs: dict[str, Any], reply: Reply) -> None:
-        """Answer one request, now or later. What it raises ends the reply."""
+        """Answer one request, now or later. An exception ends the reply with that error."""
 
     def takes_long(self, inputs: dict[str, Any]) -> bool:
-        """Whether `handle` is for a thread of its own: otherwise the next request waits for it."""
+        """Return whether `handle` needs a thread of its own; otherwise the next request waits for it."""
         return True
 
     def handle_at_once(self, inputs: dict[str, Any], reply: Reply) -> bool:
-        """Answer a request that needs no thread; True if it did."""
+        """Answer a request that needs no thread; return whether it was answered."""
         return False
 
     def failed(self, error: Exception, reply: Reply) -> None:
-        """Told of each request that ends with an error, before its caller is."""
+        """Called for each request that ends with an error, before the error is sent."""
 
     def initialize(self, args: dict[str, str]) -> None:
         sys.setswitchinterval(SWITCH_SECONDS)
         self._threads = ThreadPoolExecutor(MAX_REQUESTS, thread_name_prefix=self.contract.name)
-        self._running = self._told = 0
+        self._running = self._published = 0
         self._lock = threading.Lock()
         publish_running(self.contract.name, 0)
         self.callers = CallerWatch(self.look_seconds, self.look)
@@ -173,12 +177,12 @@ class DecoupledStage(PythonStage):
                     self._threads.submit(self._run, inputs, reply)
                 else:
                     self._run(inputs, reply)
-                self.callers.add(reply)  # last: the thread that it wakes would take turns with the question's
+                self.callers.add(reply)  # last: the thread that it wakes would compete with the question's thread
 
     def _enter(self, reply: Reply) -> None:
         with self._lock:
             if self._running >= MAX_REQUESTS:
-                raise Overloaded(f"{self._running} requests are being answered already; try again later")
+                raise Overloaded(f"{self._running} requests are already being answered; try again later")
             self._running += 1
         reply.when_ended(self._leave)
 
@@ -188,10 +192,13 @@ class DecoupledStage(PythonStage):
         self.callers.wake()
 
     def look(self) -> None:
-        """From the thread that looks for callers, once a round while requests run and once when the last has ended."""
-        if self._running != self._told:
-            self._told = self._running
-            publish_running(self.contract.name, self._told)
+        """Publish the number of running requests, if it has changed.
+
+        `CallerWatch` calls it once per round while requests run, and once after the last has ended.
+        """
+        if self._running != self._published:
+            self._published = self._running
+            publish_running(self.contract.name, self._published)
 
     def _run(self, inputs: dict[str, Any], reply: Reply) -> None:
         try:

@@ -1,6 +1,6 @@
-"""The life of one question behind the public entry: media -> tokens -> text, in pieces.
+"""How the entry answers one question: media -> media tokens -> text, in pieces.
 
-Knows no Triton: the other stages are the interface `Stages`.
+Independent of Triton: it reaches the other stages through the interface `Stages`.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from videollama_server.answers.known_media import KnownMedia, Media, MediaStages
 from videollama_server.fetch.gate import MediaGate
 from videollama_server.fetch.policy import MediaPolicy
 
-URL_KINDS = ("video", "image", "audio", "video_with_audio")  # of one file
+URL_KINDS = ("video", "image", "audio", "video_with_audio")  # the kinds that consist of one file
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Question:
     kind: str | None = None  # of the media; None for a text-only question
     files: tuple[bytes, ...] = ()
     segment: Segment = field(default_factory=Segment)
-    url: str | None = None  # of the media, in place of files
-    caller: str = ""  # who asks, where that is known
+    url: str | None = None  # of the media, instead of files
+    caller: str = ""  # the mark of the caller; "" if unknown
 
     def __post_init__(self) -> None:
         if self.kind is None:
@@ -45,7 +45,7 @@ class Question:
         if self.kind not in MEDIA_KINDS:
             raise InvalidRequest(f"media_kind is {self.kind!r}; it takes one of {', '.join(MEDIA_KINDS)}")
         if self.url is not None and (self.files or self.kind not in URL_KINDS):
-            raise InvalidRequest(f"media_url comes without media, and with one of {', '.join(URL_KINDS)} as media_kind")
+            raise InvalidRequest(f"send media_url without media, and media_kind as one of {', '.join(URL_KINDS)}")
         if not self.files and self.url is None:
             raise InvalidRequest(f"media_kind is {self.kind} and media is empty; send at least one file")
         size = sum(map(len, self.files))
@@ -62,7 +62,7 @@ class Stages(MediaStages, LanguageModel, Protocol):
 def build_prompt(
     bundle: Bundle, tokenizer: Any, conversation: Conversation, kind: str | None, num_media_tokens: int
 ) -> Prompt:
-    """Prompt ids of a conversation about media of a kind. Raises: InvalidRequest, PromptTooLong."""
+    """Return the prompt ids of a conversation about media of this kind. Raises: InvalidRequest, PromptTooLong."""
     if num_media_tokens < 0:
         raise InvalidRequest(f"found {num_media_tokens} media tokens; there are 0 or more")
     if num_media_tokens >= bundle.max_seq_len:
@@ -78,7 +78,12 @@ def build_prompt(
 
 
 class Entry:
-    """Answers questions about one bundle. Media by URL comes through the gate; the default one is closed."""
+    """Answers questions with one bundle.
+
+    Args:
+        gate: fetches media by URL; the default gate refuses every URL.
+        cache_bytes: of the cache of recently used media.
+    """
 
     def __init__(
         self, bundle: Bundle, stages: Stages, gate: MediaGate | None = None, cache_bytes: int = KEPT_BYTES
@@ -89,11 +94,11 @@ class Entry:
         self._defaults = bundle.generation_defaults(self._tokenizer)
 
     def answer(self, question: Question, replier: Replier, span: Span = NO_SPAN) -> Answering:
-        """Prepare the question, and ask the language model: the answer comes piece by piece in the loop's thread.
+        """Prepare the question and call the language model; the pieces of the answer are sent in the loop's thread.
 
         Args:
-            span: of the question's trace; its stages become parts of it.
-        Raises: Cancelled when the client has left; whatever a stage reports about the media. The replier hears of neither.
+            span: of the question's trace; the stages become its child spans.
+        Raises: Cancelled if the client has disconnected; the error of a stage. Neither is sent to the replier.
         """
         prepared = self._prepare(question, Clock(span), replier.is_cancelled)
         text = AnswerText(self._tokenizer, question.options.stop)
@@ -102,35 +107,36 @@ class Entry:
         return answering
 
     def _prepare(self, question: Question, clock: Clock, is_cancelled: Callable[[], bool]) -> Prepared:
-        """What can be refused is refused before the media is looked at."""
+        """Check everything that needs no media before the media is processed."""
         sampling = self._defaults.resolve(question.options)
         noise = self._noise(question, sampling)
         self._check_options(question.options)
-        media = (
+        expected_rows = (
             None if question.kind is None else self._bundle.config.tokens_of(question.kind, question.segment.num_frames)
         )
-        prompt = build_prompt(self._bundle, self._tokenizer, question.conversation, question.kind, media or 0)
+        prompt = build_prompt(self._bundle, self._tokenizer, question.conversation, question.kind, expected_rows or 0)
         clock.lap("prompt")
         if question.url is not None:
             question = replace(question, files=(self._gate.fetch(question.url, is_cancelled),), url=None)
             clock.lap("fetch", traced=True)
-        seen = None
+        perception = None
         if question.kind is not None:
-            asked = Media(question.kind, question.files, question.segment, question.caller)
-            seen = self.media.perceive(asked, noise, is_cancelled)
-            rows = seen.rows if noise is None else seen.rows // 2
-            if rows != media:  # more frames than the checkpoint's number were sent
+            media = Media(question.kind, question.files, question.segment, question.caller)
+            perception = self.media.perceive(media, noise, is_cancelled)
+            rows = perception.rows if noise is None else perception.rows // 2
+            if rows != expected_rows:  # more frames were sent than the checkpoint's number
                 prompt = build_prompt(self._bundle, self._tokenizer, question.conversation, question.kind, rows)
-            clock.add_perception(seen.spans)
+            clock.add_perception(perception.spans)
         if is_cancelled():
-            raise Cancelled("the client left")
-        room = self._bundle.max_seq_len - len(prompt.input_ids)
-        sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
+            raise Cancelled("the client disconnected")
+        max_new_tokens = min(sampling.max_new_tokens, self._bundle.max_seq_len - len(prompt.input_ids))
+        sampling = replace(sampling, max_new_tokens=max_new_tokens)
         is_video = question.kind is not None and MODALITIES[question.kind] == "video"
-        return Prepared(prompt, seen, sampling, seen.looked_at if is_video and seen is not None else (), clock)
+        frames = perception.looked_at if is_video and perception is not None else ()
+        return Prepared(prompt, perception, sampling, frames, clock)
 
     def _noise(self, question: Question, sampling: ResolvedSampling) -> Noise | None:
-        """Raises: InvalidRequest where there can be no contrast."""
+        """Return the noise of contrastive decoding, if requested. Raises: InvalidRequest if it cannot be applied."""
         if not sampling.contrasts:
             return None
         if not self._bundle.encoder_engine.takes_noise:
@@ -140,7 +146,7 @@ class Entry:
         return Noise(sampling.vcd_noise_step, sampling.seed)
 
     def _check_options(self, options: SamplingOptions) -> None:
-        """Raises: InvalidRequest on an option that the language model's backend has no tensor for."""
+        """Raises: InvalidRequest for an option that the language model's backend has no tensor for."""
         engine = self._bundle.language_engine
-        if engine.is_backend and (asked := [option.name for option in OWN_OPTIONS if getattr(options, option.name)]):
-            raise InvalidRequest(f"{asked[0]} is not an option of {engine.name}, which answers here: leave it out")
+        if engine.is_backend and (names := [option.name for option in OWN_OPTIONS if getattr(options, option.name)]):
+            raise InvalidRequest(f"{names[0]} is not supported by {engine.name}, this server's engine; omit it")

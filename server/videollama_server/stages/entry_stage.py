@@ -1,4 +1,4 @@
-"""The public entry as a Triton stage: tensors -> Question, pieces -> tensors."""
+"""The public entry as a Triton stage: tensors to a Question, pieces of the answer to tensors."""
 
 import contextlib
 import json
@@ -41,13 +41,13 @@ from videollama_server.stages.watch import (
     tell_failed,
 )
 
-SHORT_BYTES = 4096  # of a question: half a millisecond's work
-ENDPOINT_LOOK_SECONDS = 0.5  # between two looks at a request of the endpoint, which says itself whose caller has left
-INTRODUCE_SECONDS = 0.05  # how long a question's first message waits for its first text, at least
+SHORT_BYTES = 4096  # a question of this size takes half a millisecond to prepare
+ENDPOINT_CHECK_SECONDS = 0.5  # between two checks of an endpoint's request; the endpoint reports disconnections itself
+ANNOUNCE_SECONDS = 0.05  # minimum time that a question's first message waits for its first text
 
 
 def read_conversation(question: np.ndarray | None, messages: np.ndarray | None) -> Conversation:
-    """Raises: InvalidRequest unless exactly one of the two is there."""
+    """Read the conversation. Raises: InvalidRequest unless exactly one of the two tensors is present."""
     if messages is not None and question is None:
         return read_messages(string(messages, "messages"))
     if question is not None and messages is None:
@@ -56,14 +56,14 @@ def read_conversation(question: np.ndarray | None, messages: np.ndarray | None) 
 
 
 def read_options(tensors: dict[str, np.ndarray | None], stop: np.ndarray | None = None) -> SamplingOptions:
-    """Raises: BadSampling on a value out of range."""
+    """Read the sampling options. Raises: BadSampling if a value is out of range."""
     options = [option.name for option in (*contract.OPTIONS, *contract.OWN_OPTIONS) if option.name in tensors]
     values = {name: scalar(tensors[name], name) for name in options}
     return SamplingOptions(**values, stop=() if stop is None else read_stop(stop.reshape(-1).tolist()))
 
 
 def outputs(piece: Piece) -> dict[str, Any]:
-    """A piece as outputs of contract.ENTRY; those that it does not have are left out."""
+    """Return a piece as outputs of contract.ENTRY, without those that it does not have."""
     values: dict[str, Any] = {"text": [piece.text.encode()]}
     if piece.output_ids:
         values["output_ids"] = piece.output_ids
@@ -73,38 +73,38 @@ def outputs(piece: Piece) -> dict[str, Any]:
 
 
 class QuestionReply:
-    """The reply to one question. All is said in the loop's thread.
+    """The reply to one question. Everything is sent in the loop's thread.
 
-    The first message tells which process has the question, with the first text or before it: the caller then knows that the
-    question was taken, and does not send it again.
+    The first message names the process that handles the question, with the first text or before it: the caller then knows that
+    the question was accepted, and does not send it again.
     """
 
     def __init__(self, reply: Reply, process: bytes, watch: QuestionWatch) -> None:
         self._reply, self._process, self._watch = reply, process, watch
-        self._introduced, self._due = False, time.monotonic() + INTRODUCE_SECONDS
+        self._announced, self._due = False, time.monotonic() + ANNOUNCE_SECONDS
         self.is_cancelled = reply.is_cancelled
 
     @property
     def is_due(self) -> bool:
-        """Whether the first message has waited long enough. May be asked in any thread."""
-        return not self._introduced and time.monotonic() >= self._due
+        """Whether the first message has waited long enough. May be read in any thread."""
+        return not self._announced and time.monotonic() >= self._due
 
-    def introduce(self) -> None:
-        """Unless a text has."""
-        if not self._introduced:
-            self.say_that_it_works()
+    def announce(self) -> None:
+        """Send the first message, unless it has been sent."""
+        if not self._announced:
+            self.send_keepalive()
 
-    def say_that_it_works(self) -> None:
-        self._introduced = True
-        with contextlib.suppress(Exception):  # its caller has left
+    def send_keepalive(self) -> None:
+        self._announced = True
+        with contextlib.suppress(Exception):  # the caller has disconnected
             self._reply.send({"process": [self._process]})
 
     def send(self, piece: Piece) -> None:
-        """The summary ends the reply: nothing that is still said of the request comes after it."""
+        """Send a piece. The one with the summary ends the reply, so that no keepalive can follow it."""
         self._watch.piece(piece)
         values = outputs(piece)
-        if not self._introduced:
-            values["process"], self._introduced = [self._process], True
+        if not self._announced:
+            values["process"], self._announced = [self._process], True
         self._reply.send(values, last=piece.summary is not None)
 
     def fail(self, error: Exception) -> None:
@@ -138,17 +138,17 @@ class EntryStage(DecoupledStage):
         self._publisher = MetricsPublisher(self.contract.name, _metrics(self._entry.media.cache), QUESTION_FIGURES)
         for reason in SERVERS_FAULTS:
             self._publisher.tell(figures.REJECTED, 0, reason)
-        about = {"vl2.stage": self.contract.name}
-        self._tracer = open_tracer(TRACED_SERVICE, resource=about)
-        self._measures = open_measures(TRACED_SERVICE, resource=about)
+        resource = {"vl2.stage": self.contract.name}
+        self._tracer = open_tracer(TRACED_SERVICE, resource=resource)
+        self._measures = open_measures(TRACED_SERVICE, resource=resource)
         self._process = f"{server_name()}:{os.getpid()}-{secrets.token_hex(4)}".encode()
         self._loop = stages.loop
         self._working: set[QuestionReply] = set()
-        self._marked: dict[str, Reply] = {}  # by the endpoint's id of the request
-        self._loop.later(WORKING_SECONDS.value, self._say_that_it_works)
+        self._marked: dict[str, Reply] = {}  # by the id that the endpoint gave the request
+        self._loop.later(WORKING_SECONDS.value, self._send_keepalives)
 
     def handle_at_once(self, inputs: dict[str, Any], reply: Reply) -> bool:
-        """A ping is answered at once; the endpoint's may cancel a request."""
+        """Answer a ping; one from the endpoint may also cancel a request."""
         is_ping = bool(scalar(inputs["ping"], "ping"))
         if is_ping:
             cancelled = self._marked.get(reply.mark(CANCELLED))
@@ -158,34 +158,34 @@ class EntryStage(DecoupledStage):
         return is_ping
 
     def takes_long(self, inputs: dict[str, Any]) -> bool:
-        """A short question about no media is asked at once: a thread would cost as much as the question."""
+        """Return false for a short question without media: a thread would cost as much as preparing the question."""
         if inputs["media_kind"] is not None or inputs["media"] is not None or inputs["media_url"] is not None:
             return True
-        words = [
+        texts = [
             text for name in ("question", "messages") if (array := inputs[name]) is not None for text in array.flat
         ]
-        return sum(map(len, words)) > SHORT_BYTES
+        return sum(map(len, texts)) > SHORT_BYTES
 
     def handle(self, inputs: dict[str, Any], reply: Reply) -> None:
         span = self._tracer.begin(self.contract.name, reply.traceparent, {"vl2.request_id": reply.request_id})
         watch = QuestionWatch(self._publisher, span, reply.request_id, self._measures_of(reply))
-        question = QuestionReply(reply, self._process, watch)
+        question_reply = QuestionReply(reply, self._process, watch)
         mark = reply.mark(REQUEST)
-        self._working.add(question)
+        self._working.add(question_reply)
         if mark:
-            self._marked[mark], reply.look_seconds = reply, ENDPOINT_LOOK_SECONDS
-        reply.when_ended(lambda: self._forget(question, mark))
+            self._marked[mark], reply.look_seconds = reply, ENDPOINT_CHECK_SECONDS
+        reply.when_ended(lambda: self._forget(question_reply, mark))
         try:
-            asked = _read_question(inputs, reply.mark(CALLER))
-            watch.asked(asked)
-            answering = self._entry.answer(asked, question, span)
+            question = _read_question(inputs, reply.mark(CALLER))
+            watch.asked(question)
+            answering = self._entry.answer(question, question_reply, span)
         except Exception as error:
-            question.fail(error)
+            question_reply.fail(error)
         else:
             reply.when_cancelled(lambda: self._loop.call(answering.cancel))
 
-    def _forget(self, question: QuestionReply, mark: str) -> None:
-        self._working.discard(question)
+    def _forget(self, question_reply: QuestionReply, mark: str) -> None:
+        self._working.discard(question_reply)
         self._marked.pop(mark, None)
 
     def failed(self, error: Exception, reply: Reply) -> None:
@@ -193,23 +193,24 @@ class EntryStage(DecoupledStage):
         self._measures_of(reply).failed(self.contract.name, time.time() - reply.began, kind_of(error))
 
     def look(self) -> None:
-        """What waits long introduces itself. A timer of the loop for each question would wake the loop's thread while the
-        question's own is at work."""
+        """Announce the questions that have waited long.
+
+        A timer per question would wake the loop's thread while the question's own thread is busy.
+        """
         super().look()
-        for question in list(self._working):
-            if question.is_due:
-                self._loop.call(question.introduce)
+        for question_reply in list(self._working):
+            if question_reply.is_due:
+                self._loop.call(question_reply.announce)
 
     def _measures_of(self, reply: Reply) -> Measures:
-        """A request that a gateway measures is measured there alone: sums over both count each once."""
+        """Return no measures for a request that the gateway measures, so that sums over both count each request once."""
         return NO_MEASURES if self._measures.is_on and reply.is_measured else self._measures
 
-    def _say_that_it_works(self) -> None:
-        """The first message once more, now and then: a request may wait long for its turn, and its caller must not take
-        it for lost."""
-        for question in list(self._working):
-            question.say_that_it_works()
-        self._loop.later(WORKING_SECONDS.value, self._say_that_it_works)
+    def _send_keepalives(self) -> None:
+        """Repeat the first message of every question: one that waits long for its turn must not seem lost to its caller."""
+        for question_reply in list(self._working):
+            question_reply.send_keepalive()
+        self._loop.later(WORKING_SECONDS.value, self._send_keepalives)
 
     def finalize(self) -> None:
         self._loop.close()

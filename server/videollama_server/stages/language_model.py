@@ -1,4 +1,4 @@
-"""The language model's stage: TensorRT-LLM's tensors around the scheduler."""
+"""The language model's stage: the scheduler behind TensorRT-LLM's tensors."""
 
 import os
 import threading
@@ -47,7 +47,7 @@ def _metrics(scheduler: Scheduler) -> tuple[Metric, ...]:
 
 class LanguageModelStage(DecoupledStage):
     contract = contract.LANGUAGE_MODEL
-    look_seconds = 0.2  # the entry sends `stop`; this is for callers of its own, and for an entry that dies
+    look_seconds = 0.2  # the entry sends `stop`; this covers direct clients, and an entry that dies
 
     def load(self, args: dict[str, str]) -> None:
         bundle = bundle_of(args)
@@ -72,7 +72,7 @@ class LanguageModelStage(DecoupledStage):
         )
 
     def handle_at_once(self, inputs: dict[str, Any], reply: Reply) -> bool:
-        """Requests only wait in the scheduler's queue, so none needs a thread."""
+        """Handle every request here: none needs a thread, since it only waits in the scheduler's queue."""
         if scalar(inputs["stop"], "stop"):
             self._scheduler.stop(reply.request_id)
             reply.end()
@@ -121,12 +121,14 @@ class LanguageModelStage(DecoupledStage):
         media = table.reshape(-1, table.shape[-1])
         if media.shape[1] != self._width or (rows is not None and rows != len(media)):
             raise InvalidRequest(
-                f"prompt_embedding_table is {list(media.shape)} and prompt_vocab_size {rows}; wanted rows of width {self._width}"
+                f"prompt_embedding_table has the shape {list(media.shape)} and prompt_vocab_size is {rows}; the two numbers of "
+                f"rows must be equal and the width {self._width}"
             )
         with np.errstate(all="ignore"):
-            total = np.add.reduce(media, axis=None, dtype=np.float32)  # as finite as each value, and quicker to look at
+            # The sum is not finite if any value is not, and is faster to check than each value.
+            total = np.add.reduce(media, axis=None, dtype=np.float32)
         if not np.isfinite(total):
-            raise InvalidRequest("prompt_embedding_table holds values that are not numbers, or without end")
+            raise InvalidRequest("prompt_embedding_table holds NaN or infinite values; all must be finite")
         return media
 
     def finalize(self) -> None:
@@ -140,7 +142,7 @@ class LanguageModelStage(DecoupledStage):
 
 
 class _Response:
-    """Steps of the scheduler -> responses of the contract, sent by the stage's outbox: all ids that are there in one."""
+    """Turns the scheduler's steps into responses; the stage's outbox sends all ids that are ready in one response."""
 
     def __init__(self, reply: Reply, outbox: Outbox, watch: GenerationWatch, inputs: dict[str, Any]) -> None:
         self._reply, self._outbox, self.watch = reply, outbox, watch
@@ -151,7 +153,7 @@ class _Response:
             self._ids += inputs["input_ids"].reshape(-1)[: _value(inputs, "input_lengths")].tolist()
         self._logits: list[np.ndarray] = []
         self._cached_tokens = 0
-        self._last, self._waits, self._failed = False, False, False
+        self._last, self._queued, self._failed = False, False, False
         self._error: VideoLlamaError | None = None
 
     def add(self, step: Step) -> None:
@@ -164,17 +166,17 @@ class _Response:
             if step.logits is not None:
                 self._logits.append(step.logits)
             self._last = step.last
-            is_news = not self._waits and (self._streaming or step.last)
-            self._waits = self._waits or is_news
-        if is_news:
+            is_due = not self._queued and (self._streaming or step.last)
+            self._queued = self._queued or is_due
+        if is_due:
             self._outbox.put(self)
 
     def fail(self, error: VideoLlamaError) -> None:
         self.watch.ended()
         with self._lock:
             self._error = error
-            is_news, self._waits = not self._waits, True
-        if is_news:
+            is_due, self._queued = not self._queued, True
+        if is_due:
             self._outbox.put(self)
 
     def is_cancelled(self) -> bool:
@@ -184,7 +186,7 @@ class _Response:
         with self._lock:
             ids, logits, self._ids, self._logits = self._ids, self._logits, [], []
             cached, self._cached_tokens = self._cached_tokens, 0
-            last, error, self._waits = self._last, self._error, False
+            last, error, self._queued = self._last, self._error, False
         try:
             if ids and (error is None or self._streaming):
                 values: dict[str, Any] = {"output_ids": [[ids]], "sequence_length": [[len(ids)]]}
@@ -196,12 +198,12 @@ class _Response:
             if error is not None:
                 self._reply.fail(error)
         except Exception:
-            self._failed = True  # nobody can be told: the scheduler lets it go
+            self._failed = True  # the caller cannot be reached: the scheduler drops the request
             raise
 
 
 class _DirectResponse:
-    """Steps of the scheduler -> frames of the stage's own socket, which leave after each step of all requests."""
+    """Turns the scheduler's steps into frames for the stage's own socket, flushed after each step of the batch."""
 
     def __init__(self, reply: DirectReply, watch: GenerationWatch) -> None:
         self._reply, self.watch = reply, watch
@@ -219,7 +221,7 @@ class _DirectResponse:
 
 
 def _value(inputs: dict[str, Any], name: str, default: Any = None) -> Any:
-    """The one value of an input, `default` if it is absent."""
+    """Return the single value of an input, or `default` if the input is absent."""
     value = scalar(inputs[name], name)
     return default if value is None else value
 
@@ -235,17 +237,22 @@ def _sampling(value: Callable[..., Any]) -> ResolvedSampling:
 
 
 def _hashes(extra_ids: np.ndarray | None, length: int) -> np.ndarray | None:
-    """uint64 [L] of the media at each position. Raises: InvalidRequest where they are fewer than the ids."""
+    """Return the media hash at each position, uint64 [L]. Raises: InvalidRequest if there are fewer hashes than ids."""
     if extra_ids is None or not extra_ids.size:
         return None
-    found = extra_ids.reshape(-1)[:length].astype(np.uint64)
-    if len(found) != length:
-        raise InvalidRequest(f"prompt_table_extra_ids has {len(found)} values; input_ids has {length}")
-    return found
+    hashes = extra_ids.reshape(-1)[:length].astype(np.uint64)
+    if len(hashes) != length:
+        raise InvalidRequest(f"prompt_table_extra_ids has {len(hashes)} values; input_ids has {length}")
+    return hashes
 
 
 def _end_words(end_id: int, stop_words: np.ndarray | None) -> tuple[tuple[int, ...], ...]:
-    """The end id, and each word of [1, 2, L]: ids in row 0, running end offsets padded with -1 in row 1."""
+    """Return the end id and every stop word.
+
+    Args:
+        stop_words: [1, 2, L]: token ids in row 0, cumulative end offsets padded with -1 in row 1.
+    Raises: InvalidRequest if the offsets do not increase within the ids.
+    """
     words: list[tuple[int, ...]] = [(end_id,)] if end_id >= 0 else []
     if stop_words is not None and stop_words.size:
         ids, ends = stop_words.reshape(2, -1).tolist()
@@ -254,7 +261,7 @@ def _end_words(end_id: int, stop_words: np.ndarray | None) -> tuple[tuple[int, .
             if end < 0:
                 break
             if not begin < end <= len(ids):
-                raise InvalidRequest(f"stop_words_list has the offsets {ends}; they must rise within {len(ids)} ids")
+                raise InvalidRequest(f"stop_words_list has the offsets {ends}; they must rise up to {len(ids)} at most")
             words.append(tuple(ids[begin:end]))
             begin = end
     return tuple(dict.fromkeys(words))
