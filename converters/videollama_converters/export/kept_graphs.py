@@ -4,6 +4,7 @@ Exporting takes almost all the time of a small model's conversion, and its resul
 The tests convert a few families many times, in several processes.
 """
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Callable
@@ -31,11 +32,14 @@ def kept_or_made(key: str, module: str, make: Callable[[], ir.Model]) -> ir.Mode
         return make()
     identity = "\n".join([key, code_hash(module), *map(version, _EXPORTERS)])
     path = Path(folder) / f"{hashlib.sha256(identity.encode()).hexdigest()}.onnx"
-    if path.is_file():
-        return _read(path)
-    model = make()
-    _write(model, path)
-    return model
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two processes that need the same graph export it once
+        if path.is_file():
+            return _read(path)
+        model = make()
+        _write(model, path)
+        return model
 
 
 def _write(model: ir.Model, path: Path) -> None:
