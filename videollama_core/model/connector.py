@@ -89,18 +89,26 @@ class Connector(nn.Module):
         self.s2 = RegStage(width, width)
         self.readout = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
 
+    def maps(self, features: Tensor) -> Tensor:
+        return features.transpose(1, 2).unflatten(2, (self.grid, self.grid))  # [U, g*g, C] -> [U, C, g, g]
+
     def spatial(self, features: Tensor) -> Tensor:
-        """Features [U, g*g, C] -> maps [U, D, g, g]."""
-        maps = features.transpose(1, 2).unflatten(2, (self.grid, self.grid))  # [U, C, g, g]
-        return self.s1(maps)
+        return self.s1(self.maps(features))  # [U, D, g, g]
+
+    def volume(self, maps: Tensor, frame_index: Tensor) -> Tensor:
+        """The maps of one video's frames in time: [U, D, g, g] -> [1, D, T', g, g]."""
+        return maps.index_select(0, frame_index).transpose(0, 1).unsqueeze(0)
+
+    def rows(self, volume: Tensor) -> Tensor:
+        steps = self.sampler(volume)  # [M, D, T', g, g] -> [M, D, steps, g', g']
+        return steps.transpose(1, 2).flatten(0, 1)  # [M * steps, D, g', g']
+
+    def tokens(self, rows: Tensor) -> Tensor:
+        return self.readout(rows.flatten(2).transpose(1, 2))  # [M * steps, D, g', g'] -> [M * steps, g'*g', D]
 
     def temporal(self, volume: Tensor) -> Tensor:
-        """Maps of M media [M, D, T', g, g] -> media tokens [M, steps, tokens per step, D]."""
-        steps = self.sampler(volume)  # [M, D, steps, g', g']
-        rows = steps.transpose(1, 2).flatten(0, 1)  # [M * steps, D, g', g']
-        tokens = self.readout(self.s2(rows).flatten(2).transpose(1, 2))  # [M * steps, g'*g', D]
+        tokens = self.tokens(self.s2(self.rows(volume)))
         return tokens.unflatten(0, (volume.shape[0], -1))
 
     def forward(self, features: Tensor, frame_index: Tensor) -> Tensor:
-        maps = self.spatial(features).index_select(0, frame_index)  # [T', D, g, g]
-        return self.temporal(maps.transpose(0, 1).unsqueeze(0)).squeeze(0)
+        return self.temporal(self.volume(self.spatial(features), frame_index)).squeeze(0)

@@ -8,9 +8,10 @@ from dataclasses import replace
 from torch import Tensor
 
 from videollama_converters.export.repeated_layers import BEFORE, LAYER_INPUT, LAYER_NEW, LAYER_OUTPUT, LAYERED, LOGITS
-from videollama_core.engines.specs import AUDIO_ENCODER, VISION_ENCODER, Graph
+from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, VISION_ENCODER, Graph
 from videollama_core.model.audio import AudioEncoder
-from videollama_core.model.config import AudioConfig, LanguageConfig, VisionConfig
+from videollama_core.model.config import AudioConfig, LanguageConfig, ModelConfig, VisionConfig
+from videollama_core.model.connector import BLOCKS, Connector
 from videollama_core.model.decoder import Decoder, rotary_tables
 from videollama_core.model.vision import VisionEncoder
 
@@ -28,6 +29,12 @@ CUT_AUDIO_ENCODER = Graph(
     "cut_audio_encoder",
     (*AUDIO_ENCODER.inputs, LAYER_INPUT, LAYERED),
     (BEFORE, LAYER_OUTPUT, *AUDIO_ENCODER.outputs),
+)
+
+CUT_CONNECTOR = Graph(
+    "cut_connector",
+    (*CONNECTOR.inputs, *(f"input_{number}" for number in range(5))),
+    (*(f"output_{number}" for number in range(5)), *CONNECTOR.outputs),
 )
 
 
@@ -79,3 +86,25 @@ class CutAudioEncoder(AudioEncoder):
         assert before.shape == x.shape == layered.shape
         (layer,) = self.tower.encoder.layers
         return before, layer(x, bias), self.projector(layered)
+
+
+class CutConnector(Connector):
+    """A connector whose two stages have their first two blocks, all disconnected: every piece has an input and an output of its own.
+
+    The sizes of the pieces are not asserted to be equal: the exporter would compute with the number of steps, a sum with a quotient
+    in it, wherever a plain name does.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        for stage in (self.s1, self.s2):
+            for number in range(3, BLOCKS + 1):
+                delattr(stage, f"b{number}")
+
+    def forward(  # type: ignore[override]
+        self, features: Tensor, frame_index: Tensor, x1: Tensor, maps: Tensor, rows: Tensor, x2: Tensor, refined: Tensor
+    ) -> tuple[Tensor, ...]:
+        first, repeated = self.s1.children()
+        before = first(self.maps(features)), repeated(x1), self.rows(self.volume(maps, frame_index))
+        first, repeated = self.s2.children()
+        return *before, first(rows), repeated(x2), self.tokens(refined)

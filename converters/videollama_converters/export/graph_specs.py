@@ -12,9 +12,11 @@ from torch import Generator, Tensor, nn
 
 from videollama_converters.export.cut_modules import (
     CUT_AUDIO_ENCODER,
+    CUT_CONNECTOR,
     CUT_DECODER,
     CUT_VISION_ENCODER,
     CutAudioEncoder,
+    CutConnector,
     CutDecoder,
     CutVisionEncoder,
     one_layer_of_language,
@@ -25,8 +27,8 @@ from videollama_core.checkpoint.shards import Sources
 from videollama_core.engines.specs import AUDIO_ENCODER, CONNECTOR, DECODER, EMBEDDING, VISION_ENCODER, Graph
 from videollama_core.media.video import MAX_FRAMES
 from videollama_core.model.audio import AudioEncoder
-from videollama_core.model.config import AudioConfig, ModelConfig
-from videollama_core.model.connector import Connector
+from videollama_core.model.config import AudioConfig, ModelConfig, downsampled
+from videollama_core.model.connector import BLOCKS, Connector
 from videollama_core.model.decoder import Decoder
 from videollama_core.model.vision import VisionEncoder
 
@@ -85,6 +87,18 @@ def _vision_profiles(config: ModelConfig) -> list[Profile]:
 def _connector_inputs(config: ModelConfig, rows: int, generator: Generator) -> tuple[Tensor, ...]:
     features = torch.randn(rows, config.vision.tokens, config.vision.width, generator=generator)
     return features, torch.arange(4) % rows
+
+
+def _connector_facts(config: ModelConfig) -> object:
+    return config.connector, config.vision.grid, config.vision.width, config.language.width
+
+
+def _cut_connector_inputs(config: ModelConfig, rows: int, generator: Generator) -> tuple[Tensor, ...]:
+    def maps(grid: int) -> Tensor:
+        return torch.randn(rows, config.language.width, grid, grid, generator=generator)
+
+    grid, small = config.vision.grid, downsampled(config.vision.grid, config.connector)
+    return *_connector_inputs(config, rows, generator), maps(grid), maps(grid), maps(small), maps(small), maps(small)
 
 
 def _connector_profiles(config: ModelConfig) -> list[Profile]:
@@ -175,16 +189,20 @@ SPECS = {
         GraphSpec(
             CONNECTOR,
             module=Connector,
-            decided_by=lambda config: (
-                config.connector,
-                config.vision.grid,
-                config.vision.width,
-                config.language.width,
-            ),
+            decided_by=_connector_facts,
             sources=CheckpointParts.connector_sources,
             inputs=_connector_inputs,
-            dynamic_axes=((0,), (0,)),
             profiles=_connector_profiles,
+            cut=CUT_CONNECTOR,
+            layers=lambda config: BLOCKS,
+        ),
+        GraphSpec(
+            CUT_CONNECTOR,
+            module=CutConnector,
+            decided_by=_connector_facts,
+            sources=CheckpointParts.connector_sources,
+            inputs=_cut_connector_inputs,
+            dynamic_axes=((0,),) * len(CUT_CONNECTOR.inputs),
         ),
         GraphSpec(
             AUDIO_ENCODER,

@@ -4,10 +4,12 @@ A module is exported on the meta device, where it has shapes but no values; its 
 checkpoint one at a time while the file is written. Peak memory is one tensor, regardless of the model's size.
 """
 
+import gc
 import logging
 import math
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -19,11 +21,15 @@ from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
 from torch.nn import functional
 
-from videollama_converters.export.cut_modules import CUT_DECODER
+from videollama_converters.export.cut_modules import CUT_AUDIO_ENCODER, CUT_CONNECTOR, CUT_DECODER, CUT_VISION_ENCODER
 from videollama_converters.export.graph_specs import SPECS, example_inputs, graph_sources
 from videollama_converters.export.int8_weights import store_in_int8
 from videollama_converters.export.kept_graphs import kept_or_made
-from videollama_converters.export.repeated_layers import repeat_decoder_layer, repeat_tower_layer
+from videollama_converters.export.repeated_layers import (
+    repeat_connector_block,
+    repeat_decoder_layer,
+    repeat_tower_layer,
+)
 from videollama_converters.export.tidy_graph import tidy
 from videollama_core.checkpoint.parts import CheckpointParts
 from videollama_core.checkpoint.shards import Sources
@@ -32,6 +38,12 @@ from videollama_core.engines.specs import DECODER, VISION_ENCODER, Graph
 from videollama_core.model.config import ModelConfig
 
 _traced: dict[object, ir.Model] = {}  # as exported; see trace_graph
+_REPEAT = {
+    CUT_DECODER: repeat_decoder_layer,
+    CUT_VISION_ENCODER: repeat_tower_layer,
+    CUT_AUDIO_ENCODER: repeat_tower_layer,
+    CUT_CONNECTOR: repeat_connector_block,
+}
 OPSET = 18  # read by both TensorRT 10 and ONNX Runtime; LayerNormalization is a single node from 17 on
 
 
@@ -86,10 +98,8 @@ def trace_graph(graph: Graph, config: ModelConfig, dtype: torch.dtype = torch.fl
         kept_key = repr((exported.name, *key[1:]))
         _traced[key] = kept_or_made(kept_key, __name__, lambda: _export(exported, config, dtype))
     model = _traced[key].clone()
-    if exported is CUT_DECODER:
-        repeat_decoder_layer(model, layers)
-    elif exported is not graph:
-        repeat_tower_layer(model, layers)
+    if exported in _REPEAT:
+        _REPEAT[exported](model, layers)
     tidy(model)
     return model
 
@@ -97,7 +107,7 @@ def trace_graph(graph: Graph, config: ModelConfig, dtype: torch.dtype = torch.fl
 def _export(graph: Graph, config: ModelConfig, dtype: torch.dtype) -> ir.Model:
     module = build_module(graph, config, dtype)
     meta_inputs = tuple(tensor.to("meta") for tensor in example_inputs(graph, config, dtype=dtype))
-    with warnings.catch_warnings(), _quiet("torch.onnx"):
+    with warnings.catch_warnings(), _quiet("torch.onnx"), _without_garbage_collection():
         warnings.simplefilter("ignore")  # the exporter's notes on its own internals
         program = torch.onnx.export(
             module,
@@ -183,6 +193,18 @@ def _lazy(
         return TorchTensor(read().to(dtype).contiguous(), name=name)
 
     return ir.LazyTensor(load, dtype=value.dtype, shape=value.shape, name=name, cache=False)
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """The exporter makes objects so fast that a tenth of its time would go into looking for unused ones; they take little memory."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class _quiet:

@@ -1,4 +1,4 @@
-"""Makes the graph of a whole decoder or tower from the graph of one layer, by copying that layer as often as the model has it.
+"""Makes the graph of a whole decoder, tower or connector from the graph of one layer, by copying that layer as often as the model has it.
 
 The exporter takes half a second for a tower's layer, one to two seconds for a dense decoder's and four for one with eight experts,
 whatever the sizes: half a minute to minutes for a published model. Equal layers have equal nodes, so one is exported, with the nodes
@@ -21,6 +21,11 @@ LOGITS, NEW = DECODER.outputs
 _NAME = re.compile(r"\b[a-z]\w*")  # of a symbolic dimension, alone or in a sum
 _FIRST = "_0"  # suffix of the first layer's inputs
 _DECODER_LAYERS, _TOWER_LAYERS = "model.layers.{}.", "encoder.layers.{}."  # part of the names of a layer's parameters
+_CONNECTOR_BLOCKS = {
+    0: "s1.b{}.",
+    3: "s2.b{}.",
+}  # place among the inputs of the cut connector's pieces -> the same of a block
+_REPEATED_BLOCK = 2  # the first has other sizes than those behind it
 
 
 def repeat_decoder_layer(model: ir.Model, layers: int) -> None:
@@ -66,18 +71,51 @@ def repeat_tower_layer(model: ir.Model, layers: int) -> None:
     graph.sort()
 
 
+def repeat_connector_block(model: ir.Model, blocks: int) -> None:
+    """In place: turn the graph of a CutConnector into that of a connector with `blocks` blocks in each stage."""
+    graph = model.graph
+    media, pieces = graph.inputs[:2], graph.inputs[2:]
+    *outputs, tokens = graph.outputs  # each of `outputs` belongs to the input at its place in `pieces`
+    for place, prefix in _CONNECTOR_BLOCKS.items():
+        block = Layer(graph, prefix, pieces[place], first=_REPEATED_BLOCK)
+        x = repeated = outputs[place + 1]
+        for number in range(_REPEATED_BLOCK + 1, blocks + 1):
+            x = block.copy(number, x).of[repeated]
+        outputs[place + 1] = x
+    names: dict[
+        str, str
+    ] = {}  # each piece has a symbolic dimension of its own; here, what the piece before it calls that
+    for piece, output in zip(pieces, outputs, strict=True):
+        piece.replace_all_uses_with(output)
+        (own,), rows = _sizes(piece), output.shape
+        assert rows is not None
+        names[own] = _renamed(str(rows[0]), names)
+    for node in graph:
+        for value in node.outputs:
+            value.shape = value.shape and ir.Shape(
+                [_renamed(str(size), names) if isinstance(size, ir.SymbolicDim) else size for size in value.shape]
+            )
+    graph.inputs[:] = media
+    graph.outputs[:] = [tokens]
+    graph.sort()
+
+
 class Layer:
     """The first layer in a graph, from which the others are copied."""
 
-    def __init__(self, graph: ir.Graph, prefix: str, x: ir.Value, own_inputs: Iterable[ir.Value] = ()) -> None:
+    def __init__(
+        self, graph: ir.Graph, prefix: str, x: ir.Value, own_inputs: Iterable[ir.Value] = (), first: int = 0
+    ) -> None:
         """
         Args:
             prefix: what the names of the layer's parameters contain, with the layer's number left open.
             x: the layer's input.
             own_inputs: the graph's inputs that belong to this layer alone.
+            first: the number of the layer that is in the graph.
         """
         self._graph, self._prefix, self._x, self._own_inputs = graph, prefix, x, list(own_inputs)
-        self._parameters = [value for name, value in graph.initializers.items() if prefix.format(0) in name]
+        self._first = prefix.format(first)
+        self._parameters = [value for name, value in graph.initializers.items() if self._first in name]
         self._nodes = _made_from(graph, [x, *self._own_inputs, *self._parameters])
         self._sizes = {name for value in graph.inputs for name in _sizes(value)}  # the same in all layers
 
@@ -87,7 +125,7 @@ class Layer:
         for value in self._own_inputs:
             copies.add(value, _name(value).replace(_FIRST, f"_{number}"))
         for value in self._parameters:
-            name = _name(value).replace(self._prefix.format(0), self._prefix.format(number))
+            name = _name(value).replace(self._first, self._prefix.format(number))
             self._graph.initializers.add(copies.add(value, name))  # without a value, as the first layer's
         self._graph.extend([copies.copy(node) for node in self._nodes])
         return copies
@@ -133,6 +171,10 @@ class Copies:
     def _size(self, match: re.Match[str]) -> str:
         """Rename a dimension that a layer computes, such as an expert's number of positions: equal names would mean equal sizes."""
         return match[0] if match[0] in self.sizes else f"{match[0]}_{self.number}"
+
+
+def _renamed(size: str, names: dict[str, str]) -> str:
+    return names.get(size) or _NAME.sub(lambda match: f"({names[match[0]]})" if match[0] in names else match[0], size)
 
 
 def _sizes(value: ir.Value) -> list[str]:
