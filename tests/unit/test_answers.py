@@ -1,4 +1,4 @@
-"""Reading answers: the rules of the reference's evaluation scripts."""
+"""Parsing answers by the rules of the reference's evaluation scripts."""
 
 import pytest
 
@@ -37,11 +37,11 @@ def test_letters(text, letters, letter):
         ("none", None, None),
     ],
 )
-def test_pieces_around_a_letter(text, with_commas, without):
+def test_text_around_a_letter(text, with_commas, without):
     assert (find_piece(text, "ABCD", commas=True), find_piece(text, "ABCD")) == (with_commas, without)
 
 
-def test_an_option_is_found_by_its_words_as_they_stand():
+def test_an_option_is_matched_by_its_exact_words():
     assert find_option("It is a red car.", [("A blue bike.",), ("a red car.",)]) == 1
     assert find_option("It is a red car", [("A blue bike.",), ("a red car.",)]) is None
     assert find_option("there are three", [("2", "two"), ("3", "three")]) == 1
@@ -54,8 +54,8 @@ def test_words_are_equal_without_case_and_the_full_stop_of_the_answer():
     assert same_word(" Yes.", "yes.")
 
 
-def test_subtitles_are_picked_at_moments_of_their_own(tmp_path):
-    """Boundaries are rounded first, then the middle is taken: not the frames that the model sees."""
+def test_subtitles_are_picked_at_their_own_timestamps(tmp_path):
+    """Boundaries are rounded first, then the midpoint is taken; these are not the frames that the model sees."""
     assert subtitle_frames(17, 4) == [2, 6, 10, 14]
     path = tmp_path / "x.srt"
     path.write_bytes(

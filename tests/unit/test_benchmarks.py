@@ -1,4 +1,4 @@
-"""Every benchmark on a tiny made folder in its published format: prompts, truths, metrics, files for scoring elsewhere."""
+"""Every benchmark, on a tiny generated folder in its published format: prompts, answers, metrics and files for external scoring."""
 
 import json
 import re
@@ -224,8 +224,8 @@ def test_music_avqa_fills_its_templates(tmp_path):
     assert read("music-avqa", item, "Two.").right
 
 
-def test_scenes_are_no_capital_letters(tmp_path):
-    """ "It is a park." was once the library (I), "Car" the cafe (C)."""
+def test_scenes_are_not_matched_by_capital_letters(tmp_path):
+    """ "It is a park." was once read as the library (I), and "Car" as the cafe (C)."""
     write(tmp_path / "meta.txt", "1.wav\tpark\n2.wav\tcar\n3.wav\tlibrary\n4.wav\tcafe/restaurant\n")
     park, car, library, cafe = load("tut2017", tmp_path)
     assert read("tut2017", park, "It is a park.").right and not read("tut2017", library, "It is a park.").right
@@ -242,11 +242,11 @@ def test_clotho_is_judged_against_each_caption(tmp_path):
     assert [question.aspect for question in questions] == ["correctness"] * 5 + ["detailedness"] * 5
 
 
-def test_every_judged_benchmark_has_a_wording_of_ours():
+def test_every_judged_benchmark_has_a_built_in_prompt():
     assert {name for name, task in TASKS.items() if task.judge} == set(OWN)
 
 
-def test_prompts_of_a_file(tmp_path):
+def test_prompts_from_a_file(tmp_path):
     path = tmp_path / "prompts.json"
     prompt = {"system": "Be fair.", "user": "{question} {answer} {prediction}"}
     write(path, {"avsd": {"answer": prompt}})
@@ -279,7 +279,7 @@ def test_a_folder_without_the_files_says_what_is_missing(name, tmp_path):
     assert str(tmp_path) in str(caught.value)
 
 
-def test_an_entry_of_another_format_says_what_was_wanted(tmp_path):
+def test_an_entry_in_another_format_is_refused_with_the_expected_one(tmp_path):
     write(tmp_path / "questions.json", [{"uid": "x"}])
     with pytest.raises(BadSample, match="'q_uid' was expected"):
         load("egoschema", tmp_path)

@@ -1,4 +1,4 @@
-"""What surrounds vLLM, where it is not installed too; tests/parity/test_vllm.py is about vLLM itself."""
+"""The code around vLLM that also runs where vLLM is not installed; tests/parity/test_vllm.py tests vLLM itself."""
 
 import importlib.util
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from videollama_server.supervisor import ServerOptions, TritonServer
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.05, 3.0])
-def test_the_penalty_is_that_of_our_own_sampler(penalty):
+def test_the_penalty_equals_our_own_samplers(penalty):
     scores = np.random.default_rng(0).normal(size=50).astype(np.float32)
     sampler = Sampler(ResolvedSampling(8, True, 1.0, 0, 1.0, penalty, 0))
     generated = [int(scores.argmax()), 7, 7, 49]

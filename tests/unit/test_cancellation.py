@@ -1,4 +1,4 @@
-"""A caller that leaves: the endpoint tells the entry by a message, and resets the call only if that does not help."""
+"""Cancellation: the endpoint sends the entry a message, and resets the call only if that does not end it."""
 
 import importlib
 import queue
@@ -23,7 +23,7 @@ SECONDS = 30
 
 
 class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Answers a question until it is cancelled by the message number `obeys`; notes in order what happened."""
+    """Answers a question until cancel message number `obeys` arrives; records events in order."""
 
     def __init__(self, obeys: int) -> None:
         self.events: queue.SimpleQueue = queue.SimpleQueue()
@@ -52,7 +52,7 @@ class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 @pytest.fixture
 def asked(tmp_path):
-    """A function: a fake Triton, and an answer of the endpoint before it that has begun."""
+    """A factory: a fake Triton, and a running answer of the endpoint in front of it."""
     stops = []
 
     def ask(obeys: int):
@@ -77,8 +77,8 @@ def asked(tmp_path):
 
 
 @pytest.mark.parametrize("obeys", [1, 3])
-def test_the_entry_is_told_until_the_call_has_ended_and_the_call_is_not_reset(asked, obeys):
-    """A message may overtake its request, and is lost then."""
+def test_cancel_messages_repeat_until_the_call_ends_and_the_call_is_not_reset(asked, obeys):
+    """A message that overtakes its request is lost."""
     triton, answer = asked(obeys)
     kind, mark = triton.events.get(timeout=SECONDS)
     assert kind == "asked" and len(mark) == 16
@@ -89,7 +89,7 @@ def test_the_entry_is_told_until_the_call_has_ended_and_the_call_is_not_reset(as
 
 
 class Channel:
-    """Notes what is sent; `connects` says whether there is a connection."""
+    """Records what is sent; `connects` says whether there is a connection."""
 
     def __init__(self, connects: bool = True) -> None:
         self.sent, self.connects = [], connects
@@ -108,7 +108,7 @@ class Call:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Runs what is due later, on demand."""
+    """Runs scheduled callbacks on demand."""
     due = []
     loop = SimpleNamespace(call_later=lambda _, work: due.append(work))
     monkeypatch.setattr(cancellation.asyncio, "get_running_loop", lambda: loop)
@@ -126,7 +126,7 @@ def test_a_call_that_does_not_end_is_reset(clock):
     assert request.model_name == "videollama2" and metadata == {CANCELLED: "0123456789abcdef"}
 
 
-def test_nothing_more_is_sent_about_a_call_that_has_ended(clock):
+def test_no_cancel_message_follows_the_end_of_a_call(clock):
     channel = Channel()
     cancellation.Cancellation(channel, Call(), "a" * 16).has_ended = True
     clock.pop()()
@@ -141,7 +141,7 @@ def test_a_call_whose_connection_is_gone_is_reset(clock):
 
 @pytest.fixture
 def stage(monkeypatch):
-    """The entry's stage with no question, and its modules."""
+    """The entry's stage with no running question, and its modules."""
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
     names = [
         f"videollama_server.stages.{name}" for name in ("python_backend", "decoupled", "calls", "watch", "entry_stage")
@@ -170,7 +170,7 @@ def reply_of(decoupled, parameters: str, looks=lambda: False):
     return decoupled.Reply(contract.ENTRY, request)
 
 
-def test_the_entry_cancels_the_request_that_a_ping_names_and_no_other(stage):
+def test_a_cancel_message_cancels_only_the_request_it_names(stage):
     entry, decoupled = stage
     replies = {mark: reply_of(decoupled, "") for mark in ("a" * 16, "b" * 16)}
     entry._marked.update(replies)
@@ -183,7 +183,7 @@ def test_the_entry_cancels_the_request_that_a_ping_names_and_no_other(stage):
     assert left == ["a"] and [reply.is_cancelled() for reply in replies.values()] == [True, False]
 
 
-def test_triton_is_asked_as_often_as_a_reply_wants(stage):
+def test_triton_is_polled_for_cancellation_only_as_often_as_set(stage):
     _, decoupled = stage
     asked = []
     reply = reply_of(decoupled, "", lambda: bool(asked.append(1)))

@@ -1,4 +1,4 @@
-"""Chunks of prompts between decoding steps: their sizes, and whose they are."""
+"""Prompt chunks between decoding steps: how large they are, and which request gets them."""
 
 from counting_runner import CountingRunner, expected, request, run
 from videollama_core.generation.chunks import LEAST, ChunkSizes
@@ -7,7 +7,7 @@ from videollama_core.generation.steps import SlotSteps
 
 
 class TimedRunner(CountingRunner):
-    """With a clock of its own: a chunk takes a second a position, a decoding step so many seconds."""
+    """A runner with its own clock: a chunk takes one second per position, a decoding step a fixed number of seconds."""
 
     def __init__(self, step: float) -> None:
         super().__init__(max_length=4096)
@@ -29,7 +29,7 @@ def scheduler_on(runner: TimedRunner) -> Scheduler:
     return Scheduler(SlotSteps(runner, 512, clock=lambda: runner.now))
 
 
-def test_a_prompt_takes_whole_chunks_while_nobody_decodes_and_small_ones_beside_others():
+def test_chunks_are_whole_when_nothing_decodes_and_small_otherwise():
     runner = TimedRunner(step=70)
     scheduler = scheduler_on(runner)
     first, listener = request("first", [1] * 600, tokens=40)
@@ -46,7 +46,7 @@ def test_a_prompt_takes_whole_chunks_while_nobody_decodes_and_small_ones_beside_
     assert listener.ids == expected([1] * 600, 40) and other.ids == expected([2] * 500, 3)
 
 
-def test_a_chunk_is_never_so_small_that_reading_the_weights_is_all_it_does():
+def test_a_chunk_is_never_so_small_that_reading_the_weights_dominates():
     runner = TimedRunner(step=3)
     scheduler = scheduler_on(runner)
     scheduler.submit(request("first", [1] * 40, tokens=40)[0])
@@ -70,7 +70,7 @@ def test_a_short_question_does_not_wait_for_a_long_prompt():
 
 
 def test_a_repeated_question_does_not_wait_for_a_new_one():
-    """Of its own long prompt little is left."""
+    """Most of its long prompt is already cached."""
     runner = TimedRunner(step=1)
     scheduler = scheduler_on(runner)
     scheduler.submit(request("known", [7] * 900, tokens=3)[0])
@@ -85,7 +85,7 @@ def test_a_repeated_question_does_not_wait_for_a_new_one():
     run(scheduler)
 
 
-def test_many_short_questions_do_not_hold_up_a_long_one():
+def test_many_short_questions_do_not_starve_a_long_one():
     runner = TimedRunner(step=1)
     scheduler = scheduler_on(runner)
     made, listener = request("long", [1] * 2000, tokens=1)
@@ -98,7 +98,7 @@ def test_many_short_questions_do_not_hold_up_a_long_one():
     run(scheduler)
 
 
-def test_sizes_follow_what_was_measured():
+def test_chunk_sizes_follow_the_measured_times():
     sizes = ChunkSizes(512)
     assert sizes.next(False) == 512 and sizes.next(True) == LEAST  # nothing is known yet
     sizes.took_chunk(512, 512.0)

@@ -33,7 +33,7 @@ def test_help_lists_every_command_without_importing_torch():
 
 
 @pytest.mark.parametrize("command", ["convert", "serve"])
-def test_a_command_whose_packages_are_missing_says_which(command):
+def test_a_command_names_its_missing_packages(command):
     """As in the bare install: torch and jinja2 cannot be imported."""
     script = (
         "import sys; sys.modules['torch'] = sys.modules['jinja2'] = None\n"

@@ -1,4 +1,4 @@
-"""What the client does before anything is sent, and how it reads messages."""
+"""What the client does before it sends anything, and how it reads messages."""
 
 import json
 
@@ -17,7 +17,7 @@ from videollama_core.protocol.messages import Usage
 from wire_messages import message
 
 
-def test_the_public_face_is_exact():
+def test_the_public_names_are_exact():
     assert set(videollama_client.__all__) == {
         "Answer", "AnswerStream", "AsyncAnswerStream", "AsyncClient", "BadSampling", "BadSegment", "Cancelled", "Client",
         "DeadlineExceeded", "InvalidRequest", "MediaUnreachable", "Overloaded", "PromptTooLong",
@@ -26,7 +26,7 @@ def test_the_public_face_is_exact():
     }  # fmt: skip
 
 
-def test_media_from_everything_a_caller_has(tmp_path):
+def test_media_in_every_accepted_form(tmp_path):
     frame = np.zeros((4, 6, 3), np.uint8)
     png = (MEDIA / "image_90x50.png").read_bytes()
     assert read_media(None, None) is None
@@ -54,12 +54,12 @@ def test_media_from_everything_a_caller_has(tmp_path):
         (b"a", b"b", InvalidRequest),
     ],
 )
-def test_media_that_cannot_be_sent(video, image, kind):
+def test_media_that_cannot_be_sent_are_refused(video, image, kind):
     with pytest.raises(kind):
         read_media(video, image)
 
 
-def test_sound_from_everything_a_caller_has():
+def test_audio_in_every_accepted_form():
     clip = MEDIA / "plain_96x64.mp4"
     assert read_media(audio=MEDIA / "tone_16k_mono_4s.wav").kind == "audio"
     assert read_media(audio=b"bytes").files == (b"bytes",)
@@ -116,7 +116,7 @@ def test_messages_become_pieces_and_an_answer():
 
 
 @pytest.mark.parametrize(("said", "cached"), [({}, 0), ({"cached_tokens": 2}, 2), ({"more": "to come"}, 0)])
-def test_what_a_summary_need_not_say(said, cached):
+def test_optional_fields_of_a_summary(said, cached):
     reader = AnswerReader()
     usage = {"prompt_tokens": 3, "media_tokens": 0, "completion_tokens": 1} | said
     summary = json.dumps({"finish_reason": "stop", "usage": usage, "seconds": {"total": 0.1}, "more": 1})
@@ -141,7 +141,7 @@ def test_an_address_is_host_and_port(address):
         Client(address)
 
 
-def test_nobody_at_the_address():
+def test_an_unreachable_address_is_an_error():
     with Client("127.0.0.1:9") as client:
         assert not client.health()
         with pytest.raises(ServerUnreachable, match="vl2 serve"):

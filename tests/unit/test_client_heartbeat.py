@@ -26,7 +26,7 @@ SUMMARY = {"finish_reason": "stop", "usage": USAGE, "seconds": {}}
 
 
 class Entry(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Says nothing until `awake` is set, then answers in order of arrival; `process` says which process it is."""
+    """Sends nothing until `awake` is set, then answers in order of arrival; `process` is the process id it reports."""
 
     def __init__(self) -> None:
         self.awake, self.process = threading.Event(), "1"
@@ -58,7 +58,7 @@ def serving(entry: Entry) -> Iterator[str]:
 
 
 def test_a_slow_server_is_waited_for_and_asked_once():
-    """20 questions wait 2.5 s in silence: they share their pings, and none is sent again."""
+    """20 questions wait 2.5 s without an answer: they share their pings, and none is sent again."""
     entry = Entry()
     with serving(entry) as address, Client(address) as client, ThreadPoolExecutor(20) as threads:
         answers = [threads.submit(client.ask, "What?") for _ in range(20)]
@@ -69,7 +69,7 @@ def test_a_slow_server_is_waited_for_and_asked_once():
 
 
 class Elsewhere(Entry):
-    """A balancer that sends pings to another server than questions."""
+    """A balancer that routes pings to another server than questions."""
 
     def ModelStreamInfer(self, requests, context):
         is_ping = any(tensor.name == "ping" for tensor in next(requests).inputs)
@@ -79,7 +79,7 @@ class Elsewhere(Entry):
             yield message(text="an answer", output_ids=[1], summary=json.dumps(SUMMARY))
 
 
-def test_a_ping_that_another_server_answered_says_nothing():
+def test_a_ping_answered_by_another_server_proves_nothing():
     async def ask(address: str) -> str:
         async with AsyncClient(address) as client:
             return (await client.ask("What?")).text
@@ -88,7 +88,7 @@ def test_a_ping_that_another_server_answered_says_nothing():
         assert client.ask("What?").text == "an answer" == asyncio.run(ask(address))
 
 
-def test_another_process_of_the_same_server_means_that_the_first_died():
+def test_another_process_of_the_same_server_means_the_first_one_died():
     Heartbeat(process="a:1").check("a:1")
     Heartbeat(process="b:1").check("a:2")
     for seen, asked in (("a:1", "a:2"), ("1", "2")):
@@ -98,8 +98,8 @@ def test_another_process_of_the_same_server_means_that_the_first_died():
         Heartbeat(process="a:1").check(None)
 
 
-def test_each_question_and_its_pings_carry_what_a_balancer_hashes():
-    """Equal media, equal headers, whatever the question; text has one of its own."""
+def test_a_question_and_its_pings_carry_the_header_a_balancer_hashes():
+    """Equal media have equal headers, whatever the question; text-only questions have their own header."""
     seen: list[tuple[bool, str]] = []
 
     class Listening(Entry):
@@ -143,7 +143,7 @@ def test_a_slow_server_is_waited_for_and_asked_once_by_asyncio():
 
 
 class Forgetful(Entry):
-    """Loses what it has begun: another process answers the pings."""
+    """Loses the requests it has begun: another process answers the pings."""
 
     def ModelStreamInfer(self, requests, context) -> Iterator[service_pb2.ModelStreamInferResponse]:
         is_ping = any(tensor.name == "ping" for tensor in next(requests).inputs)
@@ -152,13 +152,13 @@ class Forgetful(Entry):
             time.sleep(0.05)
 
 
-def test_a_request_whose_process_died_is_given_up():
+def test_a_request_whose_process_died_fails():
     with serving(Forgetful()) as address, Client(address) as client:
         with pytest.raises(StageFailed, match="its process died while it answered; send the request again"):
             client.ask("What?", timeout=20)
 
 
-def test_whoever_cancels_hears_cancelled_also_from_a_silent_server():
+def test_cancelling_raises_cancelled_even_if_the_server_is_silent():
     with serving(Entry()) as address, ThreadPoolExecutor(1) as threads:
         client = Client(address)
         stream = client.stream("What?")
@@ -169,7 +169,7 @@ def test_whoever_cancels_hears_cancelled_also_from_a_silent_server():
             answer.result(10)
 
 
-def test_a_closed_client_says_so():
+def test_a_closed_client_raises_a_clear_error():
     with serving(Entry()) as address:
         client = Client(address)
         client.close()

@@ -1,4 +1,4 @@
-"""TLS, certificates, API keys and proxies of the client, at a gRPC server of our own."""
+"""The client's TLS, certificates, API keys and proxies, against a gRPC server of the test's own."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ SUMMARY = json.dumps(
 
 
 class Entry(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Answers whoever sends the key, if it wants one."""
+    """Answers callers that send the API key, where one is required."""
 
     def __init__(self, key: str | None) -> None:
         self._key = key
@@ -79,7 +79,7 @@ def credentials(authority):
 
 
 def ask(address: str, **options) -> str:
-    """The answer's text, the same from both clients."""
+    """The answer's text, checked to be equal from both clients."""
 
     async def ask_async() -> str:
         async with AsyncClient(address, **options) as client:
@@ -98,7 +98,7 @@ def vl2(*words, **environment) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=dict(os.environ) | environment)
 
 
-def test_an_encrypted_server_that_knows_its_callers(authority, credentials):
+def test_mutual_tls_with_api_keys(authority, credentials):
     certificate, key = authority.sign("caller")
     with serving(credentials(True), KEY) as address:
         mutual = {"root_certificates": authority.certificate, "certificate": certificate, "key": key.read_bytes()}
@@ -162,25 +162,25 @@ def test_the_command_line_asks_with_tls_and_a_key(authority, credentials, tmp_pa
     ],
     ids=str,
 )  # fmt: skip
-def test_what_cannot_be_a_connection_is_refused_without_telling_keys(options):
+def test_invalid_connection_options_are_refused_without_printing_keys(options):
     with pytest.raises(InvalidRequest) as error:
         Client("127.0.0.1:9", **options)
     assert "secret words" not in str(error.value) and "line" not in str(error.value)
 
 
-def test_certificates_that_are_none_are_refused():
+def test_invalid_certificates_are_refused():
     with pytest.raises((InvalidRequest, ServerUnreachable)):
         ask("127.0.0.1:9", root_certificates=b"-----BEGIN CERTIFICATE-----\nnone\n-----END CERTIFICATE-----\n")
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
-def test_no_proxy_stands_between_a_client_and_its_own_machine(variable):
+def test_no_proxy_is_used_for_the_local_machine(variable):
     with serving() as address:
         result = vl2("ask", "What?", "--url", address, "--timeout", 10, **{variable: "http://127.0.0.1:9"})
         assert (result.returncode, result.stdout) == (0, "an answer\n"), result.stderr
 
 
-def test_a_proxy_is_used_only_where_grpc_is_told_so():
+def test_a_proxy_is_used_only_when_grpc_is_configured_for_it():
     from videollama_client.connection import Connection
 
     def uses_proxy(address: str) -> int:

@@ -1,4 +1,4 @@
-"""The hash of a conversion's code covers everything the code imports, and no name is skipped."""
+"""The hash of a conversion's code covers everything that the code imports, and no name is skipped."""
 
 from importlib.util import find_spec
 
@@ -13,7 +13,7 @@ from videollama_converters.steps.progress import SilentProgress
 
 @pytest.fixture
 def sources(monkeypatch, tmp_path):
-    """Three modules, of which `start` imports `near`, and `near` imports `far`; a test may write them anew."""
+    """Three modules: `start` imports `near`, and `near` imports `far`; a test may rewrite them."""
     texts = {"start": "from videollama_core.near import x", "near": "import videollama_core.far", "far": "x = 1"}
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
@@ -29,7 +29,7 @@ def test_a_change_anywhere_below_changes_the_hash(sources, changed):
     assert code_hash("start") != before
 
 
-def test_a_name_that_is_no_module_is_an_error():
+def test_an_unknown_module_name_is_an_error():
     with pytest.raises(ModuleNotFoundError, match="videollama_core.connectors"):
         code_hash("videollama_core.connectors")
 
@@ -49,7 +49,7 @@ NETWORKS = {"model.vision", "model.connector", "model.audio", "model.decoder", "
 EXPORT = {"export.graphs", "export.graph_specs"}
 
 
-def test_the_networks_and_the_exporter_decide_what_a_graph_is(monkeypatch):
+def test_a_graphs_hash_covers_the_networks_and_the_exporter(monkeypatch):
     for name in ("export.graphs", "tensorrt.fp8", "export.compare"):
         assert modules_of(monkeypatch, name) >= NETWORKS | EXPORT
 
@@ -62,8 +62,8 @@ def test_the_networks_and_the_exporter_decide_what_a_graph_is(monkeypatch):
         ("assemble", ("export.graphs", "tensorrt.build")),
     ],
 )
-def test_a_step_is_made_again_for_its_own_code_alone(monkeypatch, step, others):
-    """One hash over all of convert.py exported every graph again after a change of the repository's assembly."""
+def test_a_step_is_repeated_only_when_its_own_code_changes(monkeypatch, step, others):
+    """With one hash over all of convert.py, a change to how the repository is assembled exported every graph again."""
     covered = modules_of(monkeypatch, step)
     for other in others:
         assert find_spec(f"videollama_converters.{other}")

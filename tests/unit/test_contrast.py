@@ -1,4 +1,4 @@
-"""Noise and contrast against what the paper's own code gave (tests/golden/contrast/vcd.json)."""
+"""Noise and contrast against the output of the paper's own code (tests/golden/contrast/vcd.json)."""
 
 import json
 
@@ -21,13 +21,13 @@ FRAMES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
 
 
 def normalised(frames: np.ndarray) -> np.ndarray:
-    """As the towers do it: float32 [T, 3, S, S]."""
+    """Normalised as the towers do it: float32 [T, 3, S, S]."""
     tower = VisionEncoder(VisionConfig("siglip", 8, 8, 1, 1, 8, 8, "gelu", 1e-6, -1), PIXELS)
     return tower.normalise(torch.from_numpy(frames)).numpy()
 
 
 @pytest.mark.parametrize("step", RECORDED["noise"]["noised"])
-def test_the_share_of_noise_is_the_papers(step):
+def test_the_noise_schedule_is_the_papers(step):
     plain, noise = (np.array(RECORDED["noise"][name]) for name in ("x", "noise"))
     kept = kept_variance(int(step))
     wanted = RECORDED["noise"]["noised"][step]
@@ -35,7 +35,7 @@ def test_the_share_of_noise_is_the_papers(step):
 
 
 @pytest.mark.parametrize("step", [0, 500, 999])
-def test_noised_colours_are_noised_pixels_once_normalised(step):
+def test_noised_uint8_pixels_equal_noised_normalised_pixels(step):
     noised = add_noise(FRAMES, Noise(step, 7), PIXELS)
     assert noised.dtype == np.float32 and noised.shape == FRAMES.shape
     drawn = np.random.default_rng((7, contrasting._STREAM)).standard_normal(FRAMES.shape, np.float32)
@@ -44,7 +44,7 @@ def test_noised_colours_are_noised_pixels_once_normalised(step):
     assert np.abs(normalised(noised) - wanted).max() < 2e-6
 
 
-def test_noise_is_the_seeds_and_each_frames_own():
+def test_noise_depends_on_the_seed_and_differs_per_frame():
     same = np.zeros((2, 8, 8, 3), np.uint8)
     noised = add_noise(same, Noise(500, 7), PIXELS)
     assert np.array_equal(noised, add_noise(same, Noise(500, 7), PIXELS))
@@ -68,7 +68,7 @@ def test_the_contrast_is_the_papers(row):
         assert np.allclose(probabilities(contrasted, sampling), chances, atol=2e-6)
 
 
-def test_what_is_implausible_stays_so_behind_the_penalty_and_top_k():
+def test_implausible_tokens_stay_excluded_after_the_penalty_and_top_k():
     scores = contrast(np.array([5.0, 1.0, 4.0], np.float32), np.zeros(3, np.float32), 1.0, 0.1)
     assert scores.tolist() == [10.0, -np.inf, 8.0]
     options = SamplingOptions(temperature=1.0, top_k=3, repetition_penalty=1.5, seed=0)

@@ -1,4 +1,4 @@
-"""The language model's own socket: both ends, on a real socket."""
+"""The language model's own socket: both ends, over a real socket."""
 
 import asyncio
 import queue
@@ -19,7 +19,7 @@ SECONDS = 30
 
 
 class Stage:
-    """A language model that a test plays: requests arrive in `begun`, ended ones in `stopped`."""
+    """A simulated language model: requests arrive in `begun`, ended ones in `stopped`."""
 
     def __init__(self, path) -> None:
         self.begun, self.stopped = queue.SimpleQueue(), queue.SimpleQueue()
@@ -36,7 +36,7 @@ class Stage:
 
 
 class Call:
-    """`next` is what it was told: (ids, cached tokens), an error, None for the end, or "lost"."""
+    """`next` returns the next event: (ids, cached tokens), an error, None for the end, or "lost"."""
 
     def __init__(self) -> None:
         self._told = queue.SimpleQueue()
@@ -78,7 +78,7 @@ def running_loop():
 
 @pytest.fixture
 def ends(tmp_path):
-    """The stage, the channel, and a function that runs something in the loop's thread."""
+    """The stage, the channel, and a function that runs a callable in the loop's thread."""
     with running_loop() as (loop, thread):
         channel = DirectChannel(str(tmp_path / "llm"), loop)
 
@@ -116,7 +116,7 @@ def test_a_request_and_its_answer(ends):
     assert call.is_silent and call.threads == {thread}
 
 
-def test_ids_that_are_there_arrive_together_and_answers_stay_apart(ends):
+def test_available_ids_arrive_together_and_answers_stay_separate(ends):
     stage, channel, run, _ = ends
     calls = {number: call for number, call in (ask(channel, b"%d" % place) for place in range(3))}
     replies = [stage.request()[1] for _ in calls]
@@ -144,7 +144,7 @@ def test_messages_of_every_size_arrive_whole_and_in_order(ends, size):
     assert [stage.request()[0] == sent for sent in (message, b"next")] == [True, True]
 
 
-def test_many_threads_ask_at_once(ends):
+def test_many_threads_can_ask_at_once(ends):
     stage, channel, _, _ = ends
     messages = {b"%d " % place * 50_000 for place in range(8)}
     threads = [threading.Thread(target=ask, args=(channel, message)) for message in messages]
@@ -156,7 +156,7 @@ def test_many_threads_ask_at_once(ends):
 
 
 def test_an_answer_longer_than_a_read(ends, monkeypatch):
-    """Frames are cut anywhere."""
+    """Frames may be split at any byte."""
     monkeypatch.setattr(channel_module, "_READ_BYTES", 7)
     stage, channel, _, _ = ends
     _, call = ask(channel)
@@ -170,7 +170,7 @@ def test_an_answer_longer_than_a_read(ends, monkeypatch):
     assert ids == list(range(50))
 
 
-def test_a_stopped_request_ends_in_the_stage_and_says_nothing_more(ends):
+def test_a_stopped_request_ends_in_the_stage_and_sends_nothing_more(ends):
     stage, channel, run, _ = ends
     number, call = ask(channel)
     _, reply = stage.request()
@@ -194,7 +194,7 @@ def test_a_stopped_request_ends_in_the_stage_and_says_nothing_more(ends):
         (RuntimeError("surprise"), StageFailed, "stage tensorrt_llm: RuntimeError: surprise"),
     ],
 )
-def test_refusals_arrive_typed_and_the_next_request_is_taken(ends, refusal, kind, text):
+def test_refusals_keep_their_type_and_the_next_request_is_accepted(ends, refusal, kind, text):
     stage, channel, _, _ = ends
     stage.refusal = refusal
     error = ask(channel)[1].next()
@@ -206,7 +206,7 @@ def test_refusals_arrive_typed_and_the_next_request_is_taken(ends, refusal, kind
     assert call.next() == ([3], 0)
 
 
-def test_an_entry_that_goes_ends_its_requests_alone(ends, tmp_path):
+def test_an_entry_that_disconnects_ends_only_its_own_requests(ends, tmp_path):
     stage, channel, _, _ = ends
     _, call = ask(channel)
     _, reply = stage.request()
@@ -222,7 +222,7 @@ def test_an_entry_that_goes_ends_its_requests_alone(ends, tmp_path):
     assert call.next() == ([2], 0) and not reply.is_cancelled()
 
 
-def test_a_stage_that_dies_is_known_at_once_and_asked_again_when_it_is_back(ends, tmp_path):
+def test_a_dead_stage_is_noticed_at_once_and_used_again_when_it_is_back(ends, tmp_path):
     stage, channel, _, _ = ends
     _, call = ask(channel)
     stage.request()
@@ -252,8 +252,8 @@ def test_a_socket_that_an_earlier_process_left_is_replaced(tmp_path):
     first.listener.close()
 
 
-def test_a_generation_begins_again_fails_or_falls_silent(tmp_path):
-    """Before the stage listens; when it dies at work; once it is stopped."""
+def test_a_generation_restarts_fails_or_stops_silently(tmp_path):
+    """StageRestarting before the stage listens, an error when it dies at work, and nothing once the request is stopped."""
     events = queue.SimpleQueue()
     listener = SimpleNamespace(on_ids=events.put, on_end=events.put, on_cached_tokens=events.put)
     path = str(tmp_path / "llm")

@@ -1,4 +1,4 @@
-"""vl2 doctor: what it finds, and what it advises."""
+"""vl2 doctor: its findings and its advice."""
 
 import json
 import socket
@@ -33,7 +33,7 @@ def test_a_busy_port_is_found():
     assert finding.state == FAIL and "another port" in finding.advice
 
 
-def test_a_folder_that_is_no_bundle(tmp_path):
+def test_a_folder_that_is_not_a_bundle(tmp_path):
     finding = examine(tmp_path)[-1]
     assert (finding.check, finding.state) == ("bundle", FAIL) and "manifest" in finding.advice
 
@@ -48,7 +48,7 @@ def test_a_bundle_for_another_machine(bundle_of):
     assert engines.state in (OK, FAIL) and (engines.state == OK or engines.advice)
 
 
-def test_the_memory_of_a_container_is_its_own(tmp_path):
+def test_the_memory_limit_of_a_container_is_reported(tmp_path):
     limit = tmp_path / "memory.max"
     limit.write_text(f"{2**20}\n")
     assert memory_bytes(limit) == 2**20
@@ -56,7 +56,7 @@ def test_the_memory_of_a_container_is_its_own(tmp_path):
     assert memory_bytes(limit) == memory_bytes(tmp_path / "absent") > 2**20
 
 
-def test_what_nvdec_needs_and_what_it_leaves_out_of_the_cage(monkeypatch):
+def test_nvdec_needs_a_driver_and_weakens_the_sandbox(monkeypatch):
     monkeypatch.setattr(nvdec_file, "LIBRARIES", ("libno-driver.so.1",))
     monkeypatch.setattr(cage, "examine", lambda: {"landlock": "in force", "seccomp": "not available here: no filter"})
     findings = {finding.check: finding for finding in examine(decoder="nvdec")}

@@ -1,4 +1,4 @@
-"""The encoder's stage by turns: what each run of the tower is given, who is done when, and what memory is held meanwhile."""
+"""The encoder stage works in turns: what each run of the tower receives, when a request is done, and how much memory is held meanwhile."""
 
 import importlib
 import sys
@@ -20,7 +20,7 @@ NOTES = [f"{number:032x}" for number in range(8)]
 
 
 class Encoders:
-    """A tower that tells a picture's first value, and writes over its features as a replayed CUDA graph does."""
+    """A tower that returns each picture's first value, and overwrites its features as a replayed CUDA graph does."""
 
     def __init__(self, frames_per_run: int) -> None:
         self.frames_per_run, self.runs = frames_per_run, []
@@ -46,7 +46,7 @@ def frames(*colours: int) -> np.ndarray:
 
 @pytest.fixture
 def stage(monkeypatch, tmp_path):
-    """Makes the stage, whose tower takes so many frames at once; every caller of NOTES waits."""
+    """Makes the stage, whose tower takes the given number of frames per run; every caller in NOTES waits."""
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     for note in NOTES:
         (tmp_path / note).touch()
@@ -75,7 +75,7 @@ def stage(monkeypatch, tmp_path):
 
 
 def ask(stage, note=None, media=None, step=None):
-    """The media tokens, or None for a turn that was not the last one."""
+    """The media tokens, or None for a turn that is not the last one."""
     outputs = stage.run(
         frames=media,
         filterbank=None,
@@ -93,7 +93,7 @@ def runs(stage) -> list:
 
 
 def test_equal_requests_end_together(stage):
-    """Each asks again behind the others: the last one ends one turn after the first."""
+    """Each request asks again behind the others, so the last one ends one turn after the first."""
     made = stage(1)
     waiting = [(note, frames(*range(10 * n, 10 * n + 4))) for n, note in enumerate(NOTES[:4])]
     ended, turns = [], 0
@@ -117,7 +117,7 @@ def test_a_picture_waits_for_one_turn_of_a_video(stage):
     assert runs(made) == [[1.0], [9.0]]
 
 
-def test_room_in_a_run_is_given_to_others_and_every_run_has_one_shape(stage):
+def test_free_rows_of_a_run_go_to_other_requests_and_every_run_has_one_shape(stage):
     made = stage(3)
     assert ask(made, NOTES[0], frames(1, 2, 3, 4)) is None
     assert ask(made, NOTES[1], frames(11, 12, 13, 14)) is None
@@ -127,7 +127,7 @@ def test_room_in_a_run_is_given_to_others_and_every_run_has_one_shape(stage):
     assert runs(made) == [[1.0, 2.0, 3.0], [11.0, 12.0, 13.0], [9.0], [4.0, 14.0, 0.0]]
 
 
-def test_noised_pixels_share_runs_with_whole_colours(stage):
+def test_noised_pixels_share_runs_with_plain_pixels(stage):
     made = stage(3)
     table = None
     assert ask(made, NOTES[0], frames(1, 2, 3, 4), step=0) is None
@@ -137,7 +137,7 @@ def test_noised_pixels_share_runs_with_whole_colours(stage):
     assert [len(run) for run in runs(made)] == [3, 3, 3, 3]
 
 
-def test_who_has_no_note_is_answered_at_once(stage):
+def test_a_request_without_a_note_is_answered_at_once(stage):
     made = stage(2)
     assert ask(made, NOTES[0], frames(1, 2, 3, 4)) is None
     assert ask(made, None, frames(5, 6, 7, 8)) == [5.0, 7.0]
@@ -145,7 +145,7 @@ def test_who_has_no_note_is_answered_at_once(stage):
         ask(made)
 
 
-def test_memory_of_the_request_is_not_read_after_its_turn(stage):
+def test_request_memory_is_not_read_after_its_turn(stage):
     made, media = stage(1), frames(1, 2, 3, 4)
     assert ask(made, NOTES[0], media) is None
     media[:] = 99
@@ -154,7 +154,7 @@ def test_memory_of_the_request_is_not_read_after_its_turn(stage):
     assert table == [1.0, 3.0]
 
 
-def test_who_left_is_dropped_and_who_is_unknown_is_told_so(stage, tmp_path):
+def test_a_cancelled_request_is_dropped_and_an_unknown_one_is_an_error(stage, tmp_path):
     made = stage(1)
     for note in NOTES[:2]:
         assert ask(made, note, frames(1, 2, 3, 4)) is None
@@ -166,7 +166,7 @@ def test_who_left_is_dropped_and_who_is_unknown_is_told_so(stage, tmp_path):
         ask(made, NOTES[2])
 
 
-def test_features_are_bounded_and_nobody_is_passed_for_ever(stage, monkeypatch):
+def test_features_are_bounded_and_no_request_starves(stage, monkeypatch):
     made = stage(1)
     small = made.encoder.feature_bytes(made.encoder.begin(frames(1, 2, 3, 4)))
     monkeypatch.setattr(sys.modules[type(made).__module__], "FEATURE_BYTES", 2 * small)

@@ -1,4 +1,4 @@
-"""The endpoint without a server behind it, or with one that answers faster than is read: a real endpoint process."""
+"""The endpoint without a server behind it, or with one that answers faster than the client reads: a real endpoint process."""
 
 import select
 import time
@@ -30,7 +30,7 @@ MESSAGES, CHARACTERS = (
 
 @contextmanager
 def endpoint_of(folder, told: Told) -> Iterator[tuple[EndpointProcess, str]]:
-    """An endpoint in front of whoever listens at `folder`/grpc:1, and its address."""
+    """An endpoint in front of the server that listens at `folder`/grpc:1, and its address."""
     (port,) = choose_ports("127.0.0.1", {"--grpc-port": 0})
     address, triton, metrics = f"127.0.0.1:{port}", f"unix:{folder / 'grpc:1'}", str(folder / "metrics")
     config = EndpointConfig(address, "", triton, metrics, ("videollama2",), False, Access())
@@ -44,8 +44,9 @@ def endpoint_of(folder, told: Told) -> Iterator[tuple[EndpointProcess, str]]:
 
 @pytest.mark.parametrize("accepts", [True, False])
 def test_a_new_caller_waits_while_triton_is_started_again(accepts, tmp_path):
-    """It was told at once that no server answers, or that it is shutting down: in a soak, 227 of 300 questions fell into the seconds
-    of one restart."""
+    """Such callers once failed at once with "no server answers" or "shutting down": in a soak test, 227 of 300
+    questions fell into the seconds of one restart.
+    """
     told = Told("the server is being started again", accepts, restarts=True)
     with endpoint_of(tmp_path, told) as (_, address):
         with Client(address) as client:
@@ -57,8 +58,8 @@ def test_a_new_caller_waits_while_triton_is_started_again(accepts, tmp_path):
             assert time.monotonic() - began > 0.7
 
 
-def test_it_is_not_given_up_where_the_machine_stood_still(tmp_path, monkeypatch):
-    """The time for its answer was over when both awoke, and it was started again under its callers."""
+def test_the_endpoint_survives_a_machine_that_was_paused(tmp_path, monkeypatch):
+    """Its time to answer had passed when both woke up, so it was restarted under its callers."""
     waits = []
 
     def select_after_a_standstill(*words):
@@ -71,7 +72,7 @@ def test_it_is_not_given_up_where_the_machine_stood_still(tmp_path, monkeypatch)
 
 
 class _Talker(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """In Triton's place: the whole of a long answer at once."""
+    """Takes Triton's place: sends the whole of a long answer at once."""
 
     def ModelReady(self, request, context):
         return service_pb2.ModelReadyResponse(ready=True)
@@ -82,8 +83,10 @@ class _Talker(service_pb2_grpc.GRPCInferenceServiceServicer):
                 yield message(text="x" * CHARACTERS)
 
 
-def test_an_answer_that_is_not_yet_taken_is_on_its_way_and_outlives_the_end(tmp_path):
-    """It counted as ended with Triton's last word: `vl2 serve` then stopped before a slow caller had read it (6 of 32 on busy cores)."""
+def test_an_unread_answer_is_still_delivered_when_the_server_stops(tmp_path):
+    """It counted as finished with Triton's last message: `vl2 serve` then stopped before a slow caller had read it (6
+    of 32 on busy cores).
+    """
     triton = grpc.server(ThreadPoolExecutor(2))
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_Talker(), triton)
     triton.add_insecure_port(f"unix:{tmp_path / 'grpc:1'}")

@@ -1,4 +1,4 @@
-"""One table of engines: every entry is whole, and a name that is not in it is an error."""
+"""The table of engines: every entry is complete, and an unknown name is an error."""
 
 import json
 import shutil
@@ -14,13 +14,13 @@ from videollama_core.protocol.errors import ArtifactMismatch
 
 
 @pytest.mark.parametrize("engine", ENCODER_ENGINES.values(), ids=ENCODER_ENGINES)
-def test_what_an_entry_names_is_there(engine):
+def test_everything_an_entry_names_exists(engine):
     assert callable(engine.load_encoders()) and callable(engine.load_machine_check())
     assert engine.dtypes and engine.name in ENCODER_STEPS
     assert [language_engine(name).name for name in engine.language_engines] == list(engine.language_engines)
 
 
-def test_the_tables_beside_it_name_the_same_engines():
+def test_related_tables_name_the_same_engines():
     assert set(ENCODER_STEPS) == set(ENCODER_ENGINES)
     ours = {name for name, engine in LANGUAGE_ENGINES.items() if not engine.is_backend}
     assert set(RUNNERS) | set(SCHEDULERS) == ours and not set(RUNNERS) & set(SCHEDULERS)
@@ -34,7 +34,7 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones(ask):
 
 @pytest.mark.parametrize("field", ["engine", "llm_engine"])
 def test_a_bundle_of_an_unknown_engine_is_refused(field, bundle_of, tmp_path):
-    """A language model on an unknown engine was ONNX Runtime's."""
+    """A language model on an unknown engine was once run by ONNX Runtime."""
     bundle = Bundle.open(bundle_of("mistral-clip-8f"))
     manifest = bundle.manifest | {field: "openvino"}
     folder = tmp_path / "bundle"
@@ -47,7 +47,7 @@ def test_a_bundle_of_an_unknown_engine_is_refused(field, bundle_of, tmp_path):
         load_encoders(unchecked) if field == "engine" else load_runner(unchecked, 1)
 
 
-def test_engines_whose_graphs_take_whole_colours_take_no_noise():
-    """TensorRT-RTX cut noised pixels to uint8, and answered."""
+def test_engines_whose_graphs_take_uint8_pixels_refuse_noise():
+    """TensorRT-RTX truncated noised pixels to uint8, and answered."""
     assert {name for name, engine in ENCODER_ENGINES.items() if engine.takes_noise} == {"onnx", "torch"}
     assert all(not engine.takes_noise for engine in ENCODER_ENGINES.values() if engine.is_tensorrt)

@@ -1,4 +1,4 @@
-"""The life of one question, with small real stand-ins for the other stages."""
+"""The life of one question, with small stand-ins for the other stages."""
 
 import shutil
 from dataclasses import asdict, replace
@@ -32,7 +32,7 @@ VARIANT = "qwen2-clip-8f"
 
 
 class Generation:
-    """Says what its script says, once `Stages.work` comes to it."""
+    """Yields what its script says once `Stages.work` reaches it."""
 
     def __init__(self, stages, script, listener) -> None:
         self.stages, self.script, self.listener, self.stopped = stages, list(script), listener, False
@@ -53,7 +53,7 @@ class Generation:
 
 
 class Stages:
-    """Perceives as many rows as the checkpoint has, and generates what each script says, one script a call."""
+    """Perceives as many rows as the checkpoint has, and generates from the scripts, one script per call."""
 
     def __init__(self, *scripts, perceptions=()) -> None:
         self.scripts, self.perceptions = list(scripts), list(perceptions)
@@ -90,7 +90,7 @@ class Stages:
 
 
 class Replied:
-    """What one question is answered with."""
+    """Records the reply to one question."""
 
     def __init__(self, is_cancelled=lambda: False) -> None:
         self.sent, self.error, self.is_cancelled = [], None, is_cancelled
@@ -105,7 +105,7 @@ class Replied:
 
 
 def answer(entry, stages, question, is_cancelled=lambda: False):
-    """Every piece. Raises: what the answer fails with."""
+    """Every piece. Raises: the error that the answer fails with."""
     replied = Replied(is_cancelled)
     answering = entry.answer(question, replied)
     while stages.work:
@@ -136,7 +136,7 @@ def ask(text="Who?", **more) -> Question:
     return Question(as_conversation(text), more.pop("options", SamplingOptions()), **more)
 
 
-def test_an_answer_ends_by_its_end_id_or_its_length(bundle):
+def test_an_answer_ends_at_an_end_id_or_at_its_length_limit(bundle):
     text, ids, summary = run(bundle, Stages([[5], [6], [999], None]), ask())
     assert ids == [5, 6, 999] and summary["finish_reason"] == "stop" and text
     assert summary["usage"]["completion_tokens"] == 3
@@ -144,12 +144,12 @@ def test_an_answer_ends_by_its_end_id_or_its_length(bundle):
     assert summary["finish_reason"] == "length"
 
 
-def test_what_the_language_model_says_of_its_cache_stands_in_the_summary(bundle):
+def test_the_language_models_cache_figures_are_in_the_summary(bundle):
     for script, cached in (([3, [5], [6], None], 3), ([[5], None], 0)):
         assert run(bundle, Stages(script), ask())[2]["usage"]["cached_tokens"] == cached
 
 
-def test_tokens_are_limited_to_the_room_that_the_context_leaves(bundle):
+def test_tokens_are_limited_to_the_remaining_context(bundle):
     stages = Stages([[5], None])
     run(bundle, stages, ask())
     _, prompt, _, sampling = stages.asked[0]
@@ -167,14 +167,14 @@ def seconds_of(entry, stages, question) -> tuple[float, float]:
     return sent[-1].summary.seconds["preprocess"], sent[-1].summary.seconds["encoder"]
 
 
-def test_media_tokens_are_counted_before_a_place_is_made_for_each(bundle):
-    """2,147,483,647 of them, as the stage `prompt` was asked, took 16 GB."""
+def test_the_media_token_count_is_checked_before_memory_is_allocated(bundle):
+    """2,147,483,647 of them, requested from the stage `prompt`, took 16 GB."""
     for count, kind in ((2**31 - 1, PromptTooLong), (200, PromptTooLong), (-1, InvalidRequest)):
         with pytest.raises(kind, match=f"found {count} media tokens"):
             entry.build_prompt(bundle, bundle.tokenizer(), as_conversation("Who?"), "video", count)
 
 
-def test_a_second_question_about_the_same_media_asks_no_stage(bundle):
+def test_a_second_question_about_the_same_media_calls_no_stage(bundle):
     stages = Stages(*[[[5], None]] * 5)
     entry = Entry(bundle, stages)
     assert [seconds_of(entry, stages, ask(text, **IMAGE)) for text in ("Who?", "What?")] == [(1.0, 2.0), (0.0, 0.0)]
@@ -185,7 +185,7 @@ def test_a_second_question_about_the_same_media_asks_no_stage(bundle):
     assert stages.perceived == 3 and entry.media.cache.bytes > 0
 
 
-def test_where_tables_stay_on_the_gpu_the_pixels_are_kept(bundle):
+def test_the_pixels_are_cached_where_tables_stay_on_the_gpu(bundle):
     bundle = Bundle(bundle.root, bundle.config, bundle.manifest | {"media_token_memory": "gpu"})
     stages = Stages(*[[[5], None]] * 2)
     entry = Entry(bundle, stages)
@@ -193,7 +193,7 @@ def test_where_tables_stay_on_the_gpu_the_pixels_are_kept(bundle):
     assert (stages.prepared, stages.perceived) == (1, 2)
 
 
-def test_a_contrast_asks_for_noise_with_the_requests_seed(bundle):
+def test_a_contrast_uses_noise_with_the_requests_seed(bundle):
     stages = Stages([[5], None])
     options = SamplingOptions(vcd_alpha=1, vcd_noise_step=400, seed=7)
     _, _, summary = run(bundle, stages, ask(kind="image", files=(b"x",), options=options))
@@ -204,7 +204,7 @@ def test_a_contrast_asks_for_noise_with_the_requests_seed(bundle):
     assert stages.noise is None
 
 
-def test_a_contrast_that_cannot_be_is_refused_before_the_media_is_looked_at(bundle):
+def test_an_impossible_contrast_is_refused_before_the_media_is_decoded(bundle):
     options = SamplingOptions(vcd_alpha=1)
     for more in ({}, {"kind": "audio", "files": (b"x",)}):
         with pytest.raises(InvalidRequest, match="has no pixels"):
@@ -215,7 +215,7 @@ def test_a_contrast_that_cannot_be_is_refused_before_the_media_is_looked_at(bund
         run(tensorrt, Stages(), ask(kind="image", files=(b"x",), options=options))
 
 
-def test_a_client_that_left_stops_the_language_model(bundle):
+def test_a_cancelled_request_stops_the_language_model(bundle):
     stages, left = Stages([[5], [6], [7], None]), []
     with pytest.raises(Cancelled):
         run(
@@ -234,7 +234,7 @@ def test_a_failing_stage_stops_the_language_model(bundle):
     assert stages.generations[0].stopped
 
 
-def test_a_stage_that_is_being_started_again_is_waited_for(bundle, monkeypatch):
+def test_the_entry_waits_for_a_stage_that_is_restarting(bundle, monkeypatch):
     monkeypatch.setattr(known_media, "POLL_SECONDS", 0.001)
     restarting = StageDied("Stub process 'encoder_0_0' is not healthy")
     stages = Stages([restarting], [restarting], [[5], None], perceptions=[restarting, restarting])
@@ -242,7 +242,7 @@ def test_a_stage_that_is_being_started_again_is_waited_for(bundle, monkeypatch):
     assert ids == [5] and len({request_id for request_id, *_ in stages.asked}) == 3
 
 
-def test_a_file_that_kills_its_stage_is_given_up(bundle, monkeypatch):
+def test_a_file_that_kills_its_stage_is_not_tried_again(bundle, monkeypatch):
     monkeypatch.setattr(known_media, "POLL_SECONDS", 0.001)
     deadly = [StageDied("Stub process 'preprocess_0_0' is not healthy") for _ in range(10)]
     stages = Stages(perceptions=deadly)
@@ -251,14 +251,14 @@ def test_a_file_that_kills_its_stage_is_given_up(bundle, monkeypatch):
     assert len(stages.perceptions) == 10 - known_media.DEATHS_ALLOWED - 1
 
 
-def test_an_answer_that_has_begun_is_not_begun_again(bundle):
+def test_an_answer_that_has_begun_is_not_restarted(bundle):
     stages = Stages([[5], StageDied("not healthy")], [[6], None])
     with pytest.raises(StageRestarting):
         run(bundle, stages, ask())
     assert len(stages.asked) == 1
 
 
-def test_media_by_url_comes_through_the_gate_which_is_closed_by_default(bundle, tmp_path):
+def test_media_by_url_is_disabled_by_default(bundle, tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"media")
     question = ask(kind="video", url=f"file://{tmp_path}/clip.mp4")
     with pytest.raises(InvalidRequest, match="media_url is not taken by this server"):
@@ -268,7 +268,7 @@ def test_media_by_url_comes_through_the_gate_which_is_closed_by_default(bundle, 
     assert stages.media.files == (b"media",) and "fetch" in sent[-1].summary.seconds
 
 
-def test_stages_that_worked_are_parts_of_the_questions_trace(bundle):
+def test_the_stages_spans_belong_to_the_questions_trace(bundle):
     stages = Stages(*[[[5], None]] * 2)
     entry = Entry(bundle, stages)
 

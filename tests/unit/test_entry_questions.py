@@ -1,4 +1,4 @@
-"""What the entry refuses before anybody looks at it."""
+"""Questions that the entry refuses before any work is done."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def ask(**more) -> Question:
         ({"kind": "video", "files": (b"x",), "segment": Segment(2.0, 1.0)}, BadSegment),
     ],
 )
-def test_a_question_that_makes_no_sense_is_refused(more, kind):
+def test_an_invalid_question_is_refused(more, kind):
     with pytest.raises(kind):
         ask(**more)
 

@@ -26,7 +26,7 @@ def entry_stage(monkeypatch):
 
 
 class Replied:
-    """What a reply was told to send, and whether that ends it."""
+    """What was sent through a reply, and whether that ends it."""
 
     def __init__(self):
         self.sent = []
@@ -39,14 +39,14 @@ class Replied:
 
 
 class Watch:
-    """Of nobody."""
+    """Measures nothing."""
 
     def piece(self, piece):
         pass
 
 
 def test_the_summary_ends_the_reply(entry_stage):
-    """What says now and then that a request is worked on must find it ended: it came after the summary, once."""
+    """The periodic message that names the process must see that the request has ended: it once came after the summary."""
     question = entry_stage.QuestionReply(reply := Replied(), b"1-a", Watch())
     question.send(Piece("a", [5]))
     question.send(Piece("!", [7], Summary("stop", Usage(3, 2, 2), {"total": 0.5})))
@@ -64,7 +64,7 @@ def test_the_process_is_named_once_with_the_first_text_or_before_it(entry_stage)
     assert reply.sent[2:] == [({"process"}, False)]
 
 
-def test_only_what_waits_long_is_announced(entry_stage, monkeypatch):
+def test_only_a_request_that_waits_long_sends_the_process_name(entry_stage, monkeypatch):
     stage, loop = entry_stage.EntryStage.__new__(entry_stage.EntryStage), []
     stage._working, stage._running, stage._published = set(), 0, 0
     stage._loop = SimpleNamespace(call=loop.append)
@@ -80,8 +80,10 @@ def test_only_what_waits_long_is_announced(entry_stage, monkeypatch):
     assert not loop and [reply.sent for reply in (replies[0], replies[2])] == [[], [({"process"}, False)]]
 
 
-def test_only_outputs_that_were_asked_for_are_made(entry_stage, monkeypatch):
-    """Triton's sender drops others without the interpreter's lock, and the heap of the stage's process breaks."""
+def test_only_requested_outputs_are_created(entry_stage, monkeypatch):
+    """Triton drops other outputs without holding the interpreter's lock, which corrupts the heap of the stage's
+    process.
+    """
     decoupled = sys.modules["videollama_server.stages.decoupled"]
     monkeypatch.setattr(decoupled, "respond", lambda _, values: values)
     monkeypatch.setattr(decoupled, "pb", SimpleNamespace(TRITONSERVER_RESPONSE_COMPLETE_FINAL=1))

@@ -1,4 +1,4 @@
-"""Errors keep their kind across the wire, and what Triton itself says is understood."""
+"""Errors keep their kind across the wire, and Triton's own messages are classified."""
 
 import pytest
 
@@ -16,8 +16,8 @@ from videollama_core.protocol.errors import (
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_every_kind_crosses_the_wire(kind):
-    """An ensemble puts its own words in front, and so does a second one around it."""
+def test_every_kind_survives_the_wire(kind):
+    """An ensemble puts its own prefix in front, and so does a second ensemble around it."""
     error = kind("found 0 frames: wanted 1; do this")
     for message in (error.to_wire(), f"in ensemble 'ensemble', in ensemble 'perception', {error.to_wire()}"):
         received = from_wire(message)
@@ -43,5 +43,5 @@ def test_every_kind_has_codes(kind):
         ("something nobody has seen", StageFailed),
     ],
 )
-def test_what_triton_says_is_understood(message, kind):
+def test_tritons_messages_are_classified(message, kind):
     assert type(from_wire(message)) is kind

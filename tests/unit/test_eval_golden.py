@@ -1,4 +1,4 @@
-"""Every evaluation against the reference's own scripts: prompts, readings and scores recorded in tests/golden/evaluation."""
+"""Every evaluation against the reference's own scripts: prompts, parsed answers and scores recorded in tests/golden/evaluation."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def recorded(name):
 
 
 def lay_out(golden, folder):
-    """The benchmark's folder as it was when the reference read it."""
+    """Rebuilds the benchmark's folder as the reference read it."""
     for name, content in golden["files"].items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def load(name, folder):
 
 
 def check_questions(items, asked, folder):
-    """One by one, in order: words, media, bounds and kind."""
+    """Item by item, in order: words, media, bounds and kind."""
     pairs = [(item, question) for item in items for question in item.questions]
     assert len(pairs) == len(asked) >= 8
     for (item, question), wanted in zip(pairs, asked, strict=True):
@@ -68,13 +68,13 @@ def verdicts(name, items, asked):
 
 
 @pytest.mark.parametrize("name", [*CHOICES, *AUDIO, *JUDGED])
-def test_questions_are_the_references(name, tmp_path):
+def test_questions_equal_the_references(name, tmp_path):
     golden, items = load(name, tmp_path)
     check_questions(items, golden["asked"], tmp_path)
     assert TASKS[name].max_new_tokens == 2048
 
 
-def test_mvbench_is_read_as_there(tmp_path):
+def test_mvbench_answers_are_parsed_as_in_the_reference(tmp_path):
     golden, items = load("mvbench", tmp_path)
     results = verdicts("mvbench", items, golden["asked"])
     for (item, verdict), wanted in zip(results, golden["asked"], strict=True):
@@ -116,7 +116,9 @@ def test_videomme_without_subtitles(tmp_path):
 
 
 def test_videomme_with_subtitles(tmp_path):
-    """Real files give the number of frames and their rate; a cue on screen for long repeats; no srt leaves the header."""
+    """Real files give the number of frames and their rate; a cue that stays on screen repeats; without an srt file only
+    the header remains.
+    """
     golden = recorded("videomme")
     folder, task = lay_out(golden, tmp_path), TASKS["videomme-subtitles"]
     items = task.load(folder, golden["num_frames"])
@@ -129,7 +131,7 @@ def test_videomme_with_subtitles(tmp_path):
 
 
 @pytest.mark.parametrize("name", AUDIO)
-def test_audio_is_scored_as_there(name, tmp_path):
+def test_audio_is_scored_as_in_the_reference(name, tmp_path):
     golden, items = load(name, tmp_path)
     results = verdicts(name, items, golden["asked"])
     for (item, verdict), wanted in zip(results, golden["asked"], strict=True):
@@ -151,8 +153,8 @@ BLOCKS = {
 
 
 @pytest.mark.parametrize("name", JUDGED)
-def test_the_judge_is_asked_and_read_as_there(name, tmp_path):
-    """What it is shown at each attempt, odd replies, and the averages; some replies make the reference ask again."""
+def test_the_judge_is_prompted_and_parsed_as_in_the_reference(name, tmp_path):
+    """The prompt of each attempt, unusual replies and the averages; some replies make the reference ask again."""
     golden, items = load(name, tmp_path / "data")
     task, aspects = TASKS[name], golden["scores"]
     calls = {key.removeprefix("judged_"): value for key, value in golden.items() if key.startswith("judged_")}

@@ -1,4 +1,4 @@
-"""A run of an evaluation: concurrent, resumable, patient; a judge behind a real HTTP server."""
+"""An evaluation run: concurrent, resumable, patient; with a judge behind a real HTTP server."""
 
 import json
 import threading
@@ -31,7 +31,7 @@ def answer(item, question):
     return question.replace("q", "a")
 
 
-def test_a_stopped_run_goes_on_where_it_was(tmp_path):
+def test_a_stopped_run_resumes_where_it_was(tmp_path):
     asked = []
 
     def unlucky(item, question):
@@ -58,7 +58,7 @@ def test_another_run_does_not_continue_this_one(tmp_path):
         run.Journal(tmp_path / "a.jsonl", {"task": "made", "order": "shuffled"})
 
 
-def test_a_full_server_is_asked_again_and_a_bad_video_fails_alone(tmp_path, monkeypatch):
+def test_an_overloaded_server_is_retried_and_a_bad_video_fails_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "RETRY_SECONDS", 0.01)
     tries = []
 
@@ -93,7 +93,7 @@ def test_the_report_is_a_table_a_file_and_a_picture(tmp_path):
 
 
 class Endpoint:
-    """A small OpenAI-compatible server: says what it is told to, and remembers what it was asked."""
+    """A small OpenAI-compatible server that sends prepared replies and records requests."""
 
     def __init__(self, *replies):
         self.replies, self.asked = list(replies), []
@@ -129,8 +129,8 @@ QUESTION = JudgeQuestion("answer", {"question": "who?", "answer": "Bo", "predict
 PROMPTS = {"answer": JudgePrompt("Compare.", "Question: {question}\nAnswer: {answer} or {prediction}, as {'score': 4}")}
 
 
-def test_the_judge_is_asked_as_documented_and_again_when_it_stumbles():
-    """Every second time an answer is cut short, as the reference does."""
+def test_the_judge_is_asked_as_documented_and_retried_on_errors():
+    """On every second attempt the answer is truncated, as in the reference."""
     replies = [(503, ""), (200, "hm"), (200, '{"pred": "yes", "score": 4}')]
     with Endpoint(*replies) as endpoint:
         verdict = Judge(endpoint.url, "m", PROMPTS, "secret", retry_seconds=0.01).ask(QUESTION)
@@ -144,12 +144,12 @@ def test_the_judge_is_asked_as_documented_and_again_when_it_stumbles():
     assert body["messages"][0] == {"role": "system", "content": "Compare."}
 
 
-def test_a_value_with_braces_is_no_placeholder():
+def test_braces_in_a_value_are_not_a_placeholder():
     (_, user) = JudgePrompt("s", "{question} {answer} {other}").messages({"question": "{answer}?", "answer": "{}"})
     assert user["content"] == "{answer}? {} {other}"
 
 
-def test_a_judge_that_refuses_is_not_asked_again():
+def test_a_judges_refusal_is_not_retried():
     with Endpoint((401, "")) as endpoint:
         with pytest.raises(InvalidRequest, match="refused with 401"):
             Judge(endpoint.url, "m", PROMPTS, retry_seconds=0.01).ask(QUESTION)
@@ -160,13 +160,13 @@ def test_a_judge_that_refuses_is_not_asked_again():
 
 @pytest.mark.parametrize("reading", ["pred", "binary_pred", "score", "first"])
 @pytest.mark.parametrize("text", ["", "hm", "Sure: {'score': 4}", "{'score': open}", "```json\n{}\n```", "(" * 9999])
-def test_what_a_judge_must_not_say(text, reading):
+def test_invalid_judge_replies_are_refused(text, reading):
     with pytest.raises(StageFailed, match="the judge replied"):
         read_reply(text, reading)
 
 
 @pytest.mark.parametrize("text", ["{}", "5", "[4]", "{'score': 'high'}", "{'score': None}", "{'score': 1e999}"])
-def test_scores_alone_must_be_numbers(text):
+def test_only_scores_must_be_numbers(text):
     for reading in ("score", "first"):
         with pytest.raises(StageFailed, match="expected a JSON object with .* and nothing else"):
             read_reply(text, reading)
@@ -175,7 +175,7 @@ def test_scores_alone_must_be_numbers(text):
 
 
 def test_judged_items_are_scored_by_aspect(tmp_path):
-    """Several calls of one aspect are averaged and cut off; an item that lacks one of them is not scored."""
+    """Several calls for one aspect are averaged and truncated; an item that lacks one of them is not scored."""
     several = [replace(QUESTION, reading="score")] * 2
     task = Task("made", "made", lambda folder: ITEMS, judge=lambda item, answers: several)
     replies = [(200, '{"score": 2}'), (200, '{"score": 3.8}')] * 5 + [(200, '{"score": 1}'), (401, "")]

@@ -1,4 +1,4 @@
-"""How many frames of a video, and key frames in place of exact ones: what both give, and where they are refused."""
+"""The number of frames of a video, and key frames in place of exact ones: what each gives, and where each is refused."""
 
 import numpy as np
 import pytest
@@ -19,11 +19,11 @@ KEYS = Segment(sampling="keyframes")
 
 
 def values(frames) -> list[int]:
-    """The numbers that the pictures show."""
+    """The numbers that the pictures encode."""
     return [round(picture.mean() / 4) for picture in frames.rgb]
 
 
-def test_each_frame_gives_way_to_the_nearest_key_frame():
+def test_each_frame_is_replaced_by_the_nearest_key_frame():
     video = numbered_video(50, g="10", sc_threshold="0")
     exact, keys = load_media("video", [video], Segment(), 8), load_media("video", [video], KEYS, 8)
     assert exact.index.tolist() == [3, 9, 15, 21, 28, 34, 40, 46]
@@ -41,7 +41,7 @@ def test_only_key_frames_between_start_and_end_count():
 
 
 @pytest.mark.parametrize("container", ["avi", "h264"])
-def test_where_a_file_does_not_tell_its_key_frames_frames_are_exact(container):
+def test_frames_are_exact_where_a_file_does_not_mark_its_key_frames(container):
     video = numbered_video(50, container=container, g="10")
     assert (
         load_media("video", [video], KEYS, 8).index.tolist()
@@ -55,7 +55,7 @@ def test_key_frames_are_the_only_packets_that_are_decoded(monkeypatch):
     assert decoded == sorted(set(frames.index.tolist())) == [0, 10, 20, 30, 40]
 
 
-def test_the_number_of_frames_is_the_checkpoint_s_to_32():
+def test_the_number_of_frames_may_exceed_the_checkpoints_up_to_32():
     video = (MEDIA / "plain_96x64.mp4").read_bytes()
     for number in (8, 12, 32):
         assert len(prepare("video", [video], Segment(num_frames=number), CONFIG).frames) == number
@@ -66,13 +66,13 @@ def test_the_number_of_frames_is_the_checkpoint_s_to_32():
 
 
 @pytest.mark.parametrize(("number", "said"), [(0, "at least 1"), (-3, "at least 1"), (33, "the limit is 32")])
-def test_no_number_of_frames_beyond_the_limit(number, said):
+def test_a_number_of_frames_beyond_the_limit_is_refused(number, said):
     with pytest.raises(InvalidRequest, match=said):
         Segment(num_frames=number)
 
 
 @pytest.mark.parametrize("kind", ["image", "frames", "audio"])
-def test_what_has_no_frames_to_choose_takes_neither(kind):
+def test_media_without_frames_take_neither_option(kind):
     for segment in (Segment(num_frames=8), KEYS):
         with pytest.raises(InvalidRequest, match="needs a video"):
             Question([{"role": "user", "content": "?"}], None, kind, (b"x",), segment)
@@ -109,7 +109,7 @@ APART = {
 
 
 @pytest.mark.parametrize("what", APART)
-def test_media_are_kept_apart_by(what, monkeypatch):
+def test_the_options_are_part_of_the_cache_key(what, monkeypatch):
     class Bundle:
         identity, keeps_media_tokens_on_gpu = b"x", False
 
@@ -126,7 +126,7 @@ def tensors(request) -> dict[str, tuple[str, bytes]]:
     return {tensor.name: (tensor.datatype, content) for tensor, content in pairs}
 
 
-def test_the_client_says_them_on_the_wire():
+def test_the_client_sends_both_options():
     sent = tensors(build_question("?", None, {"video": b"x", "num_frames": 16, "sampling": "keyframes"}))
     assert sent["num_frames"] == ("INT32", b"\x10\0\0\0") and sent["sampling"] == ("BYTES", b"\x09\0\0\0keyframes")
     assert not {"num_frames", "sampling"} & set(tensors(build_question("?", None, {"video": b"x"})))
@@ -146,6 +146,6 @@ def test_the_client_says_them_on_the_wire():
         {"video": b"x", "sampling": ["exact"]},
     ],
 )
-def test_the_client_refuses_what_the_server_would(arguments):
+def test_the_client_refuses_what_the_server_refuses(arguments):
     with pytest.raises(InvalidRequest):
         build_question("?", None, arguments)

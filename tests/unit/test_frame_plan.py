@@ -1,4 +1,4 @@
-"""The plan's tokens equal those of the whole sequence, for every length and repetition, in both connectors."""
+"""The planned tokens equal those of the whole sequence, for every length and repetition, in both connectors."""
 
 import dataclasses
 import random

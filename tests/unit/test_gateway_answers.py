@@ -8,8 +8,8 @@ from videollama_gateway.app import _events
 from videollama_gateway.completions import Completion
 
 
-def test_a_fault_of_the_gateways_own_is_told_as_one():
-    """It counted as a caller who left, and the stream ended without a word."""
+def test_an_internal_error_is_reported_in_the_stream():
+    """It was counted as a disconnected client, and the stream ended without a message."""
 
     class Answering:
         first, told = "A", None

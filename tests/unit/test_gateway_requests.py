@@ -1,4 +1,4 @@
-"""Bodies of the OpenAI API -> questions: every shape that known clients send, and what is refused."""
+"""OpenAI API request bodies -> questions: every form that known clients send, and what is refused."""
 
 import base64
 import json
@@ -53,7 +53,7 @@ def read(*parts: object, **more: object) -> ChatRequest:
         ({"type": "file", "file": {"file_data": encoded(CLIP)}}, "video"),
     ],
 )
-def test_media_in_every_shape(part, kind):
+def test_media_in_every_accepted_form(part, kind):
     asked = read(TEXT, part)
     assert asked.messages == [{"role": "user", "content": "What happens?"}]
     assert list(asked.options) == [kind] and asked.media_digest
@@ -66,14 +66,14 @@ def test_pictures_are_the_frames_of_one_video():
     assert read(part, part, TEXT).options == {"video": [PICTURE, PICTURE]}
 
 
-def test_urls_go_to_the_server_which_decides():
+def test_urls_are_passed_to_the_server():
     part = {"type": "video_url", "video_url": {"url": "https://media.example.org/a.mp4"}}
     assert read(part, TEXT).options == {"video_url": "https://media.example.org/a.mp4"}
     named = {"type": "file", "file": {"file_data": "https://media.example.org/a.png"}}
     assert read(named, TEXT).options == {"image_url": "https://media.example.org/a.png"}
 
 
-def test_extras_in_their_three_places():
+def test_extra_options_in_their_three_places():
     part = {"type": "video_url", "video_url": {"url": CLIP_URL, "start": 1, "with_audio": True}, "end": 2.5}
     expected = {"video": CLIP, "start": 1.0, "end": 2.5, "with_audio": True}
     assert read(TEXT, part).options == expected
@@ -88,7 +88,7 @@ def test_extras_in_their_three_places():
     assert read(TEXT, plain, **frames).options == {"video": CLIP, **frames}
 
 
-def test_options_and_what_says_nothing():
+def test_options_and_ignored_fields():
     asked = read(
         TEXT,
         max_completion_tokens=7,
@@ -116,7 +116,7 @@ def test_options_and_what_says_nothing():
     assert asked.stream and asked.include_usage and asked.media_digest is None
 
 
-def test_a_system_message_leads():
+def test_the_system_message_comes_first():
     body = {"model": "m", "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [TEXT]}]}
     assert read_chat_request(body).messages[0] == {"role": "system", "content": "Be brief."}
     body["messages"].reverse()
@@ -147,7 +147,7 @@ def test_a_system_message_leads():
         ({"stream_options": 1}, "stream_options"),
     ],
 )
-def test_what_would_change_the_answer_is_refused(more, parameter):
+def test_unsupported_options_that_would_change_the_answer_are_refused(more, parameter):
     with pytest.raises(BadRequest) as raised:
         read(TEXT, **more)
     assert raised.value.parameter == parameter and status_of(raised.value)[0] == 400
@@ -174,7 +174,7 @@ def test_what_would_change_the_answer_is_refused(more, parameter):
         {"model": "m", "messages": [{"role": "user", "content": [{"type": "file", "file": {"url": "http://[x"}}]}]},
     ],
 )
-def test_bodies_that_mean_nothing(body):
+def test_invalid_bodies_are_refused(body):
     with pytest.raises(BadRequest):
         read_chat_request(body)
 
@@ -191,7 +191,7 @@ def test_bodies_that_mean_nothing(body):
         "",
     ],
 )
-def test_media_that_is_none(source):
+def test_invalid_media_are_refused(source):
     with pytest.raises(BadRequest):
         read(TEXT, {"type": "video_url", "video_url": {"url": source}})
 
@@ -227,7 +227,7 @@ def test_bodies_of_the_responses_api():
 
 
 def test_statuses_that_clients_act_on():
-    """429 and 5xx make clients send the whole body again: what cannot get better is 400."""
+    """On 429 and 5xx clients send the whole body again, so errors that cannot get better are 400."""
     expected = {
         UnreadableMedia: 400,
         MediaUnreachable: 400,
@@ -242,7 +242,7 @@ def test_statuses_that_clients_act_on():
         assert ("retry-after" in headers_of(error)) == (status in (429, 503))
 
 
-def test_a_field_whose_name_is_half_a_character_can_be_refused():
+def test_a_field_name_with_a_lone_surrogate_is_refused():
     part = {"type": "file", "file": {"url": "https://host/clip.mp4", "\ud800": 1}}
     with pytest.raises(BadRequest) as raised:
         read_chat_request({"model": "m", "messages": [{"role": "user", "content": [part]}]})

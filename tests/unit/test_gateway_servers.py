@@ -1,4 +1,4 @@
-"""The gateway's choice among servers, and its streams that end early."""
+"""The gateway's choice among servers, and streams that end early."""
 
 import asyncio
 
@@ -16,8 +16,8 @@ def servers(count: int) -> Servers:
     return Servers({"m": [Server(f"host{number}:1", client=None, ready=True) for number in range(count)]})
 
 
-def test_media_finds_its_server_again():
-    """Of three servers, each has a share; one that leaves moves its own media alone."""
+def test_media_are_routed_to_the_same_server():
+    """Each of three servers has a share; when one leaves, only its own media move."""
     known = servers(3)
     media = [f"{number:064x}" for number in range(100)]
     first = [known.in_order("m", digest)[0].address for digest in media]
@@ -47,12 +47,12 @@ def test_a_server_takes_no_more_than_its_share():
     ("error", "cause"),
     [(Overloaded("full"), Overloaded), (KeyError("x"), StageFailed), (asyncio.CancelledError(), None)],
 )
-def test_what_is_nobodys_fault_but_ours_is_not_told_as_a_caller_that_left(error, cause):
+def test_an_internal_error_is_not_reported_as_a_disconnect(error, cause):
     told = _cause(error)
     assert told is None if cause is None else isinstance(told, cause)
 
 
-def test_a_caller_that_leaves_before_the_first_event_holds_no_place():
+def test_a_disconnect_before_the_first_event_frees_its_slot():
     class Answering:
         first, ended = "", False
 
@@ -75,7 +75,7 @@ def test_a_caller_that_leaves_before_the_first_event_holds_no_place():
     assert answering.ended
 
 
-def test_a_caller_that_leaves_while_its_stream_stands_still_holds_no_place():
+def test_a_disconnect_from_a_stalled_stream_frees_its_slot():
     class Answering:
         first, left, ended = "a", asyncio.Event(), False
 

@@ -1,4 +1,4 @@
-"""CMM and POPE: the published layouts, and the scores that the published scorers gave (tests/golden/hallucination)."""
+"""CMM and POPE: the published layouts, and the scores of the published scorers (tests/golden/hallucination)."""
 
 import io
 import json
@@ -21,7 +21,7 @@ CMM, POPE = (json.loads((GOLDEN / "hallucination" / name).read_text("utf-8")) fo
 
 @pytest.fixture
 def cmm(tmp_path):
-    """As the data set is published: a list, without answers of a model."""
+    """The data set's published form: a list, without a model's answers."""
     rows = [{key: value for key, value in row.items() if key != "pred"} for row in CMM["rows"]]
     (tmp_path / hallucination.CMM_FILE).write_text(json.dumps(rows), "utf-8")
     return tmp_path
@@ -41,7 +41,7 @@ def scored(name, items, answers):
     return results, summarise(results, task.measure)
 
 
-def test_cmm_scores_are_the_published_scorers(cmm):
+def test_cmm_scores_equal_the_published_scorers(cmm):
     items = load_cmm(cmm)
     assert len(items) == len(CMM["rows"]) == 14
     _, summary = scored("cmm", items, [row["pred"] for row in CMM["rows"]])
@@ -86,7 +86,7 @@ def test_cmm_exports_what_the_published_scorer_reads(cmm, tmp_path):
 
 
 @pytest.mark.parametrize("split", ["all", *hallucination.POPE_SPLITS])
-def test_pope_scores_are_the_published_scorers(pope, split):
+def test_pope_scores_equal_the_published_scorers(pope, split):
     items = load_pope(pope)
     answers = [row["answer"] for rows in POPE["rows"].values() for row in rows]
     assert len(items) == len(answers) == 30
@@ -108,7 +108,7 @@ def test_pope_items(pope):
     assert {item.groups["split"] for item in load_pope(pope)} == {"random", "adversarial"}
 
 
-def test_nothing_said_or_true_divides_nothing(pope):
+def test_empty_counts_cause_no_division_by_zero(pope):
     _, summary = scored("pope", load_pope(pope)[1:2], ["no"])
     assert summary["overall"]["all"] == {
         "items": 1, "accuracy": 100.0, "precision": 0.0, "recall": 0.0, "F1": 0.0, "yes ratio": 0.0
@@ -123,20 +123,20 @@ def test_nothing_said_or_true_divides_nothing(pope):
         ({"video_path": "None"}, "names no such file"),
     ],
 )
-def test_an_entry_that_cannot_be_asked_says_why(tmp_path, change, reason):
+def test_an_unusable_entry_is_refused_with_the_reason(tmp_path, change, reason):
     (tmp_path / hallucination.CMM_FILE).write_text(json.dumps([CMM["rows"][0] | change]), "utf-8")
     with pytest.raises(BadSample, match=reason):
         load_cmm(tmp_path)
 
 
-def test_a_line_that_is_no_json_is_named(tmp_path):
+def test_a_line_that_is_not_json_is_named(tmp_path):
     (tmp_path / "coco_pope_random.json").write_text('{"question_id": 1}\n{broken\n', "utf-8")
     with pytest.raises(BadSample, match="random.json:2"):
         load_pope(tmp_path)
 
 
-def test_silent_pictures_and_their_sound_become_one_file(cmm):
-    """The same pictures and the same samples, and nothing coded again."""
+def test_silent_video_and_its_audio_become_one_file(cmm):
+    """The same pictures and samples, with nothing encoded again."""
     item = load_cmm(cmm)[6]
     item.media.parent.mkdir(parents=True)
     item.media.write_bytes((MEDIA / "plain_96x64.mp4").read_bytes())
@@ -155,7 +155,7 @@ def test_silent_pictures_and_their_sound_become_one_file(cmm):
         join_sound(item.sound, item.media)
 
 
-def test_probing_the_synthetic_world_asks_as_often_about_what_is_not_there():
+def test_probes_of_the_synthetic_world_are_balanced():
     items = load_shapes_probing(HELD_OUT)
     assert len(items) >= 150 and all(item.media.is_file() for item in items)
     assert len({item.name for item in items}) == len(items)

@@ -1,4 +1,4 @@
-"""gRPC calls as the server makes them to its own Triton, against gRPC's own server."""
+"""gRPC calls as the server makes them to its own Triton, tested against the grpc library's server."""
 
 import asyncio
 import threading
@@ -14,7 +14,9 @@ ECHO, FAIL, WAIT, COUNT = "/test/Echo", "/test/Fail", "/test/Wait", "/test/Count
 
 
 class Service(grpc.GenericRpcHandler):
-    """Echo says the request twice; Count says so many numbers; Wait says one word and waits until its caller has left."""
+    """Echo returns the request twice; Count sends that many numbers; Wait sends one message and waits until its caller
+    disconnects.
+    """
 
     def __init__(self) -> None:
         self.left = threading.Semaphore(0)
@@ -114,7 +116,7 @@ def test_many_calls_at_once_keep_their_order(target):
     assert run(target, work) == [[b"%d" % number for number in range(50 + place)] for place in range(64)]
 
 
-def test_an_error_comes_behind_the_responses_before_it(target, service):
+def test_an_error_follows_the_responses_before_it(target, service):
     async def work(opened):
         heard = Heard()
         await opened.open(FAIL, b"", heard, [("triton_grpc_error", "true"), ("long", "x" * 300)])
@@ -126,7 +128,7 @@ def test_an_error_comes_behind_the_responses_before_it(target, service):
     assert service.metadata["long"] == "x" * 300
 
 
-def test_a_cancelled_call_ends_at_the_server_and_says_nothing_more(target, service):
+def test_a_cancelled_call_ends_at_the_server_and_delivers_nothing_more(target, service):
     async def work(opened):
         heard, other = Heard(), Heard()
         call = await opened.open(WAIT, b"", heard)
@@ -140,8 +142,8 @@ def test_a_cancelled_call_ends_at_the_server_and_says_nothing_more(target, servi
     assert run(target, work) == ((0, ""), [b"begun"], False)
 
 
-def test_what_is_held_waits_at_the_server(target):
-    """No more than a window's bytes come until they are wanted; other calls of the connection go on."""
+def test_flow_control_holds_responses_at_the_server(target):
+    """At most a window of bytes arrives until more is requested; other calls of the connection go on."""
 
     async def work(opened):
         heard, other = Heard(), Heard()
@@ -186,7 +188,7 @@ def test_a_call_is_begun_at_once_where_there_is_a_connection(target):
     assert run(target, work) == ([(0, "")] * 2, [[], [b"y"] * 2, [b"z"] * 2], False)
 
 
-def test_nobody_listens(tmp_path):
+def test_an_unreachable_server_is_an_error(tmp_path):
     async def work(opened):
         with pytest.raises(OSError):
             await opened.open(ECHO, b"x", Heard())
@@ -202,7 +204,7 @@ def test_nobody_listens(tmp_path):
         b"HTTP/1.1 400 Bad Request\r\n\r\n" + bytes(2**18),
     ],
 )
-def test_what_is_no_http2_ends_the_calls(answer, tmp_path):
+def test_bytes_that_are_not_http2_end_the_calls(answer, tmp_path):
     async def work(opened):
         async def answers(reader, writer):
             await reader.read(1)
@@ -217,7 +219,7 @@ def test_what_is_no_http2_ends_the_calls(answer, tmp_path):
     assert run(f"unix:{tmp_path}/socket", work) in (channel.INTERNAL, channel.UNAVAILABLE)
 
 
-def test_headers_are_read_as_they_may_be_written():
+def test_headers_are_read_in_every_encoding():
     block = b"\x20\x88\x5f\x10application/grpc"  # the size of a table, `:status: 200`, a name of the static table
     block += b"\x40\x0bgrpc-status\x018" + b"\x00\x0cgrpc-message\x05hello" + b"\x00\x01x\x82\xaa\xaa" + b"\xff\x80\x01"
     assert frames.read_headers(block) == {b"grpc-status": b"8", b"grpc-message": b"hello"}
@@ -228,8 +230,8 @@ def test_headers_are_read_as_they_may_be_written():
         frames.read_headers(b"\xff" + b"\xff" * 9)
 
 
-def test_messages_may_be_cut_anywhere():
-    """As a listener hears them, whatever the frames were."""
+def test_messages_may_be_split_anywhere():
+    """A listener receives the same messages, however the frames were split."""
     from videollama_server.http2.call import Call
 
     wire = b"".join(b"\0" + len(body).to_bytes(4, "big") + body for body in (b"", b"one", b"x" * 300, b"", b"last"))

@@ -1,4 +1,4 @@
-"""Matrices in int8: the rounding, which products of a graph take it, and which engines offer it."""
+"""Int8 matrices: the rounding, which matrix products of a graph use it, and which engines offer it."""
 
 import onnx_ir as ir
 import pytest
@@ -32,7 +32,7 @@ def test_no_weight_moves_by_more_than_half_a_step(width):
     assert ((unpacked(codes, scales, width) - weight).abs() <= 0.501 * step).all()
 
 
-def test_zeros_and_bfloat16_stay():
+def test_zeros_and_bfloat16_are_preserved():
     codes, scales = quantize(torch.zeros(2, BLOCK))
     assert (codes == 128).all() and not scales.any()
     weight = torch.arange(-127, 128, dtype=torch.bfloat16)[None, : BLOCK - 1]
@@ -97,7 +97,7 @@ def test_the_table_names_the_quantizations_of_tensorrt_llm():
         ({"engine": "tensorrt", "dtype": "bfloat16", "slots": 8}, "tensorrt-llm has no --slots: use --max-batch-size"),
     ],
 )
-def test_an_engine_refuses_what_it_has_not(options, reason):
+def test_an_engine_refuses_quantization_it_does_not_support(options, reason):
     with pytest.raises(InvalidRequest, match=reason):
         EngineOptions(**options)
 

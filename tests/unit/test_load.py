@@ -1,4 +1,4 @@
-"""`vl2 bench`: what it asks, and how it counts."""
+"""`vl2 bench`: which requests it sends, and how it counts."""
 
 import itertools
 
@@ -16,7 +16,7 @@ from videollama_core.protocol.errors import InvalidRequest
 CLIP, PICTURE = MEDIA / "plain_96x64.mp4", MEDIA / "image_90x50.png"
 
 
-def test_a_mix_is_kinds_by_weight():
+def test_a_mix_draws_kinds_by_weight():
     assert parse_mix("video=3,text") == {"video": 3.0, "text": 1.0}
     for wrong in ("", "film=1", "video=-1", "video=nan", "video=inf", "video=x", "video=0"):
         with pytest.raises(InvalidRequest, match="--mix"):
@@ -24,7 +24,7 @@ def test_a_mix_is_kinds_by_weight():
 
 
 @pytest.mark.parametrize("path", [CLIP, PICTURE], ids=lambda path: path.suffix)
-def test_new_media_is_the_same_media_in_other_bytes(path):
+def test_new_media_decode_to_the_same_content_from_other_bytes(path):
     kind = "video" if path == CLIP else "image"
     plain, first, second = path.read_bytes(), as_new(path.read_bytes(), 1), as_new(path.read_bytes(), 2)
     assert len({plain, first, second}) == 3
@@ -49,7 +49,7 @@ def test_requests_follow_the_mix_the_share_and_the_seed():
     assert not met & {ask.media for ask in again}  # of another run: no server has met it
 
 
-def test_a_kind_without_a_file_is_said():
+def test_a_kind_without_a_file_is_an_error():
     with pytest.raises(InvalidRequest, match="--mix has audio, but"):
         find_media([CLIP], ["video", "audio"])
 
@@ -72,12 +72,12 @@ def test_figures_of_a_level():
     assert level["stage_milliseconds"]["between_stages"]["p50"] == pytest.approx(50)
 
 
-def test_the_knee_is_the_last_level_that_gained():
+def test_the_knee_is_the_last_level_that_improved_throughput():
     levels = [{"goodput_per_second": rate} for rate in (10, 19, 19.5, 19.8, 5)]
     assert numbers.knee(levels) is levels[1]
 
 
-def test_a_comparison_says_how_many_times_as_good():
+def test_a_comparison_reports_ratios():
     before = numbers.summarise(samples(4, 0.1), 2.0, Load(2.0, 4), numbers.Target())
     after = numbers.summarise(samples(8, 0.2), 2.0, Load(2.0, 4), numbers.Target())
     rows = {name: ratio for _, name, *_, ratio in numbers.compare({"levels": [after]}, {"levels": [before]})}
@@ -87,7 +87,7 @@ def test_a_comparison_says_how_many_times_as_good():
 
 
 def test_a_roofline_is_the_work_over_the_peak():
-    """A repeated video leaves the encoder out, and an answer's steps are bound by the bytes they read."""
+    """A repeated video skips the encoder, and an answer's steps are bound by the bytes they read."""
     name, card = "VideoLLaMA2.1-7B-16F", GPUS["H200"]
     level = numbers.summarise(samples(10, 0.1), 1.0, Load(1.0, 8), numbers.Target())
     fresh = roofline.bound(name, "H200", {**level, "cache": {"with_media": 10, "hits": 0}})

@@ -1,4 +1,4 @@
-"""Log lines as JSON: one object a line, whatever a caller sent, and nothing of it unless it is asked for."""
+"""JSON log lines: one object per line, whatever a caller sends, with request content only where it is enabled."""
 
 import json
 import logging
@@ -25,13 +25,13 @@ def failure():
 
 
 @pytest.mark.parametrize("form", [JsonFormatter("entry", content=True), LogFormatter("%(levelname)s %(message)s")])
-def test_nobody_else_can_begin_a_line(form):
+def test_no_caller_can_start_a_log_line(form):
     lines = form.format(record("of %s", HOSTILE, request_id=HOSTILE, error=failure())).split("\n")
     assert all(line.startswith("    ") for line in lines[1:])
     assert len("\n".join(lines).splitlines()) == len(lines)
 
 
-def test_a_line_has_what_the_record_says_and_no_more():
+def test_a_line_has_the_records_fields_and_no_more():
     line = json.loads(JsonFormatter("entry", content=False).format(record("answered", request_id=HOSTILE, trace_id="")))
     assert line.pop("time").endswith("Z")
     assert line == {"level": "WARNING", "process": "entry", "message": "answered", "request_id": HOSTILE}
@@ -45,12 +45,12 @@ def test_the_text_of_an_exception_is_content(content):
     assert ("secret" in text) is content
 
 
-def test_text_names_what_the_record_says():
+def test_text_lines_name_the_records_fields():
     text = LogFormatter("%(message)s").format(record("answered", request_id="a", seconds={"total": 0.5}, media=None))
     assert text == 'answered request_id=a seconds={"total": 0.5}'
 
 
 @pytest.mark.parametrize("style", [LogStyle(), LogStyle("json"), LogStyle("json", True), LogStyle("text", True)])
-def test_a_style_goes_from_process_to_process(style):
+def test_the_log_style_is_inherited_by_processes(style):
     assert LogStyle.of(style.environment()) == style
     assert LogStyle.of({}) == LogStyle("text", content=False)

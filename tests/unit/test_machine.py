@@ -1,4 +1,4 @@
-"""What the machine gives a server, and what a server leaves on it."""
+"""What the machine offers a server, and what a server leaves behind on it."""
 
 import fcntl
 import logging
@@ -24,14 +24,14 @@ MIB = 2**20
 
 @pytest.fixture
 def shared(tmp_path, monkeypatch):
-    """A folder in place of /dev/shm, and runtime folders beside it."""
+    """A folder in place of /dev/shm, with runtime folders beside it."""
     monkeypatch.setattr(runtime.tempfile, "tempdir", str(tmp_path))
     folder = tmp_path / "shm"
     folder.mkdir()
     return folder
 
 
-def test_a_server_removes_what_is_its_own(shared):
+def test_a_server_removes_its_own_shared_memory(shared):
     mine, other = Runtime(shared), Runtime(shared)
     for one in (mine, other):
         (shared / f"{one.prefix}region").touch()
@@ -45,8 +45,8 @@ def test_a_server_removes_what_is_its_own(shared):
     assert not list(shared.iterdir())
 
 
-def test_the_next_server_removes_what_a_killed_one_left_and_nothing_else(shared, tmp_path):
-    """409 MB of shared memory stayed for ever after each death; names alone do not tell whether a server runs."""
+def test_the_next_server_cleans_up_after_a_killed_one_and_touches_nothing_else(shared, tmp_path):
+    """409 MB of shared memory leaked at each crash; names alone do not tell whether a server still runs."""
     killed, running = Runtime(shared), Runtime(shared)
     (shared / f"{killed.prefix}region").touch()
     (shared / f"{running.prefix}region").touch()
@@ -64,7 +64,7 @@ def test_the_next_server_removes_what_a_killed_one_left_and_nothing_else(shared,
     assert not running.folder.exists() and not list(shared.iterdir())
 
 
-def test_a_lock_file_that_names_somebody_elses_folder_removes_nothing(shared, tmp_path):
+def test_a_lock_file_that_names_a_foreign_folder_removes_nothing(shared, tmp_path):
     victim = tmp_path / "victim"
     victim.mkdir()
     (shared / "vl2-serve-evil.lock").write_text(f"{victim}\n{victim}\n/\n")
@@ -73,7 +73,7 @@ def test_a_lock_file_that_names_somebody_elses_folder_removes_nothing(shared, tm
 
 
 @pytest.mark.parametrize("orderly", [True, False])
-def test_the_watcher_ends_what_a_killed_serve_left(orderly, shared):
+def test_the_watcher_ends_the_processes_of_a_killed_serve(orderly, shared):
     """Stubs ignore SIGTERM and outlived a killed `vl2 serve`."""
     mine = Runtime(shared)
     stub = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
@@ -95,8 +95,8 @@ def test_the_watcher_ends_what_a_killed_serve_left(orderly, shared):
         mine.remove()
 
 
-def test_programs_that_must_not_run_in_tmpdir_run_elsewhere_or_are_told_of(shared, tmp_path, monkeypatch):
-    """With TMPDIR on a noexec tmpfs the server did not start, and did not say why."""
+def test_a_noexec_tmpdir_is_avoided_or_reported(shared, tmp_path, monkeypatch):
+    """With TMPDIR on a noexec tmpfs the server did not start, and gave no reason."""
     monkeypatch.setattr(runtime, "allows_programs", lambda folder: folder != tmp_path)
     assert runtime.program_folder() == Path("/var/tmp")
     assert checks.programs().state == OK
@@ -113,15 +113,15 @@ Usage = namedtuple("Usage", "free")
 @pytest.mark.parametrize(
     ("free", "state", "told"), [(16, FAIL, "start"), (64, WARN, "media above 10 MiB"), (1568, OK, "")]
 )
-def test_shared_memory_is_told_with_the_size_needed(free, state, told, monkeypatch):
-    """64 MiB, docker's default, failed media above 20 MB with words of Triton's, and nothing told it before."""
+def test_too_little_shared_memory_is_reported_with_the_size_needed(free, state, told, monkeypatch):
+    """With 64 MiB, Docker's default, media above 20 MB failed with Triton's own message, and nothing warned before."""
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: Usage(free * MIB))
     finding = checks.shared_memory()
     assert finding.state == state and told in finding.advice and (state == OK or "1568 MiB" in finding.advice)
 
 
-def test_too_few_open_files_are_told_in_one_line():
-    """`ulimit -n 64` said "not ready" after minutes."""
+def test_too_few_open_files_are_reported_in_one_line():
+    """`ulimit -n 64` led to "not ready" after minutes."""
     check = "from videollama_server.machine.checks import check_machine; check_machine()"
     for soft, hard, expected in ((64, 64, "open files: at most 64 at a time; a server needs 1024"), (64, 4096, "")):
         code = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard})); {check}"
@@ -129,7 +129,7 @@ def test_too_few_open_files_are_told_in_one_line():
         assert (expected in done.stderr) if expected else done.returncode == 0, done.stderr
 
 
-def test_a_control_group_with_few_threads_is_told(tmp_path):
+def test_a_cgroup_with_few_threads_is_reported(tmp_path):
     (tmp_path / "pids.max").write_text("1024\n")
     assert checks.threads(tmp_path).state == FAIL and "--pids-limit 4096" in checks.threads(tmp_path).advice
     (tmp_path / "pids.max").write_text("2048\n")
@@ -139,7 +139,7 @@ def test_a_control_group_with_few_threads_is_told(tmp_path):
 
 
 def test_no_proxy_reaches_the_stages(monkeypatch):
-    """With http_proxy set the entry asked the proxy for the server's own port, and the server was never ready."""
+    """With http_proxy set, the entry asked the proxy for the server's own port, and the server never became ready."""
     for name in ("http_proxy", "HTTPS_PROXY", "grpc_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     environment = stage_environment(Installation(Path("t"), Path("b")), "127.0.0.1:1")
@@ -166,8 +166,8 @@ def test_a_lock_is_held_by_every_process_that_inherits_it(shared):
     mine.remove()
 
 
-def test_a_log_that_grows_is_moved_while_it_is_written(tmp_path):
-    """In a container it lies in memory."""
+def test_a_growing_log_is_rotated_while_it_is_written(tmp_path):
+    """In a container it is kept in memory."""
     log = tmp_path / "log"
     with log.open("ab", buffering=0) as writer:
         writer.write(b"a" * 100)

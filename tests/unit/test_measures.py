@@ -1,4 +1,4 @@
-"""Metrics by OTLP: names, units, bounds and attributes of the GenAI conventions, as a collector receives them."""
+"""OTLP metrics: names, units, bounds and attributes of the GenAI conventions, as a collector receives them."""
 
 import logging
 
@@ -69,7 +69,7 @@ def test_three_histograms_of_the_conventions(collector, protocol):
     assert answered[DURATION][failed].counts[1] == 1 and answered[DURATION][unnamed].count == 1
 
 
-def test_processes_of_one_name_are_told_apart_and_opentelemetrys_names_win(collector, monkeypatch):
+def test_processes_of_one_name_are_distinguished_and_opentelemetrys_names_win(collector, monkeypatch):
     named = "service.instance.id=i"
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", named)
     monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
@@ -103,7 +103,7 @@ def test_opentelemetrys_variables_turn_metrics_on_and_off(environment, asked):
         assert open_measures("s", environment) is NO_MEASURES
 
 
-def test_missing_packages_are_said_once_and_stop_nothing(monkeypatch, caplog):
+def test_missing_packages_are_reported_once_and_stop_nothing(monkeypatch, caplog):
     monkeypatch.setattr(measures, "can_trace", lambda: False)
     assert open_measures("s", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4318"}) is NO_MEASURES
     assert "no metrics are sent" in caplog.text
@@ -137,7 +137,7 @@ def test_the_gateway_measures_each_request_once(collector, caplog):
     assert answered.is_measured and not watched(NO_MEASURES).is_measured
 
 
-def test_a_caller_says_that_it_measures():
+def test_a_caller_announces_that_it_measures():
     assert traced((), {"measured": True}) == (("x-vl2-measured", "1"),)
     assert traced((), {"measured": False}) == traced((), {}) == ()
     with pytest.raises(InvalidRequest, match="measured"):

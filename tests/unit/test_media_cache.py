@@ -1,4 +1,4 @@
-"""What is kept about media: found by the whole digest of all that decides it, made once, bounded, and lost by nobody else's fault."""
+"""The media cache: keyed by the whole digest of everything that decides the value, computed once, bounded, and isolated from others' failures."""
 
 import hashlib
 import threading
@@ -27,14 +27,14 @@ def key(request) -> bytes:
 
 @settings(max_examples=300, derandomize=True, database=None, deadline=None)
 @given(REQUESTS, REQUESTS)
-def test_requests_have_one_key_only_if_they_are_one(one, other):
-    """Small alphabets, so that parts which read the same when joined are drawn often."""
+def test_only_equal_requests_share_a_key(one, other):
+    """Small alphabets, so that parts which look the same when joined are drawn often."""
     assert (key(one) == key(other)) == (repr(one) == repr(other)) and len(key(one)) == 32
 
 
 @settings(max_examples=50, derandomize=True, database=None, deadline=None)
 @given(st.binary(min_size=1, max_size=200), st.data())
-def test_a_byte_moved_or_changed_is_other_media(media, data):
+def test_a_moved_or_changed_byte_changes_the_key(media, data):
     place = data.draw(st.integers(0, len(media) - 1))
     changed = bytearray(media)
     changed[place] ^= data.draw(st.integers(1, 255))
@@ -54,8 +54,8 @@ def table(value: int, size: int = 4) -> np.ndarray:
     return np.full(size, value, np.float32)
 
 
-def test_a_key_that_is_equal_in_its_first_64_bits_finds_nothing():
-    """Triton's cache compared 64 bits of a hash that is not cryptographic: a crafted file was answered for."""
+def test_a_key_that_matches_only_in_its_first_64_bits_is_a_miss():
+    """Triton's cache compared 64 bits of a non-cryptographic hash: a crafted file got another file's answer."""
     cache, victim = MediaCache(), hashlib.sha256(b"victim").digest()
     for place in (0, 8, 31):
         crafted = bytearray(victim)
@@ -65,7 +65,7 @@ def test_a_key_that_is_equal_in_its_first_64_bits_finds_nothing():
     assert value[0] == 1 and not was_kept
 
 
-def test_the_newest_are_kept_and_no_more():
+def test_only_the_newest_entries_are_kept():
     size, made = table(0).nbytes + ENTRY_BYTES, []
 
     def make(value):
@@ -83,7 +83,7 @@ def test_the_newest_are_kept_and_no_more():
 
 
 class Work:
-    """Something slow that many want: it goes on when `go` is set."""
+    """A slow computation that several callers share; it continues when `go` is set."""
 
     def __init__(self, *endings) -> None:
         self.endings, self.runs, self.go = list(endings), 0, threading.Event()
@@ -98,7 +98,7 @@ class Work:
 
 
 def ask_together(cache, work, cancellations):
-    """Answers or errors of callers of one key, the first of whom leads."""
+    """Answers or errors of callers with one key, the first of whom leads."""
 
     def ask(is_cancelled):
         try:
@@ -135,15 +135,15 @@ def test_a_failing_leader_fails_nobody_else():
     assert sorted(was_kept for _, was_kept in others) == [False] + [True] * 8
 
 
-def test_a_refusal_is_about_the_media_and_told_to_all():
-    """Or each of 64 callers would have the same bomb looked at again, one after the other."""
+def test_a_refusal_concerns_the_media_and_reaches_every_caller():
+    """Otherwise each of 64 callers would have the same bomb decoded again, one after the other."""
     cache, work = MediaCache(), Work(UnreadableMedia("a bomb"))
     errors = ask_together(cache, work, [never] * 10)
     assert work.runs == 1 and {(type(error), str(error)) for error in errors} == {(UnreadableMedia, "a bomb")}
     assert len({id(error) for error in errors}) == 10 and not len(cache)
 
 
-def test_who_leaves_stops_waiting_and_work_ends_when_all_have_left():
+def test_a_cancelled_caller_stops_waiting_and_work_ends_when_all_are_cancelled():
     cache, started, left, abandoned = MediaCache(), threading.Event(), threading.Event(), []
 
     def work(is_abandoned):
@@ -175,8 +175,8 @@ def test_who_leaves_stops_waiting_and_work_ends_when_all_have_left():
     assert cache.get(b"key", lambda _: table(1))[0][0] == 1
 
 
-def test_what_was_made_elsewhere_is_kept_as_well():
-    """By who makes it a part at a time: known from then on, and one of two that were made meanwhile is everybody's."""
+def test_values_computed_elsewhere_are_cached_as_well():
+    """A caller that computes in parts stores its value; of two computed at the same time, all callers get one."""
     cache: MediaCache = MediaCache(2 * (8 + ENTRY_BYTES))
     first, second = np.zeros(1), np.zeros(1)
     assert cache.known(b"a") is None

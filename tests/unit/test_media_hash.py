@@ -1,4 +1,4 @@
-"""The hash by which the language model may reuse its KV cache: same media, same hash; and nothing else."""
+"""The media hash by which the language model may reuse its KV cache: equal for equal media, and for nothing else."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_equal_media_have_equal_hashes():
     assert media_hash(bytes(32)) == 1  # 0 stands for text
 
 
-def test_nobody_outside_the_process_can_compute_it(monkeypatch):
+def test_the_hash_cannot_be_computed_outside_the_process(monkeypatch):
     known = media_digest(FRAMES, SOUND)
     monkeypatch.setattr(media_encoder, "_SECRET", bytes(32))
     assert media_digest(FRAMES, SOUND) != known and len(known) == 32
@@ -41,11 +41,11 @@ def test_nobody_outside_the_process_can_compute_it(monkeypatch):
         (FRAMES, SOUND, Noise(0, 0)),
     ],
 )
-def test_other_media_have_others(other):
+def test_different_media_have_different_hashes(other):
     assert media_digest(*other) != media_digest(FRAMES, SOUND)
 
 
-def test_every_media_position_carries_it_and_no_other():
+def test_only_media_positions_carry_the_hash():
     tokenizer = Tokenizer(checkpoint("qwen2-clip-8f"))
     prompt = tokenize_prompt(tokenizer, "before <video> after", "video", 45, 1024)
     extra_ids = prompt.extra_ids(2**64 - 1)

@@ -1,4 +1,4 @@
-"""NVDEC as far as it goes without a GPU: PyAV and FFmpeg are real and run on a driver that stands in for NVIDIA's."""
+"""NVDEC as far as it goes without a GPU: PyAV and FFmpeg are real, and run on a stand-in for NVIDIA's driver."""
 
 import json
 import subprocess
@@ -56,7 +56,7 @@ def driver(tmp_path_factory):
 
 
 def decode(driver, tmp_path, wanted, **environment):
-    """What nvdec makes of (path, segment), each: arrays, or the name and the words of an error."""
+    """What nvdec returns for each (path, segment): arrays, or the type and message of an error."""
     words = json.dumps([(str(path), segment) for path, segment in wanted])
     done = subprocess.run(
         [sys.executable, "-c", f"{driver}\n{SCRIPT}", words, str(tmp_path)],
@@ -70,7 +70,7 @@ def decode(driver, tmp_path, wanted, **environment):
     return [errors.get(place) or np.load(tmp_path / f"{place}.npz") for place in range(len(wanted))]
 
 
-def test_the_same_frames_as_by_pyav_are_nvdec_s_pictures(driver, tmp_path):
+def test_nvdec_decodes_the_same_frames_as_pyav(driver, tmp_path):
     wanted = [(made.write(tmp_path), segment) for made in ON_GPU for segment in SEGMENTS]
     turned = 0
     for (path, segment), by_nvdec in zip(wanted, decode(driver, tmp_path, wanted), strict=True):
@@ -87,7 +87,7 @@ def test_the_same_frames_as_by_pyav_are_nvdec_s_pictures(driver, tmp_path):
     assert turned
 
 
-def test_what_nvdec_has_no_decoder_for_comes_from_the_processor(driver, tmp_path):
+def test_codecs_that_nvdec_lacks_are_decoded_on_the_cpu(driver, tmp_path):
     wanted = [(made.write(tmp_path), {}) for made in ON_PROCESSOR]
     for (path, _), by_nvdec in zip(wanted, decode(driver, tmp_path, wanted), strict=True):
         by_pyav = load_media("video", [path.read_bytes()], Segment(), 8, "pyav")
@@ -97,7 +97,7 @@ def test_what_nvdec_has_no_decoder_for_comes_from_the_processor(driver, tmp_path
         assert np.array_equal(by_nvdec["rgb"], np.stack(by_pyav.rgb)), path.name
 
 
-def test_errors_are_those_of_pyav(driver, tmp_path):
+def test_errors_equal_those_of_pyav(driver, tmp_path):
     path = ON_GPU[1].write(tmp_path)
     (tmp_path / "cut.mp4").write_bytes(path.read_bytes()[:-5000])
     (tmp_path / "text.mp4").write_bytes(b"text")
@@ -108,7 +108,7 @@ def test_errors_are_those_of_pyav(driver, tmp_path):
         assert error == (type(raised.value).__name__, str(raised.value))
 
 
-def test_a_driver_without_a_gpu_is_the_server_s_fault_and_not_the_file_s(driver, tmp_path):
+def test_a_driver_without_a_gpu_is_an_error_of_the_server_and_not_of_the_file(driver, tmp_path):
     ((name, said),) = decode(driver, tmp_path, [(ON_GPU[0].write(tmp_path), {})], VL2_NO_GPU="1")
     assert name == "StageFailed" and "no GPU can be opened" in said and "--decoder pyav" in said
 
@@ -120,14 +120,14 @@ def test_a_driver_without_a_gpu_is_the_server_s_fault_and_not_the_file_s(driver,
         ("hwdevices_available", lambda: ["qsv"], "built without CUDA"),
     ],
 )
-def test_a_machine_without_nvdec_is_told_so_before_anything_is_begun(what, value, said, monkeypatch):
+def test_a_machine_without_nvdec_is_refused_before_any_work(what, value, said, monkeypatch):
     monkeypatch.setattr(nvdec_file, what, value)
     with pytest.raises(InvalidRequest, match=said):
         frame_decoder("nvdec")
 
 
-def test_codecs_that_the_wheel_gives_to_nvdec():
-    """docs/gpu.md names them."""
+def test_the_documented_codecs_are_those_the_wheel_decodes_with_nvdec():
+    """docs/gpu.md lists them."""
     for name in ("h264", "hevc", "vp8", "vp9", "mpeg1video", "mpeg2video", "mpeg4", "vc1", "mjpeg"):
         assert any(config.device_type == HWDeviceType.cuda for config in av.Codec(name, "r").hardware_configs), name
     for name in ("libdav1d", "prores"):
@@ -138,7 +138,7 @@ def test_codecs_that_the_wheel_gives_to_nvdec():
 @pytest.mark.parametrize("colours", [{}, {"colorspace": 1, "color_range": 2}])
 @pytest.mark.parametrize("size", [(128, 96), (102, 66)])
 def test_colours_of_equal_samples_are_equal(kind, colours, size, tmp_path):
-    """A conforming decoder gives libavcodec's samples; only how they lie in memory is NVDEC's own."""
+    """A conforming decoder returns libavcodec's samples; only their layout in memory is specific to NVDEC."""
     name, shift = FROM_GPU[kind]
     path = Made("colours.mkv", pixels=name, size=size, colours=colours, frames=2).write(tmp_path)
     with av.open(str(path)) as container:

@@ -1,4 +1,4 @@
-"""What sends for everybody, and what looks for all callers: nobody is forgotten, and nobody is asked about after the end."""
+"""The shared sender and the shared cancellation check: no request is forgotten, and none is checked after its end."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ from videollama_server.answers.outbox import Outbox
 
 
 class Sender:
-    """Says its numbers in turn; the first time it takes as long as `until` does."""
+    """Yields its numbers in turn; the first send takes until `until` is set."""
 
     def __init__(self, outbox, until=None) -> None:
         self.outbox, self.until, self.sent, self.waiting = outbox, until, [], []
@@ -31,7 +31,7 @@ class Sender:
         self.sent.append(now)
 
 
-def test_what_comes_while_it_sends_goes_out_together_and_nothing_is_lost():
+def test_messages_queued_during_a_send_go_out_together_and_none_is_lost():
     outbox, opened = Outbox("test"), threading.Event()
     slow, other = Sender(outbox, opened), Sender(outbox)
     slow.say(0)
@@ -45,7 +45,7 @@ def test_what_comes_while_it_sends_goes_out_together_and_nothing_is_lost():
     assert slow.sent == [[0], [1, 2, 3, 4]] and other.sent == [[1, 2, 3, 4]]
 
 
-def test_one_that_cannot_be_sent_stops_nobody():
+def test_a_failed_send_does_not_stop_the_others():
     outbox, opened = Outbox("test"), threading.Event()
     first, broken, last = Sender(outbox, opened), Sender(outbox), Sender(outbox)
     for sender, word in ((first, "a"), (broken, "broken"), (last, "b")):
@@ -55,7 +55,7 @@ def test_one_that_cannot_be_sent_stops_nobody():
     assert (first.sent, broken.sent, last.sent) == ([["a"]], [], [["b"]])
 
 
-def test_many_threads_lose_nothing():
+def test_nothing_is_lost_across_many_threads():
     outbox = Outbox("test")
     senders = [Sender(outbox) for _ in range(4)]
 
@@ -86,7 +86,7 @@ class Request:
             raise RuntimeError("the server is gone")
 
 
-def test_all_requests_are_looked_at_until_they_end():
+def test_every_request_is_checked_until_it_ends():
     running = []
     watch = CallerWatch(0.001, lambda: running.append(None))
     requests = [Request(), Request(fails=True), Request()]

@@ -1,4 +1,4 @@
-"""The model that costs nothing, and who reads its answers: a wrong answer is found before it is timed."""
+"""The null model of the overhead measurement and its reader: a wrong answer is detected before it is timed."""
 
 import json
 
@@ -16,7 +16,7 @@ from videollama_core.protocol.errors import StageFailed
 from videollama_core.protocol.messages import ResolvedSampling
 
 
-def test_its_answers_walk_through_the_vocabulary():
+def test_answers_step_through_the_vocabulary():
     scheduler, listeners = Scheduler(FreeSteps(64, 1000)), [Listener() for _ in range(3)]
     for place, listener in enumerate(listeners):
         sampling = ResolvedSampling(9, True, 1.0, 0, 1.0, 1.0, 0)
@@ -41,7 +41,7 @@ def message(ids, summary=None) -> bytes:
     return envelope.SerializeToString()
 
 
-def test_a_reader_refuses_an_answer_that_is_not_the_models():
+def test_the_reader_refuses_an_answer_that_the_model_did_not_give():
     counts = {"prompt_tokens": 1, "media_tokens": 0, "completion_tokens": 4}
     summary = json.dumps({"usage": counts, "finish_reason": "length", "seconds": {}}).encode()
     ids = expected_ids(FIRST + COUNT - 2, 4)
@@ -53,7 +53,7 @@ def test_a_reader_refuses_an_answer_that_is_not_the_models():
         TimedStream([message(ids[1:2]), message([*ids[:1], *ids[2:]], summary)], [1, 2]).answer(4)
 
 
-def test_a_bundle_keeps_all_but_its_language_model(tmp_path):
+def test_a_bundle_keeps_everything_but_its_language_model(tmp_path):
     bundle, free = tmp_path / "bundle", tmp_path / "free"
     free.mkdir()
     for name in ("llm/a", "model_repository/tensorrt_llm/1/model.py", "model_repository/videollama2/config.pbtxt"):

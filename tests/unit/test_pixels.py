@@ -1,4 +1,4 @@
-"""Real sizes: CLIP 336 and SigLIP 384 on real media, every pixel equal to the reference's."""
+"""Real sizes: CLIP 336 and SigLIP 384 on real media; every pixel equals the reference's."""
 
 import hashlib
 import io
@@ -58,7 +58,9 @@ def noisy_picture(seed: int, width: int, height: int) -> np.ndarray:
 
 
 def test_random_sizes_equal_pillow_10_4():
-    """Pillow 13 shrinks a tall picture's height first, which changed 9 to 16 % of the values of every 9:16 clip on SigLIP."""
+    """Pillow 13 shrinks a tall picture's height first, which changed 9 to 16 % of the values of every 9:16 clip on
+    SigLIP.
+    """
     assert len(RANDOM_SIZES) == 160
     for seed, width, height, *wanted in RANDOM_SIZES:
         picture = noisy_picture(seed, width, height)

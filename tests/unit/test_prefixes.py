@@ -1,4 +1,4 @@
-"""A prompt that begins like one before is computed from where they differ, and answered as if it came alone."""
+"""Prompts that share a prefix with an earlier one are computed from where they differ, and answered as if they came alone."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def wide() -> CountingRunner:
     return CountingRunner(max_length=128)
 
 
-def test_a_second_question_about_the_same_media_pays_for_what_differs():
+def test_a_second_question_about_the_same_media_computes_only_what_differs():
     scheduler = scheduler_on(wide(), prefill_chunk=16)
     first, second = [1, 2, *MEDIA, 7, 8], [1, 2, *MEDIA, 9, 10, 11]
     one = ask(scheduler, "first", first, 5)
@@ -40,7 +40,7 @@ def test_a_second_question_about_the_same_media_pays_for_what_differs():
     assert (counters.prefix_hits, counters.reused_positions, counters.prompt_positions) == (1, 42, 44 + 3)
 
 
-def test_the_same_question_again_computes_its_last_position():
+def test_a_repeated_question_computes_only_its_last_position():
     scheduler = scheduler_on(wide())
     prompt = [1, *MEDIA, 7]
     for name in "abc":
@@ -50,7 +50,7 @@ def test_the_same_question_again_computes_its_last_position():
     assert scheduler.steps.runner.chunks == [42, 1, 1]
 
 
-def test_of_questions_that_come_together_the_first_computes_the_media():
+def test_of_simultaneous_questions_only_the_first_computes_the_media():
     scheduler = scheduler_on(CountingRunner(num_slots=8, max_length=128), prefill_chunk=16)
     prompts = [[1, *MEDIA, number, 3] for number in range(12)]
     listeners = [ask(scheduler, str(number), prompt, 5) for number, prompt in enumerate(prompts)]
@@ -61,7 +61,7 @@ def test_of_questions_that_come_together_the_first_computes_the_media():
 
 @pytest.mark.parametrize("named", [True, False])
 def test_other_media_at_the_same_positions_are_computed(named):
-    """By the hash that came with them, or by their rows where none came."""
+    """Compared by the hash that came with them, or by their rows where there is none."""
     scheduler = scheduler_on(wide())
     prompt = [1, *MEDIA, 7]
     for number in range(3):
@@ -73,7 +73,7 @@ def test_other_media_at_the_same_positions_are_computed(named):
     assert scheduler.steps.runner.chunks[3:] == [1]
 
 
-def test_a_prompt_that_hides_its_padding_is_not_one_that_shows_it():
+def test_masked_and_unmasked_padding_share_no_prefix():
     scheduler = scheduler_on(wide())
     prompt = [3] * 40
     for name, pad_id in (("shown", None), ("hidden", 3), ("hidden too", 3)):
@@ -95,7 +95,7 @@ def test_a_contrast_reuses_each_of_its_sequences():
     assert scheduler.steps.runner.chunks == [42, 42, 1, 1]
 
 
-def test_one_that_is_stopped_half_way_leaves_nothing_wrong():
+def test_a_request_stopped_halfway_leaves_a_valid_cache():
     scheduler = scheduler_on(wide(), prefill_chunk=8)
     prompt = [1, *MEDIA, 7]
     ask(scheduler, "gone", prompt, 5)
@@ -110,7 +110,7 @@ def positions(first: int, length: int) -> np.ndarray:
     return positions_of(np.arange(first, first + length), 10**6, None, None, None)
 
 
-def test_memory_is_bounded_and_the_longest_unused_goes_first():
+def test_memory_is_bounded_and_the_least_recently_used_prefix_is_evicted():
     kept = KeptPrefixes(3000)
     values = np.zeros(1000, np.uint8)
     for number in range(3):
@@ -123,7 +123,7 @@ def test_memory_is_bounded_and_the_longest_unused_goes_first():
     assert kept.bytes == 3000 and kept.find(positions(9000, 41))[1] == 0
 
 
-def test_a_longer_conversation_takes_the_place_of_its_beginning():
+def test_a_longer_conversation_replaces_its_own_prefix():
     kept = KeptPrefixes(10**9)
     for length in range(40, 140, 2):
         kept.keep(positions(0, length), lambda: np.zeros(10, np.uint8))
@@ -133,7 +133,7 @@ def test_a_longer_conversation_takes_the_place_of_its_beginning():
     assert kept.bytes == 10 * MOST_KEPT
 
 
-def test_nothing_is_read_where_nothing_is_kept():
+def test_nothing_is_read_from_an_empty_cache():
     for kept, length in ((KeptPrefixes(0), 100), (KeptPrefixes(10**9), 8)):
         kept.keep(positions(0, length), lambda: pytest.fail("read"))
         assert kept.find(positions(0, length)) == (None, 0)

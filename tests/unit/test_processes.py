@@ -1,4 +1,4 @@
-"""The supervisor reads /proc, where other programs may be named anything."""
+"""The supervisor reads /proc, where other programs may have any name."""
 
 import errno
 import os
@@ -28,8 +28,8 @@ def test_stages_of_one_server(tmp_path):
     assert stage_processes(7, tmp_path) == {11: "encoder"}
 
 
-def test_a_foreign_process_with_any_bytes_in_its_name_is_passed_over(tmp_path):
-    """A program whose name is not UTF-8 ended the supervisor's thread: dead stages were not started again."""
+def test_a_foreign_process_with_any_bytes_in_its_name_is_skipped(tmp_path):
+    """A program whose name is not UTF-8 ended the supervisor's thread, so dead stages were not restarted."""
     write_process(tmp_path, 10, b"\xff) S 7 (\xfe", 1, b"\xff\xfe\0")
     write_process(tmp_path, 11, b"stub", 7, b"stub\0/\xff/encoder/1/model.py\0")
     (tmp_path / "12").mkdir()
@@ -60,7 +60,7 @@ def test_processes_and_what_they_started(tmp_path):
         (None, 0),  # a kernel that does not count it
     ],
 )
-def test_work_is_processor_time_and_what_is_read(io, read, tmp_path):
+def test_work_is_cpu_time_and_bytes_read(io, read, tmp_path):
     write_process(tmp_path, 10, b"a b) c", 1, b"")
     ticks = os.sysconf("SC_CLK_TCK")
     words = b" ".join(b"%d" % value for value in (*range(1, 11), 3 * ticks, 4 * ticks))
@@ -70,7 +70,7 @@ def test_work_is_processor_time_and_what_is_read(io, read, tmp_path):
     assert work_of([10, 11], tmp_path) == {10: pytest.approx(7 + read, abs=1e-5)}
 
 
-def test_an_end_is_told_even_of_a_process_that_nobody_waited_for():
+def test_the_end_of_a_process_is_noticed_even_without_waiting_for_it():
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as first:
         with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as second:
             pids = [first.pid, second.pid]
@@ -82,7 +82,7 @@ def test_an_end_is_told_even_of_a_process_that_nobody_waited_for():
 
 
 @pytest.mark.parametrize("error", [errno.ENOSYS, errno.EPERM])
-def test_a_kernel_that_tells_no_end_leaves_the_look_to_the_caller(error, monkeypatch):
+def test_without_pidfd_support_the_caller_polls(error, monkeypatch):
     def refuse(pid):
         raise OSError(error, "refused")
 
@@ -90,8 +90,8 @@ def test_a_kernel_that_tells_no_end_leaves_the_look_to_the_caller(error, monkeyp
     assert wait_for_an_end([os.getpid()], 60)
 
 
-def test_a_program_is_told_of_its_parents_end(tmp_path):
-    """Whatever ended the parent; and it does not begin where the parent is gone already."""
+def test_a_program_is_signalled_when_its_parent_ends(tmp_path):
+    """However the parent ended; it does not start where the parent is already gone."""
     told, begun = tmp_path / "told", tmp_path / "begun"
     child = f"trap 'touch {told}; exit' TERM; touch {begun}; while :; do sleep 0.05; done"
     parent = (

@@ -1,4 +1,4 @@
-"""Prompts and their ids equal the reference's, and what no prompt can hold is refused."""
+"""Prompts and their ids equal the reference's, and invalid prompts are refused."""
 
 import hashlib
 
@@ -14,7 +14,7 @@ from videollama_core.text import Tokenizer
 ALL = [case for variant in VARIANTS for case in cases(variant)]
 
 
-def test_the_system_text_is_the_references():
+def test_the_system_text_equals_the_references():
     assert len(SYSTEM_TEXT) == 524
     assert (
         hashlib.sha256(SYSTEM_TEXT.encode()).hexdigest()
@@ -49,7 +49,7 @@ def test_text_with_its_own_placeholder_is_refused(modality):
     assert f"see <{modality}>" in render_prompt(tokenizer, "qwen2", conversation, "text")
 
 
-def test_roles_that_the_template_refuses_are_an_error_of_the_caller():
+def test_roles_that_the_template_refuses_are_an_invalid_request():
     conversation = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
     with pytest.raises(InvalidRequest, match="alternate"):
         render_prompt(Tokenizer(checkpoint("mistral-clip-8f")), "mistral", conversation, "text")

@@ -1,4 +1,4 @@
-"""Whatever comes over the wire as a question: read, or refused with a typed error before work is spent on it."""
+"""Any bytes on the wire as a question: parsed, or refused with a typed error before work is spent on it."""
 
 import importlib
 import json
@@ -78,7 +78,7 @@ def test_it_is_refused_at_once(name):
     assert reason in str(raised.value) and len(str(raised.value)) < 400
 
 
-def test_what_is_at_the_limit_is_read():
+def test_questions_at_the_limit_are_read():
     assert read_question("é".encode() * MOST["question_characters"])[0]["content"][-1] == "é"
     assert len(read_messages(dumped(*[message("a"), message("b", "assistant")] * (MOST["messages"] // 2)))) == 1024
     assert read_stop(["é".encode() * 1000] * 16)[15] == "é" * 1000
@@ -135,7 +135,7 @@ def test_any_segment_names_frames_or_is_refused(start, end, frames, rate):
 
 @pytest.fixture(scope="module")
 def entry_stage():
-    """The entry's module, around a stand-in for Triton's."""
+    """The entry's module, with a stand-in for Triton's."""
     names = ["videollama_server.stages." + name for name in ("python_backend", "metrics", "calls", "entry_stage")]
     triton = "triton_python_backend_utils"
     before = {name: sys.modules.pop(name, None) for name in (triton, *names)}
@@ -148,7 +148,7 @@ def entry_stage():
 
 
 def arrays(tensor):
-    """Arrays that Triton lets through for a tensor: of its type, of any values, and now and then of another size."""
+    """Arrays that Triton accepts for a tensor: of its type, with any values, and sometimes of another size."""
     values = {
         "STRING": st.one_of(st.binary(max_size=6), st.sampled_from([b"video", b"[]", b"a", dumped(message("a"))])),
         "BOOL": st.booleans(),
@@ -181,7 +181,7 @@ def test_any_tensors_are_a_question_or_refused(entry_stage, inputs):
     assert all(value is None or math.isfinite(value) for value in (question.segment.start, question.segment.end))
 
 
-def test_stop_strings_are_of_sampling(entry_stage):
+def test_stop_strings_belong_to_sampling(entry_stage):
     with pytest.raises(BadSampling):
         entry_stage.read_options({}, np.array([b"a"] * 17, np.object_))
     assert entry_stage.read_options({}, np.array([b"a", b"b"], np.object_)).stop == ("a", "b")

@@ -23,7 +23,7 @@ DEVICE = torch.device("meta")
 
 
 class OnOneDevice(TorchDispatchMode):
-    """Refuses an operation that takes or gives a tensor of the CPU; a lone number may travel with a kernel's arguments."""
+    """Refuses operations that take or return a CPU tensor; a lone number may travel with a kernel's arguments."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -34,7 +34,7 @@ class OnOneDevice(TorchDispatchMode):
 
 
 class NoNumbersOfTheHost(TorchFunctionMode):
-    """Refuses tensors made from Python's numbers: a copy to the device that is not recorded."""
+    """Refuses tensors made from Python numbers: a copy to the device that is not recorded."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in (torch.tensor, torch.as_tensor, torch.from_numpy):
@@ -78,6 +78,6 @@ def test_no_recorded_function_needs_the_host(name):
         lambda x: torch.nn.functional.linear(x, torch.ones(3, 3)),
     ],
 )
-def test_what_could_not_be_recorded_is_found(function):
+def test_functions_that_cannot_be_recorded_are_detected(function):
     with pytest.raises((RuntimeError, NotImplementedError, AssertionError)), OnOneDevice(), NoNumbersOfTheHost():
         function(empty(3, dtype=torch.float32))

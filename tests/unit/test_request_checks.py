@@ -1,4 +1,4 @@
-"""The walk over a serialised request finds what protobuf finds, refuses what is none, and copies no data."""
+"""The parser of serialised requests agrees with protobuf, refuses invalid messages, and copies no data."""
 
 import tracemalloc
 
@@ -17,7 +17,7 @@ ENTRY = ("videollama2",)
 
 
 @given(st.text(max_size=9), st.lists(st.tuples(st.text(max_size=5), st.lists(st.integers(-(2**63), 2**63 - 1), max_size=3), st.binary(max_size=300)), max_size=5))  # fmt: skip
-def test_it_finds_what_protobuf_finds(name, tensors):
+def test_it_reads_what_protobuf_reads(name, tensors):
     request = service_pb2.ModelInferRequest(model_name=name, id="x")
     for tensor, shape, data in tensors:
         request.inputs.add(name=tensor, datatype="BYTES", shape=shape)
@@ -36,8 +36,8 @@ def test_noise_is_refused_or_is_a_request(data):
 
 
 @given(st.data())
-def test_a_broken_request_is_never_read_otherwise_than_protobuf_reads_it(data):
-    """Two readers of one message must not disagree: what passes here is what Triton sees."""
+def test_a_broken_request_is_never_read_differently_from_protobuf(data):
+    """Two parsers of one message must not disagree: what passes here is what Triton sees."""
     whole = bytearray(build_question("Who?", "id", {"max_new_tokens": 3}).SerializeToString())
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
@@ -60,14 +60,14 @@ def test_questions_and_pings_of_our_client_pass():
     assert check_request(build_ping().SerializeToString(), ENTRY).is_ping
 
 
-def test_no_request_says_itself_who_sent_it():
+def test_no_request_can_name_its_own_caller():
     question = build_question("Who?", "id", {"image": b"x"})
     question.parameters[CALLER].string_param = "0123456789abcdef"
     with pytest.raises(NotAllowed, match="x-vl2-caller"):
         check_request(question.SerializeToString(), ENTRY)
 
 
-def test_data_inside_the_tensors_is_measured_too():
+def test_data_inside_the_tensors_counts_towards_the_size():
     request = service_pb2.ModelInferRequest(model_name="videollama2")
     tensor = request.inputs.add(name="question", datatype="BYTES", shape=[1])
     tensor.contents.bytes_contents.append(b"Who?")
@@ -81,14 +81,14 @@ def test_data_inside_the_tensors_is_measured_too():
         check_request(request.SerializeToString(), ENTRY)
 
 
-def test_tables_in_half_precision_pass_where_stages_may_be_asked():
+def test_half_precision_tables_pass_where_stages_are_exposed():
     request = service_pb2.ModelInferRequest(model_name="tensorrt_llm")
     request.inputs.add(name="prompt_embedding_table", datatype="FP16", shape=[1, 2, 4])
     request.raw_input_contents.append(bytes(16))
     assert check_request(request.SerializeToString(), ("tensorrt_llm",)).model == "tensorrt_llm"
 
 
-def test_large_media_is_not_copied():
+def test_large_media_are_not_copied():
     media = bytes(2**26)
     message = build_question("Who?", "id", {"video": media}).SerializeToString()
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""Requests that are put together by hand are those that protobuf would write."""
+"""Requests serialised by hand equal those that protobuf writes."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def by_protobuf(arrays, request_id, parameters):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("rows", [1, 40, 70_000])
-def test_a_request_is_what_protobuf_would_write(rows, dtype):
+def test_a_request_equals_protobufs(rows, dtype):
     arrays = {
         "input_ids": np.array([[5, 6]], np.int32),
         "stop_words_list": np.zeros((1, 2, 0), np.int32),
@@ -40,7 +40,7 @@ def test_a_request_is_what_protobuf_would_write(rows, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_what_is_read_is_what_was_written(dtype):
+def test_reading_returns_what_was_written(dtype):
     arrays = {
         "input_ids": np.array([[5, 6]], np.int32),
         "input_lengths": np.array([[2]], np.int32),
@@ -66,7 +66,7 @@ def test_what_is_read_is_what_was_written(dtype):
 @pytest.mark.parametrize(
     ("name", "array"), [("input_ids", None), ("input_ids", np.zeros((1, 2, 3), np.int32)), ("surprise", np.zeros(1))]
 )
-def test_a_message_that_is_not_the_contracts_is_refused(name, array):
+def test_a_message_outside_the_contract_is_refused(name, array):
     arrays = {key: np.ones((1, 1), np.int32) for key in ("input_ids", "input_lengths", "request_output_len")}
     message = service_pb2.ModelInferRequest()
     arrays[name] = array

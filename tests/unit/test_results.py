@@ -1,4 +1,4 @@
-"""Recorded results: what a script writes, and the page that is made of it."""
+"""Recorded results: what a script writes, and the page generated from it."""
 
 import json
 
@@ -8,7 +8,7 @@ from videollama_benchmarks import performance_page, recording
 from videollama_benchmarks.recording import Aim, Table
 
 
-def test_a_result_knows_where_it_was_measured(tmp_path, capsys):
+def test_a_result_records_where_it_was_measured(tmp_path, capsys):
     table = Table("seconds", ("clip", "ours", "limit"), [("a | b", 0.12345, None), ("c", 12345.6, 3)])
     aims = [Aim("ours / limit", 1.2, 1.25), Aim("answers", 3.0, 4.0, at_least=True)]
     path = recording.record("decode", "Decoding", [table], aims, ["Two runs."], {"raw": [1]}, out=tmp_path)
@@ -35,7 +35,7 @@ def test_variants_are_measured_in_turn():
     assert recording.spread([3.0, 1.0, 2.0]) == {"median": 2.0, "least": 1.0, "most": 3.0, "runs": 3}
 
 
-def test_only_what_is_between_the_marks_is_made():
+def test_only_the_text_between_the_marks_is_generated():
     page = "words\n<!-- a part -->\nold\n<!-- end of a part -->\nmore\n"
     made = performance_page.put_into(page, "a part", "new\n")
     assert "old" not in made and made.startswith("words\n") and made.endswith("\nmore\n") and "new" in made

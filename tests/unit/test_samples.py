@@ -56,7 +56,7 @@ def test_a_bad_sample_is_named_with_its_reason(changes, reason):
     assert "sample one: " in str(caught.value) and reason in str(caught.value)
 
 
-def test_a_sample_without_id_is_named_by_its_place():
+def test_a_sample_without_id_is_named_by_its_index():
     with pytest.raises(BadSample, match="sample #3: "):
         read_sample(entry(id=None, video="gone.mp4"), 3, MEDIA)
     with pytest.raises(BadSample, match="sample #3: it is list"):
@@ -71,7 +71,7 @@ def test_a_sample_without_id_is_named_by_its_place():
         (b"[]", "holds an empty list"),
     ],
 )
-def test_a_file_that_is_no_list_of_samples_is_refused(tmp_path, content, reason):
+def test_a_file_that_is_not_a_list_of_samples_is_refused(tmp_path, content, reason):
     (tmp_path / "data.json").write_bytes(content)
     with pytest.raises(BadSample, match=reason):
         list(read_samples(tmp_path / "data.json", tmp_path))
@@ -79,14 +79,14 @@ def test_a_file_that_is_no_list_of_samples_is_refused(tmp_path, content, reason)
         list(read_samples(tmp_path / "gone.json", tmp_path))
 
 
-def test_faults_stand_between_good_samples(tmp_path):
+def test_bad_samples_are_reported_in_order_among_good_ones(tmp_path):
     (tmp_path / "data.json").write_text(json.dumps([entry(), entry(video="gone.mp4"), entry(id="three")]))
     samples = list(read_samples(tmp_path / "data.json", MEDIA))
     assert [type(one) for one in samples] == [Sample, BadSample, Sample]
 
 
 def test_the_placeholder_moves_to_the_front_of_its_message():
-    """Wherever it stood, the prompt is that of inference: placeholder, newline, question."""
+    """Wherever it was, the prompt is that of inference: placeholder, newline, question."""
     tokenizer = Tokenizer(checkpoint("qwen2-siglip-16f"))
     variants = set()
     for value in ("<video>\nWhat?", "What?\n<video>", "What?<video>", "<video> What? <video>"):
@@ -123,7 +123,7 @@ def test_pretraining_predicts_question_and_caption():
     assert tokenizer.decode(tokens.ids[1:]) == "\nDescribe. A desert."
 
 
-def test_pretraining_of_sound_predicts_the_answer_alone():
+def test_audio_pretraining_predicts_only_the_answer():
     tokenizer = Tokenizer(checkpoint("av-qwen2-siglip"))
     sample = Sample("one", "audio", MEDIA / "tone_16k_mono_4s.wav", "<audio>", (("<audio>\nDescribe.", "A tone."),))
     tokens = tokenize(sample, tokenizer, "placeholder")

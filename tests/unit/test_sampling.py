@@ -16,7 +16,7 @@ RECORDED = [case for variant in VARIANTS for case in cases(variant) if "sampling
 
 
 @pytest.mark.parametrize("case", RECORDED, ids=lambda case: case.variant)
-def test_chances_of_the_first_token_equal_the_reference(case):
+def test_probabilities_of_the_first_token_equal_the_reference(case):
     for entry in case.facts["sampling"]:
         options = SamplingOptions(temperature=entry["temperature"], top_k=entry["top_k"], top_p=entry["top_p"])
         chances = probabilities(case.tensor("prefill_logits"), DEFAULTS.resolve(options))
@@ -31,7 +31,7 @@ def test_greedy_is_the_default_and_takes_the_best():
     assert Sampler(DEFAULTS.resolve(SamplingOptions())).choose(np.array([1.0, 3.0, 2.0], np.float32)) == 1
 
 
-def test_the_penalty_is_the_checkpoints_own_and_covers_generated_tokens_only():
+def test_the_penalty_defaults_to_the_checkpoints_and_covers_only_generated_tokens():
     defaults = GenerationDefaults(end_ids=(2,), repetition_penalty=1.05)
     assert defaults.resolve(SamplingOptions()).repetition_penalty == 1.05
     assert defaults.resolve(SamplingOptions(repetition_penalty=1.0)).repetition_penalty == 1.0
@@ -52,7 +52,7 @@ def test_same_seed_same_tokens_other_seed_other_tokens():
     assert draw(None) != draw(None)
 
 
-def test_sampling_follows_the_chances():
+def test_sampling_follows_the_probabilities():
     sampler = Sampler(DEFAULTS.resolve(SamplingOptions(temperature=1.0, seed=0, top_k=0, top_p=1.0)))
     logits = np.log(np.array([0.7, 0.2, 0.1], np.float32))
     share = np.bincount([sampler.choose(logits) for _ in range(4000)], minlength=3) / 4000

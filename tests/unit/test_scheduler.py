@@ -1,4 +1,4 @@
-"""Iteration by iteration: who shares a step, who waits, who is stopped, and what is refused."""
+"""Iteration-level scheduling: which requests share a step, wait, are stopped, or are refused."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ from videollama_core.generation.scheduler import GenerationRequest
 from videollama_core.protocol.errors import Cancelled, InvalidRequest, Overloaded, PromptTooLong, StageFailed
 
 
-def test_requests_share_steps_and_answer_as_alone():
+def test_requests_that_share_steps_answer_as_if_alone():
     scheduler = scheduler_on(CountingRunner(), prefill_chunk=4)
     listeners = {}
     for number in range(8):
@@ -40,7 +40,7 @@ def test_a_long_prompt_does_not_stall_the_others():
 
 
 def test_a_stop_frees_the_slot_before_the_next_step():
-    """At most the iteration under way is still counted: one step, where two are allowed."""
+    """At most the iteration in progress still counts: one step, where two are allowed."""
     scheduler = scheduler_on(CountingRunner(num_slots=1))
     made, listener = request("gone", [1], tokens=50)
     waiting, next_listener = request("next", [2], tokens=3)
@@ -57,7 +57,7 @@ def test_a_stop_frees_the_slot_before_the_next_step():
     assert scheduler.counters.cancelled == 1
 
 
-def test_a_caller_that_left_frees_the_slot_running_or_waiting():
+def test_a_cancelled_request_frees_its_slot_running_or_waiting():
     scheduler = scheduler_on(CountingRunner(num_slots=1))
     left = threading.Event()
     running, first = request("a", [1], tokens=50, is_cancelled=left.is_set)
@@ -71,7 +71,7 @@ def test_a_caller_that_left_frees_the_slot_running_or_waiting():
     assert scheduler.num_running == scheduler.num_waiting == 0 and scheduler.steps.runner.content == [[]]
 
 
-def test_of_those_that_wait_long_one_is_asked_before_each_iteration_whether_its_caller_left():
+def test_one_long_waiting_request_is_checked_for_cancellation_per_iteration():
     scheduler = scheduler_on(CountingRunner(num_slots=1))
     asked: list[str] = []
 
@@ -119,7 +119,7 @@ def test_one_failing_request_does_not_fail_its_neighbours():
 
 
 @pytest.mark.parametrize("call", ["on_step", "on_admitted", "is_cancelled"])
-def test_a_listener_that_fails_loses_only_its_own_request(call):
+def test_a_failing_listener_loses_only_its_own_request(call):
     scheduler = scheduler_on(CountingRunner(num_slots=2))
 
     def burst(*_) -> None:
@@ -137,7 +137,7 @@ def test_a_listener_that_fails_loses_only_its_own_request(call):
     assert call == "on_step" or isinstance(broken.error, StageFailed | Cancelled)
 
 
-def test_a_fault_of_no_request_is_told_to_all_and_the_next_are_answered():
+def test_an_engine_failure_reaches_every_request_and_later_ones_are_answered():
     scheduler = scheduler_on(CountingRunner(num_slots=1))
     scores, scheduler.steps.runner._scores = scheduler.steps.runner._scores, lambda slot: "none"
     scheduler.steps.runner.decode = lambda slots, tokens: "no scores"
@@ -155,7 +155,7 @@ def test_a_fault_of_no_request_is_told_to_all_and_the_next_are_answered():
     scheduler.close()
 
 
-def test_bad_requests_are_refused_at_once():
+def test_invalid_requests_are_refused_at_once():
     scheduler = scheduler_on(CountingRunner(num_slots=1, max_length=16), max_waiting=2)
     for ids, error in (
         ([], InvalidRequest),
@@ -180,7 +180,7 @@ def test_media_rows_widen_the_allowed_ids():
         scheduler.submit(request("beyond", [VOCAB + 2], media=np.zeros((2, 4), np.float32))[0])
 
 
-def test_the_thread_sleeps_when_idle_and_close_ends_what_runs():
+def test_the_thread_sleeps_when_idle_and_close_ends_running_requests():
     scheduler = scheduler_on(CountingRunner(max_length=10**6))
     scheduler.start()
     made, listener = request("done", [1])

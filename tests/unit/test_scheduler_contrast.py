@@ -23,7 +23,7 @@ def test_a_contrast_answers_from_two_sequences_beside_others():
 
 
 @pytest.mark.parametrize("num_slots", [2, 3, 5])
-def test_short_slots_hold_nobody_up_for_ever(num_slots):
+def test_a_contrast_is_not_starved_by_short_requests(num_slots):
     scheduler = scheduler_on(CountingRunner(num_slots=num_slots))
     listeners = []
     for number in range(12):
@@ -35,7 +35,7 @@ def test_short_slots_hold_nobody_up_for_ever(num_slots):
         assert listener.ids == (expected_contrast(5) if number % 3 else expected([7], 5))
 
 
-def test_who_needs_two_slots_is_not_overtaken():
+def test_a_request_for_two_slots_is_not_overtaken():
     scheduler = scheduler_on(CountingRunner(num_slots=2))
     for made, _ in (request("first", [1], tokens=6), contrasted("second", 3), request("third", [1], tokens=3)):
         scheduler.submit(made)
@@ -47,7 +47,7 @@ def test_who_needs_two_slots_is_not_overtaken():
 
 @pytest.mark.parametrize("iterations", [1, 2, 4])
 def test_a_stop_frees_both_slots(iterations):
-    """While it is taken in, between its two prompts, and while it answers."""
+    """During prefill, between its two prompts, and during decoding."""
     scheduler = scheduler_on(CountingRunner(num_slots=2))
     made, listener = contrasted("gone", 50)
     waiting, next_listener = contrasted("next", 4)
@@ -61,7 +61,7 @@ def test_a_stop_frees_both_slots(iterations):
     assert scheduler.steps.runner.content == [[], []]
 
 
-def test_a_contrast_that_fails_fails_alone_and_frees_both_slots():
+def test_a_failing_contrast_fails_alone_and_frees_both_slots():
     runner = CountingRunner()
     scheduler = scheduler_on(runner)
     bad, bad_listener = contrasted("bad", 10)

@@ -1,4 +1,4 @@
-"""The repository that a server reads: a bundle may be moved, whatever runs its language model."""
+"""The repository that a server reads: a bundle may be moved, whichever engine runs its language model."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ CONFIG = f"{REPOSITORY}/tensorrt_llm/config.pbtxt"
 
 @pytest.fixture
 def bundle(bundle_of, tmp_path):
-    """The repository and manifest of a bundle for TensorRT-LLM; its engines, which need a GPU to build, are left out."""
+    """The repository and manifest of a bundle for TensorRT-LLM, without its engines, which need a GPU to build."""
     made = Bundle.open(bundle_of("mistral-clip-8f"))
     folder = tmp_path / "made here"
     folder.mkdir()
@@ -35,8 +35,8 @@ def bundle(bundle_of, tmp_path):
     return folder
 
 
-def test_a_moved_bundle_is_served_from_where_it_lies(bundle, tmp_path):
-    """The paths of the folder that it was converted to were in its config."""
+def test_a_moved_bundle_is_served_from_its_new_location(bundle, tmp_path):
+    """Its config held the paths of the folder that it was converted to."""
     assert str(tmp_path) not in (bundle / CONFIG).read_text()
     moved, runtime = tmp_path / "mounted", tmp_path / "run"
     bundle.rename(moved)
@@ -53,7 +53,7 @@ def test_a_moved_bundle_is_served_from_where_it_lies(bundle, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in moved.rglob("*")}  # it may be mounted read-only
 
 
-def test_other_bundles_are_served_as_they_are(bundle_of, tmp_path):
+def test_other_bundles_are_served_unchanged(bundle_of, tmp_path):
     bundle = Bundle.open(bundle_of("mistral-clip-8f"))
     assert served_repository(bundle, tmp_path) == bundle.root.resolve() / REPOSITORY
     assert not list(tmp_path.iterdir())

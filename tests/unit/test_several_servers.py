@@ -78,7 +78,7 @@ async def ask(servers: Servers, digest: str | None = None) -> str:
         await answering.leave()
 
 
-def test_a_request_goes_to_another_server_before_its_first_text_alone():
+def test_a_request_moves_to_another_server_only_before_its_first_text():
     first, second = Entry("first"), Entry("second")
 
     async def run(addresses: list[str]) -> None:
@@ -103,8 +103,8 @@ def test_a_request_goes_to_another_server_before_its_first_text_alone():
         asyncio.run(run(addresses))
 
 
-def test_a_server_that_is_started_again_is_waited_for():
-    """The only one loses a request, and has it when it is ready again."""
+def test_the_gateway_waits_for_a_restarting_server():
+    """The only server loses a request, and answers it when it is ready again."""
     entry = Entry("only")
     entry.ends = "before"
 
@@ -122,8 +122,8 @@ def test_a_server_that_is_started_again_is_waited_for():
         asyncio.run(run(addresses))
 
 
-def test_servers_of_a_file_come_and_go(tmp_path):
-    """One that leaves keeps its connection until its last question has its answer."""
+def test_servers_listed_in_a_file_come_and_go(tmp_path):
+    """A removed server keeps its connection until its last question is answered."""
     file = tmp_path / "servers"
 
     async def until(holds) -> None:
@@ -167,8 +167,8 @@ def test_servers_of_a_file_come_and_go(tmp_path):
         asyncio.run(run(*addresses))
 
 
-def test_servers_of_a_name(monkeypatch):
-    """The addresses that a name has; a name that is not known now keeps those that it had."""
+def test_servers_found_by_dns_name(monkeypatch):
+    """The addresses that a name resolves to; a name that does not resolve now keeps the previous ones."""
 
     async def run(address: str) -> None:
         port = address.rpartition(":")[2]
@@ -193,7 +193,7 @@ def test_servers_of_a_name(monkeypatch):
         asyncio.run(run(address))
 
 
-def test_what_names_a_server(tmp_path):
+def test_the_forms_of_a_server_name(tmp_path):
     assert read_server("m = h:1") == Named((("m", "h:1"),)) and read_server("h:1") == Named((("videollama2", "h:1"),))
     assert read_server("a=b=dns:name:8001") == ByDns("a=b", "name", 8001)
     for wrong in ("h", "=h:1", "dns:h", "dns::1", "m=dns:x", "h:99999", "a b:1"):

@@ -1,4 +1,4 @@
-"""The synthetic world: what makes its questions honest."""
+"""The synthetic world: what makes its questions fair."""
 
 import json
 from random import Random
@@ -84,7 +84,7 @@ def centre_of_mass(frame, ground):
     ("action", "axis", "sign"),
     [("left", 0, -1), ("right", 0, 1), ("up", 1, -1), ("down", 1, 1), ("growing", 2, 1), ("shrinking", 2, -1)],
 )
-def test_pixels_do_what_the_words_say(action, axis, sign):
+def test_pixels_show_what_the_caption_says(action, axis, sign):
     matching = [s for s in scenes("motion", 400) if s.actors[0].action == action and len(s.actors) == 1]
     assert matching
     for scene in matching[:5]:
@@ -94,7 +94,7 @@ def test_pixels_do_what_the_words_say(action, axis, sign):
 
 
 @pytest.mark.parametrize("kind", ["appearance", "order", "change"])
-def test_events_happen_when_the_words_say(kind):
+def test_events_happen_when_the_caption_says(kind):
     for scene in scenes(kind, 20):
         actor = scene.actors[0]
         clip = render_clip(scene)
@@ -106,8 +106,8 @@ def test_events_happen_when_the_words_say(kind):
 
 
 @pytest.mark.parametrize("kind", ["motion", "appearance", "order", "change"])
-def test_temporal_answers_are_a_coin_toss_without_the_order_of_frames(kind):
-    """Over many scenes an action and its reverse are equally frequent, so their unordered frames leave two answers."""
+def test_temporal_answers_cannot_be_guessed_without_the_order_of_frames(kind):
+    """Over many scenes an action and its reverse are equally frequent, so unordered frames leave two answers."""
     actions = [scene.actors[0].action for scene in scenes(kind, 1200)]
     for action in set(actions) - {"still", "turning", "first"}:
         share = actions.count(action) / (actions.count(action) + actions.count(REVERSED[action]))
@@ -115,7 +115,7 @@ def test_temporal_answers_are_a_coin_toss_without_the_order_of_frames(kind):
 
 
 @pytest.mark.parametrize("kind", SCENES)
-def test_questions_are_different_and_complete(kind):
+def test_questions_are_distinct_and_complete(kind):
     random = Random(5)
     for scene in scenes(kind, 30):
         items = ask(scene, random, 8)
@@ -130,8 +130,8 @@ def test_questions_are_different_and_complete(kind):
                 assert item.answer.endswith((", so yes", ", so no"))
 
 
-def test_temporal_yes_and_no_ask_about_an_action_or_its_reverse():
-    """Any other action could be ruled out by an unordered look."""
+def test_temporal_yes_no_questions_ask_about_an_action_or_its_reverse():
+    """Any other action could be ruled out from unordered frames."""
     random = Random(6)
     for scene in scenes("motion", 100):
         for item in ask(scene, random, 8):
@@ -142,7 +142,7 @@ def test_temporal_yes_and_no_ask_about_an_action_or_its_reverse():
                 assert verbs[action] in item.question or verbs[REVERSED[action]] in item.question
 
 
-def test_a_picture_is_asked_about_as_a_picture():
+def test_questions_about_a_picture_call_it_a_picture():
     scene = scenes("count")[0]
     assert not any("video" in item.question for item in ask_image(scene, Random(1), 8))
 
@@ -157,7 +157,7 @@ def test_the_same_number_and_seed_make_the_same_clip(tmp_path):
     assert first == second
 
 
-def test_a_frame_is_what_the_service_will_see():
+def test_a_frame_equals_what_the_service_decodes():
     frame = np.asarray(render_frame(scenes("count")[0], 0.5))
     assert frame.shape == (128, 128, 3) and frame.dtype == np.uint8
 
@@ -169,7 +169,7 @@ def peaks(samples):
     return number, float(np.argmax(np.abs(np.fft.rfft(samples))) * RATE / len(samples))
 
 
-def test_sounds_are_what_the_words_say():
+def test_sounds_match_the_caption():
     random = Random(3)
     for held_out in (False, True):
         for _ in range(40):
@@ -195,7 +195,7 @@ def test_sounds_are_what_the_words_say():
             assert all(item.question and item.answer for item in ask_sound(sound, random))
 
 
-def test_beeps_fall_while_their_thing_is_shown(tmp_path):
+def test_beeps_sound_while_their_object_is_shown(tmp_path):
     random = Random(4)
     for _ in range(30):
         sounding = draw_sounding_scene(random, held_out=False)
@@ -223,7 +223,7 @@ def test_the_command_writes_every_kind(tmp_path):
     assert (tmp_path / "start/model.safetensors").is_file()
 
 
-def test_patches_are_labelled_with_what_covers_them():
+def test_patches_are_labelled_with_the_object_that_covers_them():
     scene = next(s for s in scenes("motion", 400) if s.actors[0].action == "right" and len(s.actors) == 1)
     actor, grid = scene.actors[0], 8
     for time in (0.0, 1.0):
@@ -235,8 +235,8 @@ def test_patches_are_labelled_with_what_covers_them():
         assert (labels == NOTHING).sum() > 3 * grid * grid / 2
 
 
-def test_the_tower_learns_what_it_is_asked(tmp_path, monkeypatch):
-    """Few small steps are enough to leave chance (one in five) behind; the same seed gives the same weights."""
+def test_the_tower_learns_its_labels(tmp_path, monkeypatch):
+    """A few small steps suffice to beat chance (one in five); the same seed gives the same weights."""
     monkeypatch.setattr(tower, "BATCH", 16)
     words = ["hello"]
     for name in ("a", "b"):

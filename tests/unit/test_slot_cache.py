@@ -1,4 +1,4 @@
-"""Slots of the ONNX engine: what is read back is what was written, whoever else comes, goes, grows and changes places."""
+"""Slots of the ONNX engine: reads return what was written, whichever other slots come, go, grow and move."""
 
 from random import Random
 
@@ -48,8 +48,8 @@ def test_every_slot_holds_what_was_written(seed):
             assert np.array_equal(cache.read(one), wanted[one]) and np.array_equal(cache.visible(one), seen[one])
 
 
-def test_a_step_is_given_the_values_where_they_lie():
-    """A layer's keys are one piece of memory that the cache itself owns: nothing is copied for a step."""
+def test_a_step_reads_the_cache_without_a_copy():
+    """A layer's keys are one block of memory that the cache owns: nothing is copied for a step."""
     cache = SlotCache(4, LAYERS, HEADS, WIDTH)
     numbers = np.random.default_rng(0)
     for slot in range(4):
@@ -74,8 +74,8 @@ def test_memory_follows_the_longest_slot():
     assert cache.capacity == 64
 
 
-def test_no_number_of_one_request_reaches_the_next():
-    """A weight of zero for what nobody may look at does not hide NaN."""
+def test_no_value_of_one_request_reaches_the_next():
+    """An attention weight of zero for masked positions does not hide NaN."""
     cache, numbers = SlotCache(2, LAYERS, HEADS, WIDTH), np.random.default_rng(0)
     for slot in (0, 1):
         cache.reserve([slot], 70)

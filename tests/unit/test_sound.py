@@ -1,4 +1,4 @@
-"""Sound: the reference's filterbanks, its rules for long and short sounds, and what cannot be heard."""
+"""Audio: the reference's filterbanks, its rules for long and short clips, and inputs that cannot be decoded."""
 
 import io
 import json
@@ -31,7 +31,7 @@ OPUS = json.loads((GOLDEN / "preprocess" / "opus.json").read_text("utf-8"))["ent
 
 
 def wav(samples: np.ndarray, rate: int = RATE) -> bytes:
-    """int16 [N] or [N, channels] -> a file."""
+    """int16 [N] or [N, channels] -> the bytes of a WAV file."""
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
         file.setnchannels(1 if samples.ndim == 1 else samples.shape[1])
@@ -42,7 +42,7 @@ def wav(samples: np.ndarray, rate: int = RATE) -> bytes:
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry["media"])
-def test_waveforms_and_filterbanks_are_the_references(entry):
+def test_waveforms_and_filterbanks_equal_the_references(entry):
     path = GOLDEN / entry["media"]
     if not path.exists():
         pytest.fail(f"{path} is missing")
@@ -57,20 +57,22 @@ def test_waveforms_and_filterbanks_are_the_references(entry):
 
 
 @pytest.mark.parametrize("entry", OPUS, ids=lambda entry: entry["media"])
-def test_opus_is_decoded_at_the_rate_it_was_recorded_at(entry):
-    """FFmpeg decodes Opus at 48 kHz: what libsndfile leaves silent above half the rate held 24 to 50 % of the filterbank."""
+def test_opus_is_decoded_at_its_recorded_rate(entry):
+    """FFmpeg decodes Opus at 48 kHz: bins that libsndfile leaves silent, above half the rate, held 24 to 50 % of the
+    filterbank.
+    """
     waveform = file_waveform((MEDIA / entry["media"]).read_bytes())
     assert np.abs(waveform[:RATE:64] - entry["samples_every64"]).max() <= 1e-5  # stored with six digits
 
 
-def test_what_libsndfile_does_not_know_goes_through_ffmpeg():
+def test_formats_unknown_to_libsndfile_go_through_ffmpeg():
     data = (MEDIA / "alac16k_96x64.mp4").read_bytes()
     with pytest.raises(soundfile.LibsndfileError):
         soundfile.SoundFile(io.BytesIO(data))
     assert file_waveform(data).any()
 
 
-def test_silence_is_the_floor():
+def test_silence_gives_the_floor_value():
     rows = filterbank(np.zeros(SAMPLES))
     assert rows.shape == (2998, 128) and np.all(rows == np.float32(-15.9375))  # -15.9424 as bfloat16
 
@@ -80,14 +82,14 @@ def test_buckets_of_relative_positions():
     assert torch.equal(bucket_of(positions.long()), buckets.long())
 
 
-def test_the_first_channel_is_heard_and_a_track_is_mixed():
+def test_an_audio_file_uses_its_first_channel_and_a_video_track_is_mixed():
     left = (np.sin(np.arange(RATE) / 5) * 9000).astype(np.int16)
     both = np.stack([left, np.zeros_like(left)], axis=1)
     assert np.array_equal(file_waveform(wav(both)), file_waveform(wav(left)))
     assert np.abs(track_waveform(wav(both))).max() < 0.8 * np.abs(track_waveform(wav(left))).max()
 
 
-def test_thirty_seconds_are_heard_from_the_start_that_is_named():
+def test_thirty_seconds_are_read_from_the_given_start():
     ramp = np.arange(40 * RATE) // RATE * 100  # the second, in hundreds
     assert file_waveform(wav(ramp))[-1] * 32768 == 2900
     later = file_waveform(wav(ramp), Segment(8.0, None))
@@ -97,7 +99,7 @@ def test_thirty_seconds_are_heard_from_the_start_that_is_named():
     assert np.array_equal(file_waveform(wav(ramp)), file_waveform(wav(ramp)))  # the reference takes a random window
 
 
-def test_a_start_behind_the_end_is_refused():
+def test_a_start_beyond_the_end_is_refused():
     with pytest.raises(BadSegment, match="holds 1.00 s"):
         file_waveform(wav(np.ones(RATE)), Segment(2.0, None))
 
@@ -122,7 +124,7 @@ def test_resampling_keeps_a_tone(rate, number):
     assert np.abs(resampled - np.sin(2 * np.pi * 440 * np.arange(number) / number)).max() < 1e-9
 
 
-def test_rounding_to_bfloat16_is_torchs():
+def test_rounding_to_bfloat16_equals_torchs():
     values = np.random.default_rng(0).normal(0, 30, 10_000).astype(np.float32)
     assert np.array_equal(to_bfloat16(values), torch.from_numpy(values).bfloat16().float().numpy())
 
@@ -136,6 +138,6 @@ def test_rounding_to_bfloat16_is_torchs():
         ((MEDIA / "vfr_80x60.mp4").read_bytes(), "no audio"),
     ],
 )
-def test_what_cannot_be_heard(data, error):
+def test_unreadable_audio_is_refused(data, error):
     with pytest.raises(UnreadableMedia, match=error):
         load_audio("audio", data)

@@ -1,4 +1,4 @@
-"""Decoding only what is wanted gives what decoding everything gives: the same pixels, frames, times and errors."""
+"""Sparse decoding gives what decoding everything gives: the same pixels, frames, times and errors."""
 
 import struct
 
@@ -60,14 +60,14 @@ def answer(data: bytes, num_frames: int | None, segment: Segment, sparse: bool) 
     )
 
 
-def test_the_set_is_as_large_as_it_is_said_to_be():
+def test_the_video_set_has_its_documented_size():
     assert len(MADE) >= 60 and len(HARMED) >= 30 and len(SOUND) >= 40
     names = [made.name for made in (*MADE, *HARMED)]
     assert len(set(names)) == len(names) and set(names) >= FAST
 
 
 @pytest.mark.parametrize("made", FILES)
-def test_both_roads_give_the_same(made, folder, monkeypatch):
+def test_sparse_and_full_decoding_agree(made, folder, monkeypatch):
     data = write(folder, made)
     plain = [answer(data, *question, sparse=False) for question in QUESTIONS]
     if made.name in SOUND:
@@ -77,8 +77,8 @@ def test_both_roads_give_the_same(made, folder, monkeypatch):
 
 
 @pytest.mark.parametrize("made", [file for file in FILES if file.id.endswith((".mp4", ".mov"))])
-def test_the_table_of_an_mp4_gives_the_same(made, folder, monkeypatch):
-    """As that of a long one, whatever it costs here."""
+def test_decoding_by_the_table_of_an_mp4_agrees(made, folder, monkeypatch):
+    """Used here for short files too, where it would not pay."""
     data = write(folder, made)
     plain = [answer(data, *question, sparse=False) for question in QUESTIONS]
     monkeypatch.setattr(frame_table, "LEAST", 1)
@@ -90,14 +90,14 @@ def test_the_table_of_an_mp4_gives_the_same(made, folder, monkeypatch):
 
 
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.name)
-def test_both_roads_give_the_same_on_the_golden_media(path):
+def test_sparse_and_full_decoding_agree_on_the_golden_media(path):
     data = path.read_bytes()
     for question in ((8, Segment()), (16, Segment(0.3, 2.0))):
         assert answer(data, *question, sparse=True) == answer(data, *question, sparse=False), question
 
 
 @pytest.mark.parametrize("made", [file for file in FILES if file.id.endswith((".mp4", ".mov"))])
-def test_an_mp4_opened_without_a_look_at_its_pictures_tells_the_same(made, folder):
+def test_an_mp4_opened_without_probing_reports_the_same(made, folder):
     told = []
     for open_file in (open_container, open_unseen):
         try:
@@ -111,7 +111,7 @@ def test_an_mp4_opened_without_a_look_at_its_pictures_tells_the_same(made, folde
     assert told[0] == told[1]
 
 
-def test_a_header_that_lies_about_the_size_of_pictures_is_not_believed(folder):
+def test_a_false_picture_size_in_the_header_is_not_trusted(folder):
     data = write(folder, next(made for made in MADE if made.name == "h264_pyramid.mp4"))
     place = data.index(b"avc1", data.index(b"stsd")) + 28  # width and height in the sample entry
     lying = data[:place] + struct.pack(">HH", 64, 48) + data[place + 4 :]
@@ -120,8 +120,8 @@ def test_a_header_that_lies_about_the_size_of_pictures_is_not_believed(folder):
     assert answer(lying, 8, Segment(), sparse=True) == answer(data, 8, Segment(), sparse=False)
 
 
-def test_a_late_frame_costs_one_group(folder, monkeypatch):
-    """Of 60 frames in groups of 12 at most, the last one needs 12 packets at most, and not the 59 before it."""
+def test_a_late_frame_decodes_one_group_of_pictures(folder, monkeypatch):
+    """Of 60 frames in groups of at most 12, the last one needs at most 12 packets, not the 59 before it."""
     decoded = count_packets(monkeypatch)
     data = write(folder, next(made for made in MADE if made.name == "h264_no_b.mp4"))
     frames = decode_video(data, Segment(2.39, None), 1)
@@ -134,7 +134,7 @@ def table(pts: list[int], keys: tuple[int, ...] = (0,)) -> FrameIndex:
     return FrameIndex(np.array(pts), np.arange(number), np.ones(number, int), key, np.ones(number, bool), whole=True)
 
 
-def test_an_index_must_prove_itself():
+def test_an_index_must_be_verified():
     good = table([0, 2, 1, 3])
     assert good.is_sound("matroska,webm", "h264")
     assert not good.is_sound("avi", "h264") and not good.is_sound("matroska,webm", "vp8")
@@ -142,7 +142,7 @@ def test_an_index_must_prove_itself():
         assert not table(pts, keys).is_sound("matroska,webm", "h264"), pts
 
 
-def test_a_picture_shown_before_its_key_frame_leans_on_the_group_before():
+def test_a_leading_picture_is_decoded_with_the_previous_group():
     open_group = table([0, 1, 5, 3, 4, 6], keys=(0, 2))
     assert [open_group.start_of(packet) for packet in range(6)] == [0, 0, 2, 0, 0, 2]
     assert open_group.packets_of(np.array([2, 3, 4])).tolist() == [3, 4, 2]

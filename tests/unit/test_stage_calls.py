@@ -55,7 +55,7 @@ class Response:
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The module, and every request that it sent; `perception` answers with a table that lies on the GPU or not."""
+    """The module, and every request that it sent; `perception` answers with a table in GPU or CPU memory."""
     sent, module = [], ModuleType("triton_python_backend_utils")
 
     class InferenceRequest:
@@ -86,7 +86,7 @@ def calls(monkeypatch):
 
 
 class Heard:
-    """A listener; `next` is what it heard: ids, None for the end, or an error."""
+    """A listener; `next` returns the next event: ids, None for the end, or an error."""
 
     def __init__(self) -> None:
         self.said: queue.SimpleQueue = queue.SimpleQueue()
@@ -99,7 +99,7 @@ class Heard:
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
-def test_a_table_goes_to_the_language_model_from_where_it_lies(calls, on_gpu):
+def test_a_table_is_passed_to_the_language_model_without_a_copy(calls, on_gpu):
     stage_calls, module, sent = calls
     module.on_gpu = on_gpu
     stages = stage_calls.TritonStages(end_ids=[2], pad_id=None)
@@ -117,8 +117,8 @@ def test_a_table_goes_to_the_language_model_from_where_it_lies(calls, on_gpu):
     assert sent[-1].inputs["prompt_vocab_size"].as_numpy().tolist() == [[3]]
 
 
-def test_turns_are_asked_for_until_there_are_rows(calls, monkeypatch, tmp_path):
-    """With the caller's note alone: the frames are there."""
+def test_the_encoder_is_called_until_it_returns_rows(calls, monkeypatch, tmp_path):
+    """Later calls send only the caller's note: the stage already has the frames."""
     stage_calls, _, _ = calls
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "callers"))
     stages, rows, asked = stage_calls.TritonStages(end_ids=[2], pad_id=None), iter([0, 0, 3]), []
@@ -139,7 +139,7 @@ def test_turns_are_asked_for_until_there_are_rows(calls, monkeypatch, tmp_path):
 
 
 class LanguageModel(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """The language model's part of a server; `known` opens when it may take a request in, after its stops have come."""
+    """The language model's part of a server; `known` opens when it may accept a request, after its stops have arrived."""
 
     def __init__(self) -> None:
         self.requests: queue.SimpleQueue = queue.SimpleQueue()
@@ -194,14 +194,14 @@ def ask(stages, seen=None, sampling=GREEDY):
 
 
 def test_the_frames_of_a_video_and_no_padding(calls):
-    """A time that a damaged file gives, or none, is no number of JSON."""
+    """A time that a damaged file gives as NaN or omits is not a JSON number."""
     module, _, _ = calls
     stages = module.TritonStages([2], 0)
     seen = stages.perceive(Media("video", [b"x"], Segment()), None, lambda: False)
     assert [(frame.index, frame.seconds) for frame in seen.looked_at] == [(0, 0.0), (4, None), (8, None)]
 
 
-def test_a_table_in_half_precision_goes_over_grpc_as_such(calls, language_model):
+def test_a_half_precision_table_is_sent_over_grpc_as_fp16(calls, language_model):
     """TensorRT-LLM's config types it FP16, and a request that says FP32 is refused."""
     stage_calls, _, _ = calls
     stages = stage_calls.TritonStages([2], None, language_model.address)
@@ -215,8 +215,8 @@ def test_a_table_in_half_precision_goes_over_grpc_as_such(calls, language_model)
     stages.loop.call(generation.stop)
 
 
-def test_only_what_may_change_the_answer_is_sent(calls, language_model):
-    """Draws need their numbers, and media their hash; an engine counts the penalty of greedy answers, too."""
+def test_only_options_that_may_change_the_answer_are_sent(calls, language_model):
+    """Sampling needs its parameters, and media their hash; an engine applies the penalty to greedy answers, too."""
     stages = calls[0].TritonStages([2], None, language_model.address)
     language_model.known.set()
     chance = {"temperature", "runtime_top_p", "seed"}
@@ -247,7 +247,7 @@ def test_a_table_on_the_gpu_never_leaves_the_server(calls, language_model):
 
 
 def test_a_stop_that_overtakes_its_request_is_sent_again(calls, language_model):
-    """It was lost: the stage ends only ids that it knows, and the answer went on to its last token."""
+    """It was lost: the stage ends only ids that it knows, and the answer ran to its last token."""
     stage_calls, _, _ = calls
     stages = stage_calls.TritonStages([2], None, language_model.address)
     generation, heard = ask(stages)
@@ -280,14 +280,14 @@ def test_a_killed_language_model_ends_its_answers(calls, language_model):
     assert language_model.stops == 0 and heard.said.empty()
 
 
-def test_no_server_fails_the_answer(calls, tmp_path):
+def test_without_a_server_the_answer_fails(calls, tmp_path):
     stage_calls, _, _ = calls
     _, heard = ask(stage_calls.TritonStages([2], None, f"unix:{tmp_path}/nobody"))
     assert isinstance(heard.next(), StageFailed)
 
 
-def test_a_language_model_with_its_own_socket_is_asked_there(calls, tmp_path):
-    """Not over gRPC, where nobody listens here."""
+def test_a_language_model_with_its_own_socket_is_called_there(calls, tmp_path):
+    """Not over gRPC, where nothing listens here."""
     begun = queue.SimpleQueue()
     listener = DirectListener(str(tmp_path / "llm"), lambda message, _: begun.put(message), lambda _: None)
     ask(calls[0].TritonStages([2], None, f"unix:{tmp_path}/nobody", str(tmp_path / "llm")))

@@ -1,4 +1,4 @@
-"""What a stage publishes: counters for what only grows, gauges for the rest, histograms; files that are read as one."""
+"""What a stage publishes: counters, gauges and histograms, in files that are read as one."""
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -27,8 +27,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "figures"
 
 
-def test_what_only_grows_is_a_counter_and_the_rest_a_gauge(folder):
-    """Counters were once published as gauges, so that `rate()` over them meant nothing."""
+def test_monotonic_figures_are_counters_and_others_gauges(folder):
+    """Counters were once published as gauges, which made `rate()` over them meaningless."""
     now = {COUNT: 3, RUNNING: 5}
     publisher = metrics.MetricsPublisher("stage", tuple(metrics.Metric(one, lambda one=one: now[one]) for one in now))
     publisher.close()
@@ -42,7 +42,7 @@ def test_what_only_grows_is_a_counter_and_the_rest_a_gauge(folder):
         }
 
 
-def test_what_is_told_is_published_later_and_in_order(folder):
+def test_reported_values_are_published_later_and_in_order(folder):
     publisher = metrics.MetricsPublisher("stage", (), (SECONDS, REFUSED))
     publisher.close()
     assert (
@@ -60,7 +60,7 @@ def test_what_is_told_is_published_later_and_in_order(folder):
     assert families["refused"][1] == {("refused_total", "Overloaded", "videollama2"): 2}
 
 
-def test_a_figure_of_two_stages_is_explained_once(folder):
+def test_a_figure_of_two_stages_has_one_help_line(folder):
     for stage, count in STAGES:
         metrics.publish_running(stage, count)
     other = Exposition("videollama2", (COUNT,)).text()

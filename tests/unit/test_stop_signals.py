@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: `vl2 serve` hears them wherever Python is just then."""
+"""SIGTERM and Ctrl-C: `vl2 serve` acts on them wherever Python is at that moment."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from videollama_server.cli import _Stop, _stop_at_signals
 
 
 class _Finalized:
-    """Whose finalizer is the worst of moments: nothing that is raised in it gets out."""
+    """Its finalizer is the worst moment for a signal: exceptions raised in it are discarded."""
 
     def __del__(self) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -30,12 +30,12 @@ def signals(monkeypatch):
 
 
 def wait() -> None:
-    """Until a signal ends it; that Python reads is no finalizer's."""
+    """Waits until a signal ends it; the read is not in a finalizer."""
     subprocess.run([sys.executable, "-c", "import time; time.sleep(20)"], check=False)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_stops_and_later_ones_do_not_disturb_that(signals, number):
+def test_the_first_signal_stops_and_later_ones_change_nothing(signals, number):
     with pytest.raises(_Stop):
         os.kill(os.getpid(), number)
         wait()
@@ -50,8 +50,8 @@ def test_a_signal_in_a_finalizer_stops_too(signals):
     time.sleep(0.2)  # and it is not told again
 
 
-def test_a_second_signal_while_the_first_is_told_again_changes_nothing(signals, monkeypatch):
-    """It was lost, and the first with it, where it came within what Python calls about a lost exception."""
+def test_a_second_signal_while_the_first_is_delivered_again_changes_nothing(signals, monkeypatch):
+    """Both were lost where it arrived while Python reported a discarded exception."""
     setitimer = signal.setitimer
 
     def interrupted(*words):

@@ -1,4 +1,4 @@
-"""The flag by which Triton asks whether a stage's process lives."""
+"""The flag by which Triton checks whether a stage's process is alive."""
 
 import tempfile
 from pathlib import Path
@@ -14,7 +14,7 @@ START = HANDLE + 16  # behind a count of references
 
 @pytest.fixture
 def region():
-    """What Triton shares with a stage: four flags at the handle."""
+    """The memory that Triton shares with a stage: four flags at the handle."""
     with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
         file.write(bytes(HANDLE) + b"\1" + bytes(115))
         file.flush()
@@ -58,7 +58,7 @@ def test_it_is_set_again_where_triton_clears_it_while_the_stage_works(region):
             assert wait_for(lambda: flags(region)[0])
 
 
-def test_memory_of_another_make_is_left_alone(region):
+def test_memory_with_another_layout_is_left_alone(region):
     data = bytearray(region.read_bytes())
     data[START + 2] = 7
     region.write_bytes(data)
@@ -68,12 +68,12 @@ def test_memory_of_another_make_is_left_alone(region):
     assert not health.is_known and region.read_bytes() == data
 
 
-def test_memory_of_a_stage_of_another_kind_is_left_alone(region):
+def test_memory_of_another_kind_of_stage_is_left_alone(region):
     assert not StubHealth(True, words(region)).is_known
 
 
 @pytest.mark.parametrize("change", ["no region", "beyond its end", "other words", "no number"])
-def test_a_process_that_is_no_stage_has_no_flag(region, change):
+def test_a_process_that_is_not_a_stage_has_no_flag(region, change):
     asked = {
         "no region": words(Path("/dev/shm/vl2-there-is-none")),
         "beyond its end": words(region, 10**6),

@@ -1,4 +1,4 @@
-"""Chat templates within a budget say what plain Jinja says."""
+"""Chat templates rendered within a budget give what plain Jinja gives."""
 
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -49,14 +49,14 @@ def stored(variant):
 
 @pytest.mark.parametrize("turns", [1, 2, 21])
 @pytest.mark.parametrize("variant", [*VARIANTS, "tiny-shapes"])
-def test_a_stored_template_says_what_jinja_says(variant, turns):
+def test_a_stored_template_renders_as_in_jinja(variant, turns):
     text, given = stored(variant), values(turns)
     assert ChatTemplate(text).render(**given) == plain(text).render(**given)
 
 
 @pytest.mark.parametrize("tools", [None, [{"name": "find", "args": [1, {"a": None}]}, {"name": "see"}]])
 @pytest.mark.parametrize("turns", [0, 1, 2, 21, 200])
-def test_a_template_of_every_feature_says_what_jinja_says(turns, tools):
+def test_a_template_with_every_feature_renders_as_in_jinja(turns, tools):
     given = values(turns or 1, tools=tools)
     assert ChatTemplate(FEATURES).render(**given) == plain(FEATURES).render(**given)
 

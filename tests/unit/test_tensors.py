@@ -1,4 +1,4 @@
-"""A tensor's shape, type and size are held against the contract before anything is made of it."""
+"""A tensor's shape, type and size are checked against the contract before anything is built from it."""
 
 import pytest
 
@@ -38,12 +38,12 @@ BAD = [
 
 
 @pytest.mark.parametrize(("stage", "name", "shape", "datatype", "data_bytes"), GOOD)
-def test_what_the_contract_names_is_taken(stage: Stage, name, shape, datatype, data_bytes):
+def test_tensors_of_the_contract_are_accepted(stage: Stage, name, shape, datatype, data_bytes):
     stage.check_input(name, shape, datatype, data_bytes)
 
 
 @pytest.mark.parametrize(("stage", "name", "shape", "datatype", "data_bytes", "said"), BAD)
-def test_what_it_does_not_name_is_refused(stage: Stage, name, shape, datatype, data_bytes, said):
+def test_other_tensors_are_refused(stage: Stage, name, shape, datatype, data_bytes, said):
     with pytest.raises(InvalidRequest) as raised:
         stage.check_input(name, shape, datatype, data_bytes)
     assert said in str(raised.value) and len(str(raised.value)) < 500

@@ -1,4 +1,4 @@
-"""Text <-> ids: the reference's ids and text, streamed pieces, stop strings, a tokenizer that is not whole."""
+"""Text <-> ids: the reference's ids and text, streamed pieces, stop strings, incomplete tokenizers."""
 
 import random
 
@@ -35,7 +35,7 @@ def test_text_equals_the_reference_invalid_bytes_included(variant):
 
 
 def byte_ids(ours: Tokenizer, text: str) -> list[int]:
-    """The text as one id per byte: every character beyond ASCII is split over tokens."""
+    """The text as one id per byte, so that every non-ASCII character is split over tokens."""
     single = {ours.token_bytes(index): index for index in reversed(range(1000)) if len(ours.token_bytes(index)) == 1}
     return [single[bytes([byte])] for byte in text.encode()]
 
@@ -51,7 +51,7 @@ TEXTS = (
 @pytest.mark.parametrize("variant", [LLAMA, QWEN])
 @pytest.mark.parametrize("text", TEXTS)
 def test_pieces_join_to_the_whole_whatever_the_split(variant, text):
-    """Emoji and CJK split over tokens: a piece never holds half a character, and nothing is lost."""
+    """Emoji and CJK split over tokens: a piece never holds part of a character, and nothing is lost."""
     ours = tokenizer(variant)
     ids = byte_ids(ours, text)
     generator = random.Random(0)
@@ -99,7 +99,7 @@ def test_text_ends_before_the_first_stop_string(text, stop, wanted):
     assert stop_at(text, *stop) == wanted
 
 
-def test_a_tokenizer_folder_that_is_not_whole_is_refused(tmp_path):
+def test_an_incomplete_tokenizer_folder_is_refused(tmp_path):
     source = checkpoint(QWEN)
     (tmp_path / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
     with pytest.raises(Exception, match=r"tokenizer_config\.json is missing"):
@@ -113,7 +113,7 @@ def test_a_tokenizer_folder_that_is_not_whole_is_refused(tmp_path):
 
 
 def test_the_template_cannot_reach_python(tmp_path):
-    """A checkpoint's template is data of a stranger: it runs in a sandbox."""
+    """A checkpoint's template is untrusted data: it runs in a sandbox."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((checkpoint(QWEN) / name).read_bytes())
     (tmp_path / "chat_template.jinja").write_text("{{ messages.__class__.__mro__[1].__subclasses__() }}")

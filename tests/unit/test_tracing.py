@@ -1,4 +1,4 @@
-"""Tracing that is off costs nothing, and takes no header that is none; what is asked for is said."""
+"""Disabled tracing costs nothing, and ignores invalid headers; unmet requests for tracing are reported."""
 
 import subprocess
 import sys
@@ -26,11 +26,11 @@ GOOD = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         (GOOD[:36] + "0" * 16 + "-01", False),
     ],
 )
-def test_only_what_w3c_knows_is_a_traceparent(text, good):
+def test_only_w3c_headers_are_a_traceparent(text, good):
     assert checked_traceparent(text) == (text if good else None)
 
 
-def test_a_process_without_tracing_imports_nothing_of_it_and_hands_the_trace_on():
+def test_a_process_without_tracing_imports_no_sdk_and_forwards_the_trace():
     script = (
         "import sys; from videollama_core.telemetry.traces import open_tracer, with_endpoint;"
         "from videollama_core.telemetry.measures import NO_MEASURES, open_measures;"
@@ -66,7 +66,7 @@ def test_the_option_wins_over_the_variables():
 
 
 @pytest.mark.parametrize("endpoint", ["", "localhost:4318", "file:///x", "http://"])
-def test_an_address_that_is_no_url_is_refused(endpoint):
+def test_an_address_that_is_not_a_url_is_refused(endpoint):
     with pytest.raises(InvalidRequest, match="--otlp-endpoint"):
         traces.with_endpoint({}, endpoint)
 

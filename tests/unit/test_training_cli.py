@@ -1,4 +1,4 @@
-"""`vl2 train` takes every option of a run, and states no default of its own."""
+"""`vl2 train` takes every option of a run, and defines no defaults of its own."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -10,7 +10,7 @@ from videollama_training import cli, train
 from videollama_training.options import TrainingOptions
 
 
-def test_options_left_out_are_those_of_the_dataclass(monkeypatch):
+def test_omitted_options_have_the_dataclass_defaults(monkeypatch):
     seen = []
 
     def stop(options):
@@ -23,5 +23,5 @@ def test_options_left_out_are_those_of_the_dataclass(monkeypatch):
     assert seen == [TrainingOptions(data=(Path("d.json"),), out=Path("o"), checkpoint=Path("c"), check_only=True)]
 
 
-def test_every_option_of_a_run_can_be_said_on_the_command_line():
+def test_every_option_of_a_run_is_a_command_line_option():
     assert {parameter.name for parameter in cli.train.params} == {field.name for field in fields(TrainingOptions)}

@@ -1,4 +1,4 @@
-"""The end of a Triton process: who may put something in order, and who is ended."""
+"""The end of a Triton process: which stages may clean up, and which are killed."""
 
 import sys
 import time

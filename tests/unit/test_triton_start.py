@@ -1,4 +1,4 @@
-"""A Triton that a signal ends, or that stands still while it starts or loads a stage again, is launched again."""
+"""A Triton that is killed by a signal, or that hangs while it starts or reloads a stage, is launched again."""
 
 import signal
 import subprocess
@@ -14,7 +14,7 @@ from videollama_server.process import _ATTEMPTS, TritonProcess, _Progress
 
 
 class Started(TritonProcess):
-    """Whose processes end as they are told, and the last one is ready."""
+    """Its processes end as scripted, and the last one becomes ready."""
 
     def __init__(self, ends: list[int]) -> None:
         self._ends, self.launched, self.ended = ends, 0, 0
@@ -43,7 +43,7 @@ class Started(TritonProcess):
         ([-signal.SIGKILL, None], 2, False),  # it had begun to answer, say, before it was seen to be ready
     ],
 )
-def test_it_is_launched_again_where_a_signal_ended_it(ends, launched, fails):
+def test_triton_is_launched_again_after_a_signal_ended_it(ends, launched, fails):
     triton, began = Started(ends), []
     try:
         triton.start([sys.executable], {}, 1, lambda: began.append(True))
@@ -54,7 +54,7 @@ def test_it_is_launched_again_where_a_signal_ended_it(ends, launched, fails):
 
 
 class Still(TritonProcess):
-    """Whose first process does nothing; the one after it works, and is ready once it was looked at a few times."""
+    """Its first process does nothing; the next one works, and is ready after a few checks."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(SimpleNamespace(), folder / "log", SimpleNamespace())
@@ -75,7 +75,7 @@ class Still(TritonProcess):
         self._process.wait()
 
 
-def test_it_is_launched_again_where_it_stands_still(tmp_path, monkeypatch, caplog):
+def test_triton_is_launched_again_when_it_hangs(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(process, "_STILL_SECONDS", 0.5)
     monkeypatch.setattr(process, "_LEAST_WORK", 0.2)
     monkeypatch.setattr(process, "_POLL_SECONDS", 0.3)
@@ -97,15 +97,15 @@ def test_it_is_launched_again_where_it_stands_still(tmp_path, monkeypatch, caplo
         ({}, {}, True),
     ],
 )
-def test_the_work_of_processes_that_ended_is_not_missed(before, after, still, monkeypatch):
+def test_the_work_of_ended_processes_is_counted(before, after, still, monkeypatch):
     monkeypatch.setattr(process, "_STILL_SECONDS", -1.0)
     looks = [before, after]
     monkeypatch.setattr(process, "work_of", lambda pids: looks.pop(0))
     assert _Progress(list).is_hanging() == still
 
 
-def test_it_is_ended_where_loading_a_stage_again_stands_still(tmp_path, monkeypatch):
-    """A process whose load has no end until it is gone, as Triton's gRPC call."""
+def test_triton_is_ended_when_reloading_a_stage_hangs(tmp_path, monkeypatch):
+    """A process whose load call does not return until it is gone, like Triton's gRPC call."""
     monkeypatch.setattr(process, "_STILL_SECONDS", 0.3)
     triton, unloaded = Still(tmp_path), []
     triton.launch([], {})
@@ -126,7 +126,7 @@ def test_it_is_ended_where_loading_a_stage_again_stands_still(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("container", "is_refused"), [("26.06", True), ("26.07", False), ("26.10", False), (None, False)]
 )
-def test_tables_on_the_gpu_want_a_container_whose_stages_read_streams(container, is_refused, monkeypatch):
+def test_tables_on_the_gpu_need_a_container_whose_stages_honour_streams(container, is_refused, monkeypatch):
     monkeypatch.delenv(installation.CONTAINER_VARIABLE, raising=False)
     if container:
         monkeypatch.setenv(installation.CONTAINER_VARIABLE, container)

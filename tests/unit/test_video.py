@@ -46,7 +46,7 @@ def test_sampling_per_second_equals_the_reference():
 
 
 def test_segments_equal_the_reference():
-    """Where the reference raises, so do we, as BadSegment."""
+    """Where the reference raises, BadSegment is raised here."""
     refused = 0
     for row in TABLES["segments"]:
         segment = Segment(row["s"], row["e"])
@@ -73,7 +73,7 @@ def test_a_bound_must_be_a_number(bounds):
 
 
 @pytest.mark.parametrize("bounds", [(3.0, 1.0), (-1.0, 2.0), (None, -0.5)])
-def test_the_public_door_refuses_what_the_reference_mends(bounds):
+def test_the_public_entry_refuses_segments_that_the_reference_corrects(bounds):
     with pytest.raises(BadSegment):
         Segment(*bounds).refuse_reversed()
     Segment(1.0, 1.0).refuse_reversed()
@@ -94,12 +94,12 @@ def test_the_frames_of_any_container_are_the_chosen_ones(container, num_frames, 
     assert [round(picture.mean() / 4) for picture in frames.rgb] == frames.index.tolist()
 
 
-def test_time_of_a_frame_is_its_place_in_the_video(video_decoder):
+def test_the_time_of_a_frame_is_its_position_in_the_video(video_decoder):
     frames = load_media("video", [(MEDIA / "plain_96x64.mp4").read_bytes()], Segment(), 8)
     assert np.allclose(frames.time, frames.index / 10.0, atol=1e-3)
 
 
-def test_rotation_tag_is_applied(video_decoder):
+def test_the_rotation_tag_is_applied(video_decoder):
     plain = decode_all(MEDIA / "plain_96x64.mp4")
     rotated = load_media("video", [(MEDIA / "rotated90_96x64.mp4").read_bytes()], Segment(), 8)
     assert rotated.rgb[0].shape == (96, 64, 3)
@@ -148,7 +148,7 @@ BAD_VIDEOS = {
 
 
 @pytest.mark.parametrize("name", BAD_VIDEOS)
-def test_a_file_that_is_no_video_is_refused_with_the_reason(name, video_decoder):
+def test_a_file_that_is_not_a_video_is_refused_with_the_reason(name, video_decoder):
     data, reason = BAD_VIDEOS[name]
     with pytest.raises(UnreadableMedia, match=f"(?is){reason}"):
         load_media("video", [data], Segment(), 8)
@@ -216,7 +216,7 @@ def test_raw_frames_must_be_uint8_pictures():
 
 
 def test_pickled_arrays_are_never_opened(tmp_path):
-    """np.load would run code of the file; the file must not be believed."""
+    """np.load would run code from the file, which is untrusted."""
     mark = tmp_path / "mark"
     script = f"import numpy, os, io\nclass E:\n  def __reduce__(s): return (os.mkdir, ({str(mark)!r},))\nb = io.BytesIO(); numpy.save(b, numpy.array([E()], object)); open({str(tmp_path / 'x')!r}, 'wb').write(b.getvalue())"
     subprocess.run([sys.executable, "-c", script], check=True)
@@ -225,14 +225,14 @@ def test_pickled_arrays_are_never_opened(tmp_path):
     assert not mark.exists()
 
 
-def test_segment_needs_a_clock():
+def test_a_segment_needs_timestamps():
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
     with pytest.raises(BadSegment):
         load_media("image", [buffer.getvalue()], Segment(1.0, None), 8)
 
 
-def test_the_stages_are_told_which_decoder_runs(tmp_path):
+def test_the_stages_receive_the_chosen_decoder(tmp_path):
     installation = Installation(tmp_path, tmp_path, ())
     assert stage_environment(installation, "localhost:1")[DECODER_VARIABLE] == "pyav"
     assert stage_environment(installation, "localhost:1", decoder="decord")[DECODER_VARIABLE] == "decord"

@@ -1,4 +1,4 @@
-"""The scheduler over an engine that takes prompts in and decodes as it likes, as vLLM does."""
+"""The scheduler over an engine that schedules prefill and decoding itself, as vLLM does."""
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def submit(scheduler, name, first=7, tokens=5):
     return ids, errors
 
 
-def test_a_token_behind_the_last_of_its_request_is_dropped():
+def test_tokens_after_the_end_of_a_request_are_dropped():
     scheduler = Scheduler(VllmSteps(Engine()))
     by_word, _ = submit(scheduler, "a", tokens=30)
     by_limit, _ = submit(scheduler, "b", tokens=3)
@@ -59,7 +59,7 @@ def test_a_token_behind_the_last_of_its_request_is_dropped():
     assert counters.most_in_one_step == 4
 
 
-def test_what_the_engine_refuses_fails_alone_and_what_breaks_it_fails_all():
+def test_a_refused_request_fails_alone_and_an_engine_failure_fails_all():
     scheduler = Scheduler(VllmSteps(Engine()))
     good, good_errors = submit(scheduler, "good", tokens=30)
     _, refused = submit(scheduler, "refused", first=13)
