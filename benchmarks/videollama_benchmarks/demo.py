@@ -151,9 +151,8 @@ def _sum_up(answered: Sequence[AnsweredItem], out: Path) -> None:
         right = sum(bool(result.right) for result in scored)
         click.echo(f"{right} of {len(scored)} right, about held-out clips.")
     click.echo(f"The frames that the model was given: {_short(sheet)}")
-    click.echo("To ask in a browser, at http://localhost:8080/, run these two commands:")
-    click.echo(f"  .venv/bin/vl2 serve {_short(out)}")
-    click.echo(f"  .venv/bin/vl2 gateway --examples {_short(HELD_OUT / 'held_out')}")
+    click.echo("To ask in a browser, at http://localhost:8080/:")
+    click.echo(f"  .venv/bin/vl2 serve {_short(out)} --openai 8080 --examples {_short(HELD_OUT / 'held_out')}")
 
 
 def _wait_for_address(server: "subprocess.Popen[str]") -> str:

@@ -45,6 +45,11 @@ DEATHS_ALLOWED, DEATHS_SECONDS = 3, 300.0  # a server that dies more often is no
     metavar="[HOST:]PORT",
     help="Also start a gateway, which serves the OpenAI API and a web page at this address; 0 picks a free port. The default is none.",
 )
+@click.option(
+    "--examples",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Offer the media of this folder on the web page; needs --openai.",
+)
 @click.option("--expose-ensemble", is_flag=True, help="Let callers use the model `ensemble`, too.")
 @click.option(
     "--expose-stages", is_flag=True, help="Let callers use every stage and Triton's statistics, for measurements."
@@ -111,6 +116,7 @@ DEATHS_ALLOWED, DEATHS_SECONDS = 3, 300.0  # a server that dies more often is no
 def serve(
     bundle: Path,
     openai: str | None,
+    examples: Path | None,
     allow_media_hosts: str | None,
     allow_media_http: bool,
     media_root: Path | None,
@@ -125,7 +131,7 @@ def serve(
     Bundle.open(bundle)  # report an invalid bundle before anything is started
     policy = policy_of_options(allow_media_hosts, allow_media_http, media_root)
     access = access_of_options(options)
-    gateway_address = read_openai(openai, access)
+    gateway_address = read_openai(openai, access, examples)
     server = TritonServer(bundle, ServerOptions(**options, media_policy=policy, access=access, log_style=log_style))
     for warning in access.warnings(server.options.host):
         click.echo(f"warning: {warning}", err=True)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from videollama_core.protocol.errors import InvalidRequest, ServerFailed
 from videollama_server.endpoint.access import Access
@@ -22,18 +23,21 @@ _END_SECONDS = 35.0  # a gateway waits 30 s for running answers
 
 @dataclass(frozen=True)
 class GatewayAddress:
-    """Where a gateway listens; port 0 picks a free one."""
+    """Where a gateway listens; port 0 picks a free one. `examples` is a folder of media for the web page."""
 
     host: str
     port: int
+    examples: Path | None = None
 
 
-def read_openai(text: str | None, access: Access) -> GatewayAddress | None:
-    """Parse and check --openai [HOST:]PORT before anything is started; None if the option is not given.
+def read_openai(text: str | None, access: Access, examples: Path | None = None) -> GatewayAddress | None:
+    """Parse and check --openai [HOST:]PORT and --examples before anything is started; None without --openai.
 
     Raises: InvalidRequest; ServerFailed if the port is in use, or the gateway's packages are missing.
     """
     if text is None:
+        if examples is not None:
+            raise InvalidRequest("--examples came without --openai, whose web page would offer them; add --openai PORT")
         return None
     host, separator, port = text.rpartition(":")
     host = host.strip("[]") if separator else "127.0.0.1"
@@ -49,7 +53,7 @@ def read_openai(text: str | None, access: Access) -> GatewayAddress | None:
         raise ServerFailed(f"--openai needs {', '.join(missing)}; pip install 'videollama2-service[gateway]'")
     if ":" not in host:
         choose_ports(host, {"--openai": int(port)})
-    return GatewayAddress(host, int(port))
+    return GatewayAddress(host, int(port), examples)
 
 
 class GatewayProcess:
@@ -62,6 +66,7 @@ class GatewayProcess:
 
     def __init__(self, address: GatewayAddress, server: str, environment: Mapping[str, str] | None = None) -> None:
         self._host, self._port, self._server = address.host, address.port, _reachable(server)
+        self._options = [] if address.examples is None else ["--examples", str(address.examples)]
         self._environment = environment
         self._closing = threading.Event()
         self._process: subprocess.Popen[str] | None = None
@@ -90,7 +95,16 @@ class GatewayProcess:
 
     def _launch(self) -> bool:
         """Start the process once; return whether it listens."""
-        arguments = ["gateway", "--server", self._server, "--host", self._host, "--port", str(self._port)]
+        arguments = [
+            "gateway",
+            "--server",
+            self._server,
+            "--host",
+            self._host,
+            "--port",
+            str(self._port),
+            *self._options,
+        ]
         try:
             process = subprocess.Popen(
                 with_parent.command([sys.executable, "-m", "videollama_client", *arguments]),

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import httpx2
 import pytest
 
+from conftest import MEDIA
 from service.servers import alive, children, start, stop, vl2
 from videollama_core.protocol.errors import InvalidRequest, ServerFailed
 from videollama_server.gateway_process import GatewayAddress, GatewayProcess, read_openai
@@ -32,9 +33,10 @@ def answers(url: str) -> bool:
 
 
 def test_a_gateway_beside_the_server(bundle_of, tmp_path):
-    server = start(bundle_of("qwen2-clip-8f"), tmp_path / "log", "--openai", 0)
+    server = start(bundle_of("qwen2-clip-8f"), tmp_path / "log", "--openai", 0, "--examples", MEDIA)
     try:
         assert answers(server.openai)
+        assert "1034346401.mp4" in httpx2.get(f"{server.openai.removesuffix('/v1')}/examples").json()
         (gateway,) = children(server.process.pid, "videollama_client gateway")
         os.kill(gateway, signal.SIGKILL)
         assert answers(server.openai)
@@ -85,6 +87,9 @@ def test_what_openai_takes():
     assert read_openai("0", OPEN) == GatewayAddress("127.0.0.1", 0)
     assert read_openai("0.0.0.0:0", OPEN) == GatewayAddress("0.0.0.0", 0)
     assert read_openai("[::1]:8080", OPEN) == GatewayAddress("::1", 8080)
+    assert read_openai("0", OPEN, MEDIA) == GatewayAddress("127.0.0.1", 0, MEDIA)
+    with pytest.raises(InvalidRequest, match="--examples came without --openai"):
+        read_openai(None, OPEN, MEDIA)
     for wrong in ("", "x", ":80", "host:", "70000"):
         with pytest.raises(InvalidRequest):
             read_openai(wrong, OPEN)
@@ -99,6 +104,6 @@ def test_a_gateway_that_gets_no_process_is_said_and_not_waited_for(monkeypatch, 
         raise OSError("no memory")
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
-    with pytest.raises(ServerFailed, match="does not start"):
+    with pytest.raises(ServerFailed, match="did not start"):
         GatewayProcess(GatewayAddress("127.0.0.1", 0), "127.0.0.1:1").start()
     assert "no memory" in caplog.text
