@@ -65,7 +65,7 @@ class Reply:
         return value if isinstance(value, str) else None
 
     def is_cancelled(self) -> bool:
-        """Return the result of the last check by the stage's `CallerWatch`; asks nobody."""
+        """Return the result of the last check by the stage's `CallerWatch`, without asking the server."""
         return self._cancelled
 
     def look(self) -> None:
@@ -90,7 +90,7 @@ class Reply:
             callback()
 
     def when_cancelled(self, callback: Callable[[], None]) -> None:
-        """Call `callback` when the request is cancelled, or immediately if it already is."""
+        """Call `callback` when the request is cancelled, immediately if it already is, never once it has ended."""
         with self._lock:
             if self.ended:
                 return
