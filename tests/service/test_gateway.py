@@ -236,7 +236,7 @@ def test_http_by_hand(gateway):
     deep = b"[" * 100_000
     assert httpx2.post(f"http://{gateway}/v1/chat/completions", content=deep).status_code == 400
     assert httpx2.get(f"http://{gateway}/v1/chat/completions").status_code == 405
-    assert "there are" in httpx2.get(f"http://{gateway}/v2/logging").json()["error"]["message"]
+    assert "the routes are" in httpx2.get(f"http://{gateway}/v2/logging").json()["error"]["message"]
     assert httpx2.get(f"http://{gateway}/v1/models/videollama2").json()["id"] == "videollama2"
     assert httpx2.get(f"http://{gateway}/v1/models/other").status_code == 404
     assert httpx2.get(f"http://{gateway}/health/live").status_code == 200
@@ -286,7 +286,9 @@ def test_events_are_sent_at_once():
 def test_a_busy_port_is_one_line(gateway):
     port = gateway.split(":")[1]
     done = subprocess.run(vl2("gateway", "--port", port), capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and re.fullmatch(rf"vl2: InvalidRequest: 127.0.0.1:{port} .*\n", done.stderr)
+    assert done.returncode == 2 and re.fullmatch(
+        rf"vl2: InvalidRequest: cannot listen on 127.0.0.1:{port}: .*\n", done.stderr
+    )
 
 
 def test_the_gateway_installs_without_torch():
