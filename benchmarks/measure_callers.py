@@ -97,7 +97,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
         kind, callers = name.split(", ")
         loop = results[f"{kind}, 0"]
         answers, tokens = both["answers"]["median"], both["tokens"]["median"]
-        asked_by = "plain loop" if callers == "0" else f"{callers} callers"
+        asked_by = "plain loop" if callers == "0" else f"{callers} caller{'s' * (callers != '1')}"
         rows.append([f"a {kind} video", asked_by, answers, tokens, answers / loop["answers"]["median"]])
     return [Table("", ["question about", "asked by", "answers/s", "tokens/s", "relative to the loop"], rows)]
 

@@ -14,7 +14,6 @@ from videollama_client.media import read_media
 from videollama_core.protocol.errors import UnreadableMedia
 from videollama_core.protocol.messages import SamplingOptions
 
-ORDERS = ("true", "shuffled", "reversed")
 Answerer = Callable[[Item, str], str]
 
 

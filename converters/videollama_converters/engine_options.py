@@ -109,11 +109,11 @@ class EngineOptions:
             return
         if self.max_seq_len > limit:
             raise InvalidRequest(
-                f"max_seq_len is {self.max_seq_len}, but the checkpoint supports {limit} positions; use at most {limit}"
+                f"--max-seq-len is {self.max_seq_len}, but the checkpoint supports {limit} positions; use at most {limit}"
             )
         if self.max_seq_len < media + 64:
             raise InvalidRequest(
-                f"max_seq_len is {self.max_seq_len}, but media alone take {media} positions; use at least {media + 64}"
+                f"--max-seq-len is {self.max_seq_len}, but media alone take {media} positions; use at least {media + 64}"
             )
 
     def check_machine(self, machine: Mapping[str, str]) -> None:

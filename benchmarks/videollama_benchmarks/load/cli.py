@@ -27,7 +27,9 @@ def _numbers(kind: type) -> Callable[[click.Context, click.Parameter, str | None
         except ValueError:
             numbers = (0,)
         if any(not 0 < number <= 10_000 for number in numbers):
-            raise click.BadParameter(f"{value!r} is not a list of numbers above 0, such as 1,4,8", context, parameter)
+            raise click.BadParameter(
+                f"{value!r} is not a list of numbers above 0 and up to 10,000, such as 1,4,8", context, parameter
+            )
         return numbers
 
     return read

@@ -102,12 +102,12 @@ class Recipe:
             )
         if self.max_seq_len > language.max_positions:
             raise InvalidRequest(
-                f"max-seq-len is {self.max_seq_len}, but the checkpoint supports {language.max_positions} positions; use at most those"
+                f"--max-seq-len is {self.max_seq_len}, but the checkpoint supports {language.max_positions} positions; use at most those"
             )
         media = self.media_tokens(config)
         if self.max_seq_len < media + 64:
             raise InvalidRequest(
-                f"max-seq-len is {self.max_seq_len}, but media alone take {media} positions; use at least {media + 64}"
+                f"--max-seq-len is {self.max_seq_len}, but media alone take {media} positions; use at least {media + 64}"
             )
 
     @property
