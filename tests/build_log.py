@@ -1,4 +1,4 @@
-"""What TensorRT-RTX's builder says of an engine: fused attention, memory, types of the products."""
+"""What TensorRT-RTX's builder logs about an engine: fused attention, memory, types of the matrix products."""
 
 import re
 from collections import Counter

@@ -38,7 +38,7 @@ def edit_tensors(checkpoint: Path, change) -> None:
 
 
 def endless_checkpoint(folder: Path) -> Path:
-    """A golden variant whose answers have no end where they are drawn from the likeliest tokens, on any processor."""
+    """A golden variant whose answers never end when tokens are drawn from the likeliest ones, on any processor."""
     checkpoint = copy("qwen2-clip-8f", folder)
     ends = json.loads((checkpoint / "generation_config.json").read_text("utf-8"))["eos_token_id"]
     weights = json.loads((checkpoint / "model.safetensors.index.json").read_text("utf-8"))["weight_map"]

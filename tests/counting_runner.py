@@ -1,4 +1,4 @@
-"""A runner of a language model whose every score is a known function of its slot's content, for tests of the scheduler."""
+"""A language model runner whose every score is a known function of its slot's content, for tests of the scheduler."""
 
 import threading
 from dataclasses import replace
@@ -15,7 +15,7 @@ END = 49
 
 
 class CountingRunner:
-    """The next token is (sum of the slot's ids + its length) modulo 48; so an answer tells the whole history."""
+    """The next token is (sum of the slot's ids + its length) modulo 48, so an answer depends on the whole history."""
 
     def __init__(self, num_slots: int = 4, max_length: int = 64) -> None:
         self.num_slots, self.max_length, self.vocab_size = num_slots, max_length, VOCAB
@@ -102,14 +102,14 @@ def run(scheduler: Scheduler, iterations: int = 200) -> None:
 
 
 def contrasted(name: str, tokens: int, prompt=(1, VOCAB, VOCAB + 1, 3), **more):
-    """About two media rows, behind which lie those of noised pixels."""
+    """A question about two media rows, followed by the rows of the noised pixels."""
     made, listener = request(name, list(prompt), tokens, media=np.zeros((4, 4), np.float32), **more)
     made.sampling = replace(made.sampling, vcd_alpha=1.0, vcd_beta=0.0)
     return made, listener
 
 
 def expected_contrast(tokens: int, prompt=(1, VOCAB, VOCAB + 1, 3), rows: int = 2) -> list[int]:
-    """Two forward passes of CountingRunner's rule: the best of 2 * plain - noised, the first of equals."""
+    """Two forward passes by CountingRunner's rule: the best of 2 * plain - noised, the first of equals."""
     plain, answer = list(prompt), []
     noised = [token + rows if token >= VOCAB else token for token in prompt]
     for _ in range(tokens):

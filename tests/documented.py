@@ -38,7 +38,7 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
-        """Of a shell block: each command in one line, without its comment."""
+        """The commands of a shell block, each in one line and without its comment."""
         complete, open_lines = [], ""
         for line in self.text.replace("\\\n", " ").splitlines():
             open_lines += line + "\n"
@@ -62,14 +62,14 @@ def _without_comment(line: str) -> str:
 
 
 def form(command: str) -> str:
-    """A command with what differs between checkpoints taken out: two of one form do the same."""
+    """A command without what differs between checkpoints: two commands of one form do the same."""
     words = [re.sub(r"^(DAMO-NLP-SG/).*", "HUB_ID", word) for word in shlex.split(command)]
     words = [re.sub(r"^(/models/)?VideoLLaMA2[\w.-]*$", "FOLDER", word) for word in words]
     return " ".join(re.sub(r"^build/[\w./-]+$", "BUNDLE", word) for word in words)
 
 
 def reason(command: str) -> str | None:
-    """Why it is not run here; None: it is."""
+    """Why it is not run here; None if it is."""
     return next((why for pattern, why in NOT_RUN.items() if re.match(pattern, form(command))), None)
 
 
@@ -84,7 +84,7 @@ def blocks() -> list[Block]:
 
 
 def inline_commands() -> list[tuple[str, str]]:
-    """(page, command) of the commands that stand in running text; docs/log.md tells of those that were."""
+    """(page, command) of the commands in running text, except docs/log.md, which also names former ones."""
     commands = []
     for path in PAGES:
         if path.name != "log.md":
@@ -96,7 +96,7 @@ def inline_commands() -> list[tuple[str, str]]:
 
 
 def to_run() -> list[Block]:
-    """Shell blocks with a command that runs here, each once: those whose forms all stand in another one are left out."""
+    """Shell blocks with a command that runs here, each once: a block whose forms all occur in another one is left out."""
     shells = [block for block in blocks() if block.language in SHELL]
     runs = {block.name: tuple(each for each in block.commands if reason(each) is None) for block in shells}
     kept: list[Block] = []

@@ -1,4 +1,4 @@
-"""Certificates for the tests of TLS: an authority, and what it signs. Made anew in each run, valid for a day."""
+"""Certificates for the TLS tests: an authority and the certificates it signs, generated in each run and valid for a day."""
 
 import datetime
 import ipaddress

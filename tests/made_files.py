@@ -1,4 +1,4 @@
-"""Sixty-odd video files of many kinds, made by PyAV: codecs, containers, pixel formats, interlacing, sizes, rotation, timing."""
+"""Some sixty video files of many kinds, encoded by PyAV: codecs, containers, pixel formats, interlacing, sizes, rotation, timing."""
 
 import struct
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A host of media for the tests: HTTPS on this machine, with made certificates, which answers each path in its own way.
+"""A media host for the tests: HTTPS on this machine, with generated certificates; each path answers in its own way.
 
 Addresses of this machine are refused by the gate, so its names stand for PUBLIC and connections there are led here: the
 one stand-in, at the level of sockets (`led_here`).
@@ -30,7 +30,7 @@ def moved(location: str, status: int = 302) -> bytes:
 
 
 def drip(head: bytes, piece: bytes = b"x", pause: float = 0.05) -> Callable[[ssl.SSLSocket], None]:
-    """A sender that never comes to an end."""
+    """A response that never ends."""
 
     def send(connection: ssl.SSLSocket) -> None:
         connection.sendall(head)
@@ -43,7 +43,7 @@ def drip(head: bytes, piece: bytes = b"x", pause: float = 0.05) -> Callable[[ssl
 
 
 class MediaHost:
-    """Path -> answer; `asked` are the request lines and Host headers that came, `left` counts callers that hung up."""
+    """Path -> answer; `asked` holds the request lines and Host headers received, `left` counts disconnected callers."""
 
     def __init__(self, certificate: Path, key: Path) -> None:
         self.answers: dict[str, Answer] = {}
@@ -83,7 +83,7 @@ class MediaHost:
 
 @contextmanager
 def led_here(port: int, names: dict[str, list] | None = None) -> Iterator[None]:
-    """Names stand for what the table says, and connections to PUBLIC reach the host on this machine."""
+    """Names resolve as the table says, and connections to PUBLIC reach the host on this machine."""
     table, look_up, connect = names or NAMES, socket.getaddrinfo, socket.socket.connect
 
     def getaddrinfo(host, port, *rest, **more):

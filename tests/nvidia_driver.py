@@ -1,4 +1,4 @@
-"""Builds the driver that nvidia_driver.c stands in for, and says what a picture decoded by it looks like."""
+"""Builds the stand-in driver of nvidia_driver.c, and computes what a picture decoded by it looks like."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ H264_SLICES = (1, 5)
 
 
 def build_driver(folder: Path) -> str:
-    """Code for the beginning of a Python process, whose driver this then is."""
+    """Code for the start of a Python process that makes it use this driver."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("no C compiler, or no Linux, for the driver that stands in for NVIDIA's")
@@ -31,7 +31,7 @@ def build_driver(folder: Path) -> str:
 
 
 def expected(path: Path) -> list[np.ndarray]:
-    """The pictures of an MP4 of H.264 in the order they are shown, not turned: uint8 [H, W, 3], each of one colour."""
+    """The pictures of an H.264 MP4 in display order, not rotated: uint8 [H, W, 3], each of one colour."""
     pictures = {}
     with av.open(str(path)) as container:
         stream = container.streams.video[0]

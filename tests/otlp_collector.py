@@ -1,4 +1,4 @@
-"""A collector of OpenTelemetry traces and metrics in this process, by OTLP over HTTP and over gRPC: what it was sent."""
+"""A collector of OpenTelemetry traces and metrics in this process, by OTLP over HTTP and gRPC; it stores what it receives."""
 
 import threading
 import time
@@ -114,7 +114,7 @@ class Collector:
         ]
 
     def of(self, trace: str, wanted: int) -> dict[str, Span]:
-        """The spans of a trace by name, each of which it has once, as soon as there are so many."""
+        """The spans of a trace by name, each name once, as soon as that many have arrived."""
         spans = self.wait(lambda: [span for span in self.spans if span.trace == trace], wanted)
         assert len({span.name for span in spans}) == len(spans), spans
         return {span.name: span for span in spans}
@@ -138,7 +138,7 @@ def _values(attributes) -> dict:
 
 @contextmanager
 def collecting():
-    """A collector that listens at two ports of its own."""
+    """A collector that listens on two ports of its own."""
     collector = Collector()
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,1 +1,1 @@
-"""Programs of others, unmodified, on a real server with the demo's checkpoint. `make test-clients` installs them."""
+"""Unmodified third-party clients against a real server with the demo's checkpoint. `make test-clients` installs them."""

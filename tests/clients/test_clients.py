@@ -60,7 +60,7 @@ def test_litellm(address, server):
 
 
 def test_aiperf(address, server, tmp_path):
-    """Every question is answered with the tokens of gRPC, several at once, and its times are measured."""
+    """Every question is answered with gRPC's tokens, several at once, and latencies are measured."""
     with server.client() as client:
         expected = [client.ask("What happens?", video=clip, max_new_tokens=16) for clip in sorted(CLIPS.glob("*.mp4"))]
     run("aiperf.sh", CLIPS, server.bundle, tmp_path, address, by="sh")
@@ -73,7 +73,7 @@ def test_aiperf(address, server, tmp_path):
 
 
 def test_lmms_eval(address, server, tmp_path):
-    """Its samples hold the answers that gRPC gives about the frames that it sends, ten of each clip."""
+    """Its samples hold the answers that gRPC gives for the frames it sends, ten from each clip."""
     rows = json.loads((HELD_OUT / "held_out.json").read_text("utf-8"))[:12]
     for row in rows:
         row["video"] = str(HELD_OUT / row["video"])

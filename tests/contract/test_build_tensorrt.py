@@ -1,4 +1,4 @@
-"""Building engines, where TensorRT is a small class: its builder wants a GPU."""
+"""Building engines with a small class in TensorRT's place, whose builder needs a GPU."""
 
 import json
 import sys
@@ -25,7 +25,9 @@ MACHINE = {"tensorrt": "10.14.1.48", "gpu": "NVIDIA H100 80GB HBM3", "capability
 
 
 class FakeTensorRt:
-    """What build_engine asks of the API. A timing cache of another TensorRT or GPU is refused, as IBuilderConfig documents it."""
+    """The API that build_engine uses. A timing cache from another TensorRT or GPU is refused, as IBuilderConfig
+    documents.
+    """
 
     def __init__(self, machine: str) -> None:
         self.machine, self.flags = machine.encode(), {"TF32"}  # TensorRT computes float32 in TF32 unless told otherwise
@@ -107,8 +109,10 @@ def built(monkeypatch, tmp_path, bundle_of):
 
 
 @pytest.mark.parametrize("change", [{"tensorrt": "10.13.3.9"}, {"capability": "8.9", "gpu": "NVIDIA L40S"}])
-def test_a_timing_cache_of_another_machine_ends_no_build(change, built):
-    """One cache for all machines: it was refused, get_timing_cache gave None, and the finished engine was never written."""
+def test_a_timing_cache_of_another_machine_does_not_fail_the_build(change, built):
+    """With one cache for all machines it was refused, get_timing_cache returned None, and the finished engine was never
+    written.
+    """
     for machine in (MACHINE, MACHINE | change, MACHINE):
         _, engine = built(machine)
         assert engine.read_bytes() == b"plan of " + json.dumps(machine).encode()
@@ -131,7 +135,7 @@ def test_float32_is_not_computed_in_tf32(built):
 
 @pytest.mark.parametrize("what", ["language model", "tower"])
 def test_a_gpu_without_fp8_is_refused_before_anything_is_built(what, tmp_path, monkeypatch):
-    """--gpu said H100, as by default; the builder then leaves out what the server's start needs, after hours of calibration."""
+    """--gpu defaulted to H100; the builder then omits what the server's start needs, after hours of calibration."""
     (tmp_path / "train.jsonl").write_text('{"text": "What happens in this video?"}\n')
     recipe = Recipe("float16", "fp8", "fp8", calibration=str(tmp_path)) if what == "language model" else Recipe()
     options = EngineOptions("tensorrt", "float16", recipe=recipe, fp8_media=(PICTURE,) if what == "tower" else ())

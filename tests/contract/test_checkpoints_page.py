@@ -1,4 +1,4 @@
-"""docs/checkpoints.md: every published checkpoint, its sizes as its shapes give them, and its two commands."""
+"""docs/checkpoints.md: every published checkpoint, the size that its shapes give, and its two commands."""
 
 import re
 

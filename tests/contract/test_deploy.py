@@ -1,4 +1,4 @@
-"""deploy/: the manifests are rendered by kubectl and valid, what they start are commands of ours, and no probe speaks gRPC."""
+"""deploy/: kubectl renders valid manifests, the commands that they start exist, and probes use HTTP."""
 
 import copy
 import json
@@ -46,7 +46,7 @@ def rendered():
 
 
 def pods(thing: dict) -> dict[str, dict]:
-    """Pod templates of a manifest, by what they are called in it."""
+    """Pod templates of a manifest by name."""
     spec = thing.get("spec", {})
     if thing["kind"] == "Deployment":
         return {"template": spec["template"]}
@@ -86,7 +86,7 @@ def test_manifests_are_valid(rendered, target):
 
 
 @pytest.mark.parametrize("target", ["base", "overlays/multi-node", "kserve"])
-def test_what_is_wrong_is_refused(rendered, target):
+def test_invalid_manifests_are_refused(rendered, target):
     wrong = (kubernetes_validate.ValidationError, jsonschema.ValidationError)
     for thing in rendered(target):
         for name in pods(thing):
@@ -102,7 +102,7 @@ def test_what_is_wrong_is_refused(rendered, target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_probes_ask_http_at_paths_that_there_are(rendered, target):
+def test_probes_use_existing_http_paths(rendered, target):
     for pod in all_pods(rendered(target)):
         for container in pod["spec"]["containers"]:
             if container["name"] == "worker":
@@ -118,7 +118,7 @@ def test_probes_ask_http_at_paths_that_there_are(rendered, target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_commands_are_those_of_vl2_and_end_in_time(rendered, target):
+def test_commands_are_valid_and_drain_within_the_grace_period(rendered, target):
     seen = set()
     for pod in all_pods(rendered(target)):
         for container in pod["spec"]["containers"]:
@@ -146,7 +146,7 @@ def test_commands_are_those_of_vl2_and_end_in_time(rendered, target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_pods_have_no_powers(rendered, target):
+def test_pods_have_no_privileges(rendered, target):
     for pod in all_pods(rendered(target)):
         assert pod["spec"]["automountServiceAccountToken"] is False
         assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
@@ -169,7 +169,7 @@ def test_images_are_pinned_and_servers_have_their_gpus(rendered, target):
 
 
 @pytest.mark.parametrize("target", ["base", *OVERLAYS])
-def test_whatever_selects_finds_its_pods(rendered, target):
+def test_selectors_match_their_pods(rendered, target):
     things = rendered(target)
     labels = [pod["metadata"]["labels"] for pod in all_pods(things)]
     for thing in things:
@@ -193,7 +193,7 @@ def test_whatever_selects_finds_its_pods(rendered, target):
     assert scaler["metrics"][0]["pods"]["metric"]["name"] == figures.WAITING.name
 
 
-def test_balancers_of_others_hash_on_the_media_and_look_at_http():
+def test_third_party_balancers_hash_on_the_media_and_check_health_over_http():
     haproxy = (ROOT / "deploy/haproxy.cfg").read_text("utf-8")
     assert f"balance hdr({MEDIA_HEADER})" in haproxy and "uri /v2/health/ready" in haproxy
     envoy = yaml.safe_load((ROOT / "deploy/envoy.yaml").read_text("utf-8"))["static_resources"]

@@ -1,4 +1,4 @@
-"""The images: linted, without root, every step a script that runs without docker, every name that they use real."""
+"""The images: linted, without root, every step a script that runs without docker, every name in use real."""
 
 import re
 import shutil
@@ -60,7 +60,7 @@ def test_every_step_is_a_script_of_the_tree(path):
 
 @pytest.mark.installs
 def test_the_client_step(tmp_path):
-    """What the client's image does, here: a bare install that answers, without torch."""
+    """The client image's step, run here: a bare install that works without torch."""
     venv = tmp_path / "venv"
     subprocess.run(["sh", DOCKER / "steps/install.sh", ROOT, venv], check=True, capture_output=True)
     assert subprocess.run([venv / "bin/vl2", "--help"], check=True, capture_output=True).stdout
@@ -69,7 +69,9 @@ def test_the_client_step(tmp_path):
 
 
 def test_the_gpu_container_gets_what_serving_and_converting_need():
-    """Installed without dependencies, so that nothing of the container moves: each need is named, or there already."""
+    """Installed without dependencies, so that no package of the container changes: each requirement is named or already
+    there.
+    """
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
     needs = {re.split(r"[^\w-]", need)[0] for extra in ("serve", "convert") for need in extras[extra]}
     step = (DOCKER / "steps/install_in_container.sh").read_text("utf-8")
@@ -90,7 +92,7 @@ def test_the_gpu_container_gets_what_serving_and_converting_need():
     assert set(asked) <= ranges  # the newest PyAV once came with it, which opens no file as ours are opened
 
 
-def test_pyav_is_one_that_opens_files_as_ours_are_opened():
+def test_the_pinned_pyav_supports_metadata_errors():
     """19 has no `metadata_errors`: with it every video was refused."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
     (specifier,) = (Requirement(need).specifier for need in extras["serve"] if Requirement(need).name == "av")
@@ -107,7 +109,7 @@ def test_a_folder_is_converted_without_the_hub_client():
     assert done.stdout.strip() == str(folder), done.stderr
 
 
-def test_the_user_step_is_sound():
+def test_the_user_step_is_valid():
     for script in (DOCKER / "steps").glob("*.sh"):
         subprocess.run(["sh", "-n", script], check=True)
     assert (
@@ -117,7 +119,7 @@ def test_the_user_step_is_sound():
 
 
 @pytest.mark.parametrize("name", COMPOSE["services"])
-def test_services_have_a_read_only_root_and_no_powers(name):
+def test_services_have_a_read_only_root_and_no_privileges(name):
     service = COMPOSE["services"][name]
     assert service["read_only"] is True and service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
@@ -137,8 +139,10 @@ def test_services_have_a_read_only_root_and_no_powers(name):
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
-def test_a_server_is_bounded_and_has_what_it_needs(name):
-    """/tmp was mounted noexec, docker's default, and Triton's stub could not run; nothing bounded memory, threads or logs."""
+def test_a_server_is_limited_and_has_what_it_needs(name):
+    """/tmp was mounted noexec, Docker's default, so Triton's stub could not run; nothing limited memory, threads or
+    logs.
+    """
     service = COMPOSE["services"][name]
     assert {"mem_limit", "cpus", "ulimits"} <= service.keys() and service["ulimits"]["nofile"] >= LEAST_FILES
     assert service["pids_limit"] >= LEAST_THREADS
@@ -147,7 +151,7 @@ def test_a_server_is_bounded_and_has_what_it_needs(name):
     assert {"max-size", "max-file"} <= service["logging"]["options"].keys()
 
 
-def test_prometheus_and_the_dashboard_ask_for_what_is_there():
+def test_prometheus_and_the_dashboard_query_existing_targets():
     prometheus = yaml.safe_load((DOCKER / "prometheus.yml").read_text("utf-8"))
     (target,) = prometheus["scrape_configs"][0]["static_configs"][0]["targets"]
     assert target == "server:8000" and COMPOSE["services"]["cpu"]["networks"]["default"]["aliases"] == ["server"]

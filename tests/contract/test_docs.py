@@ -1,4 +1,4 @@
-"""The documentation builds as a site without a warning, and its API page is made from the docstrings."""
+"""The documentation builds as a site without a warning, and its API page is generated from the docstrings."""
 
 import os
 import re
@@ -44,7 +44,7 @@ def test_the_log_has_one_titled_entry_per_decision_newest_first():
 
 
 def tensor_rows() -> list[str]:
-    """Of docs/grpc.md."""
+    """The tensor table of docs/grpc.md."""
     rows = ["| tensor | type | shape | meaning |", "|---|---|---|---|"]
     for title, tensors in (("asked", ENTRY.inputs), ("answered", ENTRY.outputs)):
         rows.append(f"| **{title}** | | | |")

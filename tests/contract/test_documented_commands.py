@@ -100,14 +100,14 @@ def test_data_of_the_pages_is_well_formed():
             yaml.safe_load(block.text)
 
 
-def test_every_fence_says_what_it_holds():
-    """A fence without a language is a picture of text; nobody types it."""
+def test_every_fenced_block_names_its_language():
+    """A block without a language is a picture of text; nobody types it."""
     assert {block.language for block in blocks()} <= {*SHELL, "python", "json", "yaml", ""}
     for block in blocks():
         assert block.language or not re.match(r"\s*(vl2|make|\.venv|pip|docker|kubectl|\$) ", block.text), block.name
 
 
-def test_nothing_is_excused_that_does_not_stand_there():
+def test_every_excused_block_exists():
     forms = [each for block in SHELL_BLOCKS for each in block.forms]
     assert not [pattern for pattern in NOT_RUN if not any(re.match(pattern, each) for each in forms)]
     assert form("vl2 convert DAMO-NLP-SG/VideoLLaMA2-7B --out build/x") == "vl2 convert HUB_ID --out BUNDLE"

@@ -1,4 +1,4 @@
-"""`make test-gpu` where there is no GPU: its parts, their results, and the packages that a machine without a network is brought."""
+"""`make test-gpu` without a GPU: its parts, their results, and the packages that are brought to a machine without a network."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def requirements() -> list[Requirement]:
 
 
 def test_every_file_is_a_part():
-    """test_tensorrt_rtx.py was in none."""
+    """test_tensorrt_rtx.py belonged to none."""
     script = (ROOT / "scripts/test_gpu.sh").read_text("utf-8")
     (parts,) = re.findall(r'all\) parts="([^"]+)"', script)
     files = {path.stem.removeprefix("test_") for path in (ROOT / "tests/gpu").glob("test_*.py")}
@@ -64,8 +64,8 @@ def rehearse(part, folder):
     return json.loads((folder / f"{part}.json").read_text("utf-8"))
 
 
-def test_a_part_that_cannot_run_says_so_in_its_results(tmp_path):
-    """It ended with pytest's code for no tests, and wrote nothing."""
+def test_a_part_that_cannot_run_records_the_reason(tmp_path):
+    """It ended with pytest's exit code for no tests, and wrote nothing."""
     pytest.importorskip("torch")
     results = rehearse("tensorrt", tmp_path)
     assert [(row["outcome"], row["reason"][:9]) for row in results["tests"]] == [("skipped", "TensorRT ")]
@@ -87,7 +87,7 @@ def test_the_measurements_can_be_rehearsed(tmp_path):
     assert all(stage in (tmp_path / "performance.md").read_text("utf-8") for stage in stages)
 
 
-def test_a_machine_without_a_network_is_brought_all_that_is_imported():
+def test_every_imported_package_is_brought_to_a_machine_without_a_network():
     """soundfile was missing, so that no part could be collected."""
     pytest.importorskip("torch")
     brought = ",".join([*(each.name for each in requirements()), "videollama2-service"])
@@ -103,8 +103,8 @@ def test_a_machine_without_a_network_is_brought_all_that_is_imported():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_what_it_is_brought_is_what_is_tested_here():
-    """The newest PyAV was, which opens no file as ours are opened."""
+def test_the_brought_versions_are_those_tested_here():
+    """The newest PyAV was not: it cannot open files the way this project does."""
     assert (
         "-c constraints.txt" in (ROOT / "Makefile").read_text("utf-8").partition("gpu-wheels:")[2].partition("\n\n")[0]
     )

@@ -1,4 +1,4 @@
-"""Every help text of `vl2` is a full sentence, in the field's own words."""
+"""Every help text of `vl2` is a full sentence in the field's own words."""
 
 import re
 

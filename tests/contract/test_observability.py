@@ -1,4 +1,4 @@
-"""The documentation's table, the dashboard and the rules speak of figures that are there, with labels that they have."""
+"""The documentation's table, the dashboard and the rules use existing metrics with their existing labels."""
 
 import json
 import re
@@ -36,7 +36,7 @@ QUERIES = {
 
 
 def figure_of(name: str) -> str:
-    """The figure that a series is of. Raises: KeyError where there is none."""
+    """The metric that a series belongs to. Raises: KeyError where there is none."""
     if name in LABELS:
         if name in OURS and OURS[name].kind == "histogram":
             raise KeyError(f"{name} is a histogram; its series end in {', '.join(SUFFIXES)}")
@@ -48,7 +48,7 @@ def figure_of(name: str) -> str:
 
 
 @pytest.mark.parametrize("file", QUERIES)
-def test_queries_name_what_is_published(file):
+def test_queries_use_published_metrics(file):
     assert len(QUERIES[file]) > 7
     for query in QUERIES[file]:
         named = re.findall(r"\bvl2_\w+", query)
@@ -58,7 +58,7 @@ def test_queries_name_what_is_published(file):
 
 
 @pytest.mark.parametrize("file", QUERIES)
-def test_queries_choose_by_labels_that_are_there(file):
+def test_queries_use_existing_labels(file):
     for query in QUERIES[file]:
         known = OF_PROMETHEUS.union(*(LABELS[figure_of(name)] for name in re.findall(r"\bvl2_\w+", query)))
         used = set(re.findall(r"(\w+)\s*=~?\"", query))
@@ -67,7 +67,7 @@ def test_queries_choose_by_labels_that_are_there(file):
         assert used <= known, query
 
 
-def test_each_figure_that_grows_is_asked_for_its_rate():
+def test_counters_are_queried_by_rate():
     for file in ("dashboard.json", "alerts.yml"):
         for query in QUERIES[file]:
             for name in re.findall(r"\bvl2_\w+(?=[{\[])", query):
@@ -75,7 +75,7 @@ def test_each_figure_that_grows_is_asked_for_its_rate():
                     assert re.search(rf"(rate|increase)\({name}[{{\[]", query), query
 
 
-def test_reasons_that_the_alerts_look_for_are_errors():
+def test_reasons_in_alerts_are_error_kinds():
     from videollama_core.protocol import errors
 
     for query in QUERIES["alerts.yml"]:
@@ -84,8 +84,8 @@ def test_reasons_that_the_alerts_look_for_are_errors():
                 assert issubclass(getattr(errors, reason), errors.VideoLlamaError)
 
 
-def test_a_server_counts_what_alerts_look_for_from_its_start():
-    """Prometheus sees no growth in a counter whose first value is 1."""
+def test_counters_used_by_alerts_start_at_zero():
+    """Prometheus sees no increase in a counter whose first value is 1."""
     from videollama_server.stages.watch import SERVERS_FAULTS
 
     wanted = [
@@ -97,14 +97,14 @@ def test_a_server_counts_what_alerts_look_for_from_its_start():
     assert len(wanted) == 2 and set.union(*wanted) == set(SERVERS_FAULTS)
 
 
-def test_the_table_names_every_figure_and_no_other():
+def test_the_table_lists_exactly_the_published_metrics():
     page = (ROOT / "docs/observability.md").read_text("utf-8")
     rows = {name: kind for name, kind in re.findall(r"^\| `(vl2_\w+)` \| (\w+) \|", page, re.MULTILINE)}
     assert rows == {name: figure.kind for name, figure in OURS.items()} | {RUNNING_METRIC: "gauge"}
 
 
-def test_other_files_name_what_is_published():
-    """Manifests that scale by a figure, and the documents."""
+def test_other_files_use_published_metrics():
+    """Manifests that scale by a metric, and the documents."""
     files = [path for folder in ("deploy", "docker", "docs") for path in (ROOT / folder).rglob("*") if path.is_file()]
     files = [path for path in files if path.suffix in (".yml", ".yaml", ".json", ".md") and path.name != "log.md"]
     assert len(files) > 15

@@ -1,4 +1,4 @@
-"""docs/performance.md and its plots show the recorded results, and no others."""
+"""docs/performance.md shows exactly the recorded results."""
 
 import json
 
@@ -11,7 +11,7 @@ from videollama_benchmarks.recording import RESULTS
 HINT = "run python -m videollama_benchmarks.performance_page"
 
 
-def test_the_page_is_made_of_the_recorded_results():
+def test_the_page_shows_the_recorded_results():
     page = PAGE.read_text("utf-8")
     assert updated(page) == page, HINT
 

@@ -31,8 +31,8 @@ def test_weights_are_counted_as_published(name, language, encoders):
     assert 0.93 <= tower / (303_507_456 if "2.1" not in name else 412_987_248) <= 1.0
 
 
-def test_hearing_costs_what_is_published():
-    """BEATs without its classifier, one table of positions and a merged convolution; and the projector."""
+def test_audio_parameters_are_counted_as_published():
+    """BEATs without its classifier, with one table of positions and a merged convolution; plus the projector."""
     extra = count_parameters("VideoLLaMA2.1-7B-AV")[0] - count_parameters("VideoLLaMA2.1-7B-16F")[0]
     classifier, lengths = 527 * 768 + 527, 128
     assert extra == 90_717_055 + 15_604_736 - classifier - lengths
@@ -63,6 +63,6 @@ def test_the_plan_counts_the_prompt_tables():
     assert row.kv_tokens == int(held / (2 * 2 * 32 * 8 * 128))
 
 
-def test_the_documented_plan_is_this_one():
+def test_the_documented_plan_is_current():
     table = as_table(make_plan())
     assert table in (ROOT / "docs/gpu.md").read_text("utf-8"), table

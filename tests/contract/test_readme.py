@@ -1,4 +1,4 @@
-"""README.md tells the truth: its tree is ours, its commands are real, and setup says what is missing."""
+"""README.md is accurate: its file tree exists, its commands are real, and setup reports what is missing."""
 
 import ast
 import os
@@ -24,7 +24,7 @@ def folders_of_the_tree():
 
 
 def modules_of_ours():
-    """Python files of this repository; an empty `__init__.py` is no module that could say something."""
+    """Python files of this repository; an empty `__init__.py` has no docstring and does not count."""
     folders = {folder.split("/")[0] for folder in folders_of_the_tree()} - {"build"}
     return [path for folder in folders for path in (ROOT / folder).rglob("*.py") if path.stat().st_size]
 
@@ -52,7 +52,7 @@ def test_every_folder_with_modules_is_in_the_tree():
             assert f"{folder}/" in named, folder
 
 
-def test_every_module_says_in_one_line_what_it_is():
+def test_every_module_has_a_one_line_summary():
     for path in modules_of_ours():
         lines = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").splitlines()
         assert lines and re.search(r"[.:?]$", lines[0]) and lines[1:2] in ([], [""]), path
@@ -65,7 +65,7 @@ def test_the_two_commands_are_targets_of_the_makefile():
 
 
 def run_setup(tmp_path, **programs: str) -> subprocess.CompletedProcess[str]:
-    """scripts/setup.sh where only these stand-ins and the plain shell tools are found."""
+    """Runs scripts/setup.sh where only these stand-ins and the plain shell tools are on the PATH."""
     for name, body in programs.items():
         path = tmp_path / name
         path.write_text(f"#!/bin/sh\n{body}\n")
@@ -90,6 +90,6 @@ LINUX = "case $1 in -s) echo Linux ;; -m) echo x86_64 ;; esac"
         ({"uname": LINUX, "python3": "echo 3.13"}, "found 3.13, but Python 3.11 or 3.12 is needed"),
     ],
 )
-def test_setup_says_what_is_missing(programs, reason, tmp_path):
+def test_setup_reports_what_is_missing(programs, reason, tmp_path):
     result = run_setup(tmp_path, **programs)
     assert result.returncode == 1 and re.search(reason, result.stderr), result.stderr

@@ -74,7 +74,7 @@ def test_an_ensemble_uses_only_what_exists(name, assembled):
 
 
 def test_triton_caches_nothing():
-    """It compares 64 bits of a hash that is not cryptographic; what is known about media the entry keeps."""
+    """Triton compares 64 bits of a non-cryptographic hash; the entry caches media itself."""
     assert not [name for name in STAGES if config(name).response_cache.enable]
 
 
@@ -117,7 +117,7 @@ TENSORRT_LLM = {
 }
 
 
-def test_the_language_model_speaks_tensorrt_llm():
+def test_the_language_model_has_tensorrt_llms_interface():
     ours = set(OWN_SAMPLING)  # and of no engine of TensorRT-LLM
     assert {t.name: (t.dtype, t.dims) for t in LANGUAGE_MODEL.inputs if t not in ours} == TENSORRT_LLM
     assert ours <= set(LANGUAGE_MODEL.inputs) and all(t.optional for t in ours)
@@ -150,7 +150,7 @@ def test_every_python_stage_has_an_adapter():
     assert {path.parts[-3] for path in REPOSITORY.glob("*/1/model.py")} == python
 
 
-def test_names_of_one_thing_are_one_type():
+def test_a_tensor_name_has_one_type():
     """The same tensor name never means two types."""
     seen: dict[str, str] = {}
     for stage in STAGES.values():

@@ -1,4 +1,4 @@
-"""TensorRT 10.14: every exported graph is in its operator table, the traps are caught, and its API is used as recorded."""
+"""TensorRT 10.14: every exported graph is covered by its operator table, known pitfalls are caught, and its API is used as recorded."""
 
 import ast
 import json
@@ -95,7 +95,9 @@ def test_every_served_graph_is_in_the_table(variant, bundle_of):
 @pytest.mark.parametrize("graph", [VISION_ENCODER, CONNECTOR, AUDIO_ENCODER], ids=lambda graph: graph.name)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 def test_typed_graphs(graph, dtype, typed_graph):
-    """In half precision: norms in float32, inputs and outputs in the engine's type, values near PyTorch's; depthwise bfloat16 is caught."""
+    """In half precision: norms in float32, inputs and outputs in the engine's type, values near PyTorch's; depthwise
+    bfloat16 is caught.
+    """
     parts = open_checkpoint(checkpoint("av-qwen2-siglip"))
     path = typed_graph("av-qwen2-siglip", graph, dtype)
     reasons = [violation.reason for violation in check_graph(path)]
@@ -144,7 +146,7 @@ def convolution(group: int, per_group: int, kind: int):
 
 
 def test_a_graph_is_exported_once_and_each_copy_is_the_callers_own():
-    """A copy that was edited, as the one for ONNX Runtime is, leaves the next as the first was."""
+    """Editing one copy, as ONNX Runtime's is edited, leaves the next copy unchanged."""
     config = open_checkpoint(checkpoint("av-qwen2-siglip")).config
     first, edited, last = (trace_graph(VISION_ENCODER, config) for _ in range(3))
     float_pixels(edited)
@@ -153,8 +155,8 @@ def test_a_graph_is_exported_once_and_each_copy_is_the_callers_own():
     assert [str(node) for node in first.graph] == [str(node) for node in last.graph]
 
 
-def test_a_graph_says_nothing_of_the_machine_that_exported_it(bundle_of):
-    """The exporter writes a stack trace with the paths of the source tree at every node."""
+def test_a_graph_reveals_nothing_about_the_machine_that_exported_it(bundle_of):
+    """The exporter writes a stack trace with the source tree's paths at every node."""
     graphs = sorted((Bundle.open(bundle_of("av-qwen2-siglip")).root / "onnx").glob("*.onnx"))
     assert len(graphs) == 5
     for path in graphs:
@@ -181,7 +183,9 @@ def test_a_graph_kept_for_other_processes_is_the_one_that_was_exported(tmp_path,
 
 
 def test_the_check_before_a_conversion_exports_the_conversions_connector():
-    """The check shortens the towers' layers, of which the connector knows nothing: it is the costliest graph to export."""
+    """The check shortens the towers' layers, which the connector does not depend on: it is the costliest graph to
+    export.
+    """
     config = open_checkpoint(checkpoint("av-qwen2-siglip")).config
     shortened = replace(config, vision=replace(config.vision, select_layer=1))
     assert SPECS[CONNECTOR].decided_by(shortened) == SPECS[CONNECTOR].decided_by(config)
@@ -225,7 +229,7 @@ def test_norms_in_half_precision_are_refused(tmp_path):
         (helper.make_node("Fused", ["x"], ["y"], domain="own"), TensorProto.FLOAT, [4], 18, "custom domain"),
     ],
 )
-def test_what_the_importer_does_not_take(node, kind, shape, opset, reason, tmp_path):
+def test_graphs_that_the_importer_cannot_read_are_refused(node, kind, shape, opset, reason, tmp_path):
     assert any(reason in violation.reason for violation in check_graph(saved(tmp_path, node, kind, shape, opset=opset)))
 
 
@@ -241,7 +245,7 @@ MACHINE = {"tensorrt": "10.14.1.48", "gpu": "NVIDIA H100 80GB HBM3", "capability
         ({"capability": "8.0", "gpu": "NVIDIA A100"}, r"was built for capability 8.0 \(NVIDIA A100\)"),
     ],
 )
-def test_an_engine_for_another_machine_is_found_before_serving(change, reason, tmp_path):
+def test_an_engine_for_another_machine_is_refused_before_serving(change, reason, tmp_path):
     engine = tmp_path / "vision_encoder.engine"
     engine.with_suffix(".json").write_text(json.dumps({"machine": MACHINE}))
     assert check_sidecar(engine, MACHINE)["machine"] == MACHINE

@@ -39,7 +39,7 @@ PICTURE = MEDIA / "desert.jpg"
 
 
 def structure(graph, config):
-    """What decides a graph, weights apart."""
+    """What decides a graph, apart from its weights."""
     return graph.name, SPECS[graph].decided_by(config)
 
 
@@ -78,7 +78,7 @@ def check_fp8(path, config):
 
 @pytest.fixture(scope="session")
 def built():
-    """(structure, profiles, dtype) of what was built in this session."""
+    """(structure, profiles, dtype) of everything built in this session."""
     return set()
 
 
@@ -107,7 +107,7 @@ def test_every_graph_is_parsed_and_built(variant, typed_graph, built, tmp_path):
 
 
 def with_computed_axes(model):
-    """The axes of each mean as the exporter computes them: a constant through Reshape."""
+    """Computes the axes of each mean as the exporter does: a constant through Reshape."""
     stored = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer if one.name.endswith(".axes")}
     nodes = []
     for node in model.graph.node:
@@ -124,7 +124,7 @@ def with_computed_axes(model):
 
 
 def with_computed_biases(model):
-    """A bias of zeros for each convolution without one, as long as its weights."""
+    """Adds a bias of zeros, as long as its weights, to each convolution without one."""
     kinds = {one.name: one.data_type for one in model.graph.initializer}
     nodes = []
     for node in model.graph.node:
@@ -148,7 +148,7 @@ def replace_nodes(model, nodes):
 
 
 def refusal(path):
-    """What the fast check and NVIDIA's parser say."""
+    """The findings of the fast check and of NVIDIA's parser."""
     reasons = [str(violation) for violation in check_graph(path)]
     try:
         parse(path)
@@ -188,8 +188,8 @@ def test_a_fault_of_the_exporter_is_refused_and_its_repair_changes_no_bit(fault,
         path.unlink(missing_ok=True)
 
 
-def test_a_conversion_asks_the_parser_first(tmp_path, monkeypatch):
-    """Before it asks for a GPU or reads a weight; what passes the operator table is refused all the same."""
+def test_a_conversion_runs_the_parser_first(tmp_path, monkeypatch):
+    """Before it needs a GPU or reads a weight; graphs that pass the operator table can still be refused."""
     options = EngineOptions("tensorrt", "bfloat16", recipe=Recipe("float16"), fp8_media=(PICTURE,))
     monkeypatch.setattr(tidy_graph, "_store_axes", lambda node, graph: None)
     monkeypatch.setattr(check, "check_graph", lambda path: [])
@@ -202,7 +202,7 @@ def test_a_conversion_asks_the_parser_first(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # every graph of every variant is exported
-def test_an_older_parser_takes_them_too(typed_graph, tmp_path):
+def test_an_older_parser_accepts_the_graphs_too(typed_graph, tmp_path):
     """1.4.0.76, whose parser is close to TensorRT 10's, in an environment of its own."""
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env/bin/python"
@@ -239,7 +239,7 @@ def test_fp8_is_refused_for_ampere(typed_graph, tmp_path):
         build(VISION_ENCODER, config, path, (8.6,))
 
 
-def test_what_the_parser_refuses_is_told(tmp_path):
+def test_the_parsers_refusal_is_reported(tmp_path):
     value = helper.make_tensor_value_info
     node = helper.make_node("NonExistent", ["x"], ["y"])
     kind = onnx.TensorProto.FLOAT

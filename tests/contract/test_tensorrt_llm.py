@@ -1,4 +1,4 @@
-"""What is written for TensorRT-LLM 1.2.1, held against the release's own facts (facts_tensorrt_llm.json names each source)."""
+"""The files written for TensorRT-LLM 1.2.1 against the release's own facts (facts_tensorrt_llm.json names each source)."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def flags(words: list[str]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_flag_and_value_is_the_releases(name):
+def test_every_flag_and_value_exists_in_the_release(name):
     checkpoint, recipe = RECIPES[name]
     commands = recipe.commands(published_config(checkpoint), Path("llm"), Path("out"))
     assert len(commands) == 2
@@ -59,7 +59,7 @@ def test_every_flag_and_value_is_the_releases(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_engine_takes_what_the_service_sends(name):
+def test_the_engine_accepts_what_the_service_sends(name):
     checkpoint, recipe = RECIPES[name]
     config = published_config(checkpoint)
     used = flags(recipe.commands(config, Path("llm"), Path("out"))[1])
@@ -82,7 +82,7 @@ def test_experts_multiply_to_the_tensor_parallel_size():
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("max_seq_len", [4096, 8192])
-def test_no_question_that_is_accepted_overflows_its_share_of_the_prompt_table(name, max_seq_len):
+def test_no_accepted_question_overflows_its_share_of_the_prompt_table(name, max_seq_len):
     """The executor throws outside every request, which ends all of them; the table was sized for num_frames alone."""
     config = published_config(name)
     if max_seq_len > config.language.max_positions:
@@ -97,8 +97,8 @@ def test_no_question_that_is_accepted_overflows_its_share_of_the_prompt_table(na
     assert recipe.table_bytes(config) == total * config.language.width * 2
 
 
-def test_raw_frames_of_a_7b_have_room():
-    """2,873 rows of 32 frames, where 845 were."""
+def test_raw_frames_of_a_7b_fit():
+    """2,873 rows for 32 frames, where the table had 845."""
     assert Recipe("float16").table_rows(published_config("VideoLLaMA2-7B")) == 2873
 
 
@@ -181,15 +181,15 @@ def test_every_parameter_is_there_and_allowed(name):
     assert parameters["executor_worker_path"] == "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
 
 
-def test_reuse_of_keys_and_values_goes_with_hashes():
-    """Unset means on in the C++ backend; without hashes one video would be answered with another's."""
+def test_kv_cache_reuse_requires_hashes():
+    """Unset means on in the C++ backend; without hashes one video would be answered with another's cache."""
     recipe = RECIPES["plain"][1]
     assert parameters(recipe, "e", "t")["enable_kv_cache_reuse"] == "true"
     assert contract.PROMPT_EXTRA_IDS.name in {tensor.name for tensor in contract.PROMPT.outputs}
     assert contract.MEDIA_HASH.name in {tensor.name for tensor in contract.PERCEPTION.outputs}
 
 
-def test_the_cpu_stage_speaks_a_part_of_the_same_contract():
+def test_the_cpu_stage_implements_a_part_of_the_same_contract():
     theirs = {field.name: field for field in INPUTS}
     ours = {tensor.name for tensor in contract.OWN_SAMPLING}  # refused by the entry where TensorRT-LLM answers
     for tensor in contract.LANGUAGE_MODEL.inputs:
@@ -261,7 +261,7 @@ def test_one_server_per_rank_and_one_that_answers():
         ("VideoLLaMA2-7B", Recipe("float64"), "dtype is 'float64'"),
     ],
 )
-def test_what_cannot_be_built_is_refused_before_work(checkpoint, recipe, reason):
+def test_unsupported_builds_are_refused_before_any_work(checkpoint, recipe, reason):
     with pytest.raises(InvalidRequest, match=reason):
         recipe.commands(published_config(checkpoint), Path("llm"), Path("out"))
 
@@ -270,7 +270,7 @@ def test_what_cannot_be_built_is_refused_before_work(checkpoint, recipe, reason)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_profiles_hold_every_shape_that_is_planned(name):
+def test_profiles_cover_every_planned_shape(name):
     from videollama_core.model.frame_plan import plan_time_steps
 
     config = published_config(name)
@@ -292,6 +292,6 @@ def test_profiles_hold_every_shape_that_is_planned(name):
     assert profiles(CONNECTOR, config)[0]["frame_index"][2] == (4,)
 
 
-def test_one_place_says_the_release():
+def test_the_release_is_named_in_one_place():
     source = (ROOT / "converters/videollama_converters/tensorrt_llm/recipe.py").read_text("utf-8")
     assert FACTS["source"].endswith("v1.2.1") and 'RELEASE = "1.2.1"' in source

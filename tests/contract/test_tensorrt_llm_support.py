@@ -1,4 +1,4 @@
-"""Every pair of weights and cache of every family: refused, or a server that starts by the rules of the release's own builder."""
+"""Every combination of weights and cache for every family: refused, or a server that starts by the rules of the release's own builder."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def flags(words: list[str]) -> dict[str, str]:
 
 
 def built(quantization: str, kv_dtype: str, words: list[str]) -> dict[str, bool]:
-    """What the builder makes of the plugins that are asked for, as its source says."""
+    """The plugins that the builder chooses for these flags, following its source."""
     rules, asked = FACTS["builder"], flags(words)
     algo = rules["quant_algo"][quantization]
     off = rules["paged_context_fmha_off"]
@@ -48,8 +48,8 @@ def built(quantization: str, kv_dtype: str, words: list[str]) -> dict[str, bool]
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize("quantization", WEIGHTS)
 @pytest.mark.parametrize("dtype", ENCODER_ENGINES["tensorrt"].dtypes)
-def test_a_pair_is_refused_or_starts(dtype, quantization, kv_dtype, family, texts):
-    """A cache of int8, and of fp8 without fp8 weights, once printed commands for a server that did not start."""
+def test_a_combination_is_refused_or_starts(dtype, quantization, kv_dtype, family, texts):
+    """An int8 cache, and an fp8 cache without fp8 weights, once printed commands for a server that did not start."""
     config = published_config(CHECKPOINTS[family])
     for gpu, card in GPUS.items():
         recipe = Recipe("float16", quantization, kv_dtype, gpu=gpu, calibration=texts if quantization else "")
@@ -77,8 +77,8 @@ def test_a_pair_is_refused_or_starts(dtype, quantization, kv_dtype, family, text
         assert flags(first).get("--kv_cache_dtype", "auto") == kv_dtype
 
 
-def test_what_is_refused_is_what_the_release_cannot_do():
-    """The refusals are no larger than they need be."""
+def test_only_what_the_release_cannot_do_is_refused():
+    """The refusals are no broader than necessary."""
     for family in FAMILIES:
         for quantization in WEIGHTS:
             for kv_dtype in KV_DTYPES:
@@ -88,7 +88,7 @@ def test_what_is_refused_is_what_the_release_cannot_do():
                 assert starts == (not refusal(family, quantization, kv_dtype)), (family, quantization, kv_dtype)
 
 
-def test_the_documented_table_is_this_one():
+def test_the_documented_table_is_current():
     assert as_table() in (ROOT / "docs/gpu.md").read_text("utf-8"), as_table()
 
 
@@ -127,7 +127,7 @@ def test_calibration_texts_are_read_before_the_work(content, reason, tmp_path):
 
 
 def test_a_path_that_quantize_takes_for_another_model_is_refused(texts):
-    """quantize.py looks for "mpt", "vila" and others in the whole path: a folder named attempt is read as an MPT model."""
+    """quantize.py searches the whole path for "mpt", "vila" and others: a folder named attempt is read as an MPT model."""
     recipe, config = Recipe("float16", "fp8", calibration=texts), published_config("VideoLLaMA2-7B")
     with pytest.raises(InvalidRequest, match="attempt.*contains 'mpt'"):
         recipe.commands(config, Path("/data/attempt/llm"), Path("out"))

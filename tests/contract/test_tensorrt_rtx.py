@@ -45,7 +45,7 @@ def test_a_bundle_is_made_without_a_gpu(rtx_bundle):
 
 
 def test_float32_is_not_computed_in_tf32(rtx_bundle):
-    """As NVIDIA's builder does by default."""
+    """NVIDIA's builder does that by default."""
     builder = trt.Builder(rtx_logger())
     assert builder.create_builder_config().get_flag(trt.BuilderFlag.TF32)
     for graph in (VISION_ENCODER, CONNECTOR):
@@ -54,8 +54,8 @@ def test_float32_is_not_computed_in_tf32(rtx_bundle):
         assert (settings.num_optimization_profiles, settings.num_compute_capabilities) == (2, len(TARGETS))
 
 
-def test_only_names_of_the_library_are_used():
-    """What runs on a GPU alone: every attribute that is asked of the runtime's objects, held against the package."""
+def test_only_existing_names_of_the_library_are_used():
+    """Code that runs only on a GPU: every attribute used on the runtime's objects is checked against the package."""
     kinds = {
         "trt": trt,
         "_runtime": trt.Runtime,
@@ -76,14 +76,14 @@ def test_only_names_of_the_library_are_used():
     assert hasattr(trt.CudaGraphStrategy, "WHOLE_GRAPH_CAPTURE")
 
 
-def test_its_language_model_is_pytorchs(rtx_bundle):
+def test_its_language_model_runs_on_pytorch(rtx_bundle):
     runner = load_runner(rtx_bundle, 2)
     assert isinstance(runner, TorchRunner)
     assert np.isfinite(runner.prefill(0, np.arange(5), None, np.ones(5, bool))).all()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: tests/gpu loads the engines")
-def test_without_a_driver_the_engine_says_so(rtx_bundle):
+def test_without_a_driver_the_engine_raises_a_clear_error(rtx_bundle):
     with pytest.raises(
         ArtifactMismatch, match=r"cannot be loaded by TensorRT-RTX .*CUDA.*needs an NVIDIA GPU and a driver"
     ):

@@ -1,4 +1,4 @@
-"""Who may import whom, and what the client's install brings."""
+"""Which package may import which, and what the client's install brings."""
 
 import ast
 import importlib.metadata
@@ -93,7 +93,7 @@ def test_packages_import_downwards_only(package):
 
 
 @pytest.mark.parametrize(("package", "room"), [(package, room) for package in ROOMS for room in ROOMS[package]])
-def test_rooms_import_downwards_only(package, room):
+def test_subpackages_import_downwards_only(package, room):
     allowed = tuple(f"{package}.{name}" for name in (room, *ROOMS[package][room]))
     folder = folder_of(package)
     for path, name in imports(folder):
@@ -103,7 +103,7 @@ def test_rooms_import_downwards_only(package, room):
 
 
 @pytest.mark.parametrize("package", ROOMS)
-def test_every_room_has_its_rule_and_no_circle(package):
+def test_every_subpackage_has_a_rule_and_there_are_no_cycles(package):
     folder = folder_of(package)
     rooms = {path.parent.name for path in folder.glob("*/__init__.py")} | {path.stem for path in folder.glob("*.py")}
     assert rooms - {"__init__"} == set(ROOMS[package])
@@ -113,7 +113,7 @@ def test_every_room_has_its_rule_and_no_circle(package):
         assert {name.split(".")[0] for name in below} <= above, room
 
 
-def test_every_package_says_what_may_be_in_it():
+def test_every_package_documents_what_belongs_in_it():
     for package in ROOMS:
         for path in folder_of(package).rglob("__init__.py"):
             text = ast.get_docstring(ast.parse(path.read_text("utf-8")))
@@ -121,7 +121,7 @@ def test_every_package_says_what_may_be_in_it():
             assert path.parent.name == "videollama_core" or "import" in text.lower(), path
 
 
-def test_no_room_is_crowded():
+def test_no_subpackage_is_crowded():
     for folder in map(folder_of, PACKAGES):
         for room in {path.parent for path in folder.rglob("*.py")}:
             assert len([path for path in room.glob("*.py") if path.name != "__init__.py"]) <= MOST_FILES, room
@@ -150,7 +150,7 @@ def test_a_gpu_machine_finds_every_package_without_an_installation():
     assert set(path.split(":")) == {folder or "." for folder, _ in PACKAGES.values()}
 
 
-def test_nobody_imports_the_reference():
+def test_no_module_imports_the_reference():
     for package in PACKAGES:
         for path, name in imports(folder_of(package)):
             foreign = name.split(".")[0]
@@ -170,12 +170,12 @@ def test_the_bare_install_names_no_heavy_package():
     assert bare == {"click", "grpcio", "numpy", "protobuf", "tritonclient"}
 
 
-def test_the_core_knows_no_server():
+def test_the_core_imports_no_server():
     for path, name in imports(ROOT / "videollama_core"):
         assert name.split(".")[0] not in ("triton_python_backend_utils", "tritonclient", "grpc"), f"{path}: {name}"
 
 
-def test_only_stages_know_the_python_backend():
+def test_only_stages_import_the_python_backend():
     for path, name in imports(ROOT / "server"):
         if path.parent.name != "stages":
             assert name.split(".")[0] != "triton_python_backend_utils", f"{path} imports {name}"

@@ -56,14 +56,14 @@ def timed(run: Any, repeats: int = REPEATS) -> dict[str, float]:
 
 
 def card() -> tuple[str, Gpu]:
-    """Name, and the maker's figures of the nearest GPU in the plan."""
+    """The GPU's name, and the published figures of the nearest GPU in the plan."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "none: a rehearsal on the CPU"
     key = next((key for key in ("H200", "H100", "L40S", "A100-80") if key.split("-")[0] in name), "H100")
     return name, GPUS[key]
 
 
 def reached(device: torch.device) -> dict[str, float]:
-    """What the card reaches: TFLOP/s of a square product, TB/s read and written by a copy."""
+    """What the card achieves: TFLOP/s of a square product, TB/s read and written by a copy."""
     size, count = (8192, 2**31) if device.type == "cuda" else (64, 2**16)
     left, right = (torch.randn(size, size, dtype=DTYPE, device=device) for _ in range(2))
     source, target = (torch.zeros(count, dtype=torch.uint8, device=device) for _ in range(2))

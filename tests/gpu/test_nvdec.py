@@ -1,4 +1,4 @@
-"""NVDEC on a GPU: that it is what decodes, and how far its pictures are from libavcodec's."""
+"""NVDEC on a GPU: it really decodes, and its pictures are close to libavcodec's."""
 
 import io
 import time
@@ -35,7 +35,7 @@ def _nvdec(device):
 
 
 @pytest.mark.parametrize("made", CLIPS, ids=lambda made: made.name)
-def test_frames_are_those_of_pyav(made, tmp_path):
+def test_frames_equal_those_of_pyav(made, tmp_path):
     data = made.write(tmp_path).read_bytes()
     with av.open(
         io.BytesIO(data), hwaccel=HWAccel("cuda", allow_software_fallback=False, is_hw_owned=True)

@@ -63,7 +63,9 @@ def test_real_size_engines(name, tmp_path):
 
 @pytest.mark.parametrize("variant", TINY)
 def test_recorded_shapes_take_turns(variant, tmp_path):
-    """A picture, a video and (with an audio tower) an audio file, each recorded at its second call and replayed between the others'."""
+    """A picture, a video and (with an audio tower) an audio file, each recorded at its second call and replayed in
+    between the others.
+    """
     parts, random = open_checkpoint(checkpoint(variant)), np.random.default_rng(0)
     config = parts.config
     for graph in ENGINE_GRAPHS:

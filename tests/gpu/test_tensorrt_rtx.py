@@ -20,8 +20,8 @@ if gpu_capability() not in TARGETS:
 
 
 @pytest.mark.parametrize("variant", ["mistral-clip-8f", "qwen2-siglip-16f", "av-qwen2-siglip"])
-def test_engines_see_and_hear_as_pytorch_does(variant, tmp_path):
-    """A picture, a video and a sound, each three times: compiled, recorded and replayed between the others'."""
+def test_engines_encode_as_pytorch_does(variant, tmp_path):
+    """A picture, a video and a sound, each three times: compiled, recorded and replayed in between the others."""
     options = EngineOptions("tensorrt-rtx", "bfloat16", max_seq_len=4096)
     bundle = Bundle.open(convert(checkpoint(variant), tmp_path / "out", options=options))
     parts, random, config = open_checkpoint(checkpoint(variant)), np.random.default_rng(0), bundle.config

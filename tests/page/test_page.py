@@ -49,7 +49,7 @@ def browser():
 
 @pytest.fixture
 def page(browser, address):
-    """A fresh page; what it wrote to the console as an error fails the test."""
+    """A fresh page; an error that it writes to the console fails the test."""
     page = browser.new_page(viewport={"width": 1200, "height": 800})
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
@@ -62,7 +62,7 @@ def page(browser, address):
 
 
 def ask(page, question: str, answers: int) -> str:
-    """The answer, once it is whole: its stages are shown below it."""
+    """The answer once it is complete, when its stage times are shown below it."""
     page.get_by_label("Question").fill(question)
     page.keyboard.press("Enter")
     page.locator("#log .stages").nth(answers - 1).wait_for()
@@ -95,8 +95,8 @@ def test_an_example_and_a_part_of_it(page, server):
     assert shown == pytest.approx([frame.seconds for frame in told.frames], abs=0.006)
 
 
-def test_it_streams_and_stops(page):
-    """With options that the page does not offer, so that the answer is long."""
+def test_an_answer_streams_and_can_be_stopped(page):
+    """Uses options that the page does not offer, so that the answer is long."""
     more = {"temperature": 100, "top_k": 0, "top_p": 1, "seed": 3, "max_tokens": 3000}
 
     def send(route):
@@ -110,8 +110,8 @@ def test_it_streams_and_stops(page):
     assert page.get_by_role("button", name="Ask").is_enabled()
 
 
-def test_an_error_in_words(browser, address, tmp_path):
-    """Not with the fixture: a browser notes the status 400 as an error of its own."""
+def test_an_error_is_shown_in_words(browser, address, tmp_path):
+    """Without the fixture: a browser logs the status 400 as an error of its own."""
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"\0\0\0\x20ftypisom" + b"nothing" * 100)
     page = browser.new_page()
@@ -126,7 +126,7 @@ def test_an_error_in_words(browser, address, tmp_path):
     page.close()
 
 
-def test_a_phone_and_the_dark(browser, address):
+def test_a_phone_layout_and_the_dark_theme(browser, address):
     page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
     page.goto(address)
     page.get_by_role("button", name="Example 1", exact=True).click()
@@ -136,7 +136,7 @@ def test_a_phone_and_the_dark(browser, address):
     page.close()
 
 
-def test_by_keyboard_alone(page):
+def test_the_page_works_by_keyboard_alone(page):
     for _ in range(30):
         if page.evaluate("document.activeElement.id") == "question":
             break
@@ -146,7 +146,7 @@ def test_by_keyboard_alone(page):
     page.locator("#log .stages").wait_for()
 
 
-def test_nothing_but_the_page_is_handed_out(address):
+def test_only_the_page_is_served(address):
     import httpx2
 
     for path in (
