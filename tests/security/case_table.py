@@ -1,4 +1,4 @@
-"""The table of docs/security.md: one row a case, written by the run that saw it."""
+"""The table of docs/security.md: one row per case, written by the run that observed it."""
 
 import fcntl
 import re
@@ -18,7 +18,7 @@ def _below(value: float, limits: tuple[float, ...], unit: str) -> str:
 
 @dataclass
 class CaseTable:
-    """The cases of one area; `add` each, and they stand in its part of the page after the run."""
+    """The cases of one area; `add` each, and they are written to its part of the page after the run."""
 
     area: str
     rows: list[str] = field(default_factory=list)

@@ -68,7 +68,7 @@ def write(name: str, data: bytes | str) -> Callable[[Path], None]:
 
 
 def replaced(name: str, put: Callable[[Path], Any]) -> Callable[[Path], None]:
-    """Another thing under a file's name."""
+    """Another file type under the file's name."""
 
     def change(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
@@ -82,7 +82,7 @@ def link(name: str, target: str) -> Callable[[Path], None]:
 
 
 def moved_out(name: str) -> Callable[[Path], None]:
-    """The file itself lies outside, and a link to it here."""
+    """The file itself is outside, with a link to it here."""
 
     def change(folder: Path) -> None:
         target = folder.parents[1] / OUTSIDE / name
@@ -93,7 +93,7 @@ def moved_out(name: str) -> Callable[[Path], None]:
 
 
 def put_device(path: Path) -> None:
-    """/dev/full; a link to it where this user may make none."""
+    """/dev/full, or a link to it where this user may not create one."""
     try:
         os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 7))
     except PermissionError:

@@ -1,4 +1,4 @@
-"""URLs that nobody may ask for, and addresses that are not public."""
+"""URLs that must not be fetched, and addresses that are not public."""
 
 from media_host import HOST
 

@@ -85,7 +85,7 @@ def spoiled(name: str, value: float) -> Callable[[Path], None]:
 
 
 def sparse_header(folder: Path) -> None:
-    """100 MB of header, of which none is on the disk."""
+    """100 MB of header, stored as a sparse file."""
     with (folder / "model.safetensors").open("wb") as file:
         file.write((100 * 10**6).to_bytes(8, "little"))
         file.truncate(100 * 10**6 + 8)

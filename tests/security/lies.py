@@ -1,4 +1,4 @@
-"""The lies that are told, by what is wrong with them."""
+"""Invalid server messages, by what is wrong with them."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""A gRPC server that tells lies: it sends what it is told to, bytes that are no message included."""
+"""A gRPC server that lies: it sends whatever a test sets, including bytes that are not a message."""
 
 import json
 import time
@@ -23,7 +23,7 @@ Lie = Callable[[service_pb2.ModelInferRequest, grpc.ServicerContext], Iterator[M
 
 
 def whole(*messages: Message) -> Lie:
-    """An answer of these messages, whatever was asked."""
+    """An answer of these messages, whatever the request."""
     return lambda request, context: iter(messages)
 
 
@@ -43,7 +43,7 @@ def error(text: str) -> Message:
 
 
 def summary(**changes: Any) -> Message:
-    """The last message with a summary that is changed, or without what is None."""
+    """The last message with a changed summary; fields that are None are left out."""
     return LAST_WITH(json.dumps({name: value for name, value in (SUMMARY | changes).items() if value is not None}))
 
 
@@ -76,7 +76,7 @@ def aborted(code: grpc.StatusCode, details: str, *before: Message) -> Lie:
 
 @dataclass
 class LyingServer:
-    """Answers questions with `lie` and pings with `ping`; `running` counts questions that it still answers."""
+    """Answers questions with `lie` and pings with `ping`; `running` counts questions still being answered."""
 
     lie: Lie = whole(FIRST, TEXT, LAST)
     ping: Lie = whole(FIRST)
@@ -100,7 +100,7 @@ class LyingServer:
             self.running -= 1
 
     def idle(self, seconds: float = 5.0) -> bool:
-        """Whether nobody's question is answered any more, within so long."""
+        """Whether every question has ended within that time."""
         deadline = time.monotonic() + seconds
         while self.running and time.monotonic() < deadline:
             time.sleep(0.01)

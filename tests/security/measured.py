@@ -1,4 +1,4 @@
-"""Runs a function in a forked process: what it answered, its processor time, and the memory it took above its start."""
+"""Runs a function in a forked process and returns its result, its processor time, and the memory it took above its start."""
 
 import os
 import pickle
@@ -25,7 +25,9 @@ class Measured:
 
 
 def measured(work: Callable[[], Any], seconds: int = 30, gigabytes: float = 4.0) -> Measured:
-    """Of a process that is killed after so many seconds and may take so much memory at most: the machine must live."""
+    """The process is killed after that many seconds and may take at most that much memory, so that the machine
+    survives.
+    """
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:

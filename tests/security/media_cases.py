@@ -1,4 +1,4 @@
-"""Media that ask for far more than they are: small files whose decoding would take a machine, each made in code."""
+"""Media that demand far more than their size: small files whose decoding would exhaust a machine, each generated in code."""
 
 import io
 import struct
@@ -37,7 +37,7 @@ def encoded(size: tuple[int, int], format: str, mode: str = "RGB", **options) ->
 
 
 def png(width: int, height: int, rows: int | None = None) -> bytes:
-    """Black, one bit a pixel; `rows` of it if fewer than the header says."""
+    """Black, one bit per pixel; only `rows` of it if the header promises more."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -57,12 +57,12 @@ def jpeg_with_scans(side: int, scans: int) -> bytes:
 
 
 def slow_pictures(number: int) -> list[bytes]:
-    """Within every limit, and still about two seconds each."""
+    """Within every limit, yet about two seconds each."""
     return [jpeg_with_scans(1500, 230)] * number
 
 
 def gif(frames: int, screen: tuple[int, int] = (8, 8), then: tuple[tuple[int, int], ...] = ()) -> bytes:
-    """So many frames of 8x8 on a screen, and then some of other sizes."""
+    """That many frames of 8x8 on a screen, and then some of other sizes."""
     small = encoded((8, 8), "GIF", "P")
     start = small.index(b"\x2c")
     header = small[:6] + struct.pack("<HH", *screen) + small[10:start]
@@ -72,7 +72,7 @@ def gif(frames: int, screen: tuple[int, int] = (8, 8), then: tuple[tuple[int, in
 
 
 def npy(shape: str, values: int, descr: str = "'|u1'") -> bytes:
-    """A header that says `shape`, and so many bytes."""
+    """A header that says `shape`, followed by that many bytes."""
     header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(values)
 

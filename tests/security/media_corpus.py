@@ -241,7 +241,7 @@ def case(number: int, seed: int = SEED) -> Case:
 
 
 def corpus(count: int, seed: int = SEED) -> Iterator[Case]:
-    """The named cases that ask for too much, and then as many made ones as are wanted in all."""
+    """The named cases that demand too much, then as many generated ones as needed to reach the total."""
     named = [Case.made(name, OVER) for name in OVER if "hour" not in name]
     yield from itertools.islice(itertools.chain(named, (case(number, seed) for number in itertools.count())), count)
 

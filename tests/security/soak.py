@@ -1,4 +1,4 @@
-"""A seeded mix of questions, cancels, disconnects, deadlines and kills on one server, and what it leaves on the machine."""
+"""A seeded mix of questions, cancellations, disconnects, deadlines and kills on one server, and what it leaves on the machine."""
 
 import os
 import random
@@ -84,7 +84,7 @@ def _call(server: Server, quiet: list[list[int]], requests: int, seed: int, tall
 
 
 def _ask(server: Server, number: int, kind: str, chance: random.Random) -> list[int] | None:
-    """The ids of a whole answer; None where this caller left. The connection is its own, and goes with it."""
+    """The ids of a whole answer; None where this caller cancelled. The connection is its own, and closes with it."""
     text, media = QUESTIONS[number]
     with server.client() as client:
         timeout = chance.uniform(0.005, 0.3) if kind == "deadline" else 60
@@ -101,7 +101,7 @@ def _ask(server: Server, number: int, kind: str, chance: random.Random) -> list[
 
 
 def _kill(server: Server, requests: int, kills: int, chance: random.Random, tally: Tally) -> None:
-    """Kill a process of a stage each time that another share of the requests is asked."""
+    """Kills a process of a stage each time another share of the requests has been sent."""
     for number in range(kills):
         while tally.asked < requests * (number + 1) / (kills + 1):
             time.sleep(0.01)
@@ -119,7 +119,7 @@ def _kill(server: Server, requests: int, kills: int, chance: random.Random, tall
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a server holds of its machine."""
+    """The machine resources that a server holds."""
 
     processes: int
     threads: int
@@ -157,14 +157,14 @@ def members(group: int) -> list[int]:
 
 
 def run_name(triton: int) -> str:
-    """What the folder and the shared memory of this server are called, from Triton's command line."""
+    """The name of this server's folder and shared memory, from Triton's command line."""
     words = Path(f"/proc/{triton}/cmdline").read_bytes().decode().split("\0")
     (prefix,) = (word.partition("prefix-name=")[2] for word in words if "shm-region-prefix-name=" in word)
     return prefix.removesuffix("-")
 
 
 def name_of(pid: int) -> str:
-    """Empty of a process that ended meanwhile."""
+    """Empty for a process that has ended meanwhile."""
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
@@ -172,7 +172,7 @@ def name_of(pid: int) -> str:
 
 
 def entries(folder: str) -> int:
-    """0 of a process that ended meanwhile, as those that decode do."""
+    """0 for a process that has ended meanwhile, as decoding processes do."""
     try:
         return len(os.listdir(folder))
     except OSError:

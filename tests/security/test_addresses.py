@@ -1,4 +1,4 @@
-"""Media by URL: what may not be asked, what may not be reached, and a host that does its worst."""
+"""Media by URL: what may not be requested, what may not be reached, and a host that misbehaves."""
 
 import os
 import threading
@@ -23,7 +23,7 @@ BODY = bytes(range(256)) * 40
 
 
 def refused(table, name: str, wanted: tuple[type[VideoLlamaError], ...], act, within: float = 5.0) -> None:
-    """One case: what it raises is one of the wanted, in time, and says so in words without what was hidden."""
+    """One case: it raises one of the expected errors, in time, in words that do not reveal what is hidden."""
     began = time.monotonic()
     with pytest.raises(VideoLlamaError) as raised:
         act()
@@ -33,7 +33,7 @@ def refused(table, name: str, wanted: tuple[type[VideoLlamaError], ...], act, wi
     table.add(name, raised.value.kind, seconds)
 
 
-def test_what_may_not_be_asked(case_table):
+def test_forbidden_urls_are_refused(case_table):
     gate = MediaGate(POLICY)
     for name, url in ASKED.items():
         refused(case_table, name, (InvalidRequest,), lambda url=url: gate.fetch(url), within=0.5)
@@ -52,7 +52,7 @@ def test_what_may_not_be_asked(case_table):
         gate.check(url)
 
 
-def test_addresses_that_are_not_public(case_table):
+def test_addresses_that_are_not_public_are_refused(case_table):
     gate = MediaGate(POLICY)
     for address in NOT_PUBLIC:
         with led_here(9, {HOST: [address]}):
@@ -154,8 +154,8 @@ HOSTS = {
 }  # fmt: skip
 
 
-def test_hosts_that_do_their_worst(host, case_table):
-    """With 1 second and 1 MiB for a fetch: neither is ever passed."""
+def test_misbehaving_hosts_are_bounded(host, case_table):
+    """With 1 second and 1 MiB for a fetch: neither is ever exceeded."""
     gate = MediaGate(POLICY, seconds=1.0, media_bytes=replace(MEDIA_BYTES, value=2**20))
     with led_here(host.port):
         for name, (answer, wanted) in HOSTS.items():
@@ -165,7 +165,7 @@ def test_hosts_that_do_their_worst(host, case_table):
     assert len(host.asked) == len(HOSTS) + 3 + 1  # nobody was asked who should not be: a circle is asked 3 times more
 
 
-def test_certificates_are_those_of_the_name(host, authority, tmp_path, case_table):
+def test_certificates_must_match_the_name(host, authority, tmp_path, case_table):
     gate = MediaGate(MediaPolicy((HOST, OTHER)))
     with led_here(host.port):
         refused(case_table, "host: certificate of another name", ONLY, lambda: gate.fetch(f"https://{OTHER}/ok"))
@@ -180,7 +180,7 @@ def test_certificates_are_those_of_the_name(host, authority, tmp_path, case_tabl
         other.close()
 
 
-def test_whoever_leaves_stops_the_fetch(host):
+def test_cancelling_stops_the_fetch(host):
     gate, left = MediaGate(POLICY, seconds=20), threading.Event()
     host.answers["/slow"] = drip(ok(b"", length=10**6))
     with led_here(host.port):
@@ -215,7 +215,7 @@ def test_fetches_wait_for_each_other_and_give_up(host, monkeypatch):
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder to hand out beside one that is not."""
+    """A folder to serve, beside one that must not be served."""
     root, outside = tmp_path / "root", tmp_path / "root-secret"
     (root / "below").mkdir(parents=True)
     outside.mkdir()
@@ -231,7 +231,7 @@ def root(tmp_path):
     return root
 
 
-def test_files_below_the_root_and_no_others(root, case_table):
+def test_only_files_below_the_root_are_served(root, case_table):
     gate = MediaGate(policy_of_options(None, root=root))
     base = f"file://{root}"
     for path in ("clip.mp4", "below/%C3%A4%20b.mp4", "link.mp4"):
@@ -282,7 +282,7 @@ def test_a_link_that_appears_after_the_check_is_not_followed(root, monkeypatch, 
     ],
     ids=str,
 )  # fmt: skip
-def test_what_an_operator_cannot_mean_is_refused(options):
+def test_invalid_policies_are_refused(options):
     with pytest.raises(InvalidRequest):
         policy_of_options(**options)
 

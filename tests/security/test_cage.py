@@ -1,4 +1,4 @@
-"""Decoding in a cage: the same pixels, nothing within reach, and a hostile file has its own process alone."""
+"""Decoding in a sandbox: the same pixels, nothing else accessible, and a hostile file affects only its own process."""
 
 import ctypes
 import fcntl
@@ -51,14 +51,14 @@ def decoder():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_comes_out_of_the_cage_is_what_went_in(kind, decoder):
+def test_the_sandbox_returns_the_same_pixels(kind, decoder):
     data = (MEDIA / KINDS[kind]).read_bytes()
     inside, outside = decoder.prepare(kind, [data], Segment()), prepare(kind, [data], Segment(), CONFIG)
     for name in ("frames", "filterbank", "index", "time"):
         assert np.array_equal(getattr(inside, name), getattr(outside, name), equal_nan=name == "time"), name
 
 
-def test_errors_of_the_media_come_out_as_they_are(decoder):
+def test_media_errors_leave_the_sandbox_unchanged(decoder):
     with pytest.raises(UnreadableMedia, match="not a video"):
         decoder.prepare("video", [b"text"], Segment())
     with pytest.raises(BadSegment, match="no frame lies between"):
@@ -69,7 +69,7 @@ def test_errors_of_the_media_come_out_as_they_are(decoder):
 
 
 def caged(work):
-    """What `work` gives in a process that has entered the cage."""
+    """The result of `work` in a process that has entered the sandbox."""
 
     def run():
         cage.enter()
@@ -107,14 +107,14 @@ def ctypes_call(name: str, *arguments: int) -> int:
 
 @pytest.mark.skipif(not CAGED, reason="this kernel has no Landlock or seccomp")
 @pytest.mark.parametrize("what", FORBIDDEN)
-def test_nothing_is_within_reach(what):
+def test_nothing_else_is_accessible(what):
     result = caged(FORBIDDEN[what])
     assert result.answer in ("PermissionError", "OSError", "ValueError"), result
 
 
 @pytest.mark.skipif(not CAGED, reason="this kernel has no Landlock or seccomp")
 @pytest.mark.parametrize("part", cage.PARTS)
-def test_each_part_alone_keeps_files_shut(part):
+def test_each_layer_alone_blocks_file_access(part):
     def run():
         cage.enter((part,))
         return Path("/etc/passwd").read_bytes()
@@ -122,7 +122,7 @@ def test_each_part_alone_keeps_files_shut(part):
     assert measured(run).answer == "PermissionError"
 
 
-def test_the_filter_of_the_other_machine_is_as_long_and_another():
+def test_the_filter_of_the_other_architecture_is_as_long_and_different():
     filters = {build_filter(1, machine) for machine in ("x86_64", "aarch64")}
     assert len(filters) == 2 and len({len(program) for program in filters}) == 1
     assert build_filter(1, "riscv64") is None
@@ -132,7 +132,7 @@ def test_the_filter_of_the_other_machine_is_as_long_and_another():
 
 
 def hostile(monkeypatch, tmp_path, body: str, setup: str = "") -> CagedDecoder:
-    """A decoder whose `prepare` is this code: what a file that has taken it over may do."""
+    """A decoder whose `prepare` is this code: what a file that has taken over the process may do."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
         "if 'videollama_server.sandbox.nursery' in ' '.join(sys.orig_argv):\n"
@@ -153,7 +153,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("name", ENDS)
-def test_a_file_ends_its_own_process_alone(name, monkeypatch, tmp_path):
+def test_a_file_ends_only_its_own_process(name, monkeypatch, tmp_path):
     body, message = ENDS[name]
     if "loop" in name:
         monkeypatch.setattr(limits, "PICTURE_SECONDS", replace(limits.PICTURE_SECONDS, value=1))
@@ -168,7 +168,7 @@ def test_a_file_ends_its_own_process_alone(name, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["m.MAP_SHARED", "m.MAP_PRIVATE | 0x100"])  # MAP_GROWSDOWN
-def test_memory_that_is_no_data_has_a_limit(kind, monkeypatch, tmp_path):
+def test_memory_other_than_data_has_a_limit(kind, monkeypatch, tmp_path):
     body = f"import mmap as m; m.mmap(-1, 8 * 2**30, flags=m.MAP_ANONYMOUS | {kind})"
     decoder = hostile(monkeypatch, tmp_path, body)
     try:
@@ -178,7 +178,7 @@ def test_memory_that_is_no_data_has_a_limit(kind, monkeypatch, tmp_path):
         decoder.close()
 
 
-def test_a_file_that_closes_what_is_watched_and_goes_on_is_ended(monkeypatch, tmp_path):
+def test_a_process_that_closes_its_socket_and_runs_on_is_killed(monkeypatch, tmp_path):
     decoder = hostile(monkeypatch, tmp_path, "import os, time; os.closerange(3, 100); time.sleep(60)")
     try:
         began = time.monotonic()
@@ -189,7 +189,7 @@ def test_a_file_that_closes_what_is_watched_and_goes_on_is_ended(monkeypatch, tm
         decoder.close()
 
 
-def test_one_that_is_killed_while_it_waits_is_missed_by_nobody(decoder):
+def test_a_process_killed_while_it_waits_is_replaced(decoder):
     decoder.prepare("video", [clip()], Segment())
     for _ in range(3):
         waiting = _waiting(decoder)
@@ -201,7 +201,7 @@ def test_one_that_is_killed_while_it_waits_is_missed_by_nobody(decoder):
 
 
 def _waiting(decoder) -> int:
-    """The process that waits for the next request; it is forked a moment after the last answer."""
+    """The process that waits for the next request; it is forked shortly after the last answer."""
     nursery, deadline = decoder._process.pid, time.monotonic() + 10
     while time.monotonic() < deadline:
         for pid in map(int, Path(f"/proc/{nursery}/task/{nursery}/children").read_text().split()):
@@ -225,7 +225,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_what_the_process_says_is_not_believed(name):
+def test_the_processs_messages_are_not_trusted(name):
     memory = os.memfd_create("lie")
     os.write(memory, LIES[name])
     with pytest.raises(StageFailed, match="gave an invalid answer"):
@@ -252,8 +252,8 @@ def test_a_caller_that_leaves_frees_the_place(endless):
     assert WORKING not in map(name_of, children(endless._process.pid))
 
 
-def test_time_is_a_process_s_own_and_not_the_clock_s():
-    """A process that sleeps takes none, one that works does: what is slow because others work is not refused."""
+def test_the_time_limit_is_cpu_time_and_not_wall_time():
+    """A sleeping process uses none, a working one does: slowness caused by others is not refused."""
     busy, idle = (
         subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE)
         for work in ("while True: pass", "input()")
@@ -269,8 +269,8 @@ def test_time_is_a_process_s_own_and_not_the_clock_s():
             process.communicate()
 
 
-def test_its_end_is_the_end_of_the_file_that_it_decodes(endless):
-    """The preprocess stage may be killed at any time: nothing outlives it."""
+def test_decoding_ends_with_the_stage(endless):
+    """The preprocess stage may be killed at any time: no decoding process outlives it."""
     process = endless._process.pid
     with pytest.raises(StageDied):
         endless.prepare("image", [b"x"], Segment(), lambda: os.kill(process, signal.SIGKILL) or True)

@@ -1,4 +1,4 @@
-"""Who gets in: TLS, mutual TLS and API keys, each good and bad, at endpoints before one real Triton."""
+"""Access control: TLS, mutual TLS and API keys, each valid and invalid, at endpoints in front of one real Triton."""
 
 import socket
 import threading
@@ -48,7 +48,7 @@ def triton(server):
 
 @pytest.fixture
 def endpoint(triton, tmp_path):
-    """Starts endpoints before that Triton; gives their address and the process."""
+    """Starts endpoints in front of that Triton; returns their address and the process."""
     opened = []
 
     def begin(**access: object) -> tuple[str, EndpointProcess]:
@@ -121,12 +121,12 @@ def test_mutual_tls(endpoint, tmp_path, case_table):
         ({"api_keys": "/nowhere"}, "cannot be read"),
     ],
 )
-def test_options_that_do_not_belong_together(options, word):
+def test_incompatible_options_are_refused(options, word):
     with pytest.raises(InvalidRequest, match=word):
         Access(**options)
 
 
-def test_listening_to_the_network_without_either_is_warned_of(tmp_path):
+def test_listening_to_the_network_without_either_gives_a_warning(tmp_path):
     (tmp_path / "keys").write_text(GOOD)
     (tmp_path / "keys").chmod(0o600)
     keys = {"api_keys": str(tmp_path / "keys")}
@@ -169,7 +169,7 @@ def test_api_keys(endpoint, keys, case_table):
         assert channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=5) == b"\x08\x01"  # of probes
 
 
-def test_rates_and_places_of_a_key(endpoint, keys, case_table):
+def test_rate_and_concurrency_limits_of_a_key(endpoint, keys, case_table):
     address, process = endpoint(api_keys=str(keys))
     with Client(address, api_key=SLOW) as slow:
         assert answers(slow) and answers(slow)
@@ -193,7 +193,7 @@ def test_rates_and_places_of_a_key(endpoint, keys, case_table):
 
 @pytest.fixture
 def decoding(server):
-    """Gives the processes that have decoded something, and wait for more of the same key's."""
+    """Returns the processes that have decoded something and wait for more of the same key's media."""
 
     def found() -> set[int]:
         nurseries = [nursery for stage in server.pids("preprocess") for nursery in children(stage)]
@@ -208,7 +208,7 @@ def ask_about_a_video(address: str, number: int, key: str | None = None) -> None
         client.ask("What?", **video, max_new_tokens=1, timeout=30)
 
 
-def test_media_are_decoded_where_those_of_no_other_key_were(endpoint, keys, decoding):
+def test_keys_never_share_a_decoding_process(endpoint, keys, decoding):
     address, _ = endpoint(api_keys=str(keys))
     seen: dict[str, set[int]] = {GOOD: set(), SINGLE: set()}
     for turn, key in enumerate((GOOD, SINGLE) * 6, 1):
@@ -218,7 +218,7 @@ def test_media_are_decoded_where_those_of_no_other_key_were(endpoint, keys, deco
     assert seen[GOOD] and seen[SINGLE] and not seen[GOOD] & seen[SINGLE]
 
 
-def test_media_may_all_be_isolated(endpoint, decoding):
+def test_every_medium_can_be_isolated(endpoint, decoding):
     deadline = time.monotonic() + 20
     while decoding():  # those of another test end soon
         assert time.monotonic() < deadline
@@ -229,7 +229,7 @@ def test_media_may_all_be_isolated(endpoint, decoding):
         assert bool(decoding()) != isolated
 
 
-def test_keys_are_read_again(endpoint, keys, tmp_path):
+def test_keys_are_reloaded(endpoint, keys, tmp_path):
     address, _ = endpoint(api_keys=str(keys))
     with Client(address, api_key=OTHER) as other, Client(address, api_key=GOOD) as good:
         with pytest.raises(NotAllowed):
@@ -251,7 +251,7 @@ def test_keys_are_read_again(endpoint, keys, tmp_path):
     assert "cannot be read" in log and not any(key in log for key in (GOOD, OTHER, SLOW, SINGLE))
 
 
-def test_a_key_that_leaves_goes_with_its_running_answer_untouched(endpoint, keys):
+def test_removing_a_key_leaves_its_running_answer_untouched(endpoint, keys):
     address, _ = endpoint(api_keys=str(keys))
     with Client(address, api_key=GOOD) as client:
         received: list = []
@@ -276,7 +276,7 @@ def test_a_key_that_leaves_goes_with_its_running_answer_untouched(endpoint, keys
         ("schl\u00fcssel\n", "not ASCII"),
     ],
 )
-def test_files_of_keys_that_cannot_be_used(text, word, tmp_path):
+def test_invalid_key_files_are_refused(text, word, tmp_path):
     (tmp_path / "keys").write_text(text, "utf-8")
     with pytest.raises(InvalidRequest, match=word) as raised:
         read_keys(tmp_path / "keys")

@@ -1,4 +1,4 @@
-"""Checkpoints as an attacker would make them: one line each, in time and memory, and nothing written or read outside."""
+"""Hostile checkpoints: each is refused in one line, within limits of time and memory, with nothing written or read outside."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def memory(name):
 
 
 def refused(act, reason, row, seen):
-    """The refusal of `act`, which is one line, in time and memory."""
+    """The refusal of `act`, checked to be one line, within time and memory."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
     start, before = cpu_seconds(), memory("VmRSS")
     with pytest.raises(VideoLlamaError, match=reason) as caught:
@@ -73,13 +73,13 @@ def language(variant):
 
 @pytest.mark.parametrize("case", [*VALUES, *CONFIGS, *WEIGHTS], ids=lambda case: case.name)
 def test_a_hostile_checkpoint_is_refused_before_anything_is_written(case, tmp_path, seen):
-    """What `vl2 convert` does before it makes a folder, less the tokenizer's process."""
+    """The checks of `vl2 convert` before it makes a folder, except those in the tokenizer's process."""
     source = case.make(tmp_path)
     refused(lambda: open_checkpoint(source).check(), case.reason, case.row or case.name, seen)
 
 
 @pytest.mark.parametrize("case", FILES, ids=lambda case: case.name)
-def test_what_is_no_file_of_the_folder_is_not_read(case, tmp_path, seen):
+def test_files_outside_the_folder_are_not_read(case, tmp_path, seen):
     source = case.make(tmp_path)
 
     def act():
@@ -93,7 +93,7 @@ def test_what_is_no_file_of_the_folder_is_not_read(case, tmp_path, seen):
 
 @pytest.mark.parametrize("case", PROMPTS, ids=lambda case: case.name)
 def test_a_hostile_tokenizer_or_template_is_refused(case, tmp_path, seen):
-    """What the process of a conversion does; its limits are not needed for any of these."""
+    """The checks in the process of a conversion; none of these cases needs that process's limits."""
     source = case.make(tmp_path)
     config = language(case.variant)
     (tmp_path / "llm").mkdir()
@@ -121,7 +121,9 @@ def test_the_command_ends_with_one_line_and_leaves_nothing(name, tmp_path, case_
 
 
 def test_links_of_the_hub_cache_are_followed(tmp_path):
-    """Every file of a snapshot is a link to a blob of its repository; to a blob of another one it is not followed."""
+    """Every file of a snapshot is a link to a blob of its repository; a link to another repository's blob is not
+    followed.
+    """
     source, repository = checkpoint(VARIANT), tmp_path / "models--a--b"
     snapshot = repository / "snapshots" / "0123"
     snapshot.mkdir(parents=True)
@@ -180,13 +182,13 @@ BUNDLES = {
 
 
 @pytest.mark.parametrize("name", BUNDLES)
-def test_a_manifest_that_lies_is_not_opened(name, tmp_path, seen):
+def test_a_false_manifest_is_refused(name, tmp_path, seen):
     root = bundle(tmp_path / "bundle", **BUNDLES[name])
     error = refused(lambda: Bundle.open(root), "convert again|whole", f"bundle: {name}", seen)
     assert isinstance(error, ArtifactMismatch)
 
 
-def test_a_manifest_that_is_none_is_not_opened(tmp_path, seen):
+def test_an_invalid_manifest_is_refused(tmp_path, seen):
     root = bundle(tmp_path / "bundle")
     Bundle.open(root)
     path = root / "manifest.json"
@@ -199,7 +201,7 @@ def test_a_manifest_that_is_none_is_not_opened(tmp_path, seen):
     refused(lambda: Bundle.open(root), "no manifest.json", "bundle: manifest is a pipe", seen)
 
 
-def test_serve_says_in_one_line_what_is_wrong_with_a_bundle(tmp_path):
+def test_serve_reports_an_invalid_bundle_in_one_line(tmp_path):
     root = bundle(tmp_path / "bundle", model__num_frames=10**9)
     done = subprocess.run(
         [sys.executable, "-m", "videollama_client", "serve", str(root)],

@@ -1,4 +1,4 @@
-"""What a caller may hand to the client: a request, or a typed error before anything is sent."""
+"""Arguments that a caller may pass to the client: a request, or a typed error before anything is sent."""
 
 import asyncio
 import os
@@ -44,8 +44,8 @@ def server():
     ],
     ids=lambda value: str(value)[:40].encode("ascii", "replace").decode() if isinstance(value, dict) and "seed" not in value else None,
 )  # fmt: skip
-def test_options_that_no_question_has(server, wrong, kind):
-    """Refused before anything is sent, the same by both clients."""
+def test_invalid_options_are_refused(server, wrong, kind):
+    """Refused before anything is sent, alike by both clients."""
     with Client(server.address) as client, pytest.raises(kind):
         client.stream("What?", **wrong)
 
@@ -58,7 +58,7 @@ def test_options_that_no_question_has(server, wrong, kind):
     assert not server.asked
 
 
-def test_other_ways_to_say_it_wrong(server):
+def test_other_invalid_arguments_are_refused(server):
     for wrong in ("\ud800", [{"role": "user", "content": "\udfff"}]):
         with pytest.raises(InvalidRequest, match="half a character|lone surrogate"):
             build_question(wrong, None, {})
@@ -83,7 +83,7 @@ def test_a_fifo_is_refused_and_not_waited_for(tmp_path):
     assert done.wait(5)
 
 
-def test_a_url_travels_as_it_is():
+def test_a_url_is_sent_unchanged():
     request = build_question(
         "What?", None, {"video_url": "https://media.example.org/a", "with_audio": True, "start": 1}
     )
@@ -108,7 +108,7 @@ NAMES = ["video", "image", "audio", "video_url", "with_audio", "start", "end", "
 @given(
     st.one_of(ANYTHING, st.lists(ANYTHING, max_size=3)), st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=4)
 )
-def test_whatever_is_asked_is_a_request_or_a_typed_error(question, options):
+def test_any_arguments_give_a_request_or_a_typed_error(question, options):
     try:
         assert build_question(question, None, options).ByteSize()
     except InvalidRequest as error:

@@ -1,4 +1,4 @@
-"""Who may ask what: the calls that are offered, and what other users of the machine can see."""
+"""Which calls are offered to whom, and what other users of the machine can see."""
 
 import os
 import stat
@@ -61,7 +61,7 @@ CLOSED = [
 
 
 @pytest.mark.parametrize("name", CLOSED)
-def test_what_is_not_for_callers_is_refused(name, channel, case_table):
+def test_administrative_calls_are_refused(name, channel, case_table):
     call = channel.unary_unary(SERVICE + name)
     code, words = refusal(lambda: call(b"", timeout=5), case_table, f"call {name}")
     assert code is grpc.StatusCode.PERMISSION_DENIED and "is not offered here" in words
@@ -146,7 +146,7 @@ MESSAGES = {
 
 
 @pytest.mark.parametrize("case", MESSAGES)
-def test_messages_that_are_none(case, channel, case_table):
+def test_invalid_messages_are_refused(case, channel, case_table):
     began = time.monotonic()
     (answer,) = channel.stream_stream(f"{SERVICE}ModelStreamInfer")(iter([MESSAGES[case]]), timeout=5)
     seconds = time.monotonic() - began
@@ -181,7 +181,7 @@ def test_headers_of_100_kb(channel, case_table):
 
 
 @pytest.mark.parametrize("value", ["", "0" * 64, "x" * 4000, 'a, b; c="d"'])
-def test_what_a_caller_says_of_its_media_is_for_balancers_alone(channel, value):
+def test_the_media_header_is_only_for_balancers(channel, value):
     """A false header, or one of a thousand words, changes no answer."""
     stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
     request = build_question("Who?", "id", {"max_new_tokens": 3})
@@ -252,7 +252,7 @@ def test_no_command_line_holds_a_secret(server):
         assert b"restricted" not in words and b"secret" not in words and b"admin" not in words
 
 
-def test_the_client_says_what_it_may_not(server):
+def test_the_client_reports_what_is_not_allowed(server):
     with Client(server.grpc) as client, pytest.raises(NotAllowed, match="not offered"):
         with translated(client.address):
             client._stub.ModelInfer(infer("encoder"), timeout=5)

@@ -1,4 +1,4 @@
-"""Hostile HTTP and HTTP/2 at the two ports that face the network: answered with an error, and nothing ends."""
+"""Hostile HTTP and HTTP/2 at the two ports that face the network: answered with an error, and no process ends."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ def server(default_server):
 
 
 def say(address: str, data: bytes, piece: int = 0, seconds: float = 8.0) -> bytes:
-    """What a server answers to bytes, sent in pieces, until it ends the connection."""
+    """The server's answer to bytes sent in pieces, until it closes the connection."""
     host, _, port = address.rpartition(":")
     answer = b""
     with socket.create_connection((host, int(port)), timeout=seconds) as connection:
@@ -50,7 +50,7 @@ def test_health_and_metrics_can_be_read(server):
     "path",
     ["/v2/logging", "/v2/trace/setting", "/v2/models/videollama2/infer", "/v2/models/videollama2/generate_stream"],
 )
-def test_one_byte_chunks_end_nothing(path, server, case_table):
+def test_one_byte_chunks_crash_nothing(path, server, case_table):
     """One such request ends Triton 2.51 with signal 11 (CVE-2025-23310)."""
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     began = time.monotonic()
@@ -107,7 +107,7 @@ def test_malformed_http2(case, server, case_table):
     case_table.add(f"gRPC port: {case}", answer, seconds)
 
 
-def test_silent_connections_block_nobody(server):
+def test_idle_connections_block_nobody(server):
     host, _, port = server.grpc.rpartition(":")
     held = [socket.create_connection((host, int(port))) for _ in range(300)]
     with server.client() as client:

@@ -1,4 +1,4 @@
-"""A caller that leaves takes its work with it: nobody else waits for media that nobody wants."""
+"""A cancelled request takes its work with it: no other caller waits for media that nobody wants."""
 
 import threading
 import time
@@ -28,7 +28,7 @@ def test_a_note_lasts_as_long_as_its_caller_waits(folder):
     assert not is_waiting(name) and not list(folder.iterdir())
 
 
-def test_notes_of_an_entry_that_died_go_when_the_next_one_comes(folder):
+def test_notes_of_a_dead_entry_are_removed_by_the_next_one(folder):
     folder.mkdir()
     (folder / ("0" * 32)).touch()
     Callers()
@@ -36,12 +36,12 @@ def test_notes_of_an_entry_that_died_go_when_the_next_one_comes(folder):
 
 
 @pytest.mark.parametrize("name", [None, "", "../../etc/passwd", "0" * 31, "x" * 32, "/" + "0" * 31])
-def test_a_request_without_a_note_of_ours_is_waited_for(name, folder):
-    """And tells nothing about the files of the machine."""
+def test_a_request_with_a_foreign_note_is_processed(name, folder):
+    """It reveals nothing about the machine's files."""
     assert is_waiting(name)
 
 
-def test_without_a_folder_nobody_is_given_up(monkeypatch):
+def test_without_a_folder_no_request_is_cancelled(monkeypatch):
     monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
     with Callers().waiting(lambda: True) as name:
         assert name is None and is_waiting(name)

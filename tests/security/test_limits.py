@@ -1,4 +1,4 @@
-"""The table of limits: one place, shown whole in docs/security.md."""
+"""The table of limits: defined in one place, shown in full in docs/security.md."""
 
 import re
 
@@ -19,7 +19,7 @@ def test_the_page_shows_every_limit(pytestconfig):
     assert block in text, "pytest tests/security/test_limits.py --write-cases writes it"
 
 
-def test_a_limit_is_the_last_value_that_is_taken():
+def test_a_limit_is_the_last_accepted_value():
     limit = Limit("apples", 3, "apples", "in a basket")
     limit.check(3, "the basket")
     with pytest.raises(InvalidRequest, match=r"^the basket has 4 apples; the limit is 3 \(apples\)$"):

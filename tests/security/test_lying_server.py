@@ -34,7 +34,7 @@ RESTART_SECONDS = 0.3
 
 @pytest.fixture
 def server(monkeypatch):
-    """With shorter waits than a real one needs."""
+    """With shorter timeouts than a real server needs."""
     for module in (client, client_async):
         monkeypatch.setattr(module, "SILENCE_SECONDS", 0.1)
         monkeypatch.setattr(module, "RESEND_SECONDS", 0.02)
@@ -58,7 +58,7 @@ def ask_by_asyncio(address: str) -> str:
 
 
 def found_out(table, name: str, server) -> None:
-    """The lie reaches the callers of both clients as the same error, and the server is left alone."""
+    """The lie reaches the callers of both clients as the same error, and the call is cancelled."""
     kinds, slowest = [], 0.0
     for asked in (ask, ask_by_asyncio):
         began = time.monotonic()
@@ -75,21 +75,21 @@ def found_out(table, name: str, server) -> None:
     table.add(name, kinds[0], slowest)
 
 
-def test_every_lie_is_found_out(server, case_table):
+def test_every_lie_is_a_typed_error(server, case_table):
     assert ask(server.address) == ask_by_asyncio(server.address) == "an answer"
     for name, lie in LIES.items():
         server.lie = lie
         found_out(case_table, name, server)
 
 
-def test_lies_of_whoever_answers_pings(server, case_table):
+def test_lies_in_pings_are_typed_errors(server, case_table):
     server.lie = silent
     for name, lie in PINGS.items():
         server.ping = lie
         found_out(case_table, name, server)
 
 
-def test_a_server_that_cannot_say_whether_it_is_ready_is_not(server):
+def test_a_server_with_an_invalid_readiness_reply_is_not_ready(server):
     async def health() -> bool:
         async with AsyncClient(server.address) as client:
             return await client.health()
@@ -101,8 +101,8 @@ def test_a_server_that_cannot_say_whether_it_is_ready_is_not(server):
             assert not client.health() and not asyncio.run(health())
 
 
-def test_what_is_true_is_believed(server):
-    """Ids and a model's name that fit, an output that only a later server has, and word now and then that work goes on."""
+def test_valid_messages_are_accepted(server):
+    """Ids and a model name that fit, an output that only a later server has, and occasional messages that work goes on."""
 
     def honest(request, context):
         yield raw(("process", "BYTES", [1], packed(b"1")), id=request.id, model_name="videollama2")
@@ -118,7 +118,7 @@ def test_what_is_true_is_believed(server):
     assert ask(server.address) == ask_by_asyncio(server.address) == "an answer"
 
 
-def test_a_stream_that_nobody_reads_is_cancelled(server):
+def test_an_abandoned_stream_is_cancelled(server):
     """Dropped unread, dropped half-read, and left as a context manager; from both clients."""
     server.lie = endless(message(text="a", output_ids=[5]))
 
@@ -166,8 +166,8 @@ def test_a_stream_that_nobody_reads_is_cancelled(server):
     asyncio.run(all_async())
 
 
-def test_whoever_reads_slowly_slows_the_server_down(server):
-    """A message of a megabyte each: what is read ahead stays small whatever the server sends."""
+def test_a_slow_reader_slows_the_server_down(server):
+    """Messages of a megabyte each: little is read ahead, however much the server sends."""
     sent = 0
 
     def flood(request, context):
@@ -210,7 +210,7 @@ OUTPUT = st.tuples(
 
 @PROPERTY
 @given(st.lists(st.tuples(st.lists(OUTPUT, max_size=4), st.integers(0, 5), st.text(max_size=3)), max_size=4))
-def test_whatever_comes_is_an_answer_or_a_typed_error(messages):
+def test_any_messages_give_an_answer_or_a_typed_error(messages):
     reader = AnswerReader("a")
     try:
         for outputs, contents, model in messages:

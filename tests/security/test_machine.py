@@ -1,4 +1,4 @@
-"""A small or hostile machine: limits, proxies, foreign processes, kills; what a server says, and what it leaves."""
+"""A small or hostile machine: limits, proxies, foreign processes, kills; what a server reports, and what it leaves behind."""
 
 import itertools
 import os
@@ -27,12 +27,12 @@ SHARED = Path("/dev/shm")
 
 
 def left_of(name: str) -> list[Path]:
-    """What a run of a server keeps outside its memory."""
+    """The files and shared memory that a server's run keeps outside its own memory."""
     return [*SHARED.glob(f"{name}*"), *Path(tempfile.gettempdir()).glob(f"{name}*")]
 
 
 def in_namespace(*mounts: str, command: list[str]) -> list[str]:
-    """The command where these mounts hold, and nowhere else."""
+    """Wraps the command so that these mounts apply to it alone."""
     return ["unshare", "-m", "sh", "-c", " && ".join([*mounts, 'exec "$@"']), "sh", *command]
 
 
@@ -45,7 +45,7 @@ def namespaces():
 # --- the environment ---
 
 
-def test_proxies_named_by_the_environment_are_not_asked(bundle_of, tmp_path, monkeypatch, case_table):
+def test_proxies_of_the_environment_are_not_used(bundle_of, tmp_path, monkeypatch, case_table):
     """The supervisor asked the proxy whether its own server was ready, and the entry asked it for the language model."""
     for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -72,7 +72,7 @@ def test_proxies_named_by_the_environment_are_not_asked(bundle_of, tmp_path, mon
         foreign.wait()
 
 
-def test_too_few_open_files(bundle_of, case_table):
+def test_too_few_open_files_are_reported(bundle_of, case_table):
     began = time.monotonic()
     command = ["sh", "-c", 'ulimit -n 64 && exec "$@"', "sh", *vl2("serve", bundle_of(VARIANT), *PORTS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -81,8 +81,8 @@ def test_too_few_open_files(bundle_of, case_table):
     case_table.add("`ulimit -n 64`", "ServerFailed, with what to do", time.monotonic() - began)
 
 
-def test_a_machine_where_no_program_may_run(namespaces, bundle_of, tmp_path, case_table):
-    """As our own compose file mounted /tmp: Triton's stub could not be started, and nothing said so."""
+def test_a_machine_with_noexec_temporary_folders_is_reported(namespaces, bundle_of, tmp_path, case_table):
+    """Our own compose file mounted /tmp that way: Triton's stub could not be started, and nothing reported it."""
     mounts = [f"mount -t tmpfs -o noexec,size=64m none {folder}" for folder in (tmp_path, "/var/tmp")]
     began = time.monotonic()
     command = in_namespace(*mounts, command=["env", f"TMPDIR={tmp_path}", *vl2("serve", bundle_of(VARIANT), *PORTS)])
@@ -132,8 +132,8 @@ def test_a_machine_as_small_as_dockers_default(namespaces, bundle_of, tmp_path, 
 # --- the end ---
 
 
-def test_a_triton_worn_by_dead_stages_is_started_anew(endless, tmp_path, monkeypatch, case_table):
-    """Each restart of a decoupled stage leaves its threads; 30 had made 2,960 of 1,170."""
+def test_a_triton_with_many_dead_stages_is_restarted(endless, tmp_path, monkeypatch, case_table):
+    """Each restart of a decoupled stage leaks its threads; after 30 there were 2,960 of 1,170."""
     options = ServerOptions(grpc_port=0, log=tmp_path / "log")
     with TritonServer(endless, options) as server, Client(server.address) as client:
         (triton,) = children(os.getpid(), "tritonserver")
@@ -156,8 +156,8 @@ def test_a_triton_worn_by_dead_stages_is_started_anew(endless, tmp_path, monkeyp
         assert anew != triton and threads_of(anew) <= fresh + 10
 
 
-def test_an_ensemble_that_answers_may_end_too(endless, tmp_path, case_table):
-    """SIGTERM cut every running `ensemble` answer: only the entry's were waited for."""
+def test_running_ensemble_answers_finish_too(endless, tmp_path, case_table):
+    """SIGTERM cut off every running `ensemble` answer: only the entry's were waited for."""
     server = start(endless, tmp_path / "log", "--expose-ensemble")
     group, name = members(server.triton), run_name(server.triton)
     assert left_of(name)
@@ -196,8 +196,8 @@ def test_an_ensemble_that_answers_may_end_too(endless, tmp_path, case_table):
     case_table.add("SIGTERM", "no process, shared memory or folder is left", 0)
 
 
-def test_nothing_is_left_of_a_server(bundle_of, tmp_path, case_table):
-    """Each death of Triton left its shared memory for ever, an orderly stop 9 to 11 files, a killed `vl2 serve` its stubs."""
+def test_a_server_leaves_nothing_behind(bundle_of, tmp_path, case_table):
+    """Each crash of Triton leaked its shared memory, an orderly stop 9 to 11 files, a killed `vl2 serve` its stubs."""
     server = start(bundle_of(VARIANT), tmp_path / "log")
     name = run_name(server.triton)
     with server.client() as client:

@@ -1,4 +1,4 @@
-"""The corpus of hostile media: in process, and through a server beside a caller whose answers must stay."""
+"""The corpus of hostile media: in process, and through a server beside a caller whose answers must not change."""
 
 import threading
 import time
@@ -78,7 +78,7 @@ def server(bundle_of, tmp_path_factory):
 
 
 class Neighbour(threading.Thread):
-    """Asks the same question about the same video until it is told to end; notes every other answer than the first."""
+    """Asks the same question about the same video until told to end; records every answer that differs from the first."""
 
     def __init__(self, server: Server) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Neighbour(threading.Thread):
 
 
 def send(server: Server, made: Case) -> tuple[str, float]:
-    """How one case is answered by the server: "answered", or the kind of its error; and the seconds it took."""
+    """The server's answer to one case: "answered", or the kind of its error; and the seconds it took."""
     began = time.monotonic()
     name = {"video_with_audio": "video", "frames": "video", "folder": "video"}.get(made.kind, made.kind)
     several = len(made.files) > 1 or made.kind in ("frames", "folder")
@@ -128,7 +128,7 @@ def send(server: Server, made: Case) -> tuple[str, float]:
 
 
 def resident(server: Server) -> dict[str, float]:
-    """MB of each stage and the processes that it keeps."""
+    """MB of each stage and of the processes that it keeps."""
     megabytes = dict.fromkeys(STAGES, 0.0)
     for stage in STAGES:
         for pid in server.pids(stage):
@@ -145,8 +145,8 @@ def _children(pid: int) -> list[int]:
     return pids
 
 
-def test_callers_who_leave_free_their_places(server):
-    """Sixteen callers take every place with media that take a minute, and leave; the next one waits for none of them."""
+def test_cancelled_requests_free_their_slots(server):
+    """Sixteen callers take every slot with media that take a minute, and cancel; the next one waits for none of them."""
     with server.client(timeout=240) as client:
         client.ask("What?", image=MEDIA / "image_90x50.png", max_new_tokens=1)
         slow = slow_pictures(32)
@@ -181,12 +181,12 @@ def _comes(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def _decoding(server: Server) -> list[int]:
-    """Processes that decode a request, and do not wait for one."""
+    """Processes that are decoding a request rather than waiting for one."""
     pids = [pid for stage in server.pids("preprocess") for nursery in _children(stage) for pid in _children(nursery)]
     return [pid for pid in pids if name_of(pid) == WORKING]
 
 
-def test_hostile_media_leave_the_server_and_its_other_callers_as_they_were(server):
+def test_hostile_media_do_not_affect_the_server_or_other_callers(server):
     cases = list(corpus(THROUGH_SERVER))
     with ThreadPoolExecutor(CALLERS + 1) as callers:
         list(callers.map(lambda made: send(server, made), cases[::3]))  # what so many callers allocate once is there

@@ -1,4 +1,4 @@
-"""Media that ask for too much: refused from the header where it says so, soon and within a gigabyte always."""
+"""Media that demand too much: refused from the header where it shows, and always soon and within a gigabyte."""
 
 import io
 from dataclasses import replace
@@ -30,13 +30,13 @@ def answer(case: Case, config: ModelConfig) -> tuple:
 
 @pytest.fixture(scope="module")
 def config() -> ModelConfig:
-    """Real sizes, and the tower that crops: what it makes of a long picture is largest."""
+    """Real sizes, with the tower that crops, which needs the most for a long picture."""
     audio_visual = published_config("VideoLLaMA2.1-7B-AV")
     return replace(audio_visual, pixels=published_config("VideoLLaMA2-7B").pixels)
 
 
 @pytest.mark.parametrize("name", OVER)
-def test_what_asks_for_too_much_is_refused(name, config, case_table):
+def test_media_that_demand_too_much_are_refused(name, config, case_table):
     case = Case.made(name, OVER)
     result = measured(lambda: answer(case, config))
     case_table.add(f"{case.name} ({case.kind})", result.answer, result.seconds, result.megabytes)
@@ -55,7 +55,7 @@ HONEST = {
 
 
 @pytest.mark.parametrize("name", HONEST)
-def test_what_is_large_and_honest_is_answered_within_the_limits(name, config, case_table):
+def test_large_honest_media_are_answered_within_the_limits(name, config, case_table):
     case = Case.made(name, HONEST)
     result = measured(lambda: answer(case, config))
     case_table.add(f"{name} ({case.kind})", result.answer, result.seconds, result.megabytes)
@@ -64,20 +64,20 @@ def test_what_is_large_and_honest_is_answered_within_the_limits(name, config, ca
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "TIFF"])
-def test_the_formats_we_name_are_opened(format):
+def test_the_documented_formats_are_opened(format):
     data = encoded((40, 30), format)
     assert open_image(data).shape == (30, 40, 3)
 
 
 @pytest.mark.parametrize("format", ["PPM", "TGA", "ICO", "PCX", "JPEG2000", "EPS"])
-def test_no_other_format_is(format):
+def test_other_formats_are_refused(format):
     with pytest.raises(UnreadableMedia, match="not a picture that can be opened.*send a png, jpeg"):
         open_image(encoded((40, 30), format))
 
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT", "ULAW"])
 @pytest.mark.parametrize("start", [0.0, 3.21, 61.7])
-def test_a_late_start_is_sought_and_gives_the_samples_that_decoding_from_0_gives(subtype, start):
+def test_seeking_to_a_late_start_gives_the_same_samples_as_decoding_from_0(subtype, start):
     noise = np.random.default_rng(1).uniform(-0.9, 0.9, (64 * 8000, 2))
     for container in ("WAV", "FLAC") if subtype.startswith("PCM") else ("WAV",):
         buffer = io.BytesIO()
@@ -88,7 +88,7 @@ def test_a_late_start_is_sought_and_gives_the_samples_that_decoding_from_0_gives
         assert np.array_equal(samples, whole[int(start * 8000) :][:16000])
 
 
-def test_raw_frames_in_either_order_of_memory_are_read():
+def test_raw_frames_in_either_memory_order_are_read():
     pictures = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), np.uint8)
     for array in (pictures, np.asfortranarray(pictures)):
         buffer = io.BytesIO()
@@ -96,7 +96,7 @@ def test_raw_frames_in_either_order_of_memory_are_read():
         assert np.array_equal(open_array(buffer.getvalue()), pictures)
 
 
-def test_a_picture_padded_to_a_square_is_measured_as_that():
+def test_a_picture_padded_to_a_square_is_limited_by_its_padded_size():
     narrow = np.zeros((400, 20000, 3), np.uint8)
     with pytest.raises(UnreadableMedia, match="padded to a square has 400000000 pixels"):
         pad_to_square(narrow, (0, 0, 0))

@@ -1,4 +1,4 @@
-"""With --decoder nvdec: video files are decoded where devices can be opened, everything else in the whole cage as before."""
+"""With --decoder nvdec: video files are decoded in a sandbox that may open devices, everything else in the full one."""
 
 import os
 import sys
@@ -38,7 +38,7 @@ TELLS = """
 
 @pytest.fixture
 def on_gpu(tmp_path, monkeypatch):
-    """Starts a decoder by nvdec on a driver that stands in for NVIDIA's; `more` is run by its processes first."""
+    """Starts an nvdec decoder on a stand-in for NVIDIA's driver; its processes run `more` first."""
     code = build_driver(tmp_path)
     started = []
 
@@ -56,7 +56,7 @@ def on_gpu(tmp_path, monkeypatch):
         decoder.close()
 
 
-def test_a_video_file_is_decoded_on_the_gpu_and_the_log_says_what_is_not_in_force(on_gpu, caplog, monkeypatch):
+def test_a_video_is_decoded_on_the_gpu_and_the_log_names_the_missing_protections(on_gpu, caplog, monkeypatch):
     decoder = on_gpu()
     if CAGED:
         assert decoder.in_force == dict.fromkeys(cage.PARTS, LEFT_OUT)
@@ -83,7 +83,7 @@ def test_a_video_file_is_decoded_on_the_gpu_and_the_log_says_what_is_not_in_forc
         (SOUND, "audio", "nothing opens"),
     ],
 )
-def test_what_is_within_reach_of_a_file(name, kind, said, on_gpu):
+def test_what_a_file_can_access(name, kind, said, on_gpu):
     decoder = on_gpu(TELLS)
     with pytest.raises(StageFailed, match=said):
         decoder.prepare(kind, [(MEDIA / name).read_bytes()], Segment())

@@ -1,4 +1,4 @@
-"""Hostile questions and tensors through a running server, beside a caller whose answers stay what they are."""
+"""Hostile questions and tensors through a running server, beside a caller whose answers must not change."""
 
 import json
 import struct
@@ -90,7 +90,7 @@ def server(bundle_of, tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def neighbour(server):
-    """Asks from the first case to the last; every answer is the one it had alone, and each stage is its first process."""
+    """Asks from the first case to the last; every answer is the one it had alone, and no stage's process is replaced."""
     processes = {stage: server.pids(stage) for stage in STAGES}
     with unchanged_neighbour(server, "Tell me all", **NEIGHBOUR):
         yield
@@ -98,7 +98,7 @@ def neighbour(server):
 
 
 def ask(server, model: str, tensors: dict[str, tuple[str, list[int], bytes]], request_id: str = "") -> str:
-    """The error of a request with whatever shapes and data; "" where it was answered."""
+    """The error of a request with any shapes and data; "" where it was answered."""
     request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
     for name, (datatype, shape, data) in tensors.items():
         request.inputs.add(name=name, datatype=datatype, shape=shape)
@@ -117,7 +117,7 @@ def ask(server, model: str, tensors: dict[str, tuple[str, list[int], bytes]], re
 
 
 class Memory:
-    """Peak memory of a stage's processes while something runs, in MB above the start."""
+    """Peak memory of a stage's processes during the block, in MB above the start."""
 
     def __init__(self, pids: list[int]) -> None:
         self._pids = pids

@@ -1,4 +1,4 @@
-"""One caller's media may share a process, one after another: what is still kept apart, and what a process may not keep."""
+"""One caller's media may share a process, one after another: what is still isolated, and what a process may not keep."""
 
 import os
 import time
@@ -39,12 +39,12 @@ def counting(monkeypatch, tmp_path):
 
 
 def asked(decoder: CagedDecoder, caller: str = "", data: bytes = b"x") -> tuple[int, int]:
-    """The process that answered, and its how manieth request it was."""
+    """The process that answered, and how many requests it has had."""
     pid, had = decoder.prepare("image", [data], Segment(), caller=caller).filterbank[0]
     return int(pid), int(had)
 
 
-def test_a_process_answers_one_caller_again_and_nobody_else(counting):
+def test_a_process_is_reused_for_one_caller_only(counting):
     decoder = counting()
     (first, _), (again, had) = asked(decoder, "one"), asked(decoder, "one")
     assert again == first and had == 2
@@ -55,13 +55,13 @@ def test_a_process_answers_one_caller_again_and_nobody_else(counting):
     assert back not in (first, other) and had == 1
 
 
-def test_who_has_no_name_has_a_process_alone(counting):
+def test_an_anonymous_request_has_its_own_process(counting):
     decoder = counting()
     replies = [asked(decoder, caller) for caller in ("", "", "one", "", "one")]
     assert len({pid for pid, _ in replies}) == len(replies) and {had for _, had in replies} == {1}
 
 
-def test_what_refused_a_file_answers_no_other():
+def test_a_process_that_refused_a_file_is_not_reused():
     decoder = CagedDecoder(CONFIG)
     try:
         for _ in range(3):
@@ -75,7 +75,7 @@ def test_what_refused_a_file_answers_no_other():
         decoder.close()
 
 
-def test_a_crash_that_an_earlier_file_may_have_caused_is_tried_again_and_a_file_s_own_is_not_hidden(counting):
+def test_a_crash_in_a_reused_process_is_retried_and_a_files_own_crash_is_reported(counting):
     decoder = counting("import ctypes; preprocess.had > 1 and ctypes.string_at(0); ")
     first, second = asked(decoder, "one"), asked(decoder, "one")
     assert first[0] != second[0] and second[1] == 1
@@ -84,7 +84,7 @@ def test_a_crash_that_an_earlier_file_may_have_caused_is_tried_again_and_a_file_
         asked(decoder, "one")
 
 
-def test_one_that_is_killed_takes_nothing_with_it(counting, monkeypatch):
+def test_a_killed_process_affects_no_other(counting, monkeypatch):
     monkeypatch.setattr(limits, "PICTURE_SECONDS", limits.Limit("picture_seconds", 1, "seconds", "of a test"))
     decoder = counting("preprocess.had > 1 and exec('while True: pass'); ")
     nursery = decoder._process
@@ -108,12 +108,12 @@ KEEPS = {
 
 
 @pytest.mark.parametrize("what", KEEPS)
-def test_a_process_that_keeps_something_answers_no_other_request(what, counting):
+def test_a_process_that_keeps_something_is_not_reused(what, counting):
     decoder = counting(KEEPS[what])
     assert [asked(decoder, "one")[1] for _ in range(3)] == [1, 1, 1]
 
 
-def test_memory_that_is_reserved_and_not_touched_counts_in_the_next_request(counting):
+def test_reserved_memory_counts_in_the_next_request(counting):
     decoder = counting(
         "import mmap; preprocess.kept = [*getattr(preprocess, 'kept', []), "
         "mmap.mmap(-1, 800 * 2**20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)]; "
@@ -123,7 +123,7 @@ def test_memory_that_is_reserved_and_not_touched_counts_in_the_next_request(coun
             asked(decoder, "one")
 
 
-def test_nothing_is_left_in_the_memory_of_a_request(counting, monkeypatch):
+def test_nothing_of_a_request_is_left_in_memory(counting, monkeypatch):
     made, create = [], os.memfd_create
 
     def kept(*words) -> int:
@@ -139,7 +139,7 @@ def test_nothing_is_left_in_the_memory_of_a_request(counting, monkeypatch):
     os.close(file)
 
 
-def test_each_request_has_its_own_time_and_one_that_ignores_its_end_is_killed(counting, monkeypatch):
+def test_each_request_has_its_own_time_limit_and_is_killed_beyond_it(counting, monkeypatch):
     monkeypatch.setattr(limits, "PICTURE_SECONDS", limits.Limit("picture_seconds", 1, "seconds", "of a test"))
     burn = "import time; end = time.process_time() + {}; [0 for _ in iter(lambda: time.process_time() < end, False)]; "
     decoder = counting(burn.format(0.7))
@@ -154,7 +154,7 @@ def test_each_request_has_its_own_time_and_one_that_ignores_its_end_is_killed(co
     assert time.monotonic() - began < 30
 
 
-def test_a_process_ends_after_so_many_requests_with_so_much_memory_and_in_time(counting):
+def test_a_process_ends_at_its_limits_of_requests_memory_and_time(counting):
     change = "import videollama_server.sandbox.decoding as decoding; decoding._MOST_REQUESTS = 3"
     decoder = counting(setup=change)
     assert [asked(decoder, "one")[1] for _ in range(7)] == [1, 2, 3, 1, 2, 3, 1]
@@ -168,8 +168,8 @@ def test_a_process_ends_after_so_many_requests_with_so_much_memory_and_in_time(c
         time.sleep(0.1)
 
 
-def test_a_process_holds_its_own_socket_and_no_other(counting):
-    """Another process is kept when it is forked; it could say in its name what was never asked."""
+def test_a_process_holds_only_its_own_socket(counting):
+    """Another process is alive when it is forked; with that socket it could answer in its name."""
     decoder = counting()
     for _ in range(3):
         asked(decoder, "one")

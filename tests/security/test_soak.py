@@ -1,4 +1,4 @@
-"""A long mix with kills: what was asked is answered rightly or fails in words of ours, and nothing is left on the machine."""
+"""A long mix with kills: every request is answered correctly or fails with a typed error, and nothing is left on the machine."""
 
 import pytest
 

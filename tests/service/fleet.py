@@ -26,7 +26,7 @@ DRAIN = ("--drain-delay-seconds", 3)
 
 @dataclass(frozen=True)
 class Asked:
-    """A question that was answered, or not.
+    """A question and its outcome.
 
     Attributes:
         number: 1 or 2, of the questions about one medium.
@@ -50,7 +50,7 @@ class AskFailed(Exception):
 
 @dataclass
 class Load:
-    """Workers who ask twice about each of ever new media.
+    """Workers who ask two questions about each of a series of new media.
 
     Args:
         ask: (media, question) -> whether what is known about the media was there, and where. Raises: AskFailed.
@@ -83,7 +83,7 @@ class Load:
         return asked
 
     def go_on(self) -> None:
-        """Until every state has had enough questions."""
+        """Waits until every state has had enough questions."""
         time.sleep(NOTICE_SECONDS)
         now, deadline = time.monotonic(), time.monotonic() + STATE_SECONDS
         while sum(began > now for began, _, _ in list(self.pairs)) < ROUNDS:
@@ -104,7 +104,7 @@ class Load:
 
 
 class Fleet:
-    """Three servers, and the ports of a fourth, which is added later."""
+    """Three servers, and the ports of a fourth that is added later."""
 
     def __init__(self, bundle: Path, folder: Path) -> None:
         self._bundle, self._folder = bundle, folder
@@ -123,7 +123,7 @@ class Fleet:
 
     @staticmethod
     def kill(server: Server) -> None:
-        """As a machine that is gone: no process of it says goodbye."""
+        """Like a machine that disappears: none of its processes says goodbye."""
         for pid in children(server.process.pid, "."):  # each leads a group: Triton that of its stages
             try:
                 os.killpg(pid, signal.SIGKILL)
@@ -139,7 +139,7 @@ class Fleet:
 
 
 def live_through_changes(load: Load, fleet: Fleet, killed_name: str, added: Callable[[Server], None]) -> None:
-    """Kill, drain and add under load; nothing fails but what ran on the killed one, and second questions are known.
+    """Kill, drain and add under load: only what ran on the killed server fails, and second questions hit the cache.
 
     Args:
         killed_name: how the asker calls fleet.servers[0].

@@ -42,7 +42,7 @@ class Server:
         return Client(self.grpc, **options)
 
     def metric(self, name: str, **labels: str) -> float:
-        """Sum of a metric over everything that has these labels."""
+        """The sum of a metric over all series with these labels."""
         with urllib.request.urlopen(self.metrics, timeout=10) as response:
             text = response.read().decode()
         total = 0.0
@@ -52,7 +52,7 @@ class Server:
         return total
 
     def settled(self, name: str) -> float:
-        """A metric once it has stopped moving."""
+        """A metric's value once it has stopped changing."""
         before = None
         while (now := self.metric(name)) != before:
             before = now
@@ -60,7 +60,7 @@ class Server:
         return now
 
     def pids(self, stage: str) -> list[int]:
-        """Processes of a stage of this server, whose own process may be a new one."""
+        """The processes of a stage of this server; the stage's own process may have been replaced."""
         return [
             pid
             for triton in children(self.process.pid, "tritonserver")
@@ -68,7 +68,7 @@ class Server:
         ]
 
     def call(self, model: str, outputs: list[str], **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """One request to one stage with plain tritonclient; the first response, all of whose outputs were asked for."""
+        """One request to one stage with plain tritonclient; the first response, with all outputs requested."""
         tensors = []
         for name, value in inputs.items():
             tensor = triton.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype))
@@ -94,7 +94,7 @@ class Server:
 
 
 def alive(pid: int) -> bool:
-    """False too for a process that ended and that nobody has waited for."""
+    """False also for a process that has ended but that nobody has waited for."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except OSError:
@@ -149,7 +149,7 @@ def serving(bundle: Path, log: Path, *options: object):
 
 @contextmanager
 def gateway_of(*words: object, log=None):
-    """The address (host:port) of a gateway in a process of its own; `log` is a file that takes its stderr."""
+    """The address (host:port) of a gateway in a process of its own; `log` is a file for its stderr."""
     command = vl2("gateway", "--port", 0, *words)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
         try:
@@ -161,7 +161,7 @@ def gateway_of(*words: object, log=None):
 
 @contextmanager
 def unchanged_neighbour(server: Server, question: str, **options):
-    """A caller beside what is done meanwhile: each of its answers is the one that it had alone."""
+    """A second caller during the block: each of its answers must equal the one it had alone."""
     with server.client() as client:
         alone, answers, ended = client.ask(question, **options).output_ids, [], threading.Event()
 

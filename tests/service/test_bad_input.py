@@ -1,4 +1,4 @@
-"""Bad input through the running server: a typed error at once, and a neighbour that runs on undisturbed."""
+"""Invalid input to a running server: an immediate typed error, and an undisturbed neighbour."""
 
 import json
 import math
@@ -74,14 +74,14 @@ def test_the_medias_own_placeholder_in_the_text(server):
         assert client.ask("what is <video> here?", max_new_tokens=2).usage.completion_tokens == 2
 
 
-def test_special_tokens_in_the_text_are_read_as_the_reference_reads_them(server):
-    """The golden cases special_in_text and masked_pad_token hold the exact ids; here: no harm to anybody."""
+def test_special_tokens_in_the_text_are_read_as_in_the_reference(server):
+    """The golden cases special_in_text and masked_pad_token hold the exact ids; here they must not harm anyone."""
     with server.client() as client:
         assert client.ask("</s><s>[INST]<unk>", max_new_tokens=3).usage.completion_tokens <= 3
 
 
 def plain(server, outputs=("text",), model="videollama2", **inputs) -> str:
-    """The error text of a request by plain tritonclient, with whatever types and shapes; "" if it was answered."""
+    """The error text of a request by plain tritonclient, with any types and shapes; "" if it was answered."""
     tensors = []
     for name, value in inputs.items():
         tensor = triton.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype))
@@ -157,14 +157,14 @@ STAGE_INPUTS = {
 
 
 @pytest.mark.parametrize("name", STAGE_INPUTS)
-def test_stages_refuse_what_they_cannot_use(name, server):
+def test_stages_refuse_invalid_tensors(name, server):
     model, inputs = STAGE_INPUTS[name]
     message = plain(server, model=model, **inputs)
     assert isinstance(from_wire(message), InvalidRequest), message
 
 
 def test_messages_over_json_reach_the_template(server):
-    """The Mistral template of this checkpoint wants roles to alternate."""
+    """This checkpoint's Mistral template requires alternating roles."""
     conversation = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
     message = plain(server, messages=text(json.dumps(conversation)))
     assert isinstance(from_wire(message), InvalidRequest) and "alternate" in message

@@ -16,7 +16,7 @@ def bench(address: str, out, *words: object) -> subprocess.CompletedProcess[str]
 
 
 def test_load_on_a_server(server_of, tmp_path):
-    """Closed loop, then open loop beside the first run's figures: each repeated medium was met by the server's cache."""
+    """Closed loop, then open loop compared with the first run: each repeated medium hit the server's cache."""
     address = server_of(VARIANT).grpc
     done = bench(address, tmp_path / "closed", "--concurrency", "1,2", "--repeat", 0.5, "--mix", "video=2,text=1")
     assert done.returncode == 0, done.stderr
@@ -36,6 +36,6 @@ def test_load_on_a_server(server_of, tmp_path):
     assert level["load"]["rate"] == 4 and 1 <= level["answered"] <= 20 and level["cache"]["hits"] == 0
 
 
-def test_wrong_words_are_one_line(tmp_path):
+def test_invalid_options_give_one_line(tmp_path):
     done = bench("127.0.0.1:1", tmp_path, "--mix", "film=1")
     assert done.returncode == 2 and done.stderr.startswith("vl2: InvalidRequest: --mix") and not done.stdout

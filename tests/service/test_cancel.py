@@ -1,4 +1,4 @@
-"""A caller that leaves frees its place in the language model within two decoding steps: counted, not timed.
+"""A caller that cancels frees its slot in the language model within two decoding steps: counted, not timed.
 
 The decoder here is wide enough that a step takes longer than a cancellation travels; the server's own counter of generated
 tokens then tells how many steps ran after the caller had left.
@@ -50,7 +50,7 @@ def wait_until_free(server) -> None:
 
 
 def fewest(measure) -> float:
-    """Of twelve attempts, the fewest steps after the caller left: another process on the cores may delay some of them."""
+    """The fewest steps after the cancellation in twelve attempts: other processes on the cores may delay some of them."""
     counts: list[float] = []
     while len(counts) < 12 and (not counts or min(counts) > STEPS_ALLOWED):
         counts.append(measure())
@@ -90,7 +90,7 @@ def test_cancel_by_request_id_from_another_thread(slow):
 
 
 def test_a_dead_connection_frees_the_slot_within_two_steps(slow):
-    """The caller's process is killed while it reads; it counts what it got in a pipe that survives it."""
+    """The caller's process is killed while it reads; it counts what it received in a pipe that survives it."""
     script = (
         "from videollama_client import Client\n"
         f"stream = Client({slow.grpc!r}).stream('Tell a long story', max_new_tokens=2000)\n"
@@ -124,7 +124,7 @@ def test_leaving_a_loop_frees_the_slot(slow):
     wait_until_free(slow)
 
 
-def test_neighbours_of_a_cancelled_request_go_on(slow):
+def test_neighbours_of_a_cancelled_request_are_unaffected(slow):
     with slow.client() as client:
         alone = client.ask("Count", max_new_tokens=40).output_ids
         leaver = iter(client.stream("Tell a long story", max_new_tokens=2000, request_id="leaver"))

@@ -1,4 +1,4 @@
-"""`vl2 chat` as a user has it: through a pipe, and on a terminal."""
+"""`vl2 chat` as a user runs it: through a pipe, and on a terminal."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def say(*turns: str) -> list[dict[str, str]]:
     return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(turns)]
 
 
-def test_each_question_brings_what_was_said(server_of):
+def test_each_question_carries_the_conversation(server_of):
     server = server_of(VARIANT)
     with server.client() as client:
         options = {"video": CLIP, "max_new_tokens": 8, "start": 1.0}
@@ -74,7 +74,7 @@ def test_commands(server_of, tmp_path):
 
 
 def test_an_error_is_one_line_and_the_chat_goes_on(server_of, tmp_path):
-    """The medium and what was said stay as they were."""
+    """The medium and the conversation stay as they were."""
     server, there = server_of(VARIANT), tmp_path / "there.json"
     there.write_text("not of this chat")
     with server.client() as client:
@@ -102,7 +102,7 @@ def test_an_error_is_one_line_and_the_chat_goes_on(server_of, tmp_path):
 
 
 def test_a_question_that_the_server_refuses_is_not_kept(server_of):
-    """A sound, where the checkpoint has no audio tower: each question says so, until another medium is named."""
+    """With audio and a checkpoint without an audio tower, each question reports that until another medium is chosen."""
     sound = MEDIA / "tone_16k_mono_4s.wav"
     server = server_of(VARIANT)
     with server.client() as client:
@@ -111,18 +111,18 @@ def test_a_question_that_the_server_refuses_is_not_kept(server_of):
     assert result.stdout == f"{wanted}\n" and result.stderr.count("has no audio tower") == 2
 
 
-def test_without_a_server_each_question_says_so():
+def test_without_a_server_each_question_reports_it():
     result = piped("Who?\nWhy?\n", "--url", "127.0.0.1:9")
     assert result.returncode == 3 and result.stderr.count("vl2: ServerUnreachable") == 2 and result.stdout == ""
 
 
-def test_bytes_that_are_not_text_do_not_end_it(server_of):
+def test_bytes_that_are_not_text_do_not_end_the_chat(server_of):
     result = piped(b"Who \xff?\nWhy?\n", *SHORT, "--url", server_of(VARIANT).grpc)
     assert result.returncode == 0 and result.stdout.count("\n") >= 2 and result.stderr == ""
 
 
 class Terminal:
-    """A program on a pseudo-terminal: what it shows, and keys for it."""
+    """A program on a pseudo-terminal: its output, and keys for it."""
 
     def __init__(self, master: int, process: subprocess.Popen) -> None:
         self.process, self._master, self.shown = process, master, ""
@@ -131,7 +131,7 @@ class Terminal:
         os.write(self._master, keys.encode())
 
     def wait_for(self, pattern: str, seconds: float = 60) -> str:
-        """What was shown up to the pattern; the next wait begins after it."""
+        """The output up to the pattern; the next wait starts after it."""
         deadline = time.monotonic() + seconds
         while not (match := re.search(pattern, self.shown)):
             assert time.monotonic() < deadline and self._read(), f"no {pattern!r} in {self.shown!r}"
@@ -186,7 +186,7 @@ def test_a_conversation_on_a_terminal(server_of):
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(server_of, tmp_path):
-    """It streams, its place in the language model is freed, and what was written is part of the conversation."""
+    """The answer streams, its slot in the language model is freed, and the text so far is part of the conversation."""
     server, saved = server_of("endless"), tmp_path / "chat.json"
     with terminal(*LONG, "--url", server.grpc) as screen:
         screen.wait_for("> ")
@@ -209,7 +209,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(server_of, tmp_path):
     assert server.metric("vl2_num_requests_running") == 0
 
 
-def test_ctrl_c_at_any_moment_does_not_end_it(server_of):
+def test_ctrl_c_at_any_moment_does_not_end_the_chat(server_of):
     """Before the question is sent, before the answer's first word, or later."""
     with terminal(CLIP, *LONG, "--url", server_of("endless").grpc) as screen:
         screen.wait_for("> ")

@@ -1,4 +1,4 @@
-"""Visual contrastive decoding through the running server: the ids of the plain pipeline, and nothing changed beside it."""
+"""Visual contrastive decoding through the running server: the plain pipeline's ids, with no effect on other requests."""
 
 import json
 import subprocess
@@ -44,7 +44,7 @@ def ask(server, **options) -> list[int]:
         return client.ask(CASE.facts["instruct"], **media_of(CASE), **CASE.segment, **options).output_ids
 
 
-def test_answers_are_the_pipelines_and_plain_ones_stay(server, pipeline):
+def test_answers_equal_the_pipelines_and_plain_ones_are_unaffected(server, pipeline):
     """Many at a time, mixed, more sequences than the eight slots: the cache must not mix noised and plain tokens."""
     others = [GREEDY, DRAWN, GREEDY | {"seed": 4}, GREEDY | {"vcd_noise_step": 900}]
     wanted = [in_process(pipeline, options) for options in others]
@@ -58,7 +58,7 @@ def test_answers_are_the_pipelines_and_plain_ones_stay(server, pipeline):
     assert answers == [golden, *wanted, golden, golden] * 3
 
 
-def test_each_noise_has_a_table_and_a_hash_of_its_own(server):
+def test_each_noise_has_its_own_table_and_hash(server):
     kind, files = CASE.files()
     media = {"media": strings(*files), "media_kind": strings(kind)}
 
@@ -78,7 +78,7 @@ def test_each_noise_has_a_table_and_a_hash_of_its_own(server):
     assert np.array_equal(perceive()["prompt_embedding_table"], plain["prompt_embedding_table"])
 
 
-def test_leaving_frees_both_slots(server):
+def test_cancelling_frees_both_slots(server):
     with server.client() as client:
         streams = [
             client.stream(CASE.facts["instruct"], **media_of(CASE), max_new_tokens=1000, vcd_alpha=1.0, vcd_beta=0.0)
@@ -104,13 +104,13 @@ def test_leaving_frees_both_slots(server):
         ({"vcd_noise_step": 400}, BadSampling, "without vcd_alpha"),
     ],
 )
-def test_a_contrast_that_cannot_be_is_refused(server, options, kind, reason):
+def test_an_impossible_contrast_is_refused(server, options, kind, reason):
     with server.client() as client, pytest.raises(kind, match=reason):
         client.ask("What is there?", max_new_tokens=2, **options)
 
 
 def test_an_evaluation_with_a_contrast(server_of, tmp_path):
-    """Its own journal, its own table; and the same words as in one process."""
+    """It has its own journal and table, and the same answers as in one process."""
     words = ("eval", "shapes-probing", HELD_OUT, "--out", tmp_path / "out", "--limit", 8, "--vcd-alpha", 1.0)
     command = vl2(*words, "--url", server_of("tiny-shapes").grpc)
     completed = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -1,4 +1,4 @@
-"""The commands and programs of the documentation run, as a reader types them: every block that is not excused in `documented`."""
+"""The commands and programs of the documentation run as a reader types them: every block that is not excused in `documented`."""
 
 import json
 import os
@@ -35,7 +35,7 @@ ASKS = ("ask", "chat", "health", "bench", "eval")
 
 
 class Reader:
-    """Types the commands of one block in a folder that holds the files they name.
+    """Runs the commands of one block in a folder that holds the files they name.
 
     A server that a block starts answers the rest of the block; else the tests' own does.
     """
@@ -184,7 +184,7 @@ def reader(server, gateway, hub, tmp_path, bundle_of):
 
 
 def published(hub) -> None:
-    """The golden checkpoint under the names of the published ones."""
+    """The golden checkpoint under the published checkpoints' names."""
     hub_server.publish(hub, hub_server.CHAT)
     hub.repositories["DAMO-NLP-SG/VideoLLaMA2.1-7B-16F"] = hub.repositories[hub_server.ID]
 
@@ -207,7 +207,7 @@ def prepare(folder: Path, server) -> None:
 
 
 def test_every_block_is_run_or_excused():
-    """What is left out of `to_run` stands in another block, or is excused."""
+    """A block that is not in `to_run` is part of another block, or excused."""
     done = {each for block in to_run() for each in block.forms}
     for block in blocks():
         if block.language in ("sh", "bash", "console"):

@@ -1,4 +1,4 @@
-"""tiny-shapes through a real server: right about clips it never saw, lost when their frames are shuffled."""
+"""tiny-shapes through a real server: right about clips it never saw, wrong when their frames are shuffled."""
 
 import json
 import math
@@ -58,8 +58,8 @@ def test_held_out_accuracy(served):
         assert accuracy(of_topics(served, topic)) >= 85, topic
 
 
-def test_shuffled_frames_leave_a_coin_toss(server_of, items, served, tmp_path):
-    """Each temporal question has two answers that fit an unordered set of frames: a model that watches loses the rest."""
+def test_shuffled_frames_reduce_accuracy_to_chance(server_of, items, served, tmp_path):
+    """Each temporal question has two answers that fit an unordered set of frames, so a model that uses time loses them."""
     asked = temporal(items)[::2]
     shuffled = ask(server_of("tiny-shapes"), asked, tmp_path, "shuffled")
     chance = 50 + 3 * 50 / math.sqrt(len(asked))  # three standard deviations of as many coin tosses
@@ -73,7 +73,7 @@ def test_reversed_frames_reverse_the_answers(server_of, items, tmp_path):
 
 
 def test_in_process_and_served_answers_are_equal(served, tmp_path):
-    """Item by item; every fifth here, all of them in the model card's measurement."""
+    """Item by item: every fifth here, all of them in the model card's measurement."""
     some = served[::5]
     answerer = in_process(TINY_SHAPES, None, TASK.max_new_tokens, None)
     local = ask_all(TASK, [item for item, _ in some], answerer, Journal(tmp_path / "local.jsonl", {}), 1)
@@ -81,7 +81,7 @@ def test_in_process_and_served_answers_are_equal(served, tmp_path):
 
 
 def test_the_command(server_of, tmp_path):
-    """`vl2 eval`: table, files, and nothing asked twice."""
+    """`vl2 eval`: table, files, and no question asked twice."""
     words = (
         "eval",
         "shapes",
@@ -108,7 +108,9 @@ def test_the_command(server_of, tmp_path):
 
 @pytest.mark.parametrize("named", [True, False])
 def test_a_judged_benchmark(named, tmp_path):
-    """`vl2 eval` with prompts of a file and in our own wording: the judge sees answers, and the result says whose words."""
+    """`vl2 eval` with prompts from a file and with the built-in ones: the judge sees answers, and the result names the
+    prompts' source.
+    """
     (tmp_path / "videos").mkdir()
     questions, answers = [], []
     for number, item in enumerate(load_shapes(HELD_OUT)[:2]):
@@ -150,13 +152,13 @@ def test_a_judged_benchmark(named, tmp_path):
         (("shapes", HELD_OUT, "--url", "localhost:1"), 3, "ServerUnreachable"),
     ],
 )
-def test_a_run_that_cannot_begin_says_why(words, code, reason, tmp_path):
+def test_a_run_that_cannot_begin_reports_the_reason(words, code, reason, tmp_path):
     result = subprocess.run(vl2("eval", *words, "--out", tmp_path), capture_output=True, text=True, timeout=120)
     assert result.returncode == code and reason in result.stderr and "Traceback" not in result.stderr
 
 
 def test_the_demo(bundle_of):
-    """The README's first command: questions of different topics about different clips, their truth, and a picture."""
+    """The README's first command: questions on different topics about different clips, the true answers, and a picture."""
     chosen = choose_items()
     assert len({item.media for item in chosen}) == len({item.groups["topic"] for item in chosen}) == len(chosen) >= 6
     out = bundle_of("tiny-shapes")
@@ -173,12 +175,12 @@ def test_the_demo(bundle_of):
 
 
 @pytest.mark.parametrize("folder", [TINY_SHAPES, TINY_SHAPES_AV], ids=lambda folder: folder.name)
-def test_what_is_shipped_is_small(folder):
+def test_the_shipped_files_are_small(folder):
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 12 * 2**20
 
 
 @pytest.mark.parametrize("folder", [HELD_OUT, HELD_OUT_SOUNDS], ids=lambda folder: folder.name)
-def test_what_is_held_out_is_there(folder):
+def test_the_held_out_clips_exist(folder):
     names = [item.name for item in load_shapes(folder)]
     assert len(set(names)) == len(names) and all(item.media.is_file() for item in load_shapes(folder))
 
@@ -188,7 +190,7 @@ def test_what_is_held_out_is_there(folder):
     [(TINY_SHAPES, (HELD_OUT,)), (TINY_SHAPES_AV, (HELD_OUT_SOUNDS, HELD_OUT))],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_the_model_card_tells_what_was_measured(folder, held_out):
+def test_the_model_card_reports_what_was_measured(folder, held_out):
     import importlib.util
 
     path = TINY_SHAPES.parents[1] / "measure_tiny_shapes.py"

@@ -1,4 +1,4 @@
-"""Every program of examples/ runs against a real server and prints what the client answers."""
+"""Every program of examples/ runs against a real server and prints the client's answers."""
 
 import json
 import shutil
@@ -71,16 +71,16 @@ def test_audio(media, arguments, server_of):
 
 @pytest.fixture(scope="module")
 def url(server_of):
-    """Of the OpenAI API in front of the server."""
+    """The OpenAI API in front of the server."""
     with gateway_of("--server", server_of(VARIANT).grpc) as address:
         yield f"http://{address}/v1"
 
 
-def test_the_sdk_of_openai(url, server_of):
+def test_the_openai_sdk(url, server_of):
     assert run("openai_sdk.py", CLIP, QUESTION, url) == answer(server_of(VARIANT), video=CLIP)
 
 
-def test_several_at_once_by_the_sdk_of_openai(url, server_of, tmp_path):
+def test_several_requests_at_once_by_the_openai_sdk(url, server_of, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"nothing")
     lines = map(json.loads, run("openai_async.py", QUESTION, CLIP, broken, "--url", url).splitlines())
@@ -98,7 +98,7 @@ def test_curl(url, server_of):
 
 
 def test_every_example_is_run():
-    """A program added to the folder needs a test above, or, where it needs packages of others, in tests/clients."""
+    """A program added to the folder needs a test above or, if it needs third-party packages, in tests/clients."""
     named = {"ask.py", "stream.py", "plain_triton.py", "batch_folder.py", "conversation.py", "audio.py"}
     named |= {"openai_sdk.py", "openai_async.py", "curl.sh"}
     others = (ROOT / "tests/clients/test_clients.py").read_text("utf-8")

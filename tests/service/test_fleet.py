@@ -1,4 +1,4 @@
-"""Three real servers behind our gateway: one is killed, one drained, one added, under load."""
+"""Three real servers behind our gateway: under load, one is killed, one drained, and one added."""
 
 import base64
 import re
@@ -24,7 +24,7 @@ def fleet(bundle_of, tmp_path):
 
 
 @pytest.mark.timeout(600)
-def test_servers_behind_the_gateway_die_drain_and_come(fleet, tmp_path):
+def test_servers_behind_the_gateway_can_die_drain_and_join(fleet, tmp_path):
     names = tmp_path / "servers.txt"
     names.write_text("".join(f"{server.grpc}\n" for server in fleet.servers))
     places = Servers({"videollama2": [Server(server.grpc, None, ready=True) for server in fleet.servers]})

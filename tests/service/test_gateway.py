@@ -1,4 +1,4 @@
-"""The OpenAI API in front of a real server, asked by the openai SDK as it is published, and by hand."""
+"""The OpenAI API in front of a real server, used by the published openai SDK and by hand-written requests."""
 
 import asyncio
 import base64
@@ -70,7 +70,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": data_url(PICTURE, "image/png"
     ],
     ids=["video", "segment", "image", "frames", "text"],
 )
-def test_answers_are_those_of_grpc(sdk, server, parts, options):
+def test_answers_equal_those_of_grpc(sdk, server, parts, options):
     with server.client() as client:
         expected = client.ask(QUESTION, max_new_tokens=12, temperature=0, **options)
     options = {"model": "videollama2", "messages": user(*parts), "max_tokens": 12, "temperature": 0}
@@ -92,7 +92,7 @@ def test_answers_are_those_of_grpc(sdk, server, parts, options):
 
 
 def test_cached_tokens_are_those_that_were_not_computed(sdk):
-    """Of new media none; of the next question, in whatever form, those up to where it differs."""
+    """None for new media; for the next question, in whatever form, those up to where it differs."""
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(11).integers(0, 256, (40, 40, 3), np.uint8)).save(file, "PNG")
     url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
@@ -112,7 +112,7 @@ def test_cached_tokens_are_those_that_were_not_computed(sdk):
 
 
 def test_the_responses_api(sdk, server):
-    """Whole and streamed, about a picture: the text and the counts of gRPC."""
+    """Whole and streamed, about a picture: the text and the token counts of gRPC."""
     with server.client() as client:
         told = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
         expected = client.ask(told, image=PICTURE, max_new_tokens=12, temperature=0)
@@ -146,7 +146,7 @@ def test_a_system_message_and_earlier_turns(sdk, server):
     assert expected.usage.prompt_tokens != other.usage.prompt_tokens
 
 
-def test_concurrent_streams_are_those_of_grpc(gateway, server):
+def test_concurrent_streams_equal_those_of_grpc(gateway, server):
     """32 at once, about a video, a picture and nothing in turn: each has the text that gRPC gave to its question alone."""
     kinds = (((VIDEO,), {"video": CLIP}), ((IMAGE,), {"image": PICTURE}), ((), {}))
     asked = [(f"Question number {number}: what happens?", *kinds[number % 3]) for number in range(32)]
@@ -169,7 +169,7 @@ def test_concurrent_streams_are_those_of_grpc(gateway, server):
     assert asyncio.run(ask_all()) == expected
 
 
-def test_what_is_measured_both_ways_is_one_answer(gateway, server):
+def test_the_measured_answers_are_equal_both_ways(gateway, server):
     """benchmarks/measure_gateway.py, without its clock."""
     with server.client() as client, through_gateway(f"http://{gateway}/v1") as by_http:
         for video in (CLIP.read_bytes(), None):
@@ -178,7 +178,7 @@ def test_what_is_measured_both_ways_is_one_answer(gateway, server):
             assert all(0 < timed.first <= timed.last for timed in results)
 
 
-def test_what_a_caller_can_mend_is_400_and_says_so(sdk):
+def test_errors_that_a_client_can_fix_are_400_with_the_reason(sdk):
     broken = {
         "type": "video_url",
         "video_url": {"url": "data:video/mp4;base64," + base64.b64encode(b"x" * 999).decode()},
@@ -204,8 +204,8 @@ def counted(gateway: str, name: str) -> float:
     return sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? ([\d.e+-]+)$", text, re.MULTILINE))
 
 
-def test_a_caller_that_leaves_frees_its_place(gateway, server):
-    """Streaming and not: the gateway has nothing running, and the server answers eight others at once."""
+def test_a_disconnected_client_frees_its_slot(gateway, server):
+    """Streaming or not: the gateway has nothing running, and the server answers eight others at once."""
     host, port = gateway.split(":")
     body = {"model": "videollama2", "messages": user(VIDEO), "max_tokens": 1500, "temperature": 0}
     before = counted(gateway, "vl2_rejected_total")
@@ -265,7 +265,7 @@ def test_a_gateway_without_its_server():
 
 
 def test_events_are_sent_at_once():
-    """Nagle's algorithm would hold the first text back until the caller's machine has acknowledged the headers: 40 ms."""
+    """Nagle's algorithm would hold the first text back until the client has acknowledged the headers: 40 ms."""
 
     async def found() -> int:
         options: asyncio.Queue[int] = asyncio.Queue()
@@ -283,7 +283,7 @@ def test_events_are_sent_at_once():
     assert asyncio.run(found())
 
 
-def test_a_busy_port_is_one_line(gateway):
+def test_a_busy_port_gives_one_line(gateway):
     port = gateway.split(":")[1]
     done = subprocess.run(vl2("gateway", "--port", port), capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and re.fullmatch(

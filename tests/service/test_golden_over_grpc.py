@@ -32,7 +32,7 @@ def strings(*items: bytes | str) -> np.ndarray:
 @pytest.mark.parametrize(
     "case", [one for one in ALL if not one.starts_from_pixels() and one.name != REVERSED], ids=name
 )
-def test_the_public_entry_answers_as_the_reference(case, server_of):
+def test_the_public_entry_answers_like_the_reference(case, server_of):
     with server_of(case.variant).client() as client:
         answer = client.ask(
             case.facts["instruct"], **media_of(case), **case.segment, max_new_tokens=case.max_new_tokens
@@ -50,8 +50,8 @@ def test_the_public_entry_answers_as_the_reference(case, server_of):
     assert (case.modality == "video") == bool(answer.frames)
 
 
-def test_more_frames_and_key_frames_are_looked_at_where_they_are_asked_for(server_of):
-    """8 frames are this checkpoint's own; each way to look is another entry of the cache."""
+def test_more_frames_and_key_frames_are_used_on_request(server_of):
+    """This checkpoint uses 8 frames by default; each choice has its own entry in the cache."""
     video = MEDIA / "1034346401.mp4"  # 444 frames in groups of 250
     with server_of(CHAT_VARIANTS[0]).client() as client:
         seen = {
@@ -68,7 +68,7 @@ def test_more_frames_and_key_frames_are_looked_at_where_they_are_asked_for(serve
 
 @pytest.mark.parametrize("case", ALL, ids=name)
 def test_every_stage_equals_the_reference(case, server_of):
-    """preprocess -> encoder -> prompt -> tensorrt_llm, each asked by itself with plain tritonclient."""
+    """preprocess -> encoder -> prompt -> tensorrt_llm, each called on its own with plain tritonclient."""
     server = server_of(case.variant)
     kind, files = case.files()
     table = {}
@@ -127,7 +127,7 @@ def test_every_stage_equals_the_reference(case, server_of):
     assert np.abs(outputs["generation_logits"][0, 0, 0] - case.tensor("prefill_logits")).max() <= case.logit_tolerance
 
 
-def test_a_reversed_segment_is_refused_at_the_door_and_mended_behind_it(server_of):
+def test_a_reversed_segment_is_refused_by_the_entry_and_corrected_by_the_stage(server_of):
     case = next(one for one in ALL if one.name == REVERSED)
     server = server_of(case.variant)
     with server.client() as client, pytest.raises(BadSegment, match="swap"):
@@ -144,7 +144,7 @@ def test_a_reversed_segment_is_refused_at_the_door_and_mended_behind_it(server_o
     ids=name,
 )
 def test_the_static_ensemble_gives_the_same_text(case, server_of):
-    """The joined stream equals the one response of `ensemble`."""
+    """The joined stream equals the single response of `ensemble`."""
     server = server_of(case.variant)
     kind, files = case.files()
     outputs = server.call(
@@ -162,6 +162,6 @@ def test_the_static_ensemble_gives_the_same_text(case, server_of):
     assert "".join(pieces) == case.facts["text"]
 
 
-def test_the_recorded_variants_are_all_there():
+def test_all_recorded_variants_are_tested():
     assert [golden(variant)["variant"] for variant in VARIANTS] == list(VARIANTS)
     assert len(ALL) == 23 + 9 + 9 + 10 + 9 + 9 + 9 + 9

@@ -1,4 +1,4 @@
-"""Three real servers behind HAProxy with deploy/haproxy.cfg: one is killed, one drained, one added, under load."""
+"""Three real servers behind HAProxy with deploy/haproxy.cfg: under load, one is killed, one drained, and one added."""
 
 import re
 import shutil
@@ -56,7 +56,7 @@ def server_that_answers(address: str) -> str:
 
 
 @pytest.mark.timeout(900)
-def test_servers_behind_haproxy_die_drain_and_come(bundle_of, tmp_path):
+def test_servers_behind_haproxy_can_die_drain_and_join(bundle_of, tmp_path):
     fleet = Fleet(bundle_of("qwen2-clip-8f"), tmp_path)
     try:
         (port,) = choose_ports("127.0.0.1", {"--port": 0})

@@ -1,4 +1,4 @@
-"""`--quantize int8` behind the same stages: tiny-shapes answers as with float32 weights, but for what rounding decides."""
+"""`--quantize int8` behind the same stages: tiny-shapes answers as with float32 weights, except where rounding decides."""
 
 from concurrent.futures import ThreadPoolExecutor
 

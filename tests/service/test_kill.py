@@ -26,7 +26,7 @@ STAGES = ("videollama2", "tensorrt_llm", "preprocess", "encoder", "prompt", "det
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """A decoder slow enough that a long answer is still running when its stage is killed."""
+    """A decoder so slow that a long answer is still running when its stage is killed."""
     folder = tmp_path_factory.mktemp("kill")
     sizes = {"hidden_size": 256, "intermediate_size": 8192, "num_hidden_layers": 2, "num_attention_heads": 8}
     source = random_checkpoint("qwen2-clip-8f", folder / "source", num_key_value_heads=2, **sizes)
@@ -88,7 +88,7 @@ def test_a_running_answer_fails_with_a_clear_error(stage, server):
 
 
 def test_the_language_model_outlives_the_entry(server):
-    """To load it again takes minutes at real size."""
+    """Loading it again takes minutes at real size."""
     with server.client() as client:
         for _ in range(3):  # again if Triton as a whole aborted
             client.wait_until_ready(60)
@@ -105,8 +105,8 @@ def test_the_language_model_outlives_the_entry(server):
 
 
 @pytest.mark.parametrize("stage", ["preprocess", "encoder"])
-def test_a_stage_killed_at_work_fails_its_request_or_is_asked_again(stage, server):
-    """The media is large enough that the kill meets it; the entry asks once more, so that either way nothing hangs."""
+def test_a_stage_killed_at_work_fails_its_request_or_is_retried(stage, server):
+    """The media is large enough for the kill to hit it; the entry retries once, so nothing hangs either way."""
     results: list = []
     with server.client() as client:
         client.wait_until_ready(60)
@@ -130,7 +130,7 @@ def test_a_stage_killed_at_work_fails_its_request_or_is_asked_again(stage, serve
 
 
 def test_a_neighbour_in_another_stage_is_not_disturbed(server):
-    """preprocess dies; an answer that is past it goes on to its end."""
+    """preprocess dies; an answer that is past it runs to its end."""
     with server.client() as client:
         for _ in range(3):  # again if Triton as a whole aborted
             client.wait_until_ready(60)

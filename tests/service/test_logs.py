@@ -1,4 +1,4 @@
-"""The logs of a real server and gateway: a line for each request by its id, and nothing of what it said unless asked for."""
+"""The logs of a real server and gateway: one line per request, by its id, with content only where it is enabled."""
 
 import json
 import time
@@ -16,12 +16,12 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
 def lines_of(path) -> list[dict]:
-    """Lines of the program's own processes; Triton's stand between them."""
+    """Lines of the program's own processes; Triton's are in between."""
     return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.startswith("{")]
 
 
 def about(path, request_id: str) -> dict:
-    """The one line of a request; written a moment after its caller has the answer."""
+    """The one line of a request; it is written a moment after the caller has the answer."""
     deadline = time.monotonic() + 20
     while not (lines := [line for line in lines_of(path) if line.get("request_id") == request_id]):
         assert time.monotonic() < deadline, path.read_text("utf-8")[-2000:]
@@ -76,7 +76,7 @@ def test_lines_have_ids_and_no_content(bundle_of, tmp_path):
             assert said and said not in written and json.dumps(said)[1:-1] not in written
 
 
-def test_content_is_there_where_it_is_asked_for(bundle_of, tmp_path):
+def test_content_is_logged_where_it_is_enabled(bundle_of, tmp_path):
     log, gateway_log, text, through = asked(tmp_path, bundle_of(VARIANT), "--log-content")
     line = about(log, "answered-1")
     assert QUESTION in json.dumps(line["question"]) and line["answer"] == text

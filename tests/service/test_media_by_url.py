@@ -25,7 +25,7 @@ def server(bundle_of, tmp_path_factory):
         yield server
 
 
-def test_an_answer_is_the_same_however_the_media_comes(server):
+def test_an_answer_is_the_same_however_the_media_is_sent(server):
     with server.client() as client:
         sent = client.ask(QUESTION, video=CLIP, **SHORT)
         answer = client.ask(QUESTION, video_url=f"file://{CLIP}", **SHORT)
@@ -45,14 +45,14 @@ def test_an_answer_is_the_same_however_the_media_comes(server):
     ],
     ids=str,
 )  # fmt: skip
-def test_what_is_refused(server, url, kind):
+def test_forbidden_urls_are_refused(server, url, kind):
     with server.client() as client, pytest.raises(VideoLlamaError) as raised:
         began = time.monotonic()
         client.ask(QUESTION, video_url=url, **SHORT)
     assert raised.value.kind == kind and time.monotonic() - began < 20
 
 
-def test_a_server_takes_no_url_unless_it_is_told_to(server_of):
+def test_a_server_refuses_urls_by_default(server_of):
     with server_of(VARIANT).client() as client:
         for url in (f"https://{HOST}/clip.mp4", f"file://{CLIP}"):
             with pytest.raises(InvalidRequest, match="media_url is not taken by this server"):

@@ -1,4 +1,4 @@
-"""The figures of a real server and gateway are those of the documentation's table, and count what was asked."""
+"""The metrics of a real server and gateway match the documentation's table, and count what was requested."""
 
 import base64
 import re
@@ -21,7 +21,7 @@ ROW = re.compile(r"^\| `(vl2_\w+)` \| (\w+) \|([^|]*)\| (server, gateway|server)
 
 
 def table(where: str) -> dict[str, tuple[str, frozenset[str]]]:
-    """Kind and labels by name, of the documentation."""
+    """Kind and labels by name, from the documentation."""
     documented = {}
     for name, kind, labels, of in ROW.findall(PAGE.read_text("utf-8")):
         named = set(re.findall(r"`(\w+)`", labels.partition("(")[0]))
@@ -31,7 +31,7 @@ def table(where: str) -> dict[str, tuple[str, frozenset[str]]]:
 
 
 def published(text: str) -> dict[str, tuple[str, frozenset[str]]]:
-    """Likewise, of an exposition; a family without samples has no labels."""
+    """Kind and labels by name, from an exposition; a family without samples has no labels."""
     kinds = dict(re.findall(r"^# TYPE (vl2_\w+) (\w+)$", text, re.MULTILINE))
     families = {}
     for name, kind in kinds.items():
@@ -48,7 +48,7 @@ def exposition(address: str) -> str:
 
 @pytest.fixture(scope="module")
 def server(server_of):
-    """One that has answered, and refused."""
+    """A server that has answered some requests and refused others."""
     server = server_of(VARIANT)
     with server.client() as client:
         client.ask("What happens?", video=MEDIA / "plain_96x64.mp4", max_new_tokens=4)
@@ -58,7 +58,7 @@ def server(server_of):
     return server
 
 
-def test_a_server_publishes_what_the_table_says(server):
+def test_a_server_publishes_the_documented_metrics(server):
     assert published(exposition(server.metrics)) == table("server")
 
 
@@ -68,7 +68,7 @@ def test_a_servers_own_failures_are_counted_from_its_start(server):
         assert f'vl2_rejected_total{{model_name="videollama2",reason="{kind}"}} ' in text
 
 
-def test_a_gateway_publishes_what_the_table_says(server):
+def test_a_gateway_publishes_the_documented_metrics(server):
     with gateway_of("--server", server.grpc) as address:
         base = f"http://{address}"
         deadline = time.monotonic() + 20
@@ -85,7 +85,7 @@ def test_a_gateway_publishes_what_the_table_says(server):
         assert published(httpx2.get(f"{base}/metrics").text) == table("gateway")
 
 
-def test_figures_count_what_was_asked(server):
+def test_metrics_count_the_requests(server):
     names = {
         "ttft": "vl2_time_to_first_token_seconds",
         "latency": "vl2_e2e_request_latency_seconds",
@@ -126,7 +126,7 @@ def test_figures_count_what_was_asked(server):
     assert server.metric("vl2_num_requests_running") == server.metric("vl2_num_requests_waiting") == 0
 
 
-def test_what_the_endpoint_refuses_is_counted_by_it_alone(server):
+def test_refusals_of_the_endpoint_are_counted_only_by_it(server):
     def counts() -> tuple[float, float, float]:
         name = "vl2_endpoint_rejected_total"
         figures = (server.metric(name, reason=reason) for reason in ("NotAllowed", "InvalidRequest"))

@@ -1,4 +1,4 @@
-"""A server as it is put on a network: encrypted, with API keys, asked by the command line."""
+"""A server as deployed on a network: encrypted, with API keys, used from the command line."""
 
 import signal
 import subprocess

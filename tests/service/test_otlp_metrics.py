@@ -37,7 +37,7 @@ def counts(collector, name: str, service: str) -> dict[str, int]:
 
 
 def ask_through_gateway(address: str) -> None:
-    """Two answers, one of them streamed; media that are none; a model that is none."""
+    """Two answers, one of them streamed; one request with invalid media; one with an unknown model."""
     url, deadline = f"http://{address}/v1/chat/completions", time.monotonic() + 20
     while httpx2.get(f"http://{address}/health/ready").status_code != 200:
         assert time.monotonic() < deadline

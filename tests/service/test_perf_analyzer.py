@@ -1,4 +1,4 @@
-"""NVIDIA's perf_analyzer with the commands of docs/performance.md: what it asks, by plain tritonclient, and the program itself."""
+"""NVIDIA's perf_analyzer with the commands of docs/performance.md: its requests, by plain tritonclient, and the program itself."""
 
 import base64
 import json
@@ -40,7 +40,7 @@ def server(request, bundle_of, tmp_path_factory):
 
 
 class PerfAnalyzer:
-    """What version 2.48 asks of a server before, while and after it measures, in its order."""
+    """The calls that version 2.48 makes before, during and after a measurement, in its order."""
 
     def __init__(self, address: str, model: str) -> None:
         self.client, self.model = triton.InferenceServerClient(address), model
@@ -59,7 +59,7 @@ class PerfAnalyzer:
         return {one.name: one.inference_stats.queue.count for one in statistics}
 
     def ask(self, count: int) -> list[int]:
-        """Responses of each request, the empty last ones among them."""
+        """Responses of each request, including the empty last ones."""
         tensors = []
         for name, value in INPUTS["data"][0].items():
             tensor = triton.InferInput(name, value["shape"], self.inputs[name].datatype)
@@ -88,9 +88,10 @@ class PerfAnalyzer:
 
 
 @pytest.mark.parametrize("model", ["videollama2", "ensemble"])
-def test_what_it_asks_is_answered(model, server):
-    """With statistics each model that it is told of must have worked between two looks, or it ends with `failed to find
-    the requested model version`; so it did on `ensemble` once the media was known."""
+def test_its_requests_are_answered(model, server):
+    """With statistics, every model that it knows must have worked between two reads, or it ends with `failed to find
+    the requested model version`; that happened on `ensemble` once the media was cached.
+    """
     asking = PerfAnalyzer(server.grpc, model)
     asking.ask(2)  # the media is known from now on
     before = asking.queue_counts() if asking.with_statistics else {}
@@ -104,7 +105,7 @@ def test_what_it_asks_is_answered(model, server):
             asking.client.get_inference_statistics(model)
 
 
-def test_steps_are_shown_to_those_who_may_ask_them(server):
+def test_composing_models_are_shown_where_stages_are_exposed(server):
     asking = PerfAnalyzer(server.grpc, "ensemble")
     steps = ["perception", "preprocess", "encoder", "prompt", "tensorrt_llm", "detokenize"]
     assert asking.models == ["ensemble", *(steps if asking.with_statistics else [])]
@@ -117,7 +118,7 @@ WHEEL = "tritonclient==2.48.0"  # the last versions that brought it, and that De
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
-    """perf_analyzer of an old wheel of tritonclient, with the libraries that it wants from Triton's own wheel."""
+    """perf_analyzer from an old wheel of tritonclient, with the libraries that it needs from Triton's own wheel."""
     folder = tmp_path_factory.mktemp("perf_analyzer")
     download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(folder)]
     subprocess.run([*download, WHEEL], check=True)

@@ -1,4 +1,4 @@
-"""Ready means that a media question would be answered: not with a stage stopped or dead, and not from SIGTERM on."""
+"""Ready means that a media question would be answered: not with a stage stopped or dead, and not after SIGTERM."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def server(bundle_of, tmp_path_factory):
 
 
 def said(server) -> dict[str, bool]:
-    """What each way of asking says."""
+    """What each readiness check reports."""
     with grpc.insecure_channel(server.grpc) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         replies = {
@@ -75,8 +75,8 @@ def test_a_stopped_triton_is_not_ready(server):
     wait_until(server, ready=True)
 
 
-def test_looking_is_no_request(server):
-    """A second of readiness changes no counter of requests."""
+def test_readiness_checks_are_not_counted_as_requests(server):
+    """A second of readiness checks changes no counter of requests."""
     wait_until(server, ready=True)
     before = server.metric("nv_inference_request_success") + server.metric("nv_inference_request_failure")
     time.sleep(2.5)
@@ -84,7 +84,7 @@ def test_looking_is_no_request(server):
     assert server.metric("nv_inference_request_success") + server.metric("nv_inference_request_failure") == before
 
 
-def test_the_endpoint_is_started_again_on_its_port(server):
+def test_the_endpoint_is_restarted_on_its_port(server):
     for name in ("first", "second"):
         (pid,) = [
             int(pid)
@@ -113,8 +113,8 @@ def parent(pid: str) -> int:
         return int(file.read().rpartition(")")[2].split()[1])
 
 
-def test_a_draining_server_is_not_ready_answers_through_its_delay_and_keeps_running_answers(endless, tmp_path):
-    """Answers of the entry and of `ensemble` that run at SIGTERM end whole; a question in the delay is answered."""
+def test_a_draining_server_is_not_ready_but_still_answers_during_its_delay(endless, tmp_path):
+    """Answers of the entry and of `ensemble` that run at SIGTERM finish; a question during the delay is answered."""
     server = start(endless, tmp_path / "log", "--drain-delay-seconds", 3, "--expose-ensemble")
     whole: list[object] = []
 

@@ -1,4 +1,4 @@
-"""`vl2 serve` and `vl2 ask` as a user has them."""
+"""`vl2 serve` and `vl2 ask` as a user runs them."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def test_ask_about_pictures_text_and_segments(words, name, server_of):
         (("ask", MEDIA / "plain_96x64.mp4", "What?", "--start", "99"), 2, "BadSegment"),
     ],
 )
-def test_an_error_of_the_server_is_one_line(words, code, reason, server_of):
+def test_an_error_from_the_server_is_one_line(words, code, reason, server_of):
     result = run(*words, "--url", server_of(VARIANT).grpc)
     assert result.returncode == code and reason in result.stderr and "Traceback" not in result.stderr
 
@@ -91,7 +91,7 @@ def test_health(server_of):
 
 
 def test_the_documented_program_of_a_plain_client_gets_the_same_answer(server_of, tmp_path):
-    """tritonclient alone, run as it stands in docs/grpc.md but for address, file, question and number of tokens."""
+    """tritonclient alone, run as in docs/grpc.md except for address, file, question and number of tokens."""
     known = case(VARIANT, "video_basic")
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/grpc.md").read_text("utf-8"), re.DOTALL)
     for old, new in {
@@ -138,13 +138,13 @@ def test_a_log_that_cannot_be_written_is_named(bundle_of):
     assert result.returncode == 1 and "/proc/nowhere/log" in result.stderr and "--log" in result.stderr
 
 
-def test_a_folder_that_is_no_bundle_is_refused(tmp_path):
+def test_a_folder_that_is_not_a_bundle_is_refused(tmp_path):
     result = run("serve", tmp_path)
     assert result.returncode == 1 and "vl2 convert" in result.stderr
 
 
-def test_a_stage_that_fails_to_load_gives_its_own_reason(bundle_of, tmp_path):
-    """A graph that is damaged behind the manifest's back: the server ends, and the reason is the stage's."""
+def test_a_stage_that_fails_to_load_reports_its_own_reason(bundle_of, tmp_path):
+    """A graph is damaged without changing the manifest: the server ends, and the reason is the stage's."""
     bundle = tmp_path / "bundle"
     shutil.copytree(bundle_of(VARIANT), bundle)
     graph = bundle / "onnx" / "connector.onnx"
@@ -171,8 +171,8 @@ def test_a_bundle_may_be_moved_and_read_only(bundle_of, tmp_path):
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopping_server_lets_running_answers_end(signal_number, endless, tmp_path):
-    """The running answer is whole, a new question is refused, the exit code is 0, no process is left, and none crashed."""
+def test_a_stopping_server_lets_running_answers_finish(signal_number, endless, tmp_path):
+    """The running answer is whole, a new question is refused, the exit code is 0, no process remains, and none crashed."""
     server = start(endless, tmp_path / "log")
     try:
         with server.client() as client:
@@ -210,7 +210,7 @@ def test_a_stopping_server_lets_running_answers_end(signal_number, endless, tmp_
             server.process.kill()
 
 
-def test_a_triton_that_ends_by_itself_is_started_again_and_at_last_given_up(bundle_of, tmp_path):
+def test_a_triton_that_crashes_is_restarted_and_finally_given_up(bundle_of, tmp_path):
     """Killing a stage at the wrong moment aborts Triton 2.51 as a whole; the same addresses answer again."""
     server = start(bundle_of(VARIANT), tmp_path / "log")
     with server.client() as client:

@@ -1,4 +1,4 @@
-"""`vl2 serve --openai`: a gateway that is started again when it dies, and ends with its server."""
+"""`vl2 serve --openai`: a gateway that is restarted when it dies, and ends with its server."""
 
 import os
 import signal
@@ -64,8 +64,8 @@ def test_a_gateway_ends_with_a_server_that_is_killed():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_gateway_ends_by_a_signal_that_comes_with_its_address(number, tmp_path):
-    """Before uvicorn listens for signals, for which it is made to take its time."""
+def test_a_gateway_ends_by_a_signal_sent_as_it_starts(number, tmp_path):
+    """The signal arrives before uvicorn, slowed down for this test, handles signals."""
     (tmp_path / "sitecustomize.py").write_text(
         "import time, uvicorn\n"
         "capture = uvicorn.Server.capture_signals\n"
@@ -82,7 +82,7 @@ def test_a_gateway_ends_by_a_signal_that_comes_with_its_address(number, tmp_path
             process.kill()
 
 
-def test_what_openai_takes():
+def test_the_values_of_openai():
     assert read_openai(None, OPEN) is None
     assert read_openai("0", OPEN) == GatewayAddress("127.0.0.1", 0)
     assert read_openai("0.0.0.0:0", OPEN) == GatewayAddress("0.0.0.0", 0)
@@ -99,7 +99,7 @@ def test_what_openai_takes():
         read_openai("192.0.2.1:80", OPEN)  # no address of this machine
 
 
-def test_a_gateway_that_gets_no_process_is_said_and_not_waited_for(monkeypatch, caplog):
+def test_a_gateway_that_cannot_be_started_is_reported_and_not_waited_for(monkeypatch, caplog):
     def refuse(*_, **__):
         raise OSError("no memory")
 

@@ -1,4 +1,4 @@
-"""A machine that stands still, as a virtual one does while it moves: afterwards everything goes on, and nobody is taken for dead.
+"""A machine that pauses, as a virtual one does while it migrates: afterwards everything goes on, and no process is taken for dead.
 
 Triton gives a stage a second to say that it lives. When the machine awakes that second is over, and Triton may look first.
 """
@@ -26,7 +26,7 @@ def stand_still(processes: list[int], signals: signal.Signals) -> None:
             os.kill(pid, signals)
 
 
-def test_stages_outlive_a_machine_that_stands_still(server_of):
+def test_stages_survive_a_machine_that_is_paused(server_of):
     server = server_of("qwen2-clip-8f")
     before = {stage: server.pids(stage) for stage in STAGES}
     triton = children(server.process.pid, "tritonserver")

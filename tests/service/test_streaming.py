@@ -29,7 +29,7 @@ SCRIPT = "caf\u00e9 \u56f3\U0001f389!"
 
 @pytest.fixture(scope="module")
 def scripted(tmp_path_factory):
-    """A server whose model says SCRIPT, one token per byte, and then ends.
+    """A server whose model emits SCRIPT, one token per byte, and then ends.
 
     Attention and feed-forward are zero, so a position's state is its token's embedding; the head scores the successor of
     each token of the script highest. Everything else is the ordinary pipeline.
@@ -88,7 +88,7 @@ def test_a_stop_string_ends_the_text(scripted, stop):
 
 @pytest.mark.parametrize("variant", ["mistral-clip-8f", "qwen2-siglip-16f"])
 def test_sampled_text_streams_to_the_text_of_its_ids(variant, server_of):
-    """Hot sampling gives single bytes and broken UTF-8; pieces still join to the decoding of all ids."""
+    """Sampling at high temperature gives single bytes and broken UTF-8; pieces still join to the decoding of all ids."""
     tokenizer = Tokenizer(checkpoint(variant))
     with server_of(variant).client() as client:
         for seed in range(6):
@@ -99,7 +99,7 @@ def test_sampled_text_streams_to_the_text_of_its_ids(variant, server_of):
             assert client.ask("Say anything", **options).output_ids == stream.answer.output_ids  # the seed decides
 
 
-def test_eight_questions_at_once_answer_as_alone(server_of):
+def test_eight_questions_at_once_are_answered_as_if_alone(server_of):
     server = server_of("mistral-clip-8f")
     media = [
         {"video": MEDIA / "plain_96x64.mp4"},
@@ -152,7 +152,7 @@ def test_the_async_client_does_the_same(server_of):
 
 
 def runs(server) -> tuple[int, int]:
-    """Of preprocess and encoder."""
+    """Executions of preprocess and encoder."""
     with triton.InferenceServerClient(server.grpc) as client:
         statistics = [client.get_inference_statistics(stage).model_stats[0] for stage in ("preprocess", "encoder")]
     return statistics[0].inference_count, statistics[1].inference_count
@@ -165,7 +165,7 @@ def cached(server) -> tuple[float, float]:
 
 
 def common_positions(one: str, other: str, media_tokens: int) -> int:
-    """With which the prompts of two questions about the same video begin."""
+    """The number of positions that the prompts of two questions about the same video share at the start."""
     folder = checkpoint("qwen2-clip-8f")
     tokenizer, language = Tokenizer(folder), read_model_config(folder).language
     prompts = []
@@ -196,7 +196,7 @@ def test_a_second_question_about_the_same_video_runs_neither_stage_and_reuses_th
     assert cached(server) == (hits + 1, misses + 2) and server.metric("vl2_mm_cache_bytes") > 0
 
 
-def test_ten_callers_with_the_same_new_video_are_one_run(server_of):
+def test_ten_callers_with_the_same_new_video_share_one_run(server_of):
     server = server_of("qwen2-clip-8f")
     video = (MEDIA / "sample_demo_1.mp4").read_bytes() + b"new to this server"
     before, (hits, misses) = runs(server), cached(server)
@@ -214,7 +214,7 @@ def test_text_only_questions_skip_perception(server_of):
     assert runs(server) == before
 
 
-def test_raw_frames_and_their_pictures_are_one_thing(server_of):
+def test_raw_frames_and_their_pictures_are_equivalent(server_of):
     """An array, a list of arrays and a list of encoded pictures give the same answer."""
     frames = np.random.default_rng(3).integers(0, 256, (8, 40, 60, 3), np.uint8)
     with server_of("qwen2-clip-8f").client() as client:
@@ -223,7 +223,7 @@ def test_raw_frames_and_their_pictures_are_one_thing(server_of):
         assert client.ask("What?", image=frames[0], max_new_tokens=3).usage.media_tokens > 0
 
 
-def test_entry_and_ensemble_say_the_same_whatever_outputs_are_asked_for(server_of):
+def test_entry_and_ensemble_agree_whatever_outputs_are_requested(server_of):
     server, video = server_of("qwen2-clip-8f"), (MEDIA / "three_frames_80x44.mp4").read_bytes()
     media = {"media": np.array([video], np.object_), "media_kind": np.array([b"video"], np.object_)}
     asked = media | {"question": np.array([b"x"], np.object_), "max_new_tokens": np.array([6], np.int32)}
@@ -236,7 +236,9 @@ def test_entry_and_ensemble_say_the_same_whatever_outputs_are_asked_for(server_o
 
 
 def test_a_full_entry_refuses_at_once_and_serves_again(server_of):
-    """80 askers of long stories: 64 are taken, the others are told so at once; when all leave, the server is free."""
+    """Of 80 callers with long answers, 64 are accepted and the others refused at once; when all cancel, the server is
+    free.
+    """
     server = server_of("mixtral-clip-8f")
     options = {"max_new_tokens": 20000, "temperature": 4.0, "top_k": 0, "top_p": 1.0, "stop": ["never said"]}
     outcomes: list[str] = []

@@ -31,8 +31,9 @@ def server(bundle, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def keeping(bundle, tmp_path_factory):
-    """The repository of `--media-token-memory gpu`, with the one word changed that asks Triton for a GPU: tables leave the encoder
-    by DLPack, which keeps them, and the entry keeps the pixels."""
+    """The repository of `--media-token-memory gpu`, with the one word changed that asks Triton for a GPU: tables leave
+    the encoder by DLPack, which keeps them on their device, and the entry keeps the pixels.
+    """
     folder = tmp_path_factory.mktemp("keeping")
     copy = folder / "bundle"
     shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("__pycache__"))
@@ -72,7 +73,7 @@ def test_recorded_answers(fixture, request):
 
 @pytest.mark.parametrize("running", ["server", "keeping"])
 def test_a_contrast(running, request):
-    """Noised pixels and the same sound, in slots of their own: the ids of the plain pipeline."""
+    """Noised pixels with the same audio, in slots of their own: the plain pipeline's ids."""
     known, options = case(VARIANT, "video_audio"), {"max_new_tokens": 8, "vcd_alpha": 1.0, "seed": 3}
     kind, files = known.files()
     pipeline = Pipeline(checkpoint(VARIANT))

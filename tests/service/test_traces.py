@@ -20,7 +20,7 @@ GENERATION = {"queue", "prefill", "decode"}
 
 @pytest.fixture(scope="module")
 def server(bundle_of, collector, tmp_path_factory):
-    """Sends its spans over HTTP, by an option."""
+    """Sends its spans over HTTP, set by an option."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")  # milliseconds
         log = tmp_path_factory.mktemp("traces") / "server.log"
@@ -30,7 +30,7 @@ def server(bundle_of, collector, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gateway(server, collector):
-    """Sends its spans over gRPC, by OpenTelemetry's own variables."""
+    """Sends its spans over gRPC, set by OpenTelemetry's own variables."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.grpc)
@@ -85,7 +85,7 @@ def test_one_trace_from_the_callers_header_to_every_stage(gateway, collector, st
     assert collector.of(trace, 5).keys() == {route, "videollama2", *GENERATION}
 
 
-def test_the_python_client_hands_a_trace_on(server, collector):
+def test_the_python_client_forwards_a_trace(server, collector):
     trace, parent = new_trace()
     with server.client() as client:
         answer = client.ask(QUESTION, max_new_tokens=3, traceparent=parent)
@@ -105,7 +105,7 @@ def test_a_refusal_is_a_failed_span(server, collector):
     assert span.failed and span.attributes["error.type"] == "UnreadableMedia"
 
 
-def test_what_the_caller_does_not_want_sampled_is_not(server, collector):
+def test_an_unsampled_trace_is_not_exported(server, collector):
     trace, parent = new_trace(flags="00")
     with server.client() as client:
         client.ask(QUESTION, max_new_tokens=2, traceparent=parent)
@@ -116,7 +116,7 @@ def test_what_the_caller_does_not_want_sampled_is_not(server, collector):
 
 
 @pytest.mark.parametrize("header", ["", "00-" + "0" * 32 + "-1234567890abcdef-01", 'x" y', "00-" + "f" * 1000])
-def test_a_header_in_no_form_begins_a_trace_of_its_own(server, collector, header):
+def test_an_invalid_header_begins_a_new_trace(server, collector, header):
     from tritonclient.grpc import service_pb2, service_pb2_grpc
 
     from videollama_client.wire import build_question
@@ -134,7 +134,7 @@ def test_a_header_in_no_form_begins_a_trace_of_its_own(server, collector, header
     assert len(asked) == 1 and not asked[0].parent
 
 
-def test_nothing_of_what_was_asked_or_answered_is_sent(server, collector):
+def test_spans_hold_no_content_of_questions_or_answers(server, collector):
     trace, parent = new_trace()
     with server.client() as client:
         text = client.ask(QUESTION, max_new_tokens=12, traceparent=parent).text
