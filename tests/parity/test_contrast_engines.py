@@ -153,7 +153,7 @@ def test_sampled_ids_are_the_seeds_on_every_engine(bundle_of):
     assert scheduled(case, torch_encoder(case.variant), torch_runner(case.variant), DRAWN) == [wanted] * 3
 
 
-def test_where_no_noise_can_be(bundle_of, monkeypatch):
+def test_noise_is_refused_where_it_is_not_possible(bundle_of, monkeypatch):
     media, made = prepared(CASES[3]), encoder(bundle_of("av-qwen2-siglip"))
     with pytest.raises(InvalidRequest, match="has no pixels"):
         made.encode(media.frames[:0], media.filterbank, Noise(500))
@@ -166,8 +166,8 @@ def test_where_no_noise_can_be(bundle_of, monkeypatch):
         tensorrt.encode(media.frames, media.filterbank, Noise(500))
 
 
-def test_a_bundle_from_before_the_contrast_says_so(bundle_of, tmp_path):
-    """Its graph takes whole colours: everything else goes on."""
+def test_a_bundle_from_before_the_contrast_is_refused_for_noise(bundle_of, tmp_path):
+    """Its graph takes uint8 pixels; everything else still works."""
     from videollama_converters.export.graphs import export_graph
     from videollama_core.checkpoint.parts import open_checkpoint
     from videollama_core.engines.specs import VISION_ENCODER

@@ -119,7 +119,7 @@ def test_a_wrong_config_is_refused_with_the_reason(fault, tmp_path):
         convert(source, tmp_path / "out")
 
 
-def test_files_that_lack_or_lie_are_refused(tmp_path):
+def test_missing_or_invalid_files_are_refused(tmp_path):
     source = copy("mistral-clip-16f", tmp_path / "shards")
     (source / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(CheckpointMismatch, match="lacks 1 shards"):
@@ -217,7 +217,7 @@ def run_convert(source, out) -> subprocess.Popen:
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def test_a_second_run_makes_only_what_is_not_valid(tmp_path):
+def test_a_second_run_repeats_only_invalid_steps(tmp_path):
     out, source = tmp_path / "out", checkpoint(SMALL)
     convert(source, out)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.onnx*")}

@@ -78,8 +78,8 @@ def test_filterbanks(case):
 
 
 @torch.inference_mode()
-def test_hearing_from_the_stored_filterbank():
-    """Without the decoder's and the rounding's luck the strict tolerances hold."""
+def test_audio_from_the_stored_filterbank():
+    """Starting behind the decoder's and the rounding's small differences, the strict tolerances hold."""
     case = next(one for one in WITH_AUDIO if one.name == "audio_only")
     ours, stored = pipeline(case.variant), case.tensor("fbank_bf16")
     features = ours.audio.tower(torch.from_numpy(stored)[None])[0]

@@ -73,7 +73,7 @@ def test_what_the_config_shows_is_refused_before_the_weights_are_fetched(words, 
 
 
 @pytest.mark.parametrize("variant", [CHAT, BASE_VARIANT, LORA, AUDIO])
-def test_every_layout_is_found_whole(variant, here):
+def test_every_layout_is_located_completely(variant, here):
     publish(here, variant)
     folders = locate(ID)
     parts = open_checkpoint(folders.checkpoint, folders.tower, folders.base)
@@ -170,7 +170,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_what_the_hub_refuses_is_said(case, here):
+def test_the_hubs_refusals_are_reported(case, here):
     change, kind, reason = REFUSALS[case]
     publish(here, CHAT)
     change(here)
@@ -203,7 +203,7 @@ def test_without_a_connection_the_cache_must_have_it(here, monkeypatch):
         locate(ID)
 
 
-def test_an_index_that_is_none_is_said(here):
+def test_an_invalid_index_is_reported(here):
     publish(here, CHAT).files["model.safetensors.index.json"] = b'{"weight_map": []}'
     with pytest.raises(CheckpointMismatch, match="has no weight_map"):
         locate(ID)

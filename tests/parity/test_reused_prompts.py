@@ -1,4 +1,4 @@
-"""Recorded answers from the keys and values of a question before, on every engine of ours."""
+"""Recorded answers with the KV cache of an earlier question, on every engine of ours."""
 
 import numpy as np
 import pytest

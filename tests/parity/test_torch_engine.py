@@ -76,7 +76,7 @@ def test_logits_whole_and_by_chunks(case, chunk):
 
 
 def test_no_value_of_one_request_reaches_the_next():
-    """Values beyond a type's range become NaN, and a weight of zero for what nobody may look at does not hide NaN."""
+    """Values beyond a type's range become NaN, and an attention weight of zero for masked positions does not hide NaN."""
     decoder, ids = runner("mistral-clip-8f"), np.arange(3, 40)
     decoder.free(0)
     decoder.prefill(0, ids, None, np.ones(len(ids), bool))

@@ -120,7 +120,7 @@ def test_a_trained_audio_tower_hears_as_it_did_in_training(tmp_path, monkeypatch
         assert torch.allclose(weights, expected, rtol=2e-2, atol=1e-3), name
 
 
-def test_ears_are_trained_only_where_there_are_some_and_where_they_can_be_written(tmp_path):
+def test_an_audio_tower_is_trained_only_where_it_exists_and_can_be_written(tmp_path):
     samples(tmp_path, "audio")
     with pytest.raises(InvalidRequest, match="layout without an audio projector"):
         train(options(tmp_path, tune="lora"))
@@ -131,7 +131,7 @@ def test_ears_are_trained_only_where_there_are_some_and_where_they_can_be_writte
         train(options(tmp_path, checkpoint=deaf))
 
 
-def test_a_tiny_checkpoint_gets_ears_in_the_published_layout(tmp_path):
+def test_a_tiny_checkpoint_gets_an_audio_tower_in_the_published_layout(tmp_path):
     add_audio_tower(checkpoint("tiny-shapes"), tmp_path / "av", seed=1, steps=2)
     parts = open_checkpoint(tmp_path / "av")
     parts.check()

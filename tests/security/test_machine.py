@@ -133,7 +133,7 @@ def test_a_machine_as_small_as_dockers_default(namespaces, bundle_of, tmp_path, 
 
 
 def test_a_triton_with_many_dead_stages_is_restarted(endless, tmp_path, monkeypatch, case_table):
-    """Each restart of a decoupled stage leaks its threads; after 30 there were 2,960 of 1,170."""
+    """Each restart of a decoupled stage leaks its threads; 30 restarts raised 1,170 threads to 2,960."""
     options = ServerOptions(grpc_port=0, log=tmp_path / "log")
     with TritonServer(endless, options) as server, Client(server.address) as client:
         (triton,) = children(os.getpid(), "tritonserver")
