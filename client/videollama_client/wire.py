@@ -78,7 +78,9 @@ def _stop_strings(stop: Any) -> tuple[str, ...]:
 
 def _check_segment(start: float | None, end: float | None, media: Media | None) -> None:
     for name, value in (("start", start), ("end", end)):
-        if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= sys.float_info.max):
+        if value is not None and not (
+            isinstance(value, (int, float, np.integer, np.floating)) and 0 <= value <= sys.float_info.max
+        ):
             raise BadSegment(f"{name} is {shown(value)}; it takes seconds, 0 or more")
     if (start is not None or end is not None) and (media is None or media.kind not in _TIMED_KINDS):
         raise BadSegment("start and end need a video or an audio file")
@@ -88,7 +90,11 @@ def _check_segment(start: float | None, end: float | None, media: Media | None) 
 
 def _check_frames(num_frames: Any, sampling: Any, media: Media | None) -> None:
     if num_frames is not None:
-        if isinstance(num_frames, bool) or not isinstance(num_frames, int) or not 1 <= num_frames <= FRAMES.value:
+        if (
+            isinstance(num_frames, bool)
+            or not isinstance(num_frames, (int, np.integer))
+            or not 1 <= num_frames <= FRAMES.value
+        ):
             raise InvalidRequest(f"num_frames is {shown(num_frames)}; it takes a whole number up to {FRAMES.value}")
         if media is None or media.kind not in ("video", "video_with_audio", "folder"):
             raise InvalidRequest("num_frames needs a video file, a gif or a folder of frames")

@@ -102,7 +102,7 @@ async def _serve(
     for number in _STOP_SIGNALS:
         signal.signal(number, server.handle_exit)
     listen_host, listen_port = listening.getsockname()[:2]
-    address = f"http://{listen_host}:{listen_port}"
+    address = f"http://{f'[{listen_host}]' if ':' in listen_host else listen_host}:{listen_port}"
     click.echo(f"the OpenAI API is at {address}/v1, a web page at {address}/, models: {', '.join(servers.models)}")
     if not stopping.is_set():
         await server.serve(sockets=[listening])

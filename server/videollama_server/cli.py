@@ -20,6 +20,7 @@ from videollama_core.telemetry.traces import with_endpoint
 from videollama_server.endpoint.access import access_of_options, access_options
 from videollama_server.fetch.policy import policy_of_options
 from videollama_server.gateway_process import GatewayProcess, read_openai
+from videollama_server.ports import bracketed
 from videollama_server.supervisor import ServerOptions, TritonServer
 
 _DEFAULTS = ServerOptions()
@@ -158,7 +159,7 @@ def serve(
 
 
 def _print_addresses(server: TritonServer, url: str) -> None:
-    host = server.options.host
+    host = bracketed(server.options.host)
     click.echo(f"gRPC     {host}:{server.grpc_port}")
     if server.http_port is not None:
         click.echo(f"HTTP     http://{host}:{server.http_port}/v2/health/ready")

@@ -13,7 +13,7 @@ from pathlib import Path
 from videollama_core.protocol.errors import InvalidRequest, ServerFailed
 from videollama_server.endpoint.access import Access
 from videollama_server.machine import with_parent
-from videollama_server.ports import choose_ports
+from videollama_server.ports import bracketed, choose_ports
 
 logger = logging.getLogger(__name__)
 _NEEDS = ("starlette", "uvicorn", "prometheus_client")
@@ -51,8 +51,7 @@ def read_openai(text: str | None, access: Access, examples: Path | None = None) 
     missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
     if missing:
         raise ServerFailed(f"--openai needs {', '.join(missing)}; pip install 'videollama2-service[gateway]'")
-    if ":" not in host:
-        choose_ports(host, {"--openai": int(port)})
+    choose_ports(host, {"--openai": int(port)})
     return GatewayAddress(host, int(port), examples)
 
 
@@ -79,7 +78,7 @@ class GatewayProcess:
         started.wait()
         if self._process is None or self._process.poll() is not None:
             raise ServerFailed("the gateway of --openai did not start; see its error above")
-        return f"http://{_bracketed(self._host)}:{self._port}/v1"
+        return f"http://{bracketed(self._host)}:{self._port}/v1"
 
     def _keep(self, started: threading.Event) -> None:
         while not self._closing.is_set():
@@ -144,9 +143,6 @@ class GatewayProcess:
 def _reachable(address: str) -> str:
     """The address at which this machine reaches a server that listens at `address`."""
     host, _, port = address.rpartition(":")
+    host = host.strip("[]")
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"{_bracketed(host)}:{port}"
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+    return f"{bracketed(host)}:{port}"

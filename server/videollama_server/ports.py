@@ -1,4 +1,4 @@
-"""Choosing and checking the ports of a server before it starts."""
+"""The addresses of a server: choosing and checking its ports before it starts."""
 
 import socket
 
@@ -15,7 +15,7 @@ def choose_ports(host: str, ports: dict[str, int]) -> list[int]:
     probes: list[socket.socket] = []
     try:
         for flag, port in ports.items():
-            probe = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
             probes.append(probe)
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -28,3 +28,8 @@ def choose_ports(host: str, ports: dict[str, int]) -> list[int]:
     finally:
         for probe in probes:
             probe.close()
+
+
+def bracketed(host: str) -> str:
+    """The host as it stands before a colon and a port: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host

@@ -37,7 +37,7 @@ from videollama_server.machine.checks import MOST_THREADS, WORN_THREADS, check_m
 from videollama_server.machine.log import kept_copy, rotate
 from videollama_server.machine.runtime import Runtime
 from videollama_server.multi_gpu import with_ranks
-from videollama_server.ports import choose_ports
+from videollama_server.ports import bracketed, choose_ports
 from videollama_server.process import TritonProcess
 from videollama_server.processes import is_alive, stage_processes, threads_of, wait_for_an_end
 from videollama_server.readiness import EndpointKeeper, why_not_ready
@@ -121,7 +121,7 @@ class TritonServer:
 
     def _endpoint_config(self) -> EndpointConfig:
         options = self.options
-        http = "" if self.http_port is None else f"{options.host}:{self.http_port}"
+        http = "" if self.http_port is None else f"{bracketed(options.host)}:{self.http_port}"
         triton, metrics = self._sockets.grpc_target, str(self._sockets.metrics)
         addresses = self.address, http, triton, metrics
         return EndpointConfig(*addresses, self._exposed, options.expose_stages, options.access, options.log_style)
@@ -181,7 +181,7 @@ class TritonServer:
 
     @property
     def address(self) -> str:
-        return f"{self.options.host}:{self.grpc_port}"
+        return f"{bracketed(self.options.host)}:{self.grpc_port}"
 
     # --- while it runs ---
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from conftest import MEDIA
 from service.servers import alive, children, start, stop, vl2
 from videollama_core.protocol.errors import InvalidRequest, ServerFailed
 from videollama_server.gateway_process import GatewayAddress, GatewayProcess, read_openai
+from videollama_server.ports import bracketed
 
 OPEN = SimpleNamespace(tls_cert=None, api_keys=None)
 
@@ -32,9 +34,27 @@ def answers(url: str) -> bool:
     return False
 
 
-def test_a_gateway_beside_the_server(bundle_of, tmp_path):
-    server = start(bundle_of("qwen2-clip-8f"), tmp_path / "log", "--openai", 0, "--examples", MEDIA)
+def loopback() -> str:
+    """IPv6's address where the machine has it."""
     try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return "::1"
+    except OSError:
+        return "127.0.0.1"
+
+
+def test_a_gateway_beside_the_server(bundle_of, tmp_path):
+    """Both also on IPv6, which the server refused to listen on."""
+    host = bracketed(loopback())
+    options = ("--host", loopback(), "--http-port", 0, "--openai", f"{host}:0", "--examples", MEDIA)
+    server = start(bundle_of("qwen2-clip-8f"), tmp_path / "log", *options)
+    try:
+        assert all(
+            address.startswith(prefix) for address, prefix in ((server.grpc, host), (server.openai, f"http://{host}"))
+        )
+        with server.client() as client:
+            assert client.ask("Who?", max_new_tokens=1).usage.completion_tokens == 1
+        assert httpx2.get(server.http).status_code == 200
         assert answers(server.openai)
         assert "1034346401.mp4" in httpx2.get(f"{server.openai.removesuffix('/v1')}/examples").json()
         (gateway,) = children(server.process.pid, "videollama_client gateway")

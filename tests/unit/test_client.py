@@ -148,3 +148,13 @@ def test_an_unreachable_address_is_an_error():
             client.ask("hi")
         with pytest.raises(ServerUnreachable, match="not|no server"):
             client.wait_until_ready(0.3)
+
+
+def test_numbers_of_numpy_are_numbers():
+    options = {"video": MEDIA / "sample_demo_3.mp4", "num_frames": np.int64(8), "start": np.float32(0.5)}
+    request = build_question("Who?", None, options)
+    sent = dict(zip([tensor.name for tensor in request.inputs], request.raw_input_contents, strict=True))
+    assert sent["num_frames"] == np.int32(8).tobytes() and sent["start"] == np.float64(0.5).tobytes()
+    for wrong in (np.float64(8), np.bool_(True), True):
+        with pytest.raises(InvalidRequest, match="num_frames is"):
+            build_question("Who?", None, options | {"num_frames": wrong})

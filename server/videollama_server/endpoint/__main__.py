@@ -80,7 +80,7 @@ async def serve(config: EndpointConfig) -> None:
         await server.start()
         if config.http_address:
             host, _, port = config.http_address.rpartition(":")
-            await ReadOnlyHttp(state, config.metrics).start(host, int(port))
+            await ReadOnlyHttp(state, config.metrics).start(host.strip("[]"), int(port))
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, keys.reload_if_changed, True)
         watching = asyncio.create_task(_watch(state, forwarder, keys))
         await listen(state)
