@@ -69,7 +69,7 @@ class _Connection:
         self._loop, self.is_lost = loop, False
         self._lock = threading.Lock()  # guards calls, unsent, is_lost and sending
         self._calls: dict[int, Call] = {}
-        self._unsent: deque[memoryview] = deque()
+        self._unsent: deque[tuple[int, memoryview]] = deque()  # number of the request, part of a frame
         self._unread = b""
         self._socket = socket.socket(socket.AF_UNIX)
         try:
@@ -85,12 +85,12 @@ class _Connection:
             if self.is_lost:
                 raise ConnectionResetError("the stage's process is gone")
             self._calls[number] = call
-            self._send(frames.HEADER.pack(len(message), frames.REQUEST, number), message)
+            self._send(number, frames.HEADER.pack(len(message), frames.REQUEST, number), message)
 
     def stop(self, number: int) -> None:
         with self._lock:
-            if self._calls.pop(number, None) is not None:
-                self._send(frames.frame(frames.STOP, number))
+            if self._calls.pop(number, None) is not None and not self._take_back(number):
+                self._send(number, frames.frame(frames.STOP, number))
 
     def lose(self) -> None:
         """Close the connection, and notify every call on it."""
@@ -101,26 +101,36 @@ class _Connection:
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)
             self._socket.close()
+            self._unsent.clear()
             calls, self._calls = self._calls, {}
         for call in calls.values():
             call.on_lost()
 
     # --- sending, with the lock held: data that does not fit into the socket waits, in order ---
 
-    def _send(self, *parts: bytes) -> None:
+    def _send(self, number: int, *parts: bytes) -> None:
         was_idle = not self._unsent
-        self._unsent.extend(map(memoryview, parts))
+        self._unsent.extend((number, memoryview(part)) for part in parts)
         if was_idle:
             self._write()
             if self._unsent:
                 self._loop.call_soon_threadsafe(self._wait_for_room)
 
+    def _take_back(self, number: int) -> bool:
+        """Remove a request of which nothing has left: of a stage that reads nothing for long, they would pile up with their media."""
+        parts = [part for other, part in self._unsent if other == number]
+        if len(parts) < 2 or len(parts[0]) < frames.HEADER.size:
+            return False
+        self._unsent = deque(unsent for unsent in self._unsent if unsent[0] != number)
+        return True
+
     def _write(self) -> None:
         try:
             while self._unsent:
-                sent = self._socket.send(self._unsent[0])
-                if sent < len(self._unsent[0]):
-                    self._unsent[0] = self._unsent[0][sent:]
+                number, part = self._unsent[0]
+                sent = self._socket.send(part)
+                if sent < len(part):
+                    self._unsent[0] = number, part[sent:]
                     return
                 self._unsent.popleft()
         except BlockingIOError:

@@ -115,7 +115,11 @@ class _Connection:
             with self._socket.makefile("rb", _READ_BYTES) as file:
                 while len(header := file.read(frames.HEADER.size)) == frames.HEADER.size:
                     length, kind, number = frames.HEADER.unpack(header)
-                    self._take(kind, number, file.read(length))
+                    payload = file.read(length)
+                    if len(payload) < length:  # the entry died while it sent
+                        break
+                    self._take(kind, number, payload)
+                    del payload  # the media may be large, and the next request far
         except OSError:
             pass
         finally:
