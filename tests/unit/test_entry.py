@@ -234,6 +234,15 @@ def test_a_failing_stage_stops_the_language_model(bundle):
     assert stages.generations[0].stopped
 
 
+def test_a_caller_who_cannot_be_told_anything_troubles_nobody_else(bundle):
+    """All answers arrive over one connection, whose reader must not meet what sending raises."""
+    stages, replied = Stages([[1], [2]]), Replied()
+    replied.send = replied.fail = lambda _: 1 / 0
+    Entry(bundle, stages).answer(ask(), replied)
+    stages.work.pop(0)()
+    assert stages.generations[0].stopped
+
+
 def test_the_entry_waits_for_a_stage_that_is_restarting(bundle, monkeypatch):
     monkeypatch.setattr(known_media, "POLL_SECONDS", 0.001)
     restarting = StageDied("Stub process 'encoder_0_0' is not healthy")

@@ -3,6 +3,7 @@
 Everything here runs in one thread, the loop's, unless it says otherwise.
 """
 
+import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from videollama_core.telemetry.traces import Span
 from videollama_core.text import AnswerText
 from videollama_server.answers.known_media import NOT_RUN, Interval
 
+logger = logging.getLogger(__name__)
 AGAIN_SECONDS = 0.05  # between two attempts to reach a language model that is restarting
 RESTART_SECONDS = 15.0  # how long a question waits for that
 
@@ -188,7 +190,10 @@ class Answering:
     def _fail(self, error: Exception) -> None:
         self._ended = True
         self._generation.stop()
-        self._replier.fail(error)
+        try:
+            self._replier.fail(error)
+        except Exception:  # for example no shared memory; raised to the connection, it would lose the tokens of others
+            logger.exception("a question's caller cannot be told of an error")
 
     def _finish(self, last: Piece) -> None:
         prepared, ids = self._prepared, self._ids
