@@ -54,13 +54,13 @@ class LanguageModelStage(DecoupledStage):
         self._width = bundle.config.language.width
         self._scheduler = self.scheduler_of(bundle, args)
         self._outbox = Outbox(self.contract.name)
-        self._scheduler.start()
         self._publisher = MetricsPublisher(self.contract.name, _metrics(self._scheduler), GENERATION_FIGURES)
         self._tracer = open_tracer(TRACED_SERVICE, resource={"vl2.stage": self.contract.name})
         path = os.environ.get(SOCKET_VARIABLE)
         self._listener = DirectListener(path, self._begin_direct, self._stop_direct) if path else None
         if self._listener is not None:
             self._scheduler.after_step = self._listener.flush
+        self._scheduler.start()  # after all that its steps tell: the entry may have asked already
 
     def scheduler_of(self, bundle: Bundle, args: dict[str, str]) -> Scheduler:
         return load_scheduler(
