@@ -1,5 +1,6 @@
-"""The language model's own socket when one end reads nothing, or dies while it sends."""
+"""The language model's own socket when one end reads nothing, dies while it sends, or has no descriptor left."""
 
+import errno
 import socket
 import threading
 import time
@@ -22,11 +23,11 @@ def test_a_stage_that_reads_nothing_keeps_no_stopped_requests_waiting(tmp_path):
         last, _ = ask(channel, b"last")
         accepted, _ = listening.accept()
         with accepted, accepted.makefile("rb") as file:
-            found = []
+            received = []
             for _ in range(3):
                 length, kind, number = frames.HEADER.unpack(file.read(frames.HEADER.size))
-                found.append((kind, number, len(file.read(length))))
-        assert found == [(frames.REQUEST, 0, 2**20), (frames.STOP, 0, 0), (frames.REQUEST, last, 4)]
+                received.append((kind, number, len(file.read(length))))
+        assert received == [(frames.REQUEST, 0, 2**20), (frames.STOP, 0, 0), (frames.REQUEST, last, 4)]
         closing = threading.Event()
         loop.call_soon_threadsafe(lambda: (channel.close(), closing.set()))
         assert closing.wait(SECONDS)
@@ -44,4 +45,31 @@ def test_a_request_that_did_not_arrive_whole_is_not_begun(tmp_path):
         while len(stage.listener._connections) != 1:
             time.sleep(0.001)
         assert stage.begun.empty()
+    stage.listener.close()
+
+
+def test_a_listener_that_runs_out_of_descriptors_accepts_later(tmp_path, caplog):
+    stage = Stage(tmp_path / "llm")
+    listening, failures = stage.listener._socket, []
+
+    class Exhausted:
+        """The listening socket, which has no descriptor for its next two connections."""
+
+        def accept(self):
+            if len(failures) < 2:
+                failures.append(None)
+                raise OSError(errno.EMFILE, "Too many open files")
+            return listening.accept()
+
+        def __getattr__(self, name):
+            return getattr(listening, name)
+
+    stage.listener._socket = Exhausted()
+    with running_loop() as (loop, _):
+        for content in (b"first", b"second"):  # the thread still waits in the real `accept` for the first
+            channel = DirectChannel(str(tmp_path / "llm"), loop)
+            ask(channel, content)
+            assert stage.request()[0] == content
+            loop.call_soon_threadsafe(channel.close)
+    assert len(failures) == 2 and caplog.text.count("cannot be accepted") == 2
     stage.listener.close()

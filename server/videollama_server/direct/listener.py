@@ -5,6 +5,7 @@ import logging
 import socket
 import struct
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -15,6 +16,7 @@ from videollama_core.protocol.errors import StageFailed, VideoLlamaError
 from videollama_server.direct import frames
 
 logger = logging.getLogger(__name__)
+_RETRY_SECONDS = 0.1  # between two attempts to accept a connection
 _READ_BYTES = 2**16
 _SEND_SECONDS = 10  # an entry that has not read from a full socket for this long is disconnected
 
@@ -64,15 +66,19 @@ class DirectListener:
         self._socket.bind(path)
         self._socket.listen()
         self._connections: tuple[_Connection, ...] = ()  # replaced whole, so that `flush` needs no lock
-        self._changing = threading.Lock()
+        self._changing, self._is_closed = threading.Lock(), False
         threading.Thread(target=self._accept, name="direct", daemon=True).start()
 
     def _accept(self) -> None:
         while True:
             try:
                 accepted, _ = self._socket.accept()
-            except OSError:  # closed
-                return
+            except OSError as error:
+                if self._is_closed:
+                    return
+                logger.warning("a connection of the entry cannot be accepted: %s", error)  # for example no descriptor
+                time.sleep(_RETRY_SECONDS)
+                continue
             connection = _Connection(accepted, self._begin, self._stop)
             with self._changing:
                 self._connections += (connection,)
@@ -90,6 +96,7 @@ class DirectListener:
 
     def close(self) -> None:
         """Accept no more connections. Existing ones stay open until the process ends."""
+        self._is_closed = True
         self._path.unlink(missing_ok=True)
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
@@ -125,7 +132,8 @@ class _Connection:
         finally:
             for number in list(self._replies):
                 self._end(number)
-            self._socket.close()
+            with self._sending:  # a descriptor that `flush` writes to must not be another file's meanwhile
+                self._socket.close()
 
     def _take(self, kind: int, number: int, payload: bytes) -> None:
         if kind == frames.STOP:
