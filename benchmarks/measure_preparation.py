@@ -105,7 +105,8 @@ def aims(by_clip: dict[str, dict[str, dict[str, Any]]]) -> list[Aim]:
         minute, ten = (by_clip.get(Clip(clip.codec, clip.height, length, clip.group).name) for length in (60, 600))
         if clip.seconds == 600 and minute and ten and "seconds" in minute["ours"] and "seconds" in ten["ours"]:
             grown = ten["ours"]["seconds"]["median"] / minute["ours"]["seconds"]["median"]
-            targets.append(Aim(f"10 minutes / 1 minute: {clip.name}", grown, 1.5))
+            limit = ten["limit"]["seconds"]["median"] / minute["limit"]["seconds"]["median"]
+            targets.append(Aim(f"10 minutes / 1 minute: {clip.name} (of the limit: {limit:.2f})", grown, 1.5))
     for group, wanted in ((250, 10.0), (48, 4.0)):
         gains = {
             name: 1 / value
@@ -116,7 +117,9 @@ def aims(by_clip: dict[str, dict[str, dict[str, Any]]]) -> list[Aim]:
         }
         if gains:
             name = min(gains, key=lambda clip: gains[clip])
-            targets.append(Aim(f"ours / keyframes, smallest: {name}", gains[name], wanted, True))
+            limit = ratio(by_clip[name], "limit of keyframes")
+            beside = "" if limit is None else f" (ours / limit of keyframes: {limit:.3g})"
+            targets.append(Aim(f"ours / keyframes, smallest: {name}{beside}", gains[name], wanted, True))
     large = [
         values["ours"]["megabytes"]
         for name, values in by_clip.items()
