@@ -5,7 +5,7 @@ import io
 import decord
 import numpy as np
 
-from videollama_core.media.decoding.container import deadline, open_container, video_stream
+from videollama_core.media.decoding.container import deadline, open_unseen, video_stream
 from videollama_core.media.decoding.frame_index import read_index
 from videollama_core.media.video import MAX_FRAMES, Segment, choose_in_segment
 from videollama_core.media.video_decoders import Fit, as_it_is
@@ -22,7 +22,7 @@ def decode_video(data: bytes, segment: Segment, num_frames: int | None, fit: Fit
         raise InvalidRequest(
             "sampling=keyframes is not supported by the decoder decord; omit it, or serve with --decoder pyav"
         )
-    with open_container(data) as container:
+    with open_unseen(data) as container:
         read_index(container, video_stream(container), deadline())
     try:
         reader = decord.VideoReader(io.BytesIO(data), num_threads=1)
