@@ -1,6 +1,8 @@
 # Start with `make demo` or `make test`; both create .venv first.
 PYTEST = .venv/bin/python -m pytest
-TWO = -n 2 --dist loadgroup --no-loadscope-reorder  # two processes, for two cores (tests/run_options.py)
+# Tests wait for servers a third of their time, so two cores serve three processes; each may need 4 GB.
+PROCESSES = $(shell awk '/MemTotal/ {print ($$2 > 15000000) ? 3 : 2}' /proc/meminfo)
+SHARED = -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder  # tests/run_options.py
 MEASURES = $(filter-out %/measure_contrast.py,$(sort $(wildcard benchmarks/measure_*.py)))
 .DEFAULT_GOAL := help
 .PHONY: help setup demo fast test test-slow test-real-size test-page test-haproxy test-observability test-gpu gpu-wheels check security bench bench-fast docs clean test-clients
@@ -15,10 +17,10 @@ demo: setup ## convert a tiny checkpoint, start a Triton server, ask about held-
 	@.venv/bin/vl2 demo
 
 test: setup ## run all tests, including those with a real server
-	@$(PYTEST) $(TWO)
+	@$(PYTEST) $(SHARED)
 
 fast: setup ## run the tests that need neither a server nor torch
-	@$(PYTEST) $(TWO) --without-torch -m "not slow and not installs" tests/unit tests/contract
+	@$(PYTEST) $(SHARED) --without-torch -m "not slow and not installs" tests/unit tests/contract
 
 test-slow: setup ## run the tests that take minutes or separate environments: other Pillow versions, decord, training recipes
 	@$(PYTEST) -m slow
@@ -49,7 +51,7 @@ check: setup ## check format, lint and types, and run all tests
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
-	@$(PYTEST) $(TWO)
+	@$(PYTEST) $(SHARED)
 
 security: setup ## run all hostile cases, including slow ones; writes the tables of docs/security.md
 	@$(PYTEST) tests/security -m "slow or not slow" --write-cases

@@ -1,4 +1,4 @@
-"""How a run of the tests is shaped: its own options, and what two processes share."""
+"""How a run of the tests is shaped: its own options, and what its processes share."""
 
 import gc
 import sys
@@ -44,7 +44,7 @@ _LONGEST_FIRST = (
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(config, items):
-    """Where two processes share the tests (`make test`): a file stays whole, and so do all that share what is costly."""
+    """Where processes share the tests (`make test`): a file stays whole, and so do all that share what is costly."""
     if not config.pluginmanager.hasplugin("xdist"):
         return
     files: dict[Path, set[str]] = {}
@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish(session):
-    """Tests of a file in two processes make what it shares twice: that costs minutes, and no test would fail by it."""
+    """Tests of a file in several processes make what it shares more than once: that costs minutes, and no test would fail by it."""
     if hasattr(session.config, "workerinput") and not all("@" in item.nodeid for item in session.items):
         raise pytest.UsageError(f"pytest-xdist does not keep groups together with pytest {pytest.__version__}")
 
