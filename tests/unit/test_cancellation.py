@@ -1,10 +1,9 @@
 """Cancellation: the endpoint sends the entry a message, and resets the call only if that does not end it."""
 
-import importlib
 import queue
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from test_endpoint_alone import endpoint_of
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from stand_in_triton import imported_entry_stage
 from videollama_client.wire import build_question
 from videollama_core.protocol import contract
 from videollama_core.protocol.trace_context import CANCELLED, REQUEST
@@ -141,22 +141,14 @@ def test_a_call_whose_connection_is_gone_is_reset(clock):
 
 @pytest.fixture
 def stage(monkeypatch):
-    """The entry's stage with no running question, and its modules."""
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
-    names = [
-        f"videollama_server.stages.{name}" for name in ("python_backend", "decoupled", "calls", "watch", "entry_stage")
-    ]
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    module = importlib.import_module(names[-1])
-    entry = module.EntryStage.__new__(module.EntryStage)
-    entry._marked, entry._process = {}, b"1-a"
-    decoupled = sys.modules["videollama_server.stages.decoupled"]
-    monkeypatch.setattr(decoupled, "respond", lambda _, values: values)
-    monkeypatch.setattr(decoupled, "pb", SimpleNamespace(TRITONSERVER_RESPONSE_COMPLETE_FINAL=1))
-    yield entry, decoupled
-    for name in names:
-        sys.modules.pop(name, None)
+    """The entry's stage with no running question, and the module of its replies."""
+    with imported_entry_stage(monkeypatch) as module:
+        entry = module.EntryStage.__new__(module.EntryStage)
+        entry._marked, entry._process = {}, b"1-a"
+        decoupled = sys.modules["videollama_server.stages.decoupled"]
+        monkeypatch.setattr(decoupled, "respond", lambda _, values: values)
+        monkeypatch.setattr(decoupled, "pb", SimpleNamespace(TRITONSERVER_RESPONSE_COMPLETE_FINAL=1))
+        yield entry, decoupled
 
 
 def reply_of(decoupled, parameters: str, looks=lambda: False):

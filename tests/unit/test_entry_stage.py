@@ -1,12 +1,12 @@
 """Pieces of an answer -> outputs of the public entry, with a stand-in for Triton's module."""
 
-import importlib
 import json
 import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 
+from stand_in_triton import imported_entry_stage
 from videollama_core.protocol import contract
 from videollama_core.protocol.messages import Usage
 from videollama_server.answers.answering import Piece, Summary
@@ -14,15 +14,8 @@ from videollama_server.answers.answering import Piece, Summary
 
 @pytest.fixture
 def entry_stage(monkeypatch):
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
-    names = [
-        f"videollama_server.stages.{name}" for name in ("python_backend", "decoupled", "calls", "watch", "entry_stage")
-    ]
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module(names[-1])
-    for name in names:
-        sys.modules.pop(name, None)
+    with imported_entry_stage(monkeypatch) as module:
+        yield module
 
 
 class Replied:
