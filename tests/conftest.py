@@ -24,12 +24,14 @@ from run_options import (  # noqa: F401
 )
 from videollama_core.media.video_decoders import DECODER_VARIABLE, DECODERS, frame_decoder
 from videollama_core.protocol.errors import InvalidRequest
+from videollama_server.machine.memory import keep_freed
 
 # Started in the background of a shell without job control, this process ignores Ctrl-C, and so would each that a test starts and stops.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # Before torch is loaded, here and in what the tests start: the threads of so small models wait for one another, spinning.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+keep_freed()  # else Linux clears fresh pages for each large tensor: a third of the processor time of a test with sound
 
 
 ROOT = Path(__file__).parents[1]
