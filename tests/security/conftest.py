@@ -15,7 +15,7 @@ def case_table(request):
         table.write()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def default_server(bundle_of, tmp_path_factory):
     """A server as it stands by default, and with read-only HTTP."""
     with serving(bundle_of("qwen2-clip-8f"), tmp_path_factory.mktemp("endpoints") / "log") as running:

@@ -8,9 +8,9 @@ from otlp_collector import collecting
 from service.servers import start, stop
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server_of(bundle_of, request, tmp_path_factory):
-    """Name of a golden variant, or "endless" -> a running server; every server runs until the session ends."""
+    """Name of a golden variant, or "endless" -> a running server; each runs until the last test of this folder has ended."""
     running = {}
 
     def serve(variant: str):

@@ -34,7 +34,10 @@ INPUTS = {
 
 
 @pytest.fixture(scope="module", params=["--expose-ensemble", "--expose-stages"])
-def server(request, bundle_of, tmp_path_factory):
+def server(request, bundle_of, server_of, tmp_path_factory):
+    if request.param == "--expose-stages":  # as the tests' own server
+        yield server_of(VARIANT)
+        return
     with serving(bundle_of(VARIANT), tmp_path_factory.mktemp("perf") / "log", request.param) as running:
         yield running
 
