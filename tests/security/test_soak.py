@@ -30,7 +30,8 @@ def test_a_mix_with_kills(requests, kills, bundle_of, tmp_path):
         for gauge in ("vl2_running_requests", "vl2_num_requests_running", "vl2_num_requests_waiting"):
             assert wait_for(lambda gauge=gauge: server.metric(gauge) == 0), gauge
         lasting = sum(tally.kills[stage] for stage in ("videollama2", "tensorrt_llm")) + tally.kills["videollama2"]
-        assert wait_for(lambda: _is_small(before, Footprint.of(server), lasting)), (before, Footprint.of(server), tally)
+        is_small = wait_for(lambda: _is_small(before, Footprint.of(server), lasting))
+        assert is_small, f"{before}\n{Footprint.of(server)}\n{tally}"  # whole: pytest shortens anything but text
         seconds = tally.entry_seconds
         print(
             f"{tally.answered} answered, {dict(tally.failed)}, entry back after {[round(one, 2) for one in seconds]} s"
