@@ -2,6 +2,8 @@
 
 import gc
 import sys
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,16 @@ def pytest_collection_finish(session):
     """Tests of a file in several processes make what it shares more than once: that costs minutes, and no test would fail by it."""
     if hasattr(session.config, "workerinput") and not all("@" in item.nodeid for item in session.items):
         raise pytest.UsageError(f"pytest-xdist does not keep groups together with pytest {pytest.__version__}")
+    if "torch" in sys.modules:
+        _read_operators_once()
+
+
+def _read_operators_once():
+    """torch's exporter parses the sources of its 500 operators anew for each graph: 0.3 s for each of fifty."""
+    with suppress(ImportError):  # a name of its own use, which another version may not have
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))
 
 
 @pytest.hookimpl(trylast=True)  # after the fixtures of the session
