@@ -29,7 +29,7 @@ class Stage:
     def _begin(self, message, reply) -> None:
         if self.refusal is not None:
             raise self.refusal
-        self.begun.put((message, reply))
+        self.begun.put((bytes(message), reply))
 
     def request(self):
         return self.begun.get(timeout=SECONDS)

@@ -15,12 +15,11 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from videollama_core.media.video import Segment
 from videollama_core.prompt import Prompt
-from videollama_core.protocol.contract import LANGUAGE_MODEL
 from videollama_core.protocol.errors import StageFailed
 from videollama_core.protocol.messages import ResolvedSampling
 from videollama_server.answers.known_media import Media
-from videollama_server.answers.request_message import read_message
 from videollama_server.direct.listener import DirectListener
+from videollama_server.direct.request import DirectRequest
 from videollama_server.sandbox.callers import FOLDER_VARIABLE
 
 ANSWERS = {
@@ -291,5 +290,5 @@ def test_a_language_model_with_its_own_socket_is_called_there(calls, tmp_path):
     begun = queue.SimpleQueue()
     listener = DirectListener(str(tmp_path / "llm"), lambda message, _: begun.put(message), lambda _: None)
     ask(calls[0].TritonStages([2], None, f"unix:{tmp_path}/nobody", str(tmp_path / "llm")))
-    assert read_message(LANGUAGE_MODEL, begun.get(timeout=30))[2]["input_ids"].tolist() == [[5]]
+    assert DirectRequest.from_bytes(begun.get(timeout=30)).prompt.input_ids.tolist() == [5]
     listener.close()

@@ -6,17 +6,8 @@ from functools import lru_cache
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from videollama_core.protocol.errors import InvalidRequest
 from videollama_core.protocol.tensors import Stage
 
-_DTYPES = {
-    "BOOL": np.bool_,
-    "INT32": np.int32,
-    "UINT64": np.uint64,
-    "INT64": np.int64,
-    "FP16": np.float16,
-    "FP32": np.float32,
-}
 _RAW_CONTENTS = b"\x3a"  # protobuf's tag of ModelInferRequest.raw_input_contents: field 7, with a length
 
 
@@ -46,24 +37,6 @@ def request_message(
         heads.append(_head(name, datatype, array.shape))
         data += [_RAW_CONTENTS, _varint(array.nbytes), array.data]
     return b"".join((*heads, *data))
-
-
-def read_message(stage: Stage, message: bytes) -> tuple[str, dict[str, str], dict[str, np.ndarray | None]]:
-    """Read a message of `request_message`.
-
-    Returns: the request id; the parameters; an array for each input of the contract, None for an absent optional one.
-    Raises: InvalidRequest if a tensor is missing, or its shape does not match the contract.
-    """
-    request = service_pb2.ModelInferRequest.FromString(message)
-    arrays: dict[str, np.ndarray | None] = {}
-    for tensor, data in zip(request.inputs, request.raw_input_contents, strict=True):
-        stage.check_input(tensor.name, tensor.shape)
-        values = np.frombuffer(data, _DTYPES[tensor.datatype])
-        arrays[tensor.name] = values.reshape(tensor.shape).copy()  # writable, and independent of the message
-    for expected in stage.inputs:
-        if arrays.setdefault(expected.name, None) is None and not expected.optional:
-            raise InvalidRequest(f"tensor {expected.name} is missing; it holds: {expected.meaning}")
-    return request.id, {name: value.string_param for name, value in request.parameters.items()}, arrays
 
 
 @lru_cache

@@ -5,7 +5,7 @@ import asyncio
 import socket
 import threading
 from collections import deque
-from itertools import count
+from itertools import count, islice
 from typing import Protocol
 
 from videollama_core.protocol.errors import VideoLlamaError, from_wire
@@ -13,6 +13,7 @@ from videollama_server.direct import frames
 
 _READ_BYTES = 2**18
 _NUMBERS = 2**32
+_PARTS = 64  # that one call sends; Linux takes at most 1024
 
 
 class Call(Protocol):
@@ -46,7 +47,7 @@ class DirectChannel:
         return next(self._numbers) % _NUMBERS
 
     def open(self, number: int, message: bytes, call: Call) -> None:
-        """Send a request: a serialized ModelInferRequest. Raises: OSError while the stage does not listen."""
+        """Send a request, a serialized DirectRequest. Raises: OSError while the stage does not listen."""
         with self._lock:
             if self._connection is None or self._connection.is_lost:
                 self._connection = _Connection(self._path, self._loop)
@@ -127,12 +128,13 @@ class _Connection:
     def _write(self) -> None:
         try:
             while self._unsent:
-                number, part = self._unsent[0]
-                sent = self._socket.send(part)
-                if sent < len(part):
+                sent = self._socket.sendmsg([part for _, part in islice(self._unsent, _PARTS)])
+                while self._unsent and sent >= len(self._unsent[0][1]):
+                    sent -= len(self._unsent.popleft()[1])
+                if sent:
+                    number, part = self._unsent[0]
                     self._unsent[0] = number, part[sent:]
                     return
-                self._unsent.popleft()
         except BlockingIOError:
             return
         except OSError:

@@ -1,6 +1,6 @@
 """The protocol of the socket: frames of a header and a payload, in native byte order.
 
-    entry -> stage    REQUEST   a ModelInferRequest of the language model's stage, as Triton would receive it
+    entry -> stage    REQUEST   a serialized DirectRequest (request.py)
                       STOP      no payload; ends a request
     stage -> entry    IDS       number of cached prompt tokens (0 in all but the first), then new token ids: int32
                       END       no payload; the answer is complete

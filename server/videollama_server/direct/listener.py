@@ -9,7 +9,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
+from typing import cast
 
 from videollama_core.protocol import contract
 from videollama_core.protocol.errors import StageFailed, VideoLlamaError
@@ -53,12 +55,12 @@ class DirectListener:
 
     Args:
         path: of the socket, in a folder that only this user can access; the socket of an earlier process is replaced.
-        begin: accepts a request: its serialized ModelInferRequest, and its reply. An exception of it ends the reply.
+        begin: accepts a request: its serialized DirectRequest, and its reply. An exception of it ends the reply.
         stop: ends an accepted request.
     """
 
     def __init__(
-        self, path: str, begin: Callable[[bytes, DirectReply], None], stop: Callable[[DirectReply], None]
+        self, path: str, begin: Callable[[bytearray, DirectReply], None], stop: Callable[[DirectReply], None]
     ) -> None:
         self._path, self._begin, self._stop = Path(path), begin, stop
         self._path.unlink(missing_ok=True)
@@ -107,7 +109,7 @@ class _Connection:
     def __init__(
         self,
         accepted: socket.socket,
-        begin: Callable[[bytes, DirectReply], None],
+        begin: Callable[[bytearray, DirectReply], None],
         stop: Callable[[DirectReply], None],
     ) -> None:
         self._socket, self._begin, self._stop = accepted, begin, stop
@@ -119,11 +121,11 @@ class _Connection:
     def run(self) -> None:
         """Serve until the entry closes the connection or dies, which ends its requests."""
         try:
-            with self._socket.makefile("rb", _READ_BYTES) as file:
+            with cast("BufferedReader", self._socket.makefile("rb", _READ_BYTES)) as file:
                 while len(header := file.read(frames.HEADER.size)) == frames.HEADER.size:
                     length, kind, number = frames.HEADER.unpack(header)
-                    payload = file.read(length)
-                    if len(payload) < length:  # the entry died while it sent
+                    payload = bytearray(length)  # writable, as the arrays in it must be
+                    if file.readinto(payload) < length:  # the entry died while it sent
                         break
                     self._take(kind, number, payload)
                     del payload  # the media may be large, and the next request far
@@ -135,7 +137,7 @@ class _Connection:
             with self._sending:  # a descriptor that `flush` writes to must not be another file's meanwhile
                 self._socket.close()
 
-    def _take(self, kind: int, number: int, payload: bytes) -> None:
+    def _take(self, kind: int, number: int, payload: bytearray) -> None:
         if kind == frames.STOP:
             self._end(number)
             return

@@ -23,6 +23,7 @@ from videollama_server.answers.answering import Generation, Listener
 from videollama_server.answers.generation import DIED, STOP_SECONDS, AnswerLoop, DirectGeneration, GrpcGeneration
 from videollama_server.answers.known_media import Interval, Media, Perception, Pixels
 from videollama_server.answers.request_message import request_message
+from videollama_server.direct.request import DirectRequest
 from videollama_server.processes import StageProcess
 from videollama_server.sandbox.callers import Callers
 from videollama_server.stages.python_backend import to_array, to_tensor
@@ -80,7 +81,7 @@ class TritonStages:
     def __init__(
         self, end_ids: Sequence[int], pad_id: int | None, address: str | None = None, language_model: str | None = None
     ) -> None:
-        self._end_ids, self._pad_id = end_ids, pad_id
+        self._end_ids, self._pad_id = tuple(end_ids), pad_id
         self._over_grpc, self._direct = address is not None, language_model is not None
         self.loop = AnswerLoop(address, language_model)
         self._process = StageProcess(contract.LANGUAGE_MODEL.name)
@@ -117,6 +118,13 @@ class TritonStages:
         listener: Listener,
         traceparent: str | None = None,
     ) -> Generation:
+        # A table on a GPU can be passed on only within the server.
+        on_gpu = perception is not None and not isinstance(perception.table, np.ndarray)
+        if self._direct and not on_gpu:
+            request = DirectRequest(request_id, prompt, sampling, self._end_ids, self._pad_id, traceparent)
+            if perception is not None:
+                request = replace(request, media=perception.table[0], media_hash=perception.media_hash)
+            return DirectGeneration(self.loop, request.to_bytes(), listener)
         media_hash = None if perception is None else perception.media_hash
         inputs = language_model_inputs(prompt, sampling, self._end_ids, self._pad_id, media_hash)
         for name in _unused_inputs(sampling, perception):
@@ -125,10 +133,6 @@ class TritonStages:
         if perception is not None:
             inputs |= {"prompt_vocab_size": [[perception.rows]], "prompt_embedding_table": perception.table}
         parameters = {} if traceparent is None else {TRACEPARENT: traceparent}
-        # A table on a GPU can be passed on only within the server.
-        on_gpu = perception is not None and not isinstance(perception.table, np.ndarray)
-        if self._direct and not on_gpu:
-            return DirectGeneration(self.loop, _message(inputs, request_id, parameters), listener)
         process = self._process.find()
         if on_gpu or not self._over_grpc:
             return _BlsGeneration(self.loop, inputs, request_id, parameters, listener, process)

@@ -16,12 +16,11 @@ from videollama_core.generation.scheduler import Scheduler
 from videollama_core.protocol import contract
 from videollama_core.protocol.errors import InvalidRequest, VideoLlamaError
 from videollama_core.protocol.messages import ResolvedSampling, SamplingOptions
-from videollama_core.protocol.trace_context import TRACEPARENT, checked_traceparent
 from videollama_core.telemetry import figures
 from videollama_core.telemetry.traces import open_tracer
 from videollama_server.answers.outbox import Outbox
-from videollama_server.answers.request_message import read_message
 from videollama_server.direct.listener import DirectListener, DirectReply
+from videollama_server.direct.request import DirectRequest
 from videollama_server.installation import LANGUAGE_MODEL_VARIABLE, SOCKET_VARIABLE
 from videollama_server.stages.decoupled import DecoupledStage, Reply
 from videollama_server.stages.metrics import Metric, MetricsPublisher
@@ -82,10 +81,24 @@ class LanguageModelStage(DecoupledStage):
             self.callers.add(reply)
         return True
 
-    def _begin_direct(self, message: bytes, reply: DirectReply) -> None:
-        reply.request_id, parameters, inputs = read_message(self.contract, message)
-        traceparent = checked_traceparent(parameters.get(TRACEPARENT))
-        self._submit(reply.request_id, inputs, _DirectResponse(reply, self._watch(traceparent)))
+    def _begin_direct(self, message: bytearray, reply: DirectReply) -> None:
+        direct = DirectRequest.from_bytes(message)
+        reply.request_id, prompt = direct.request_id, direct.prompt
+        response = _DirectResponse(reply, self._watch(direct.traceparent))
+        request = GenerationRequest(
+            request_id=direct.request_id,
+            input_ids=prompt.input_ids.astype(np.int64),
+            sampling=direct.sampling,
+            end_words=tuple((index,) for index in direct.end_ids),
+            on_step=response.add,
+            on_error=response.fail,
+            media=self._media(direct.media, None),
+            media_hashes=None if direct.media is None else prompt.extra_ids(direct.media_hash),
+            pad_id=direct.pad_id,
+            is_cancelled=response.is_cancelled,
+            on_admitted=response.watch.admitted,
+        )
+        self._scheduler.submit(request)
 
     def _stop_direct(self, reply: DirectReply) -> None:
         self._scheduler.stop(reply.request_id)
@@ -93,7 +106,7 @@ class LanguageModelStage(DecoupledStage):
     def _watch(self, traceparent: str | None) -> GenerationWatch:
         return GenerationWatch(self._publisher, self._tracer.under(traceparent))
 
-    def _submit(self, request_id: str, inputs: dict[str, Any], response: "_Response | _DirectResponse") -> None:
+    def _submit(self, request_id: str, inputs: dict[str, Any], response: "_Response") -> None:
         value = partial(_value, inputs)
         input_ids = inputs["input_ids"].reshape(-1).astype(np.int64)
         length = value("input_lengths")
