@@ -185,11 +185,30 @@ def test_a_second_question_about_the_same_media_calls_no_stage(bundle):
     assert stages.perceived == 3 and entry.media.cache.bytes > 0
 
 
+def test_cached_media_tokens_can_be_given_to_an_answer(bundle):
+    stages = Stages(*[[[5], None]] * 2)
+    entry, image = Entry(bundle, stages), ask(**IMAGE)
+    assert entry.cached(image) is None and entry.media.cache.misses == 0
+    assert seconds_of(entry, stages, image) == (1.0, 2.0)
+    cached = entry.cached(image)
+    entry.media.cache._kept.clear()  # evicted before it is used
+    replied = Replied()
+    entry.answer(image, replied, cached=cached)
+    while stages.work:
+        stages.work.pop(0)()
+    summary = replied.sent[-1].summary
+    assert (summary.seconds["preprocess"], summary.seconds["encoder"], stages.perceived) == (0.0, 0.0, 1)
+    contrast = ask(options=SamplingOptions(vcd_alpha=1, seed=7), **IMAGE)
+    by_url = ask(kind="image", url="https://example.org/x.png")
+    assert [entry.cached(question) for question in (ask(), contrast, by_url)] == [None] * 3
+
+
 def test_the_pixels_are_cached_where_tables_stay_on_the_gpu(bundle):
     bundle = Bundle(bundle.root, bundle.config, bundle.manifest | {"media_token_memory": "gpu"})
     stages = Stages(*[[[5], None]] * 2)
     entry = Entry(bundle, stages)
     assert [seconds_of(entry, stages, ask(**IMAGE)) for _ in range(2)] == [(1.0, 2.0), (0.0, 2.0)]
+    assert entry.cached(ask(**IMAGE)) is None
     assert (stages.prepared, stages.perceived) == (1, 2)
 
 

@@ -1,9 +1,13 @@
 """Pieces of an answer -> outputs of the public entry, with a stand-in for Triton's module."""
 
 import json
+import queue
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from stand_in_triton import imported_entry_stage
@@ -27,6 +31,12 @@ class Replied:
     def is_cancelled(self):
         return False
 
+    def when_cancelled(self, callback):
+        pass
+
+    def mark(self, name):
+        return ""
+
     def send(self, values, last=False):
         self.sent.append((set(values), last))
 
@@ -35,6 +45,9 @@ class Watch:
     """Measures nothing."""
 
     def piece(self, piece):
+        pass
+
+    def asked(self, question):
         pass
 
 
@@ -105,3 +118,35 @@ def test_a_piece_becomes_outputs_of_the_contract(entry_stage):
         "seconds": {"total": 0.5},
         "frames": [],
     }
+
+
+@pytest.mark.parametrize(
+    ("media", "is_cached", "same_thread"), [(None, False, True), (b"x", True, True), (b"x", False, False)]
+)
+def test_only_media_that_are_not_cached_take_another_thread(entry_stage, media, is_cached, same_thread):
+    """The next request waits for what the calling thread does, and a thread takes longer to wake than a cached answer to begin."""
+    stage = entry_stage.EntryStage.__new__(entry_stage.EntryStage)
+    answered = queue.SimpleQueue()
+
+    def answer(question, replier, span, cached):
+        answered.put((threading.current_thread(), cached))
+
+    stage._entry = SimpleNamespace(cached=lambda question: "tokens" if is_cached else None, answer=answer)
+    inputs = dict.fromkeys(tensor.name for tensor in contract.ENTRY.inputs)
+    inputs["question"] = np.array([b"Who?"], np.object_)
+    if media is not None:
+        inputs |= {"media": np.array([media], np.object_), "media_kind": np.array([b"video"], np.object_)}
+    assert entry_stage._is_short(inputs)
+    with ThreadPoolExecutor(1) as stage._threads:
+        stage._read(inputs, entry_stage.QuestionReply(Replied(), b"1-a", Watch()), is_short=True)
+        thread, cached = answered.get(timeout=30)
+    assert (thread is threading.current_thread(), cached) == (same_thread, "tokens" if is_cached else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("question", 4097), ("messages", 4097), ("media", 2**18 + 1), ("media_url", 5)]
+)
+def test_long_texts_large_media_and_urls_take_another_thread_at_once(entry_stage, name, size):
+    inputs = dict.fromkeys(tensor.name for tensor in contract.ENTRY.inputs)
+    assert entry_stage._is_short(inputs)
+    assert not entry_stage._is_short(inputs | {name: np.array([b"x" * size], np.object_)})

@@ -82,11 +82,21 @@ class MediaCache(Generic[T]):
     def known(self, key: bytes) -> T | None:
         """The value if it is cached, else None."""
         with self._lock:
-            value = self._kept.get(key)
-            if value is not None:
-                self._kept.move_to_end(key)
-            self.hits, self.misses = self.hits + (value is not None), self.misses + (value is None)
+            value = self._find(key)
+            self.misses += value is None
             return value
+
+    def peek(self, key: bytes) -> T | None:
+        """As `known`, but None does not count as a miss: the caller goes on to `get`."""
+        with self._lock:
+            return self._find(key)
+
+    def _find(self, key: bytes) -> T | None:
+        value = self._kept.get(key)
+        if value is not None:
+            self._kept.move_to_end(key)
+            self.hits += 1
+        return value
 
     def keep(self, key: bytes, value: T) -> T:
         """Cache a value for later callers; returns an equal one instead if one was cached meanwhile."""
@@ -108,10 +118,9 @@ class MediaCache(Generic[T]):
         """
         while True:
             with self._lock:
-                if key in self._kept:
-                    self._kept.move_to_end(key)
-                    self.hits += 1
-                    return self._kept[key], True
+                value = self._find(key)
+                if value is not None:
+                    return value, True
                 flight = self._flights.get(key)
                 if flight is None:
                     mine = self._flights[key] = _Flight[T](is_cancelled)

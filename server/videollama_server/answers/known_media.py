@@ -86,27 +86,36 @@ class KnownMedia:
         self._keeps_pixels = bundle.keeps_media_tokens_on_gpu
         self.cache: MediaCache[Any] = MediaCache(cache_bytes)  # of Pixels or Perceptions
 
+    def find(self, media: Media) -> Perception | None:
+        """The media tokens without noise, if they are cached."""
+        perception: Perception | None = None if self._keeps_pixels else self.cache.peek(self._key(media, noise=None))
+        return None if perception is None else _not_run(perception)
+
     def perceive(self, media: Media, noise: Noise | None, is_cancelled: IsCancelled) -> Perception:
         """Return the media tokens, cached or computed now; concurrent requests for the same media share the computation.
 
         Raises: the error of a stage; Cancelled.
         """
-        decoder = os.environ.get(DECODER_VARIABLE)
-        # By caller, too: a process taken over by one of its files may falsify the result for its next (sandbox/decoding.py).
-        options = {"segment": media.segment, "decoder": decoder, "caller": media.caller}
         if not self._keeps_pixels:
-            key = media_key(self._checkpoint, media.kind, media.files, noise=noise, **options)
             make = _while_restarting(lambda is_cancelled: self._stages.perceive(media, noise, is_cancelled))
-            cached: tuple[Perception, bool] = self.cache.get(key, make, is_cancelled)
+            cached: tuple[Perception, bool] = self.cache.get(self._key(media, noise=noise), make, is_cancelled)
             perception, was_cached = cached
-            return replace(perception, spans=dict.fromkeys(perception.spans, NOT_RUN)) if was_cached else perception
-        key = media_key(self._checkpoint, media.kind, media.files, **options)
+            return _not_run(perception) if was_cached else perception
         prepare = _while_restarting(lambda is_cancelled: self._stages.preprocess(media, is_cancelled))
-        pixels, was_cached = self.cache.get(key, prepare, is_cancelled)
+        pixels, was_cached = self.cache.get(self._key(media), prepare, is_cancelled)
         encode = _while_restarting(lambda is_cancelled: self._stages.encode(pixels, noise, is_cancelled))
         perception = encode(is_cancelled)
         spans = {"preprocess": NOT_RUN if was_cached else pixels.span, **perception.spans}
         return replace(perception, spans=spans, looked_at=pixels.looked_at)
+
+    def _key(self, media: Media, **options: object) -> bytes:
+        # By caller, too: a process taken over by one of its files may falsify the result for its next (sandbox/decoding.py).
+        options |= {"segment": media.segment, "decoder": os.environ.get(DECODER_VARIABLE), "caller": media.caller}
+        return media_key(self._checkpoint, media.kind, media.files, **options)
+
+
+def _not_run(perception: Perception) -> Perception:
+    return replace(perception, spans=dict.fromkeys(perception.spans, NOT_RUN))
 
 
 def _while_restarting(call: Callable[[IsCancelled], T]) -> Callable[[IsCancelled], T]:

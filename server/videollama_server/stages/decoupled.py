@@ -5,13 +5,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import triton_python_backend_utils as pb
 
-from videollama_core.protocol.contract import MAX_REQUESTS, Stage
-from videollama_core.protocol.errors import Overloaded
+from videollama_core.protocol.contract import Stage
 from videollama_core.protocol.questions import check_request_id
 from videollama_core.protocol.trace_context import (
     MEASURED,
@@ -21,7 +19,6 @@ from videollama_core.protocol.trace_context import (
     checked_traceparent,
 )
 from videollama_server.answers.leavers import CallerWatch
-from videollama_server.stages.metrics import publish_running
 from videollama_server.stages.python_backend import PythonStage, read_inputs, refuse, respond
 
 SWITCH_SECONDS = 0.0005  # how long a thread that computes may delay one that handles a message
@@ -137,26 +134,18 @@ class DecoupledStage(PythonStage):
 
     look_seconds = 0.005  # between two checks for disconnected callers
 
-    def handle(self, inputs: dict[str, Any], reply: Reply) -> None:
-        """Answer one request, now or later. An exception ends the reply with that error."""
-
-    def takes_long(self, inputs: dict[str, Any]) -> bool:
-        """Return whether `handle` needs a thread of its own; otherwise the next request waits for it."""
-        return True
-
-    def handle_at_once(self, inputs: dict[str, Any], reply: Reply) -> bool:
-        """Answer a request that needs no thread; return whether it was answered."""
-        return False
+    def answer(self, inputs: dict[str, Any], reply: Reply) -> None:
+        """Answer one request, now or later; the next request waits until this returns. An exception ends the reply."""
+        raise NotImplementedError
 
     def failed(self, error: Exception, reply: Reply) -> None:
-        """Called for each request that ends with an error, before the error is sent."""
+        """Called for each request that ends with an error of `answer`, before the error is sent."""
+
+    def look(self) -> None:
+        """Called once per round of checks for disconnected callers, and once after the last request has ended."""
 
     def initialize(self, args: dict[str, str]) -> None:
         sys.setswitchinterval(SWITCH_SECONDS)
-        self._threads = ThreadPoolExecutor(MAX_REQUESTS, thread_name_prefix=self.contract.name)
-        self._running = self._published = 0
-        self._lock = threading.Lock()
-        publish_running(self.contract.name, 0)
         self.callers = CallerWatch(self.look_seconds, self.look)
         super().initialize(args)
 
@@ -165,49 +154,11 @@ class DecoupledStage(PythonStage):
             reply = Reply(self.contract, request)
             try:
                 check_request_id(reply.request_id)
-                inputs = read_inputs(self.contract, request, keep=True)
-                if self.handle_at_once(inputs, reply):
-                    continue
-                self._enter(reply)
+                self.answer(read_inputs(self.contract, request, keep=True), reply)
             except Exception as error:
                 self.failed(error, reply)
                 reply.fail(error)
-            else:
-                if self.takes_long(inputs):
-                    self._threads.submit(self._run, inputs, reply)
-                else:
-                    self._run(inputs, reply)
-                self.callers.add(reply)  # last: the thread that it wakes would compete with the question's thread
-
-    def _enter(self, reply: Reply) -> None:
-        with self._lock:
-            if self._running >= MAX_REQUESTS:
-                raise Overloaded(f"{self._running} requests are already being answered; try again later")
-            self._running += 1
-        reply.when_ended(self._leave)
-
-    def _leave(self) -> None:
-        with self._lock:
-            self._running -= 1
-        self.callers.wake()
-
-    def look(self) -> None:
-        """Publish the number of running requests, if it has changed.
-
-        `CallerWatch` calls it once per round while requests run, and once after the last has ended.
-        """
-        if self._running != self._published:
-            self._published = self._running
-            publish_running(self.contract.name, self._published)
-
-    def _run(self, inputs: dict[str, Any], reply: Reply) -> None:
-        try:
-            self.handle(inputs, reply)
-        except Exception as error:
-            self.failed(error, reply)
-            reply.fail(error)
 
     def finalize(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
         self.callers.close()
         super().finalize()

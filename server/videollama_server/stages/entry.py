@@ -18,7 +18,7 @@ from videollama_core.protocol.messages import Conversation, ResolvedSampling, Sa
 from videollama_core.telemetry.traces import NO_SPAN, Span
 from videollama_core.text import AnswerText
 from videollama_server.answers.answering import Answering, Clock, LanguageModel, Prepared, Replier
-from videollama_server.answers.known_media import KnownMedia, Media, MediaStages
+from videollama_server.answers.known_media import KnownMedia, Media, MediaStages, Perception
 from videollama_server.fetch.gate import MediaGate
 from videollama_server.fetch.policy import MediaPolicy
 
@@ -53,6 +53,11 @@ class Question:
             raise InvalidRequest(f"media has {size} bytes; the limit of a request is {MAX_MEDIA_BYTES}")
         self.segment.refuse_reversed()
         self.segment.refuse_for(self.kind)
+
+
+def _media_of(question: Question) -> Media:
+    assert question.kind is not None
+    return Media(question.kind, question.files, question.segment, question.caller)
 
 
 class Stages(MediaStages, LanguageModel, Protocol):
@@ -93,20 +98,31 @@ class Entry:
         self._tokenizer = bundle.tokenizer()
         self._defaults = bundle.generation_defaults(self._tokenizer)
 
-    def answer(self, question: Question, replier: Replier, span: Span = NO_SPAN) -> Answering:
+    def cached(self, question: Question) -> Perception | None:
+        """The media tokens, if `answer` would need no other stage than the language model for this question about media."""
+        if question.kind is None or question.url is not None or question.options.vcd_alpha:
+            return None
+        return self.media.find(_media_of(question))
+
+    def answer(
+        self, question: Question, replier: Replier, span: Span = NO_SPAN, cached: Perception | None = None
+    ) -> Answering:
         """Prepare the question and call the language model; the pieces of the answer are sent in the loop's thread.
 
         Args:
             span: of the question's trace; the stages become its child spans.
+            cached: the result of `cached`.
         Raises: Cancelled if the client has disconnected; the error of a stage. Neither is sent to the replier.
         """
-        prepared = self._prepare(question, Clock(span), replier.is_cancelled)
+        prepared = self._prepare(question, Clock(span), replier.is_cancelled, cached)
         text = AnswerText(self._tokenizer, question.options.stop)
         answering = Answering(prepared, text, self._defaults.end_ids, self._stages, replier)
         answering.start()
         return answering
 
-    def _prepare(self, question: Question, clock: Clock, is_cancelled: Callable[[], bool]) -> Prepared:
+    def _prepare(
+        self, question: Question, clock: Clock, is_cancelled: Callable[[], bool], cached: Perception | None = None
+    ) -> Prepared:
         """Check everything that needs no media before the media is processed."""
         sampling = self._defaults.resolve(question.options)
         noise = self._noise(question, sampling)
@@ -119,10 +135,10 @@ class Entry:
         if question.url is not None:
             question = replace(question, files=(self._gate.fetch(question.url, is_cancelled),), url=None)
             clock.lap("fetch", traced=True)
-        perception = None
+        perception = cached
         if question.kind is not None:
-            media = Media(question.kind, question.files, question.segment, question.caller)
-            perception = self.media.perceive(media, noise, is_cancelled)
+            if perception is None:
+                perception = self.media.perceive(_media_of(question), noise, is_cancelled)
             rows = perception.rows if noise is None else perception.rows // 2
             if rows != expected_rows:  # more frames were sent than the checkpoint's number
                 prompt = build_prompt(self._bundle, self._tokenizer, question.conversation, question.kind, rows)

@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 import secrets
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -13,15 +15,17 @@ import numpy as np
 from videollama_core.engines.media_cache import CACHE_VARIABLE, KEPT_BYTES, MediaCache
 from videollama_core.media.video import Segment
 from videollama_core.protocol import contract
-from videollama_core.protocol.errors import InvalidRequest
+from videollama_core.protocol.contract import MAX_REQUESTS
+from videollama_core.protocol.errors import InvalidRequest, Overloaded
 from videollama_core.protocol.limits import WORKING_SECONDS
 from videollama_core.protocol.messages import Conversation, SamplingOptions
 from videollama_core.protocol.questions import read_messages, read_question, read_stop
 from videollama_core.protocol.trace_context import CALLER, CANCELLED, REQUEST
 from videollama_core.telemetry import figures
 from videollama_core.telemetry.measures import NO_MEASURES, Measures, open_measures
-from videollama_core.telemetry.traces import Span, open_tracer
+from videollama_core.telemetry.traces import NO_SPAN, Span, open_tracer
 from videollama_server.answers.answering import Piece
+from videollama_server.answers.known_media import Perception
 from videollama_server.fetch.gate import MediaGate
 from videollama_server.fetch.policy import policy_of_environment
 from videollama_server.installation import ADDRESS_VARIABLE, SOCKET_VARIABLE, check_gpu_tables
@@ -30,7 +34,7 @@ from videollama_server.sandbox.callers import server_name
 from videollama_server.stages.calls import TritonStages
 from videollama_server.stages.decoupled import DecoupledStage, Reply
 from videollama_server.stages.entry import Entry, Question
-from videollama_server.stages.metrics import Metric, MetricsPublisher
+from videollama_server.stages.metrics import Metric, MetricsPublisher, publish_running
 from videollama_server.stages.python_backend import bundle_of, scalar, string
 from videollama_server.stages.watch import (
     QUESTION_FIGURES,
@@ -41,7 +45,8 @@ from videollama_server.stages.watch import (
     tell_failed,
 )
 
-SHORT_BYTES = 4096  # a question of this size takes half a millisecond to prepare
+# Sizes up to which a text is read and tokenized, and media are looked up by their digest, in less than half a millisecond.
+_SHORT_BYTES = {"question": 4096, "messages": 4096, "media": 2**18}
 ENDPOINT_CHECK_SECONDS = 0.5  # between two checks of an endpoint's request; the endpoint reports disconnections itself
 ANNOUNCE_SECONDS = 0.05  # minimum time that a question's first message waits for its first text
 
@@ -79,10 +84,18 @@ class QuestionReply:
     the question was accepted, and does not send it again.
     """
 
-    def __init__(self, reply: Reply, process: bytes, watch: QuestionWatch) -> None:
-        self._reply, self._process, self._watch = reply, process, watch
+    def __init__(self, reply: Reply, process: bytes, watch: QuestionWatch, span: Span = NO_SPAN) -> None:
+        self._reply, self._process, self._watch, self.span = reply, process, watch, span
         self._announced, self._due = False, time.monotonic() + ANNOUNCE_SECONDS
-        self.is_cancelled = reply.is_cancelled
+        self.is_cancelled, self.when_cancelled = reply.is_cancelled, reply.when_cancelled
+
+    @property
+    def caller(self) -> str:
+        """The mark of the caller; "" if it is unknown."""
+        return self._reply.mark(CALLER)
+
+    def asked(self, question: Question) -> None:
+        self._watch.asked(question)
 
     @property
     def is_due(self) -> bool:
@@ -145,44 +158,74 @@ class EntryStage(DecoupledStage):
         self._loop = stages.loop
         self._working: set[QuestionReply] = set()
         self._marked: dict[str, Reply] = {}  # by the id that the endpoint gave the request
+        self._threads = ThreadPoolExecutor(MAX_REQUESTS, thread_name_prefix=self.contract.name)
+        self._running = self._published = 0
+        self._lock = threading.Lock()
+        publish_running(self.contract.name, 0)
         self._loop.later(WORKING_SECONDS.value, self._send_keepalives)
 
-    def handle_at_once(self, inputs: dict[str, Any], reply: Reply) -> bool:
+    def answer(self, inputs: dict[str, Any], reply: Reply) -> None:
+        if scalar(inputs["ping"], "ping"):
+            self._answer_ping(reply)
+            return
+        self._enter(reply)
+        question_reply = self._begin(reply)
+        if _is_short(inputs):
+            self._read(inputs, question_reply, is_short=True)
+        else:
+            self._threads.submit(self._read, inputs, question_reply)
+        self.callers.add(reply)  # last: the thread that it wakes would compete with the question's thread
+
+    def _answer_ping(self, reply: Reply) -> None:
         """Answer a ping; one from the endpoint may also cancel a request."""
-        is_ping = bool(scalar(inputs["ping"], "ping"))
-        if is_ping:
-            cancelled = self._marked.get(reply.mark(CANCELLED))
-            if cancelled is not None:
-                cancelled.cancel()
-            reply.send({"process": [self._process]}, last=True)
-        return is_ping
+        cancelled = self._marked.get(reply.mark(CANCELLED))
+        if cancelled is not None:
+            cancelled.cancel()
+        reply.send({"process": [self._process]}, last=True)
 
-    def takes_long(self, inputs: dict[str, Any]) -> bool:
-        """Return false for a short question without media: a thread would cost as much as preparing the question."""
-        if inputs["media_kind"] is not None or inputs["media"] is not None or inputs["media_url"] is not None:
-            return True
-        texts = [
-            text for name in ("question", "messages") if (array := inputs[name]) is not None for text in array.flat
-        ]
-        return sum(map(len, texts)) > SHORT_BYTES
+    def _enter(self, reply: Reply) -> None:
+        with self._lock:
+            if self._running >= MAX_REQUESTS:
+                raise Overloaded(f"{self._running} requests are already being answered; try again later")
+            self._running += 1
+        reply.when_ended(self._leave)
 
-    def handle(self, inputs: dict[str, Any], reply: Reply) -> None:
+    def _leave(self) -> None:
+        with self._lock:
+            self._running -= 1
+        self.callers.wake()
+
+    def _begin(self, reply: Reply) -> QuestionReply:
         span = self._tracer.begin(self.contract.name, reply.traceparent, {"vl2.request_id": reply.request_id})
         watch = QuestionWatch(self._publisher, span, reply.request_id, self._measures_of(reply))
-        question_reply = QuestionReply(reply, self._process, watch)
+        question_reply = QuestionReply(reply, self._process, watch, span)
         mark = reply.mark(REQUEST)
         self._working.add(question_reply)
         if mark:
             self._marked[mark], reply.look_seconds = reply, ENDPOINT_CHECK_SECONDS
         reply.when_ended(lambda: self._forget(question_reply, mark))
+        return question_reply
+
+    def _read(self, inputs: dict[str, Any], question_reply: QuestionReply, is_short: bool = False) -> None:
+        """Read and answer a question. A short one whose media are not cached continues in another thread."""
         try:
-            question = _read_question(inputs, reply.mark(CALLER))
-            watch.asked(question)
-            answering = self._entry.answer(question, question_reply, span)
+            question = _read_question(inputs, question_reply.caller)
+            question_reply.asked(question)
+            cached = self._entry.cached(question) if is_short else None
+            if is_short and question.kind is not None and cached is None:
+                self._threads.submit(self._prepare, question, question_reply)
+            else:
+                self._prepare(question, question_reply, cached)
+        except Exception as error:
+            question_reply.fail(error)
+
+    def _prepare(self, question: Question, question_reply: QuestionReply, cached: Perception | None = None) -> None:
+        try:
+            answering = self._entry.answer(question, question_reply, question_reply.span, cached)
         except Exception as error:
             question_reply.fail(error)
         else:
-            reply.when_cancelled(lambda: self._loop.call(answering.cancel))
+            question_reply.when_cancelled(lambda: self._loop.call(answering.cancel))
 
     def _forget(self, question_reply: QuestionReply, mark: str) -> None:
         self._working.discard(question_reply)
@@ -193,11 +236,13 @@ class EntryStage(DecoupledStage):
         self._measures_of(reply).failed(self.contract.name, time.time() - reply.began, kind_of(error))
 
     def look(self) -> None:
-        """Announce the questions that have waited long.
+        """Announce the questions that have waited long, and publish the number of running ones if it has changed.
 
         A timer per question would wake the loop's thread while the question's own thread is busy.
         """
-        super().look()
+        if self._running != self._published:
+            self._published = self._running
+            publish_running(self.contract.name, self._published)
         for question_reply in list(self._working):
             if question_reply.is_due:
                 self._loop.call(question_reply.announce)
@@ -213,11 +258,21 @@ class EntryStage(DecoupledStage):
         self._loop.later(WORKING_SECONDS.value, self._send_keepalives)
 
     def finalize(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
         self._loop.close()
         self._publisher.close()
         self._tracer.close()
         self._measures.close()
         super().finalize()
+
+
+def _is_short(inputs: dict[str, Any]) -> bool:
+    """Whether reading the question and looking up its media may make the next question wait."""
+    if inputs["media_url"] is not None:
+        return False
+    return all(
+        (array := inputs[name]) is None or sum(map(len, array.flat)) <= most for name, most in _SHORT_BYTES.items()
+    )
 
 
 def _read_question(inputs: dict[str, Any], caller: str) -> Question:

@@ -70,8 +70,7 @@ class LanguageModelStage(DecoupledStage):
             prefill_chunk=int(parameter(args, "prefill_chunk_len")),
         )
 
-    def handle_at_once(self, inputs: dict[str, Any], reply: Reply) -> bool:
-        """Handle every request here: none needs a thread, since it only waits in the scheduler's queue."""
+    def answer(self, inputs: dict[str, Any], reply: Reply) -> None:
         if scalar(inputs["stop"], "stop"):
             self._scheduler.stop(reply.request_id)
             reply.end()
@@ -79,7 +78,6 @@ class LanguageModelStage(DecoupledStage):
             response = _Response(reply, self._outbox, self._watch(reply.traceparent), inputs)
             self._submit(reply.request_id or uuid.uuid4().hex, inputs, response)
             self.callers.add(reply)
-        return True
 
     def _begin_direct(self, message: bytearray, reply: DirectReply) -> None:
         direct = DirectRequest.from_bytes(message)
