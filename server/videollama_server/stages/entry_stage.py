@@ -114,11 +114,15 @@ class QuestionReply:
 
     def send(self, piece: Piece) -> None:
         """Send a piece. The one with the summary ends the reply, so that no keepalive can follow it."""
-        self._watch.piece(piece)
+        is_last = piece.summary is not None
+        if is_last:  # counted before it is sent: its caller may read the metrics next
+            self._watch.piece(piece)
         values = outputs(piece)
         if not self._announced:
             values["process"], self._announced = [self._process], True
-        self._reply.send(values, last=piece.summary is not None)
+        self._reply.send(values, last=is_last)
+        if not is_last:
+            self._watch.piece(piece)
 
     def fail(self, error: Exception) -> None:
         self._watch.failed(error)
