@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from videollama_core.protocol.messages import Answer
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
 
 class Form(Protocol):
     """The format of one API's answers: a JSON object, or server-sent events."""
@@ -65,7 +67,7 @@ class Completion:
 
 def event(content: dict[str, Any]) -> str:
     """One server-sent event."""
-    return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return f"data: {_ENCODER.encode(content)}\n\n"
 
 
 def was_cached(answer: Answer) -> bool:

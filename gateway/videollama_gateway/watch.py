@@ -29,7 +29,7 @@ class Watch:
     def __init__(
         self, metrics: Metrics, tracer: Tracer, request: Request, request_id: str, measures: Measures = NO_MEASURES
     ) -> None:
-        route = request.url.path
+        route = request.scope["path"]
         about = {"http.request.method": request.method, "http.route": route, "gen_ai.operation.name": "chat"}
         parent = checked_traceparent(request.headers.get(TRACEPARENT))
         self._span = tracer.begin(f"{request.method} {route}", parent, about | {"vl2.request_id": request_id})
