@@ -41,10 +41,12 @@ class AsyncAnswerStream:
         self._client, self._new_call = client, call
         self._state, self._metadata = RequestState(request_id, timeout, client._restart_seconds), metadata
         self._reader = self._state.reader
+        self._pinging: asyncio.Task[None] | None = None
         self._send()
         client._active[request_id] = self
 
     def _send(self) -> None:
+        self._lost: VideoLlamaError | None = None
         with transport.translated(self._client.address):
             self._call = self._new_call()
 
@@ -77,13 +79,9 @@ class AsyncAnswerStream:
             raise self._state.went_on()
 
     async def _next_message(self) -> Any:
-        read = asyncio.ensure_future(self._call.read())
-        heartbeat = None
+        timer = asyncio.get_running_loop().call_later(SILENCE_SECONDS, self._begin_to_ping)
         try:
-            while not (await asyncio.wait({read}, timeout=SILENCE_SECONDS))[0]:
-                self._state.check_silence(heartbeat)
-                heartbeat = await self._client._check_heartbeat(self._reader.process, self._metadata)
-            message = await read
+            message = await self._call.read()
             self._state.note_message()
             self._client._met = True
             return message
@@ -91,11 +89,31 @@ class AsyncAnswerStream:
             translated = transport.translate(error, self._client.address)
             raise self._state.of_lost_server(translated, self._client._met) from error
         except asyncio.CancelledError:
+            if self._lost is not None:
+                raise self._lost from None
             if self._state.cancelled:  # by `cancel`, not by the task's owner
                 raise Cancelled("the request was cancelled") from None
             raise
         finally:
-            read.cancel()
+            timer.cancel()
+            if self._pinging is not None:
+                self._pinging.cancel()
+                self._pinging = None
+
+    def _begin_to_ping(self) -> None:
+        self._pinging = asyncio.ensure_future(self._ping())
+
+    async def _ping(self) -> None:
+        """Ping the server while no message arrives; cancel the call if none can be expected any more."""
+        heartbeat = None
+        try:
+            while True:
+                self._state.check_silence(heartbeat)
+                heartbeat = await self._client._check_heartbeat(self._reader.process, self._metadata)
+                await asyncio.sleep(SILENCE_SECONDS)
+        except VideoLlamaError as error:
+            self._lost = error
+            self._call.cancel()
 
     async def _is_closed_by_server(self) -> bool:
         """Whether the server closed the stream without another message; gRPC cancels a call dropped before that."""
