@@ -8,7 +8,7 @@ from typing import Any
 from videollama_client.client_async import AsyncAnswerStream
 from videollama_client.request_state import RESEND_SECONDS, RESTART_SECONDS
 from videollama_core.protocol.errors import ServerUnreachable, StageRestarting, VideoLlamaError
-from videollama_gateway.chat_request import ChatRequest
+from videollama_gateway.api.chat_request import ChatRequest
 from videollama_gateway.servers import Server, Servers
 from videollama_gateway.watch import Watch
 

@@ -20,12 +20,12 @@ from videollama_core.protocol.errors import Cancelled, StageFailed, VideoLlamaEr
 from videollama_core.telemetry.measures import NO_MEASURES, Measures
 from videollama_core.telemetry.traces import NO_TRACER, Tracer
 from videollama_gateway.answering import Answering
-from videollama_gateway.chat_request import ChatRequest, read_chat_request
-from videollama_gateway.completions import Completion, Form
+from videollama_gateway.api.chat_request import ChatRequest, read_chat_request
+from videollama_gateway.api.completions import Completion, Form
+from videollama_gateway.api.responses import ResponseForm, read_responses_request
 from videollama_gateway.failures import BadRequest, body_of, headers_of, status_of
 from videollama_gateway.metrics import Metrics
 from videollama_gateway.page.routes import page_routes
-from videollama_gateway.responses import ResponseForm, read_responses_request
 from videollama_gateway.servers import Servers
 from videollama_gateway.watch import Watch
 

@@ -11,7 +11,7 @@ from videollama_core.protocol.trace_context import TRACEPARENT, checked_tracepar
 from videollama_core.telemetry.logs import LogStyle, fields
 from videollama_core.telemetry.measures import NO_MEASURES, Measures
 from videollama_core.telemetry.traces import Tracer
-from videollama_gateway.completions import was_cached
+from videollama_gateway.api.completions import was_cached
 from videollama_gateway.failures import status_of
 from videollama_gateway.metrics import Metrics
 

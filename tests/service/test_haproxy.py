@@ -13,7 +13,7 @@ from service.fleet import AskFailed, Fleet, Load, live_through_changes
 from videollama_client import Client
 from videollama_client.request_state import server_of
 from videollama_core.protocol.errors import VideoLlamaError
-from videollama_gateway.completions import was_cached
+from videollama_gateway.api.completions import was_cached
 from videollama_server.ports import choose_ports
 
 CLIP = (MEDIA / "plain_96x64.mp4").read_bytes()

@@ -14,9 +14,9 @@ from videollama_core.protocol.errors import (
     StageFailed,
     UnreadableMedia,
 )
-from videollama_gateway.chat_request import ChatRequest, read_chat_request
+from videollama_gateway.api.chat_request import ChatRequest, read_chat_request
+from videollama_gateway.api.responses import read_responses_request
 from videollama_gateway.failures import BadRequest, body_of, headers_of, status_of
-from videollama_gateway.responses import read_responses_request
 
 CLIP, PICTURE = (MEDIA / "plain_96x64.mp4").read_bytes(), (MEDIA / "image_90x50.png").read_bytes()
 

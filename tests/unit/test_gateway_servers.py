@@ -6,8 +6,8 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 from videollama_core.protocol.errors import Overloaded, ServerUnreachable, StageFailed
+from videollama_gateway.api.completions import Completion
 from videollama_gateway.app import _cause, _EventStream
-from videollama_gateway.completions import Completion
 from videollama_gateway.failures import BadRequest
 from videollama_gateway.servers import Server, Servers
 

@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from videollama_core.protocol.errors import InvalidRequest, ServerUnreachable
 from videollama_core.telemetry.traces import NO_TRACER
 from videollama_gateway.answering import Answering
-from videollama_gateway.chat_request import ChatRequest
+from videollama_gateway.api.chat_request import ChatRequest
 from videollama_gateway.discovery import ByDns, Listed, Named, read_server
 from videollama_gateway.metrics import Metrics
 from videollama_gateway.servers import POLL_SECONDS, Servers

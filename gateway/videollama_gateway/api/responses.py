@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from videollama_core.protocol.messages import Answer
-from videollama_gateway.chat_request import ChatRequest, read_chat_request
-from videollama_gateway.completions import extra_of, usage_of
+from videollama_gateway.api.chat_request import ChatRequest, read_chat_request
+from videollama_gateway.api.completions import extra_of, usage_of
+from videollama_gateway.api.parts import TIMES
 from videollama_gateway.failures import BadRequest
-from videollama_gateway.parts import TIMES
 
 # Fields with the name and meaning that they have in Chat Completions, whose parser checks them.
 _SAME = (

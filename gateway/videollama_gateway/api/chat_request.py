@@ -7,8 +7,8 @@ from typing import Any
 
 from videollama_client.media import digest_of
 from videollama_core.protocol.messages import Conversation
+from videollama_gateway.api.parts import TIMES, MediaParts, read_content
 from videollama_gateway.failures import BadRequest
-from videollama_gateway.parts import TIMES, MediaParts, read_content
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 # Field of the request -> option of the client.
