@@ -56,6 +56,19 @@ def test_a_chunk_is_never_so_small_that_reading_the_weights_dominates():
     assert set(runner.chunks[1:-1]) == {LEAST}
 
 
+def test_a_tiny_models_chunks_may_take_ten_milliseconds_whatever_a_step_takes():
+    for position, step, wanted in (
+        (50e-6, 0.0005, 128),
+        (1e-6, 0.0005, 512),
+        (50e-6, 0.05, 512),
+        (0.001, 0.001, LEAST),
+    ):
+        sizes = ChunkSizes(512)
+        sizes.took_chunk(100, 100 * position)
+        sizes.took_step(step)
+        assert sizes.next(while_others_decode=True) == wanted
+
+
 def test_a_short_question_does_not_wait_for_a_long_prompt():
     runner = TimedRunner(step=1)
     scheduler = scheduler_on(runner)

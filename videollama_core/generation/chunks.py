@@ -2,6 +2,7 @@
 
 LEAST = 32  # positions: fewer take about as long, because all weights are read anyway
 _PATIENCE = 2.0  # the most time of a chunk, in decoding steps
+_UNNOTICED = 0.01  # seconds that a chunk may always take: small chunks of a tiny model cost more than they save
 _NEW = 0.3  # weight of the latest measurement
 
 
@@ -19,7 +20,7 @@ class ChunkSizes:
             return self._most
         if not (self._position and self._step):
             return self._least
-        affordable = int(_PATIENCE * self._step / self._position)
+        affordable = int(max(_PATIENCE * self._step, _UNNOTICED) / self._position)
         return min(max(1 << max(affordable, 1).bit_length() - 1, self._least), self._most)
 
     def took_chunk(self, positions: int, seconds: float) -> None:
