@@ -44,7 +44,7 @@ _REPEAT = {
     CUT_AUDIO_ENCODER: repeat_tower_layer,
     CUT_CONNECTOR: repeat_connector_block,
 }
-OPSET = 18  # read by both TensorRT 10 and ONNX Runtime; LayerNormalization is a single node from 17 on
+OPSET = 20  # the highest that TensorRT 10 reads, and the first in which Gelu is a single node
 
 
 class _Float32Norm(nn.LayerNorm):

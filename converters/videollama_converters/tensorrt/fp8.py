@@ -27,7 +27,6 @@ from videollama_core.protocol.contract import IMAGE_SUFFIXES
 from videollama_core.protocol.errors import InvalidRequest
 
 LARGEST = 448.0
-OPSET = 19  # first with fp8
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,6 @@ def quantize(model: ir.Model, scales: dict[str, Scales]) -> None:
         node.replace_input_with(0, writer.pair(value, layer_scales.inputs, f"{weight.name}.input"))
         transpose.replace_input_with(0, writer.pair(weight, layer_scales.weights, weight.name))
     model.graph.sort()
-    model.opset_imports[""] = OPSET
 
 
 class _Writer:
