@@ -33,10 +33,12 @@ def media(config, random: Random) -> dict:
     return arguments
 
 
+@pytest.mark.parametrize("shares_runs", [False, True], ids=["own runs", "shared runs"])  # as on a CPU, as on a GPU
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_who_else_is_encoded_changes_no_bit(variant, engine, bundle_of):
+def test_who_else_is_encoded_changes_no_bit(variant, engine, shares_runs, bundle_of, monkeypatch):
     encoders = encoder(torch_bundle(variant) if engine == "torch" else bundle_of(variant))
+    monkeypatch.setattr(encoders._encoders, "shares_runs", shares_runs)
     random = Random(variant + engine)
     asked = [media(encoders._config, random) for _ in range(8)]
     alone = [encoders.encode(**each) for each in asked]

@@ -22,8 +22,8 @@ NOTES = [f"{number:032x}" for number in range(8)]
 class Encoders:
     """A tower that returns each picture's first value, and overwrites its features as a replayed CUDA graph does."""
 
-    def __init__(self, frames_per_run: int) -> None:
-        self.frames_per_run, self.runs = frames_per_run, []
+    def __init__(self, frames_per_run: int, shares_runs: bool) -> None:
+        self.frames_per_run, self.shares_runs, self.runs = frames_per_run, shares_runs, []
         self._place = np.zeros((MOST_FRAMES_PER_RUN, 1, 1), np.float32)
 
     def encode_frames(self, frames):
@@ -56,14 +56,14 @@ def stage(monkeypatch, tmp_path):
         monkeypatch.delitem(sys.modules, name, raising=False)
     module = importlib.import_module(names[-1])
 
-    def make(frames_per_run: int):
+    def make(frames_per_run: int, shares_runs: bool = True):
         bundle = SimpleNamespace(
             config=CONFIG,
             keeps_media_tokens_on_gpu=False,
             encoder_engine=SimpleNamespace(takes_noise=True),
             language_engine=SimpleNamespace(is_backend=False),
         )
-        monkeypatch.setattr(media_encoder, "load_encoders", lambda bundle: Encoders(frames_per_run))
+        monkeypatch.setattr(media_encoder, "load_encoders", lambda bundle: Encoders(frames_per_run, shares_runs))
         monkeypatch.setattr(module, "bundle_of", lambda args: bundle)
         made = module.EncoderStage()
         made.load({})
@@ -125,6 +125,16 @@ def test_free_rows_of_a_run_go_to_other_requests_and_every_run_has_one_shape(sta
     assert ask(made, NOTES[0]) == [1.0, 3.0]
     assert ask(made, NOTES[1]) == [11.0, 13.0]
     assert runs(made) == [[1.0, 2.0, 3.0], [11.0, 12.0, 13.0], [9.0], [4.0, 14.0, 0.0]]
+
+
+def test_runs_that_are_not_shared_have_no_padding(stage):
+    """On a CPU, where the time is proportional to the frames."""
+    made = stage(3, shares_runs=False)
+    assert ask(made, NOTES[0], frames(1, 2, 3, 4)) is None
+    assert ask(made, NOTES[1], frames(11, 11, 13, 13)) == [11.0, 13.0]
+    assert ask(made, NOTES[2], frames(9)) == [9.0, 9.0]
+    assert ask(made, NOTES[0]) == [1.0, 3.0]
+    assert runs(made) == [[1.0, 2.0, 3.0], [11.0, 13.0], [9.0], [4.0]]
 
 
 def test_noised_pixels_share_runs_with_plain_pixels(stage):

@@ -39,7 +39,8 @@ class Encoders(Protocol):
     Features and media tokens are arrays, or tensors on the engine's device, possibly still being computed.
     """
 
-    frames_per_run: int  # of the tower (specs.py)
+    frames_per_run: int  # of the tower, at most (specs.py)
+    shares_runs: bool  # whether every run has `frames_per_run` frames, of several requests or padded (specs.py)
 
     def encode_frames(self, frames: np.ndarray) -> Any:
         """uint8 [K, S, S, 3] -> features [K, P, C], which the next run may overwrite.
@@ -125,9 +126,9 @@ class Encoding:
 class MediaEncoder:
     """Vision encoder, connector and (with an audio tower) audio encoder of one bundle.
 
-    Requests take turns: `begin` for each, then `run` until each is done. The tower always runs in one of two shapes, one
-    picture or `frames_per_run` frames, and the request alone decides which: products of another shape may differ in the
-    last bits, and an answer must not depend on concurrent requests.
+    Requests take turns: `begin` for each, then `run` until each is done. The request alone decides the shapes in which the
+    tower runs, on a GPU one picture or `frames_per_run` frames, on a CPU as many frames as it has: products of another shape
+    may differ in the last bits, and an answer must not depend on concurrent requests.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -180,7 +181,7 @@ class MediaEncoder:
         return encoding
 
     def run(self, first: Encoding, others: Iterable[Encoding] = ()) -> None:
-        """One run of the tower for `first`, filled up with pictures of the others; after its last picture, connector and audio.
+        """One run of the tower for `first`, if runs are shared with pictures of the others; after its last, connector and audio.
 
         Args:
             others: begun earlier or later; they are finished in their own turn.
@@ -197,6 +198,9 @@ class MediaEncoder:
         return encoding.pictures * vision.tokens * vision.width * 4
 
     def _run_tower(self, first: Encoding, others: Iterable[Encoding]) -> None:
+        if not self._encoders.shares_runs:
+            first.put(self._encoders.encode_frames(first.take(self._encoders.frames_per_run)))
+            return
         size = room = 1 if first.is_picture else self._encoders.frames_per_run
         taken: list[tuple[Encoding, np.ndarray]] = []
         for encoding in (first, *others):

@@ -66,7 +66,7 @@ class OnnxEncoders:
 
         self._vision, self._connector = load(VISION_ENCODER), load(CONNECTOR)
         self._audio = load(AUDIO_ENCODER) if bundle.config.audio else None
-        self.frames_per_run = frames_per_run(bundle.config.vision, on_gpu=False)
+        self.frames_per_run, self.shares_runs = frames_per_run(bundle.config.vision, on_gpu=False), False
 
     def encode_frames(self, frames: np.ndarray) -> np.ndarray:
         if frames.dtype != np.uint8 and "frames" not in self._vision.floats:

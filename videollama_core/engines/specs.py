@@ -44,9 +44,11 @@ _OPERATIONS_PER_RUN = 2e10  # on a CPU: about 0.2 s of two cores
 
 
 def frames_per_run(vision: VisionConfig, on_gpu: bool) -> int:
-    """How many frames the tower takes at once. It depends on the tower and device alone, so that features do too.
+    """How many frames the tower takes at once, at most. It depends on the tower and device alone, so that features do too.
 
-    On a CPU, few enough not to keep other requests waiting: one frame for a published tower, eight for a tiny one.
+    On a GPU, few frames take as long as many, so that runs are filled with other requests' frames or padded. On a CPU the time
+    is proportional to the frames, and a run is short enough not to keep other requests waiting: one frame of a published
+    tower, up to eight of a tiny one.
     """
     weights = vision.used_layers * vision.width * (4 * vision.width + 2 * vision.mlp_width)
     operations = 2 * weights * vision.tokens

@@ -157,7 +157,7 @@ class TensorRtEncoders:
             return TensorRtEngine(bundle.root / engine_path(graph.name), graph, machine)
 
         self._stream = torch.cuda.Stream()
-        self.frames_per_run = frames_per_run(bundle.config.vision, on_gpu=True)
+        self.frames_per_run, self.shares_runs = frames_per_run(bundle.config.vision, on_gpu=True), True
         vision_execution, connector_execution = load(VISION_ENCODER).execution, load(CONNECTOR).execution
         self._encode_frames = CudaGraphCache(vision_execution(), device, vision_execution)
         self._connect = CudaGraphCache(connector_execution(), device, connector_execution)

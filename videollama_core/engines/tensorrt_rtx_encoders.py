@@ -126,7 +126,7 @@ class RtxEncoders:
         self._vision, self._connector = load(VISION_ENCODER), load(CONNECTOR)
         self._audio = load(AUDIO_ENCODER) if bundle.config.audio else None
         self._stream = torch.cuda.Stream()
-        self.frames_per_run = frames_per_run(bundle.config.vision, on_gpu=True)
+        self.frames_per_run, self.shares_runs = frames_per_run(bundle.config.vision, on_gpu=True), True
 
     @torch.inference_mode()
     def encode_frames(self, frames: np.ndarray) -> Tensor:

@@ -46,7 +46,8 @@ class TorchEncoders:
         self.vision, self.connector, self.audio = vision, connector, audio
         first = next(vision.parameters())
         self.device, self.dtype = first.device, first.dtype
-        self.frames_per_run = frames_per_run(vision.config, on_gpu=self.device.type == "cuda")
+        self.shares_runs = self.device.type == "cuda"
+        self.frames_per_run = frames_per_run(vision.config, on_gpu=self.shares_runs)
         self._encode_frames = CudaGraphCache(self.vision, self.device)
         self._connect = CudaGraphCache(self.connector, self.device)
         self._encode_audio = CudaGraphCache(self._audio_tokens, self.device)
