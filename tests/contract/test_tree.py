@@ -16,7 +16,7 @@ PACKAGES = {
     "videollama_client": ("client", ("videollama_core.protocol",)),
     "videollama_gateway": (
         "gateway",
-        ("videollama_client", "videollama_core.protocol", "videollama_core.telemetry"),
+        ("videollama_client", "videollama_core.protocol", "videollama_core.telemetry", "videollama_core.event_loop"),
     ),
     "videollama_server": ("server", ("videollama_core",)),
     "videollama_converters": ("converters", ("videollama_core", "videollama_server")),
@@ -29,6 +29,7 @@ PACKAGES = {
 }
 # Room of a package -> what it may import of the package. Modules beside the rooms are named, too.
 CORE = {
+    "event_loop": (),
     "protocol": (),
     "telemetry": ("protocol",),
     "model": ("protocol",),

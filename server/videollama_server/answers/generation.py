@@ -15,6 +15,7 @@ from typing import Protocol
 
 from tritonclient.grpc import service_pb2
 
+from videollama_core.event_loop import loop_factory
 from videollama_core.protocol import contract
 from videollama_core.protocol.errors import StageFailed, StageRestarting, VideoLlamaError, from_wire
 from videollama_server.answers.answering import Listener
@@ -48,7 +49,7 @@ class AnswerLoop:
     """
 
     def __init__(self, address: str | None, language_model: str | None = None) -> None:
-        self._loop = asyncio.new_event_loop()
+        self._loop = loop_factory()()
         self.channel = Channel(address or "")
         self.direct = DirectChannel(language_model or "", self._loop)
         self._running: set[Running] = set()

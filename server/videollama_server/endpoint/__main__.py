@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 
+from videollama_core.event_loop import loop_factory
 from videollama_core.protocol import limits
 from videollama_core.protocol.errors import InvalidRequest
 from videollama_core.telemetry.logs import log_to_stderr
@@ -103,7 +104,8 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     try:
-        asyncio.run(serve(config))
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(serve(config))
     except (InvalidRequest, OSError, RuntimeError) as error:
         print(f"vl2-endpoint: {error}", file=sys.stderr)
         return 1
