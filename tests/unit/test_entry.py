@@ -2,7 +2,7 @@
 
 import pytest
 
-from entry_stand_ins import IMAGE, Replied, Stages, ask, entry_bundle, run
+from entry_stand_ins import IMAGE, Replied, Stages, answer, ask, entry_bundle, run
 from videollama_core.protocol.errors import (
     Cancelled,
     PromptTooLong,
@@ -13,6 +13,7 @@ from videollama_core.protocol.errors import (
 from videollama_core.protocol.messages import SamplingOptions
 from videollama_core.telemetry.traces import Span
 from videollama_server.answers import known_media
+from videollama_server.stages import entry as entry_module
 from videollama_server.stages.entry import Entry
 
 
@@ -32,6 +33,24 @@ def test_an_answer_ends_at_an_end_id_or_at_its_length_limit(bundle):
 def test_the_language_models_cache_figures_are_in_the_summary(bundle):
     for script, cached in (([3, [5], [6], None], 3), ([[5], None], 0)):
         assert run(bundle, Stages(script), ask())[2]["usage"]["cached_tokens"] == cached
+
+
+def test_the_prompt_of_an_equal_short_question_is_made_once(bundle, monkeypatch):
+    made, build = [], entry_module.build_prompt
+    monkeypatch.setattr(entry_module, "build_prompt", lambda *words: made.append(words) or build(*words))
+    long = "Who? " * 1000
+    questions = [ask(), ask(**IMAGE), ask("What?"), ask(), ask(**IMAGE)]
+    stages = Stages(*[[[5], None]] * len(questions))
+    answering = Entry(bundle, stages)
+    for question in questions:
+        answer(answering, stages, question)
+    assert len(made) == 3
+    prompts = [prompt.input_ids.tolist() for _, prompt, _, _ in stages.asked]
+    assert prompts[:2] == prompts[3:] and prompts[0] != prompts[2]
+    for _ in range(2):
+        with pytest.raises(PromptTooLong):
+            answer(answering, stages, ask(long))
+    assert len(made) == 5
 
 
 def test_tokens_are_limited_to_the_remaining_context(bundle):

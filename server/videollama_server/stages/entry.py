@@ -5,6 +5,7 @@ Independent of Triton: it reaches the other stages through the interface `Stages
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Protocol
 
 from videollama_core.contrast import NO_CONTRAST, NO_PIXELS, Noise
@@ -22,6 +23,7 @@ from videollama_server.answers.known_media import KnownMedia, Media, MediaStages
 from videollama_server.fetch.gate import MediaGate
 from videollama_server.fetch.policy import MediaPolicy
 
+_KNOWN_PROMPTS, _KNOWN_CHARACTERS = 256, 4096  # number of prompts that are kept; characters of a question up to which
 URL_KINDS = ("video", "image", "audio", "video_with_audio")  # the kinds that consist of one file
 
 
@@ -97,6 +99,7 @@ class Entry:
         self.media = KnownMedia(bundle, stages, cache_bytes)
         self._tokenizer = bundle.tokenizer()
         self._defaults = bundle.generation_defaults(self._tokenizer)
+        self._known_prompt = lru_cache(_KNOWN_PROMPTS)(self._make_prompt)
 
     def cached(self, question: Question) -> Perception | None:
         """The media tokens, if `answer` would need no other stage than the language model for this question about media."""
@@ -130,7 +133,7 @@ class Entry:
         expected_rows = (
             None if question.kind is None else self._bundle.config.tokens_of(question.kind, question.segment.num_frames)
         )
-        prompt = build_prompt(self._bundle, self._tokenizer, question.conversation, question.kind, expected_rows or 0)
+        prompt = self._prompt(question, expected_rows or 0)
         clock.lap("prompt")
         if question.url is not None:
             question = replace(question, files=(self._gate.fetch(question.url, is_cancelled),), url=None)
@@ -141,7 +144,7 @@ class Entry:
                 perception = self.media.perceive(_media_of(question), noise, is_cancelled)
             rows = perception.rows if noise is None else perception.rows // 2
             if rows != expected_rows:  # more frames were sent than the checkpoint's number
-                prompt = build_prompt(self._bundle, self._tokenizer, question.conversation, question.kind, rows)
+                prompt = self._prompt(question, rows)
             clock.add_perception(perception.spans)
         if is_cancelled():
             raise Cancelled("the client disconnected")
@@ -150,6 +153,18 @@ class Entry:
         is_video = question.kind is not None and MODALITIES[question.kind] == "video"
         frames = perception.looked_at if is_video and perception is not None else ()
         return Prepared(prompt, perception, sampling, frames, clock)
+
+    def _prompt(self, question: Question, rows: int) -> Prompt:
+        """Build the prompt, or reuse that of an equal question: many callers ask the same about each of their media."""
+        turns = tuple((message["role"], message["content"]) for message in question.conversation)
+        is_short = sum(len(content) for _, content in turns) <= _KNOWN_CHARACTERS
+        return (self._known_prompt if is_short else self._make_prompt)(turns, question.kind, rows)
+
+    def _make_prompt(self, turns: tuple[tuple[str, str], ...], kind: str | None, rows: int) -> Prompt:
+        conversation = [{"role": role, "content": content} for role, content in turns]
+        prompt = build_prompt(self._bundle, self._tokenizer, conversation, kind, rows)
+        prompt.input_ids.flags.writeable = False  # several questions may share it
+        return prompt
 
     def _noise(self, question: Question, sampling: ResolvedSampling) -> Noise | None:
         """Return the noise of contrastive decoding, if requested. Raises: InvalidRequest if it cannot be applied."""
