@@ -55,10 +55,9 @@ class Watch:
         self._metrics.running.labels(self._model).inc()
 
     def first_text(self) -> None:
-        """Record the time to the first token."""
+        """Record the time to the first token; it is counted when the request ends, so as not to delay that token."""
         if self._first is None:
             self._first = time.perf_counter()
-            self._metrics.first_token.labels(self._model).observe(self._first - self._began)
 
     def answered(self, answer: Answer) -> None:
         """End with a complete answer."""
@@ -123,6 +122,8 @@ class Watch:
         if self._ended:
             return False
         self._ended = True
+        if self._first is not None:
+            self._metrics.first_token.labels(self._model).observe(self._first - self._began)
         if self._begun:
             self._metrics.running.labels(self._model).dec()
         return True
