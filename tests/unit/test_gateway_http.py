@@ -1,4 +1,4 @@
-"""The gateway's HTTP protocol: what one request may hold beside its body is limited, wherever it stands."""
+"""The gateway's HTTP protocol: its limit of what a request holds beside its body, and what httptools alone does not do."""
 
 import asyncio
 
@@ -20,13 +20,11 @@ async def _length_of_body(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 
 
-def answer_to(*parts: bytes) -> tuple[bytes, int]:
-    """Send the parts until the server closes the connection. Returns: its answer, bytes sent."""
+def answer_to(*parts: bytes, app=_length_of_body, leave: bool = False) -> tuple[bytes, int]:
+    """Send the parts, and `leave` or read until the server closes the connection. Returns: its answer, bytes sent."""
 
     async def talk() -> tuple[bytes, int]:
-        config = uvicorn.Config(
-            _length_of_body, http=LimitedHttp, log_config=None, lifespan="off", host="127.0.0.1", port=0
-        )
+        config = uvicorn.Config(app, http=LimitedHttp, log_config=None, lifespan="off", host="127.0.0.1", port=0)
         server = uvicorn.Server(config)
         config.load()
         serving = asyncio.ensure_future(server.serve())
@@ -39,8 +37,8 @@ def answer_to(*parts: bytes) -> tuple[bytes, int]:
                 writer.write(part)
                 sent += len(part)
                 await writer.drain()
-                await asyncio.sleep(0)
-            while data := await reader.read(65536):
+                await asyncio.sleep(0.01 if leave else 0)
+            while not leave and (data := await reader.read(65536)):
                 answer += data
         except ConnectionError:
             pass
@@ -96,3 +94,46 @@ def test_requests_sent_together_are_answered_in_turn():
     last = b"POST / HTTP/1.1\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc"
     answer, _ = answer_to(first * 3 + last)
     assert answer.count(b"HTTP/1.1 200") == 4 and answer.count(b"200000") == 3 and answer.endswith(b"3")
+
+
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+
+
+@pytest.mark.parametrize("parts", [(b"abc",), (b"a", b"bc")], ids=["at once", "in parts"])
+def test_a_request_to_upgrade_keeps_its_body(parts):
+    """Java's client asks for HTTP/2 like this with each first request of a connection."""
+    first, *others = parts
+    last = b"POST / HTTP/1.1\r\nConnection: close\r\nContent-Length: 4\r\n\r\nabcd"
+    head = b"POST / HTTP/1.1\r\n" + UPGRADE + b"Content-Length: 3\r\n\r\n"
+    answer, _ = answer_to(head + first, *others, last)
+    assert answer.count(b"HTTP/1.1 200") == 2 and b"\r\n\r\n3HTTP" in answer and answer.endswith(b"\r\n\r\n4")
+
+
+def test_a_request_to_connect_is_refused():
+    assert answer_to(b"CONNECT x:1 HTTP/1.1\r\n\r\n")[0].startswith(b"HTTP/1.1 400")
+
+
+async def _two_pieces(scope, receive, send):
+    headers = [] if scope["path"] == "/unknown" else [(b"content-length", b"6")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"one", "more_body": True})
+    await send({"type": "http.response.body", "body": b"two"})
+
+
+@pytest.mark.parametrize("path", [b"/known", b"/unknown"])
+def test_http_1_0_gets_no_chunks(path):
+    answer, _ = answer_to(b"GET " + path + b" HTTP/1.0\r\n\r\n", app=_two_pieces)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert body == b"onetwo" and b"transfer-encoding" not in head
+
+
+def test_a_request_before_others_learns_of_the_disconnect():
+    learned = []
+
+    async def wait_for_disconnect(scope, receive, send):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        learned.append(scope["path"])
+
+    answer_to(b"GET /first HTTP/1.1\r\n\r\nGET /second HTTP/1.1\r\n\r\n", app=wait_for_disconnect, leave=True)
+    assert learned == ["/first"]
