@@ -20,7 +20,8 @@ class _Threads:
     def __init__(self) -> None:
         self._idle: list[queue.SimpleQueue[Callable[[], None]]] = []  # the inboxes of threads without work
         self._lock = threading.Lock()
-        os.register_at_fork(after_in_child=self._forget)
+        if hasattr(os, "register_at_fork"):  # not on Windows, which has no forks
+            os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
         """In a child process, which has only the thread that forked."""

@@ -58,3 +58,8 @@ def test_a_child_process_starts_threads_of_its_own():
     if pid == 0:
         os._exit(0 if not threads._idle and thread_of(threads).is_alive() else 1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_system_without_forks_needs_no_hook(monkeypatch):
+    monkeypatch.delattr(os, "register_at_fork")  # as on Windows
+    assert thread_of(_Threads()).is_alive()
