@@ -42,3 +42,10 @@ def test_reading_returns_what_was_written(media):
 def test_an_empty_request():
     request = DirectRequest("", Prompt(np.zeros(0, np.int32), 0, 0, 0), ResolvedSampling(1, True), (), -1)
     assert DirectRequest.from_bytes(bytearray(request.to_bytes())).sampling == ResolvedSampling(1, True)
+
+
+@pytest.mark.parametrize("request_id", ["", "1", "12", "123", "1234", "12345", "123456", "1234567"])
+def test_the_arrays_are_aligned_whatever_is_before_them(request_id):
+    request = DirectRequest(request_id, PROMPT, SAMPLING, (2, 7), None, media=np.ones((3, 8), np.float32), media_hash=1)
+    read = DirectRequest.from_bytes(bytearray(request.to_bytes()))
+    assert read.media.flags.aligned and read.prompt.input_ids.flags.aligned

@@ -14,6 +14,9 @@ from videollama_core.prompt import Prompt
 from videollama_core.protocol.messages import ResolvedSampling
 
 _SIZES = struct.Struct("=II")  # length of the header in bytes, number of token ids
+_ALIGNMENT = (
+    8  # of the arrays, by spaces behind the header: NumPy takes twice as long to sum a table that is not aligned
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class DirectRequest:
     media_hash: int = 0
 
     def to_bytes(self) -> bytes:
-        """Encode as the sizes, a header in JSON, the ids in int32 and the media tokens."""
+        """Encode as the sizes, a header in JSON, the ids in int32 and the media tokens, aligned."""
         prompt, media = self.prompt, self.media
         header = {
             "request_id": self.request_id,
@@ -48,6 +51,7 @@ class DirectRequest:
             "media_hash": self.media_hash,
         }
         text = json.dumps(header).encode()
+        text += b" " * (-len(text) % _ALIGNMENT)
         table = b"" if media is None else np.ascontiguousarray(media).data
         return b"".join((_SIZES.pack(len(text), len(prompt.input_ids)), text, prompt.input_ids.data, table))
 
