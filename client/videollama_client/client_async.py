@@ -79,6 +79,9 @@ class AsyncAnswerStream:
             raise self._state.went_on()
 
     async def _next_message(self) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        cancelled_before = task.cancelling()
         timer = asyncio.get_running_loop().call_later(SILENCE_SECONDS, self._begin_to_ping)
         try:
             message = await self._call.read()
@@ -89,7 +92,7 @@ class AsyncAnswerStream:
             translated = transport.translate(error, self._client.address)
             raise self._state.of_lost_server(translated, self._client._met) from error
         except asyncio.CancelledError:
-            if self._lost is not None:
+            if self._lost is not None and task.cancelling() == cancelled_before:  # by `_ping`, not by the task's owner
                 raise self._lost from None
             if self._state.cancelled:  # by `cancel`, not by the task's owner
                 raise Cancelled("the request was cancelled") from None
