@@ -9,5 +9,5 @@ python=${2:-/opt/venv-tritonserver/bin/python}
 # Packages that the container may lack, constrained so that nothing already installed changes.
 "$python" -m pip install --no-cache-dir --quiet --disable-pip-version-check -c /tmp/container.txt \
     "av>=14,<19" "click>=8.1" "jinja2>=3.1" "onnx>=1.17" "onnx-ir>=0.1.9" "onnxscript>=0.5" "pillow>=10.4" "safetensors>=0.5" \
-    "sentencepiece>=0.2" "soundfile>=0.13" "tokenizers>=0.21" "tritonclient[grpc]>=2.51"
+    "sentencepiece>=0.2" "soundfile>=0.13" "tokenizers>=0.21" "tritonclient[grpc]>=2.51" "uvloop>=0.21"
 "$python" -m videollama_client --version
