@@ -8,8 +8,8 @@ from contextlib import suppress
 
 from videollama_core.protocol import contract
 from videollama_core.protocol.errors import ServerFailed
-from videollama_server.endpoint.process import EndpointProcess, Heard
-from videollama_server.endpoint.state import Told
+from videollama_server.endpoint.process import EndpointProcess, EndpointStatus
+from videollama_server.endpoint.state import SupervisorStatus
 from videollama_server.processes import is_alive, is_stopped
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class EndpointKeeper:
         status: returns the status to report.
     """
 
-    def __init__(self, endpoint: EndpointProcess, status: Callable[[], Told]) -> None:
+    def __init__(self, endpoint: EndpointProcess, status: Callable[[], SupervisorStatus]) -> None:
         self._endpoint, self._status = endpoint, status
         self._closing, self._lock = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._run, name="endpoint", daemon=True)
@@ -50,10 +50,10 @@ class EndpointKeeper:
         self._endpoint.launch(self._status())
         self._thread.start()
 
-    def tell(self) -> Heard:
+    def exchange(self) -> EndpointStatus:
         """Report the status; return the endpoint's answer. Raises: OSError if the endpoint does not answer."""
         with self._lock:
-            return self._endpoint.tell(self._status())
+            return self._endpoint.exchange(self._status())
 
     def wait_until_ready(self, seconds: float, triton_runs: Callable[[], bool]) -> None:
         """Wait until the endpoint reports ready, or Triton has ended. Raises: ServerFailed after `seconds`."""
@@ -62,7 +62,7 @@ class EndpointKeeper:
             if not triton_runs():
                 return  # the caller, which watches Triton, restarts it
             with suppress(OSError):  # `_run` restarts the endpoint
-                if self.tell().ready:
+                if self.exchange().ready:
                     return
             time.sleep(_POLL_SECONDS)
         raise ServerFailed(f"the endpoint was not ready {seconds:g} s after Triton")
@@ -73,7 +73,7 @@ class EndpointKeeper:
     def _run(self) -> None:
         while not self._closing.wait(_CHECK_SECONDS):
             try:
-                self.tell()
+                self.exchange()
             except OSError as error:
                 if self._closing.is_set():
                     return

@@ -23,7 +23,7 @@ from videollama_server.control import Sockets
 from videollama_server.endpoint.access import Access
 from videollama_server.endpoint.config import EndpointConfig, exposed_models, loaded_stages
 from videollama_server.endpoint.process import EndpointProcess
-from videollama_server.endpoint.state import Told
+from videollama_server.endpoint.state import SupervisorStatus
 from videollama_server.fetch.policy import MediaPolicy
 from videollama_server.installation import (
     SOCKET_VARIABLE,
@@ -126,10 +126,10 @@ class TritonServer:
         addresses = self.address, http, triton, metrics
         return EndpointConfig(*addresses, self._exposed, options.expose_stages, options.access, options.log_style)
 
-    def _status(self) -> Told:
+    def _status(self) -> SupervisorStatus:
         """The status that is sent to the endpoint."""
         not_ready = self._phase or why_not_ready(self._triton.pid, self._stages)
-        return Told(not_ready, self._phase not in (_DRAINING, _RENEWING), self._phase == _RENEWING)
+        return SupervisorStatus(not_ready, self._phase not in (_DRAINING, _RENEWING), self._phase == _RENEWING)
 
     def _launch(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Start Triton, and return when it and the endpoint are ready. `meanwhile` is called while the stages load."""
@@ -262,7 +262,7 @@ class TritonServer:
         self._closing.set()
         self._phase, deadline = _STOPPING, time.monotonic() + self.options.drain_delay_seconds
         try:
-            self._endpoint.tell()
+            self._endpoint.exchange()
             while time.monotonic() < deadline and self.is_running():
                 time.sleep(_DRAIN_SECONDS)
             self._drain(_DRAINING, self.options.drain_seconds)
@@ -274,7 +274,7 @@ class TritonServer:
         """Refuse new requests, and wait at most so many seconds for active ones."""
         self._phase = phase
         deadline = time.monotonic() + seconds
-        while self._endpoint.tell().pending and time.monotonic() < deadline and self.is_running():
+        while self._endpoint.exchange().pending and time.monotonic() < deadline and self.is_running():
             time.sleep(_DRAIN_SECONDS)
 
     def restart(self) -> None:

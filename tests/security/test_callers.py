@@ -19,7 +19,7 @@ from videollama_server.endpoint.access import Access
 from videollama_server.endpoint.api_keys import read_keys
 from videollama_server.endpoint.config import EndpointConfig
 from videollama_server.endpoint.process import EndpointProcess
-from videollama_server.endpoint.state import Told
+from videollama_server.endpoint.state import SupervisorStatus
 from videollama_server.readiness import EndpointKeeper
 from videollama_server.sandbox import cage
 
@@ -57,7 +57,7 @@ def endpoint(triton, tmp_path):
             address = f"127.0.0.1:{probe.getsockname()[1]}"
         config = EndpointConfig(address, "", *triton, ("videollama2",), access=Access(**access))
         process = EndpointProcess(config, tmp_path, tmp_path / "endpoint.log")
-        keeper = EndpointKeeper(process, lambda: Told(""))
+        keeper = EndpointKeeper(process, lambda: SupervisorStatus(""))
         keeper.start()
         opened.append(keeper)
         return address, process
@@ -186,7 +186,7 @@ def test_rate_and_concurrency_limits_of_a_key(endpoint, keys, case_table):
             assert answers(other)
         stream.cancel()
         deadline = time.monotonic() + 10
-        while process.tell(Told("")).pending and time.monotonic() < deadline:
+        while process.exchange(SupervisorStatus("")).pending and time.monotonic() < deadline:
             time.sleep(0.05)
         assert answers(single)
 

@@ -16,7 +16,7 @@ from videollama_client.wire import build_question
 from videollama_core.protocol import contract
 from videollama_core.protocol.trace_context import CANCELLED, REQUEST
 from videollama_server.endpoint import cancellation
-from videollama_server.endpoint.state import Told
+from videollama_server.endpoint.state import SupervisorStatus
 from wire_messages import message
 
 SECONDS = 30
@@ -61,7 +61,7 @@ def asked(tmp_path):
         server.add_insecure_port(f"unix:{tmp_path / 'grpc:1'}")
         server.start()
         stops.append(lambda: server.stop(0).wait())
-        context = endpoint_of(tmp_path, Told(""))
+        context = endpoint_of(tmp_path, SupervisorStatus(""))
         _, address = context.__enter__()
         stops.append(lambda: context.__exit__(None, None, None))
         channel = grpc.insecure_channel(address)

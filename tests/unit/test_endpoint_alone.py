@@ -18,7 +18,7 @@ from videollama_server.endpoint import process
 from videollama_server.endpoint.access import Access
 from videollama_server.endpoint.config import EndpointConfig
 from videollama_server.endpoint.process import EndpointProcess
-from videollama_server.endpoint.state import Told
+from videollama_server.endpoint.state import SupervisorStatus
 from videollama_server.ports import choose_ports
 from wire_messages import message
 
@@ -29,13 +29,13 @@ MESSAGES, CHARACTERS = (
 
 
 @contextmanager
-def endpoint_of(folder, told: Told) -> Iterator[tuple[EndpointProcess, str]]:
+def endpoint_of(folder, status: SupervisorStatus) -> Iterator[tuple[EndpointProcess, str]]:
     """An endpoint in front of the server that listens at `folder`/grpc:1, and its address."""
     (port,) = choose_ports("127.0.0.1", {"--grpc-port": 0})
     address, triton, metrics = f"127.0.0.1:{port}", f"unix:{folder / 'grpc:1'}", str(folder / "metrics")
     config = EndpointConfig(address, "", triton, metrics, ("videollama2",), False, Access())
     endpoint = EndpointProcess(config, folder, folder / "log")
-    endpoint.launch(told)
+    endpoint.launch(status)
     try:
         yield endpoint, address
     finally:
@@ -47,8 +47,8 @@ def test_a_new_caller_waits_while_triton_is_started_again(accepts, tmp_path):
     """Such callers once failed at once with "no server answers" or "shutting down": in a soak test, 227 of 300
     questions fell into the seconds of one restart.
     """
-    told = Told("the server is being started again", accepts, restarts=True)
-    with endpoint_of(tmp_path, told) as (_, address):
+    status = SupervisorStatus("the server is being started again", accepts, restarts=True)
+    with endpoint_of(tmp_path, status) as (_, address):
         with Client(address) as client:
             assert not client.health()
         with Client(address) as client:
@@ -66,9 +66,9 @@ def test_the_endpoint_survives_a_machine_that_was_paused(tmp_path, monkeypatch):
         waits.append(words)
         return ([], [], []) if len(waits) == 1 else select.select(*words)
 
-    with endpoint_of(tmp_path, Told("")) as (endpoint, _):
+    with endpoint_of(tmp_path, SupervisorStatus("")) as (endpoint, _):
         monkeypatch.setattr(process, "select", SimpleNamespace(select=select_after_a_standstill))
-        assert endpoint.tell(Told("")).pending == 0 and len(waits) == 2
+        assert endpoint.exchange(SupervisorStatus("")).pending == 0 and len(waits) == 2
 
 
 class _Talker(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -91,19 +91,19 @@ def test_an_unread_answer_is_still_delivered_when_the_server_stops(tmp_path):
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_Talker(), triton)
     triton.add_insecure_port(f"unix:{tmp_path / 'grpc:1'}")
     triton.start()
-    ready, stopping = Told(""), Told("the server is stopping", accepts=False)
+    ready, stopping = SupervisorStatus(""), SupervisorStatus("the server is stopping", accepts=False)
     with endpoint_of(tmp_path, ready) as (endpoint, address), grpc.insecure_channel(address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         answer = stub.ModelStreamInfer(iter([build_question("Who?", "id", {})]))
         next(answer)
         time.sleep(1)  # Triton has said everything
-        assert endpoint.tell(stopping).pending == 1
+        assert endpoint.exchange(stopping).pending == 1
         for _ in range(MESSAGES - 4):
             next(answer)
         deadline = time.monotonic() + 10
-        while endpoint.tell(stopping).pending and time.monotonic() < deadline:
+        while endpoint.exchange(stopping).pending and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert not endpoint.tell(stopping).pending
+        assert not endpoint.exchange(stopping).pending
         endpoint.end()
         assert sum(1 for _ in answer) == 3  # they lay in between
     triton.stop(0)

@@ -100,8 +100,8 @@ class Forwarder(grpc.GenericRpcHandler):
         message = await one_message(context)
         try:
             checked = check_request(message, self._exposed)
-            if not self._state.told.accepts:
-                raise restarting() if self._state.told.restarts else stopping()
+            if not self._state.supervisor.accepts:
+                raise restarting() if self._state.supervisor.restarts else stopping()
             caller.enter(checked.is_ping)
         except VideoLlamaError as error:
             self._state.refused(error)

@@ -106,8 +106,8 @@ class InferStream:
     async def _begin(self, message: bytes, is_first: bool = False) -> None:
         try:
             checked = check_request(message, self._exposed)
-            if not self._state.told.accepts:
-                raise restarting() if self._state.told.restarts else stopping()
+            if not self._state.supervisor.accepts:
+                raise restarting() if self._state.supervisor.restarts else stopping()
             self._caller.enter(checked.is_ping)
         except VideoLlamaError as error:
             self._state.refused(error)

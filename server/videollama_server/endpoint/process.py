@@ -11,7 +11,7 @@ from pathlib import Path
 
 from videollama_core.protocol.errors import ServerFailed
 from videollama_server.endpoint.config import EndpointConfig
-from videollama_server.endpoint.state import Told
+from videollama_server.endpoint.state import SupervisorStatus
 from videollama_server.machine.log import open_log
 
 _START_SECONDS, _ANSWER_SECONDS, _END_SECONDS = 30.0, 3.0, 3.0
@@ -19,7 +19,7 @@ _WAITS = 2  # the answer timeout is split in two: after a suspend of the machine
 
 
 @dataclass(frozen=True)
-class Heard:
+class EndpointStatus:
     """The endpoint's status: the number of its active requests, and whether it reports the server as ready."""
 
     pending: int
@@ -37,8 +37,8 @@ class EndpointProcess:
         self._process: subprocess.Popen[bytes] | None = None
         config.write(self._path)
 
-    def launch(self, told: Told) -> None:
-        """Start the process; return once it listens and has received `told`.
+    def launch(self, status: SupervisorStatus) -> None:
+        """Start the process; return once it listens and has received `status`.
 
         Raises: ServerFailed, with the reason from its log.
         """
@@ -54,7 +54,7 @@ class EndpointProcess:
                 start_new_session=True,  # Ctrl-C must reach only `vl2 serve`, which then drains
             )
         try:
-            self.tell(told, _START_SECONDS)
+            self.exchange(status, _START_SECONDS)
         except OSError as error:
             self.end()
             text = self._log.read_bytes()[begin:].decode(errors="replace")
@@ -62,19 +62,19 @@ class EndpointProcess:
             reason = lines[-1].partition(" ")[2] if lines else str(error)
             raise ServerFailed(f"the endpoint does not start: {reason}") from error
 
-    def tell(self, told: Told, timeout: float = _ANSWER_SECONDS) -> Heard:
+    def exchange(self, status: SupervisorStatus, timeout: float = _ANSWER_SECONDS) -> EndpointStatus:
         """Send the supervisor's status and return the endpoint's. Raises: OSError if it is dead or does not answer."""
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise ConnectionError("the endpoint is not running")
-        process.stdin.write(told.to_line())
+        process.stdin.write(status.to_line())
         process.stdin.flush()
         if not any(select.select([process.stdout], [], [], timeout / _WAITS)[0] for _ in range(_WAITS)):
             raise TimeoutError("the endpoint does not answer")
         line = process.stdout.readline()
         if not line:
             raise ConnectionError("the endpoint ended")
-        return Heard(**json.loads(line))
+        return EndpointStatus(**json.loads(line))
 
     def reload_keys(self) -> None:
         """Make the endpoint reread its API keys."""

@@ -20,7 +20,7 @@ STALE_SECONDS = 3.0  # a supervisor status older than this no longer counts
 
 
 @dataclass(frozen=True)
-class Told:
+class SupervisorStatus:
     """The supervisor's status.
 
     Args:
@@ -41,8 +41,8 @@ class State:
     """Readiness, and the numbers of active and refused requests."""
 
     def __init__(self) -> None:
-        self.told = Told("the server is starting")
-        self.updated = -math.inf  # when `told` was received
+        self.supervisor = SupervisorStatus("the server is starting")
+        self.updated = -math.inf  # when `supervisor` was received
         self.triton_answers = False
         self.pending = 0
         self._refused = Counter(
@@ -67,8 +67,8 @@ class State:
     @property
     def not_ready(self) -> str:
         """Why the server could not answer a question now; "" if it could."""
-        if self.told.not_ready:
-            return self.told.not_ready
+        if self.supervisor.not_ready:
+            return self.supervisor.not_ready
         if time.monotonic() - self.updated > STALE_SECONDS:
             return "the supervisor does not respond"
         return "" if self.triton_answers else "Triton does not answer"
@@ -80,6 +80,6 @@ async def listen(state: State) -> None:
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := await reader.readline():
-        state.told, state.updated = Told(**json.loads(line)), time.monotonic()
+        state.supervisor, state.updated = SupervisorStatus(**json.loads(line)), time.monotonic()
         sys.stdout.write(json.dumps({"pending": state.pending, "ready": not state.not_ready}) + "\n")
         sys.stdout.flush()
