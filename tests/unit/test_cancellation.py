@@ -151,8 +151,8 @@ def stage(monkeypatch):
         yield entry, decoupled
 
 
-def reply_of(decoupled, parameters: str, looks=lambda: False):
-    sender = SimpleNamespace(send=lambda *_, flags: None, is_cancelled=looks)
+def reply_of(decoupled, parameters: str, is_cancelled=lambda: False):
+    sender = SimpleNamespace(send=lambda *_, flags: None, is_cancelled=is_cancelled)
     request = SimpleNamespace(
         get_response_sender=lambda: sender,
         request_id=str,
@@ -180,10 +180,10 @@ def test_triton_is_polled_for_cancellation_only_as_often_as_set(stage):
     _, decoupled = stage
     asked = []
     reply = reply_of(decoupled, "", lambda: bool(asked.append(1)))
-    reply.look()
-    reply.look()
+    reply.check_caller()
+    reply.check_caller()
     assert len(asked) == 2
-    reply.look_seconds = 60
-    reply.look()
-    reply.look()
+    reply.check_seconds = 60
+    reply.check_caller()
+    reply.check_caller()
     assert len(asked) == 3

@@ -79,10 +79,10 @@ def test_only_a_request_that_waits_long_sends_the_process_name(entry_stage, monk
         monkeypatch.setattr(entry_stage, "ANNOUNCE_SECONDS", 60 if place == 0 else 0)
         stage._working.add(entry_stage.QuestionReply(reply, b"1-a", Watch()))
     next(one for one in stage._working if one._reply is replies[1]).send(Piece("a", [5]))
-    stage.look()
+    stage.on_round()
     assert len(loop) == 1 and not replies[2].sent  # it is said in the loop's thread
     loop.pop()()
-    stage.look()
+    stage.on_round()
     assert not loop and [reply.sent for reply in (replies[0], replies[2])] == [[], [({"process"}, False)]]
 
 

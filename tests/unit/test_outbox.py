@@ -3,7 +3,7 @@
 import threading
 import time
 
-from videollama_server.answers.leavers import CallerWatch
+from videollama_server.answers.caller_watch import CallerWatch
 from videollama_server.answers.outbox import Outbox
 
 
@@ -75,12 +75,12 @@ def test_nothing_is_lost_across_many_threads():
 
 class Request:
     def __init__(self, fails=False) -> None:
-        self.ended, self.looks, self.fails, self.seen = False, 0, fails, threading.Event()
+        self.ended, self.checks, self.fails, self.seen = False, 0, fails, threading.Event()
 
-    def look(self) -> None:
+    def check_caller(self) -> None:
         assert not self.ended
-        self.looks += 1
-        if self.looks >= 3:
+        self.checks += 1
+        if self.checks >= 3:
             self.seen.set()
         if self.fails:
             raise RuntimeError("the server is gone")
@@ -97,12 +97,12 @@ def test_every_request_is_checked_until_it_ends():
         request.ended = True
     watch.wake()
     while True:  # a round after the last has ended
-        told = len(running)
+        rounds = len(running)
         time.sleep(0.05)
-        if len(running) == told > 0:
+        if len(running) == rounds > 0:
             break
-    looks = [request.looks for request in requests]
+    checks = [request.checks for request in requests]
     watch.add(later := Request())
-    assert later.seen.wait(30) and [request.looks for request in requests] == looks
+    assert later.seen.wait(30) and [request.checks for request in requests] == checks
     watch.close()
-    assert len(running) > told
+    assert len(running) > rounds

@@ -131,7 +131,7 @@ def test_the_encoder_is_called_until_it_returns_rows(calls, monkeypatch, tmp_pat
 
     monkeypatch.setattr(stage_calls, "_ask", ask)
     seen = stages.perceive(Media("video", [b"x"], Segment()), None, lambda: False)
-    assert seen.rows == 3 and seen.table.shape == (1, 3, 4) and [frame.index for frame in seen.looked_at] == [0, 4, 8]
+    assert seen.rows == 3 and seen.table.shape == (1, 3, 4) and [frame.index for frame in seen.frames_seen] == [0, 4, 8]
     assert [name for name, _ in asked] == ["perception", "encoder", "encoder"]
     note = asked[0][1]["caller"]
     assert [inputs for _, inputs in asked[1:]] == [{"caller": note}] * 2 and len(note[0]) == 32
@@ -197,7 +197,7 @@ def test_the_frames_of_a_video_and_no_padding(calls):
     module, _, _ = calls
     stages = module.TritonStages([2], 0)
     seen = stages.perceive(Media("video", [b"x"], Segment()), None, lambda: False)
-    assert [(frame.index, frame.seconds) for frame in seen.looked_at] == [(0, 0.0), (4, None), (8, None)]
+    assert [(frame.index, frame.seconds) for frame in seen.frames_seen] == [(0, 0.0), (4, None), (8, None)]
 
 
 def test_a_half_precision_table_is_sent_over_grpc_as_fp16(calls, language_model):

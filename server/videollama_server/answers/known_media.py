@@ -47,7 +47,7 @@ class Pixels:
     frames: np.ndarray  # uint8 [T, S, S, 3]
     filterbank: np.ndarray  # float32 [R, F]
     span: Interval  # when it was computed
-    looked_at: tuple[FrameSeen, ...] = ()
+    frames_seen: tuple[FrameSeen, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -60,7 +60,7 @@ class Perception:
     rows: int  # of the table
     media_hash: int  # of the encoder's input, never 0
     spans: dict[str, Interval]  # the work done for this request, by stage
-    looked_at: tuple[FrameSeen, ...] = ()
+    frames_seen: tuple[FrameSeen, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -106,7 +106,7 @@ class KnownMedia:
         encode = _while_restarting(lambda is_cancelled: self._stages.encode(pixels, noise, is_cancelled))
         perception = encode(is_cancelled)
         spans = {"preprocess": NOT_RUN if was_cached else pixels.span, **perception.spans}
-        return replace(perception, spans=spans, looked_at=pixels.looked_at)
+        return replace(perception, spans=spans, frames_seen=pixels.frames_seen)
 
     def _key(self, media: Media, **options: object) -> bytes:
         # By caller, too: a process taken over by one of its files may falsify the result for its next (sandbox/decoding.py).

@@ -93,14 +93,14 @@ class TritonStages:
             outputs |= _wait_for_encoder(outputs, caller)
         times = [float(value) for value in outputs["perception_spans"].as_numpy()]
         spans = {"preprocess": (times[0], times[1]), "encoder": (times[2], times[3])}
-        return replace(_perception(outputs, spans), looked_at=_looked_at(outputs))
+        return replace(_perception(outputs, spans), frames_seen=_frames_seen(outputs))
 
     def preprocess(self, media: Media, is_cancelled: IsCancelled) -> Pixels:
         with self._callers.waiting(is_cancelled, media.caller) as caller:
             outputs = _ask(contract.PREPROCESS, _media(media, caller))
         frames, filterbank = (outputs[name].as_numpy().copy() for name in ("frames", "filterbank"))
         began, ended = outputs["preprocess_span"].as_numpy()
-        return Pixels(frames, filterbank, (float(began), float(ended)), _looked_at(outputs))
+        return Pixels(frames, filterbank, (float(began), float(ended)), _frames_seen(outputs))
 
     def encode(self, pixels: Pixels, noise: Noise | None, is_cancelled: IsCancelled) -> Perception:
         inputs = {"frames": pixels.frames, "filterbank": pixels.filterbank} | _noise(noise)
@@ -170,7 +170,7 @@ def _wait_for_encoder(outputs: dict[str, Any], caller: str | None) -> dict[str, 
     return outputs
 
 
-def _looked_at(outputs: dict[str, Any]) -> tuple[FrameSeen, ...]:
+def _frames_seen(outputs: dict[str, Any]) -> tuple[FrameSeen, ...]:
     """Return the frames used of a video, without black padding (index -1)."""
     pairs = zip(outputs["frame_index"].as_numpy().tolist(), outputs["frame_time"].as_numpy().tolist(), strict=True)
     return tuple(

@@ -18,7 +18,7 @@ from videollama_core.protocol.trace_context import (
     checked_mark,
     checked_traceparent,
 )
-from videollama_server.answers.leavers import CallerWatch
+from videollama_server.answers.caller_watch import CallerWatch
 from videollama_server.stages.python_backend import PythonStage, read_inputs, refuse, respond
 
 SWITCH_SECONDS = 0.0005  # how long a thread that computes may delay one that handles a message
@@ -37,7 +37,7 @@ class Reply:
         self._lock = threading.Lock()
         self.ended = False
         self._cancelled = False
-        self.look_seconds = self._next_look = 0.0  # minimum time between two checks; when the next one is due
+        self.check_seconds = self._next_check = 0.0  # minimum time between two checks; when the next one is due
         self._on_cancel: Callable[[], None] | None = None
         self._on_end: list[Callable[[], None]] = []
 
@@ -65,12 +65,12 @@ class Reply:
         """Return the result of the last check by the stage's `CallerWatch`, without asking the server."""
         return self._cancelled
 
-    def look(self) -> None:
+    def check_caller(self) -> None:
         """Ask the server whether the caller has disconnected, which costs a round trip to its process."""
         now = time.monotonic()
-        if now < self._next_look:
+        if now < self._next_check:
             return
-        self._next_look = now + self.look_seconds
+        self._next_check = now + self.check_seconds
         with self._lock:  # Triton 2.51 crashes on a query about a request that has ended
             is_gone = not self.ended and not self._cancelled and self._sender.is_cancelled()
         if is_gone:
@@ -132,7 +132,7 @@ class Reply:
 class DecoupledStage(PythonStage):
     """A stage that sends any number of responses to a request."""
 
-    look_seconds = 0.005  # between two checks for disconnected callers
+    check_seconds = 0.005  # between two checks for disconnected callers
 
     def answer(self, inputs: dict[str, Any], reply: Reply) -> None:
         """Answer one request, now or later; the next request waits until this returns. An exception ends the reply."""
@@ -141,12 +141,12 @@ class DecoupledStage(PythonStage):
     def failed(self, error: Exception, reply: Reply) -> None:
         """Called for each request that ends with an error of `answer`, before the error is sent."""
 
-    def look(self) -> None:
+    def on_round(self) -> None:
         """Called once per round of checks for disconnected callers, and once after the last request has ended."""
 
     def initialize(self, args: dict[str, str]) -> None:
         sys.setswitchinterval(SWITCH_SECONDS)
-        self.callers = CallerWatch(self.look_seconds, self.look)
+        self.callers = CallerWatch(self.check_seconds, self.on_round)
         super().initialize(args)
 
     def answer_all(self, requests: list[Any]) -> None:

@@ -151,7 +151,7 @@ class Entry:
         max_new_tokens = min(sampling.max_new_tokens, self._bundle.max_seq_len - len(prompt.input_ids))
         sampling = replace(sampling, max_new_tokens=max_new_tokens)
         is_video = question.kind is not None and MODALITIES[question.kind] == "video"
-        frames = perception.looked_at if is_video and perception is not None else ()
+        frames = perception.frames_seen if is_video and perception is not None else ()
         return Prepared(prompt, perception, sampling, frames, clock)
 
     def _prompt(self, question: Question, rows: int) -> Prompt:

@@ -206,7 +206,7 @@ class EntryStage(DecoupledStage):
         mark = reply.mark(REQUEST)
         self._working.add(question_reply)
         if mark:
-            self._marked[mark], reply.look_seconds = reply, ENDPOINT_CHECK_SECONDS
+            self._marked[mark], reply.check_seconds = reply, ENDPOINT_CHECK_SECONDS
         reply.when_ended(lambda: self._forget(question_reply, mark))
         return question_reply
 
@@ -239,7 +239,7 @@ class EntryStage(DecoupledStage):
         tell_failed(self._publisher, error, reply.request_id, Span(reply.traceparent).trace_id)
         self._measures_of(reply).failed(self.contract.name, time.time() - reply.began, kind_of(error))
 
-    def look(self) -> None:
+    def on_round(self) -> None:
         """Announce the questions that have waited long, and publish the number of running ones if it has changed.
 
         A timer per question would wake the loop's thread while the question's own thread is busy.

@@ -46,7 +46,7 @@ def _metrics(scheduler: Scheduler) -> tuple[Metric, ...]:
 
 class LanguageModelStage(DecoupledStage):
     contract = contract.LANGUAGE_MODEL
-    look_seconds = 0.2  # the entry sends `stop`; this covers direct clients, and an entry that dies
+    check_seconds = 0.2  # the entry sends `stop`; this covers direct clients, and an entry that dies
 
     def load(self, args: dict[str, str]) -> None:
         bundle = bundle_of(args)

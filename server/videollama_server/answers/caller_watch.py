@@ -17,7 +17,7 @@ class Watched(Protocol):
     @property
     def ended(self) -> bool: ...
 
-    def look(self) -> None:
+    def check_caller(self) -> None:
         """Check whether the caller has disconnected, and if so, cancel the request."""
         ...
 
@@ -27,11 +27,11 @@ class CallerWatch:
 
     Args:
         seconds: between two checks of a request, while there are few.
-        tell: called once per round, and once more when the last request has ended.
+        on_round: called once per round, and once more when the last request has ended.
     """
 
-    def __init__(self, seconds: float, tell: Callable[[], None] = lambda: None) -> None:
-        self._seconds, self._tell = seconds, tell
+    def __init__(self, seconds: float, on_round: Callable[[], None] = lambda: None) -> None:
+        self._seconds, self._on_round = seconds, on_round
         self._watched: list[Watched] = []
         self._lock = threading.Lock()
         self._changed, self._closing = threading.Event(), threading.Event()
@@ -58,9 +58,9 @@ class CallerWatch:
                 watched = self._watched = [request for request in self._watched if not request.ended]
                 if not watched:
                     self._changed.clear()
-            for look in (self._tell, *(request.look for request in watched)):
+            for callback in (self._on_round, *(request.check_caller for request in watched)):
                 try:
-                    look()
+                    callback()
                 except Exception:  # affects only this request
                     logger.exception("checking for disconnected callers failed")
 
