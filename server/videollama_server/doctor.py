@@ -19,7 +19,7 @@ from videollama_core.media.video_decoders import DECODERS, frame_decoder
 from videollama_core.protocol.errors import VideoLlamaError
 from videollama_server.installation import check_gpu_tables, find_installation
 from videollama_server.machine.checks import machine_findings
-from videollama_server.sandbox import cage
+from videollama_server.sandbox import confinement
 from videollama_server.supervisor import ServerOptions
 
 DRIVER_NEEDED = 590  # driver branch of the pinned container (CUDA 13.1)
@@ -29,7 +29,7 @@ def examine(
     bundle: Path | None = None, ports: tuple[int, ...] = (), decoder: str = ServerOptions().decoder
 ) -> list[Finding]:
     """Run all checks, including those of a bundle if one is named."""
-    findings = [_python(), _triton(), *machine_findings(), _decoder(decoder), _cage(decoder), _gpu(), _engines()]
+    findings = [_python(), _triton(), *machine_findings(), _decoder(decoder), _confinement(decoder), _gpu(), _engines()]
     findings += [_port(port) for port in ports]
     if bundle is not None:
         findings += _bundle(bundle)
@@ -61,12 +61,12 @@ def _decoder(name: str) -> Finding:
     return Finding("video decoder", OK, name)
 
 
-def _cage(decoder: str) -> Finding:
-    states = cage.for_video_files(cage.examine(), decoder)
-    missing = [f"{part} {state}" for part, state in states.items() if state != cage.IN_FORCE]
+def _confinement(decoder: str) -> Finding:
+    states = confinement.for_video_files(confinement.examine(), decoder)
+    missing = [f"{part} {state}" for part, state in states.items() if state != confinement.IN_FORCE]
     if not missing:
         return Finding("media sandbox", OK, f"{' and '.join(states)} in force")
-    if cage.opens_devices(decoder):
+    if confinement.opens_devices(decoder):
         return Finding(
             "media sandbox", WARN, "; ".join(missing), "see docs/security.md for what a video file can then access"
         )

@@ -11,7 +11,7 @@ import pytest
 
 from conftest import MEDIA
 from made_certificates import Authority
-from security.test_cage import children
+from security.test_confinement import children
 from service.servers import serving
 from videollama_client import Client, NotAllowed, Overloaded, ServerUnreachable
 from videollama_core.protocol.errors import InvalidRequest
@@ -21,7 +21,7 @@ from videollama_server.endpoint.config import EndpointConfig
 from videollama_server.endpoint.process import EndpointProcess
 from videollama_server.endpoint.state import SupervisorStatus
 from videollama_server.readiness import EndpointKeeper
-from videollama_server.sandbox import cage
+from videollama_server.sandbox import confinement
 
 AREA = "callers"
 GOOD, OTHER, SLOW, SINGLE = (
@@ -196,8 +196,8 @@ def decoding(server):
     """Returns the processes that have decoded something and wait for more of the same key's media."""
 
     def found() -> set[int]:
-        nurseries = [nursery for stage in server.pids("preprocess") for nursery in children(stage)]
-        return {pid for nursery in nurseries for pid in children(nursery) if cage.processor_seconds(pid) > 0.03}
+        spawners = [spawner for stage in server.pids("preprocess") for spawner in children(stage)]
+        return {pid for spawner in spawners for pid in children(spawner) if confinement.processor_seconds(pid) > 0.03}
 
     return found
 

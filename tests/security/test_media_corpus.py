@@ -182,7 +182,7 @@ def _comes(condition: Callable[[], bool], seconds: float) -> bool:
 
 def _decoding(server: Server) -> list[int]:
     """Processes that are decoding a request rather than waiting for one."""
-    pids = [pid for stage in server.pids("preprocess") for nursery in _children(stage) for pid in _children(nursery)]
+    pids = [pid for stage in server.pids("preprocess") for spawner in _children(stage) for pid in _children(spawner)]
     return [pid for pid in pids if name_of(pid) == WORKING]
 
 

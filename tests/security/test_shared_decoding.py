@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from security.media_cases import clip
-from security.test_cage import CAGED, CONFIG, children, hostile
+from security.test_confinement import CONFIG, CONFINED, children, hostile
 from videollama_core.media.video import Segment
 from videollama_core.protocol import limits
 from videollama_core.protocol.errors import Cancelled, StageFailed, UnreadableMedia
-from videollama_server.sandbox.decoder import CagedDecoder
+from videollama_server.sandbox.decoder import ConfinedDecoder
 
 pytestmark = pytest.mark.skipif(
-    not CAGED, reason="this kernel has no Landlock or seccomp: every request has its own process"
+    not CONFINED, reason="this kernel has no Landlock or seccomp: every request has its own process"
 )
 # In place of decoding: the number of the process, and of the requests that it has had, as the one value of a filterbank.
 COUNTS = (
@@ -29,7 +29,7 @@ def counting(monkeypatch, tmp_path):
     """Starts decoders that count. `first`: what is done before; `setup`: at the start of what they are forked from."""
     started = []
 
-    def start(first: str = "", setup: str = "") -> CagedDecoder:
+    def start(first: str = "", setup: str = "") -> ConfinedDecoder:
         started.append(hostile(monkeypatch, tmp_path, COUNTS.format(first), setup))
         return started[-1]
 
@@ -38,7 +38,7 @@ def counting(monkeypatch, tmp_path):
         decoder.close()
 
 
-def asked(decoder: CagedDecoder, caller: str = "", data: bytes = b"x") -> tuple[int, int]:
+def asked(decoder: ConfinedDecoder, caller: str = "", data: bytes = b"x") -> tuple[int, int]:
     """The process that answered, and how many requests it has had."""
     pid, had = decoder.prepare("image", [data], Segment(), caller=caller).filterbank[0]
     return int(pid), int(had)
@@ -62,7 +62,7 @@ def test_an_anonymous_request_has_its_own_process(counting):
 
 
 def test_a_process_that_refused_a_file_is_not_reused():
-    decoder = CagedDecoder(CONFIG)
+    decoder = ConfinedDecoder(CONFIG)
     try:
         for _ in range(3):
             decoder.prepare("video", [clip()], Segment(), caller="one")
@@ -87,7 +87,7 @@ def test_a_crash_in_a_reused_process_is_retried_and_a_files_own_crash_is_reporte
 def test_a_killed_process_affects_no_other(counting, monkeypatch):
     monkeypatch.setattr(limits, "PICTURE_SECONDS", limits.Limit("picture_seconds", 1, "seconds", "of a test"))
     decoder = counting("preprocess.had > 1 and exec('while True: pass'); ")
-    nursery = decoder._process
+    spawner = decoder._process
     for _ in range(2):
         asked(decoder, "one")
         began = time.monotonic()
@@ -98,7 +98,7 @@ def test_a_killed_process_affects_no_other(counting, monkeypatch):
         asked(decoder, "one")
         with pytest.raises(UnreadableMedia, match="picture_seconds"):
             asked(decoder, "one")
-    assert asked(decoder, "one")[1] == 1 and decoder._process is nursery and nursery.poll() is None
+    assert asked(decoder, "one")[1] == 1 and decoder._process is spawner and spawner.poll() is None
 
 
 KEEPS = {
@@ -175,10 +175,10 @@ def test_a_process_holds_only_its_own_socket(counting):
     decoder = counting()
     for _ in range(3):
         asked(decoder, "one")
-    nursery = decoder._process.pid
+    spawner = decoder._process.pid
     deadline = time.monotonic() + 10
-    while len(children(nursery)) < 2 and time.monotonic() < deadline:
+    while len(children(spawner)) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
-    for pid in children(nursery):
+    for pid in children(spawner):
         links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
         assert sum(link.startswith("socket") and link not in before for link in links) == 1, links

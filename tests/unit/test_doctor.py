@@ -11,7 +11,7 @@ from videollama_core.engines.bundle import Bundle
 from videollama_core.engines.machine_checks import FAIL, OK, WARN, check_memory, check_tensorrt, memory_bytes
 from videollama_core.media import nvdec_file
 from videollama_server.doctor import examine
-from videollama_server.sandbox import cage
+from videollama_server.sandbox import confinement
 
 
 def states(findings):
@@ -58,7 +58,9 @@ def test_the_memory_limit_of_a_container_is_reported(tmp_path):
 
 def test_nvdec_needs_a_driver_and_weakens_the_sandbox(monkeypatch):
     monkeypatch.setattr(nvdec_file, "LIBRARIES", ("libno-driver.so.1",))
-    monkeypatch.setattr(cage, "examine", lambda: {"landlock": "in force", "seccomp": "not available here: no filter"})
+    monkeypatch.setattr(
+        confinement, "examine", lambda: {"landlock": "in force", "seccomp": "not available here: no filter"}
+    )
     findings = {finding.check: finding for finding in examine(decoder="nvdec")}
     assert findings["video decoder"].state == FAIL and "NVIDIA_DRIVER_CAPABILITIES" in findings["video decoder"].advice
     assert findings["media sandbox"].state == WARN

@@ -119,7 +119,7 @@ def _name(words: list[bytes]) -> str:
             return word.split(b"/")[-3].decode()
         if word == b"videollama_server.endpoint":
             return "endpoint"
-        if word == b"videollama_server.sandbox.nursery":
+        if word == b"videollama_server.sandbox.spawner":
             return "decoding"
         if word.endswith(b"/watcher.py"):
             return "watcher"

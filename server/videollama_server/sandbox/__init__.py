@@ -1,1 +1,1 @@
-"""The decoding sandbox for hostile media: caged processes with resource limits, killed when their caller disconnects."""
+"""The decoding sandbox for hostile media: confined processes with limits, killed when their caller disconnects."""

@@ -28,20 +28,20 @@ _CANCEL = b"cancel"
 logger = logging.getLogger(__name__)
 
 
-class CagedDecoder:
+class ConfinedDecoder:
     """Decodes one request at a time. Its processes end with `close`, or with this process."""
 
     def __init__(self, config: ModelConfig) -> None:
         """Raises: StageFailed if the fork server does not start."""
         self._config = json.dumps(config.to_dict())
-        self.in_force: dict[str, str] = {}  # part of the cage -> "in force", or what is missing
+        self.in_force: dict[str, str] = {}  # part of the confinement -> "in force", or what is missing
         self._start()
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [_python(), "-m", "videollama_server.sandbox.nursery", str(theirs.fileno()), self._config],
+                [_python(), "-m", "videollama_server.sandbox.spawner", str(theirs.fileno()), self._config],
                 env={name: os.environ[name] for name in _KEPT if name in os.environ} | {"OPENBLAS_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

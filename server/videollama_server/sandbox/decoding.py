@@ -1,4 +1,4 @@
-"""A process that decodes media: forked and caged in advance, it answers the requests of one caller, one at a time."""
+"""A process that decodes media: forked and confined in advance, it answers one caller's requests, one at a time."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from videollama_core.media.video import FILE_KINDS, Segment
 from videollama_core.model.config import ModelConfig
 from videollama_core.protocol import limits
 from videollama_core.protocol.errors import StageFailed, UnreadableMedia, VideoLlamaError
-from videollama_server.sandbox import cage, message
+from videollama_server.sandbox import confinement, message
 
 HEAD_BYTES = 4096  # the largest message on a socket
 WAITING, WORKING = "vl2-waiting", "vl2-decoding"  # process names, at most 15 bytes
@@ -54,23 +54,23 @@ class Decoding:
     """
 
     def __init__(self, config: ModelConfig, parts: tuple[str, ...]) -> None:
-        """Args: parts: the parts of the cage that are in force here."""
+        """Args: parts: the parts of the confinement that are in force here."""
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.requests = 0
         self._caller = ""
         self._status: int | None = None  # its wait status, once it has ended
         self._seconds_allowed = 0.0
-        self._is_reusable = parts == cage.PARTS and not cage.opens_devices()
+        self._is_reusable = parts == confinement.PARTS and not confinement.opens_devices()
         self.pid = os.fork()
         if not self.pid:
             try:
-                cage.die_with_parent()
+                confinement.die_with_parent()
                 _close_all_but(theirs.fileno())
                 _wait_and_work(theirs, config, parts)
             finally:
                 os._exit(0)
         theirs.close()
-        self._initial_resident, self._initial_data = _resident(self.pid), cage.data_bytes(self.pid)
+        self._initial_resident, self._initial_data = _resident(self.pid), confinement.data_bytes(self.pid)
 
     def may_take(self, job: Job) -> bool:
         """Whether it can take a request: it is alive and has not seen another caller's media."""
@@ -81,20 +81,20 @@ class Decoding:
         """Give it its next request, in the memfd `memory`, and set the limits for it."""
         self.requests += 1
         self._caller = job.caller
-        on_gpu = cage.opens_devices() and job.is_file
+        on_gpu = confinement.opens_devices() and job.is_file
         allowed = limits.DECODE_MEMORY.value
         extra = allowed + 2 * job.media_bytes + on_gpu * _CUDA_MEMORY
         self._seconds_allowed = self.processor_seconds() + job.seconds + 1
         # Memory that it already holds counts only up to what it may keep, or it could gain as much with every request.
-        held = min(cage.data_bytes(self.pid), self._initial_data + _MOST_KEPT)
+        held = min(confinement.data_bytes(self.pid), self._initial_data + _MOST_KEPT)
         with suppress(ProcessLookupError, ConnectionError):  # it has just died; the caller finds out from the socket
             mapped = resource.RLIM_INFINITY if on_gpu else held + extra + _MOST_RESERVED
-            cage.set_limits(self.pid, job.seconds, held + extra, mapped, allowed, for_good=not self._is_reusable)
+            confinement.set_limits(self.pid, job.seconds, held + extra, mapped, allowed, for_good=not self._is_reusable)
             socket.send_fds(self.socket, [_JOB], [memory])
 
     def processor_seconds(self) -> float:
         """Processor time that it has used for all its requests together."""
-        return cage.processor_seconds(self.pid)
+        return confinement.processor_seconds(self.pid)
 
     def takes_too_long(self) -> bool:
         """Whether it is past its time limit; it may have blocked the signal."""
@@ -156,16 +156,16 @@ def _close_all_but(kept: int) -> None:
 
 
 def _wait_and_work(requests: socket.socket, config: ModelConfig, parts: tuple[str, ...]) -> None:
-    # If some kinds need devices, the rest of the cage is entered once the kind is known.
-    late = parts if cage.opens_devices() else ()
+    # If some kinds need devices, the rest of the confinement is entered once the kind is known.
+    late = parts if confinement.opens_devices() else ()
     if not late:
-        cage.enter(parts)
+        confinement.enter(parts)
     while True:
-        cage.name_process(WAITING)
+        confinement.name_process(WAITING)
         _, memories, _, _ = socket.recv_fds(requests, HEAD_BYTES, 1)
         if not memories:
             return
-        cage.name_process(WORKING)
+        confinement.name_process(WORKING)
         answered = _work(memories[0], config, late)
         os.close(memories[0])
         os.write(requests.fileno(), _ANSWERED if answered else _REFUSED)  # seccomp forbids send()
@@ -174,14 +174,14 @@ def _wait_and_work(requests: socket.socket, config: ModelConfig, parts: tuple[st
 def _work(memory: int, config: ModelConfig, late: tuple[str, ...]) -> bool:
     """Replace the request in memory with its answer or error.
 
-    Args: late: parts of the cage still to be entered, unless the media need devices.
+    Args: late: parts of the confinement still to be entered, unless the media need devices.
     Returns: whether it is an answer.
     """
     head: dict[str, Any] = {}
     try:
         head, offset = message.read_head(memory)
         if late:
-            cage.enter(() if head["kind"] in FILE_KINDS else late)
+            confinement.enter(() if head["kind"] in FILE_KINDS else late)
         files = []
         for size in head["sizes"]:
             files.append(message.read_bytes(memory, offset, size))

@@ -6,7 +6,7 @@ from typing import Any
 from videollama_core.media.video import Segment
 from videollama_core.protocol.contract import PREPROCESS
 from videollama_server.sandbox.callers import is_waiting, who_waits
-from videollama_server.sandbox.decoder import CagedDecoder
+from videollama_server.sandbox.decoder import ConfinedDecoder
 from videollama_server.stages.python_backend import PythonStage, bundle_of, scalar
 
 
@@ -14,7 +14,7 @@ class PreprocessStage(PythonStage):
     contract = PREPROCESS
 
     def load(self, args: dict[str, str]) -> None:
-        self.decoder = CagedDecoder(bundle_of(args).config)
+        self.decoder = ConfinedDecoder(bundle_of(args).config)
 
     def run(self, media: Any, media_kind: Any, caller: Any, **options: Any) -> dict[str, Any]:
         began = time.time()

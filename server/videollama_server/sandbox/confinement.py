@@ -1,4 +1,4 @@
-"""The cage: a decoding process gives up files, programs, the network and other processes, and gets resource limits.
+"""Confinement: a decoding process gives up files, programs, the network and other processes; its resources are limited.
 
 Each part is used if the kernel supports it, and verified by attempting what it forbids (`tried`).
 """

@@ -26,14 +26,14 @@ from videollama_core.media.video import Segment
 from videollama_core.protocol import limits
 from videollama_core.protocol.errors import BadSegment, Cancelled, StageDied, StageFailed, UnreadableMedia
 from videollama_server.processes import is_alive
-from videollama_server.sandbox import cage, message
-from videollama_server.sandbox.cage import processor_seconds
-from videollama_server.sandbox.decoder import CagedDecoder
+from videollama_server.sandbox import confinement, message
+from videollama_server.sandbox.confinement import processor_seconds
+from videollama_server.sandbox.decoder import ConfinedDecoder
 from videollama_server.sandbox.decoding import WAITING, WORKING
 from videollama_server.sandbox.syscalls import build_filter
 
 CONFIG = published_config("VideoLLaMA2.1-7B-AV")
-CAGED = set(cage.examine().values()) == {"in force"}
+CONFINED = set(confinement.examine().values()) == {"in force"}
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 KINDS = {
     "video": "sample_demo_1.mp4",
@@ -45,7 +45,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def decoder():
-    started = CagedDecoder(CONFIG)
+    started = ConfinedDecoder(CONFIG)
     yield started
     started.close()
 
@@ -68,11 +68,11 @@ def test_media_errors_leave_the_sandbox_unchanged(decoder):
 # --- what cannot be done in it ---------------------------------------------------------------------------------------
 
 
-def caged(work):
+def confined(work):
     """The result of `work` in a process that has entered the sandbox."""
 
     def run():
-        cage.enter()
+        confinement.enter()
         return work()
 
     return measured(run)
@@ -80,9 +80,9 @@ def caged(work):
 
 FORBIDDEN = {
     "open a file": lambda: Path("/etc/passwd").read_bytes(),
-    "write a file": lambda: Path("/tmp/vl2-caged").write_bytes(b"x"),
+    "write a file": lambda: Path("/tmp/vl2-confined").write_bytes(b"x"),
     "list a folder": lambda: os.listdir("/"),
-    "remove a file": lambda: os.unlink("/tmp/vl2-caged"),
+    "remove a file": lambda: os.unlink("/tmp/vl2-confined"),
     "start a program": lambda: os.execv("/bin/true", ["true"]),
     "start a process": lambda: ctypes_call(
         "syscall", CLONE, signal.SIGCHLD, 0, 0, 0, 0
@@ -105,18 +105,18 @@ def ctypes_call(name: str, *arguments: int) -> int:
     return result
 
 
-@pytest.mark.skipif(not CAGED, reason="this kernel has no Landlock or seccomp")
+@pytest.mark.skipif(not CONFINED, reason="this kernel has no Landlock or seccomp")
 @pytest.mark.parametrize("what", FORBIDDEN)
 def test_nothing_else_is_accessible(what):
-    result = caged(FORBIDDEN[what])
+    result = confined(FORBIDDEN[what])
     assert result.answer in ("PermissionError", "OSError", "ValueError"), result
 
 
-@pytest.mark.skipif(not CAGED, reason="this kernel has no Landlock or seccomp")
-@pytest.mark.parametrize("part", cage.PARTS)
+@pytest.mark.skipif(not CONFINED, reason="this kernel has no Landlock or seccomp")
+@pytest.mark.parametrize("part", confinement.PARTS)
 def test_each_layer_alone_blocks_file_access(part):
     def run():
-        cage.enter((part,))
+        confinement.enter((part,))
         return Path("/etc/passwd").read_bytes()
 
     assert measured(run).answer == "PermissionError"
@@ -131,17 +131,17 @@ def test_the_filter_of_the_other_architecture_is_as_long_and_different():
 # --- limits, and the end of a process ----------------------------------------------------------------------------------
 
 
-def hostile(monkeypatch, tmp_path, body: str, setup: str = "") -> CagedDecoder:
+def hostile(monkeypatch, tmp_path, body: str, setup: str = "") -> ConfinedDecoder:
     """A decoder whose `prepare` is this code: what a file that has taken over the process may do."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
-        "if 'videollama_server.sandbox.nursery' in ' '.join(sys.orig_argv):\n"
+        "if 'videollama_server.sandbox.spawner' in ' '.join(sys.orig_argv):\n"
         "    import videollama_core.media.preprocess as preprocess\n"
         f"    def prepare(*_):\n        {body}\n"
         f"    preprocess.prepare = prepare\n    {setup or 'pass'}\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
-    return CagedDecoder(CONFIG)
+    return ConfinedDecoder(CONFIG)
 
 
 ENDS = {
@@ -202,9 +202,9 @@ def test_a_process_killed_while_it_waits_is_replaced(decoder):
 
 def _waiting(decoder) -> int:
     """The process that waits for the next request; it is forked shortly after the last answer."""
-    nursery, deadline = decoder._process.pid, time.monotonic() + 10
+    spawner, deadline = decoder._process.pid, time.monotonic() + 10
     while time.monotonic() < deadline:
-        for pid in map(int, Path(f"/proc/{nursery}/task/{nursery}/children").read_text().split()):
+        for pid in map(int, Path(f"/proc/{spawner}/task/{spawner}/children").read_text().split()):
             if name_of(pid) == WAITING:
                 return pid
         time.sleep(0.01)

@@ -13,12 +13,12 @@ from videollama_core.media.preprocess import prepare
 from videollama_core.media.video import Segment
 from videollama_core.media.video_decoders import DECODER_VARIABLE
 from videollama_core.protocol.errors import StageFailed
-from videollama_server.sandbox import cage
-from videollama_server.sandbox.decoder import CagedDecoder
+from videollama_server.sandbox import confinement
+from videollama_server.sandbox.decoder import ConfinedDecoder
 
 CONFIG = published_config("VideoLLaMA2.1-7B-AV")
 LEFT_OUT = "not in force for video files: nvdec needs devices"
-CAGED = set(cage.examine().values()) == {"in force"}
+CONFINED = set(confinement.examine().values()) == {"in force"}
 VIDEO, PICTURE, SOUND = "plain_96x64.mp4", "sora.png", "stereo_44k1_2s.wav"
 # Says what a file that has taken its process over may do, in place of decoding it.
 TELLS = """
@@ -42,13 +42,13 @@ def on_gpu(tmp_path, monkeypatch):
     code = build_driver(tmp_path)
     started = []
 
-    def start(more: str = "") -> CagedDecoder:
+    def start(more: str = "") -> ConfinedDecoder:
         (tmp_path / "sitecustomize.py").write_text(
-            f"import sys\nif 'videollama_server.sandbox.nursery' in ' '.join(sys.orig_argv):\n    {code}\n{more}"
+            f"import sys\nif 'videollama_server.sandbox.spawner' in ' '.join(sys.orig_argv):\n    {code}\n{more}"
         )
         monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
         monkeypatch.setenv(DECODER_VARIABLE, "nvdec")
-        started.append(CagedDecoder(CONFIG))
+        started.append(ConfinedDecoder(CONFIG))
         return started[-1]
 
     yield start
@@ -58,8 +58,8 @@ def on_gpu(tmp_path, monkeypatch):
 
 def test_a_video_is_decoded_on_the_gpu_and_the_log_names_the_missing_protections(on_gpu, caplog, monkeypatch):
     decoder = on_gpu()
-    if CAGED:
-        assert decoder.in_force == dict.fromkeys(cage.PARTS, LEFT_OUT)
+    if CONFINED:
+        assert decoder.in_force == dict.fromkeys(confinement.PARTS, LEFT_OUT)
         assert f"decoding: landlock {LEFT_OUT}" in caplog.text
     monkeypatch.setenv(DECODER_VARIABLE, "pyav")
     for name, kind in ((VIDEO, "video"), (PICTURE, "image"), (SOUND, "audio")):
@@ -73,7 +73,7 @@ def test_a_video_is_decoded_on_the_gpu_and_the_log_names_the_missing_protections
         assert np.array_equal(by_nvdec.filterbank, by_pyav.filterbank)
 
 
-@pytest.mark.skipif(not CAGED, reason="this kernel has no Landlock or seccomp")
+@pytest.mark.skipif(not CONFINED, reason="this kernel has no Landlock or seccomp")
 @pytest.mark.parametrize(
     ("name", "kind", "said"),
     [
@@ -93,7 +93,7 @@ def test_without_a_driver_the_stage_does_not_start(monkeypatch, capfd):
     monkeypatch.setenv(DECODER_VARIABLE, "nvdec")
     monkeypatch.setenv("PYTHONPATH", ":".join(filter(None, sys.path)))
     try:
-        CagedDecoder(CONFIG).close()
+        ConfinedDecoder(CONFIG).close()
     except StageFailed:
         assert "NVIDIA's driver is not found" in capfd.readouterr().err
     else:

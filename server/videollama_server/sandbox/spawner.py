@@ -1,4 +1,4 @@
-"""The fork server of the decoding processes: `python -m videollama_server.sandbox.nursery SOCKET CONFIG`.
+"""The fork server of the decoding processes: `python -m videollama_server.sandbox.spawner SOCKET CONFIG`.
 
 It imports everything they need and never reads media itself. It serves one request at a time: a message brings the memory
 that holds the request, which goes, with its limits, to a process forked in advance (decoding.py) or to the one that answered
@@ -27,7 +27,7 @@ from videollama_core.media.video_decoders import frame_decoder
 from videollama_core.model.config import ModelConfig
 from videollama_core.telemetry.logs import log_to_stderr
 from videollama_server.machine.memory import keep_freed
-from videollama_server.sandbox import cage
+from videollama_server.sandbox import confinement
 from videollama_server.sandbox.decoding import HEAD_BYTES, Decoding, Job
 
 _KEPT_SECONDS = 5.0  # how long a process is kept for its caller's next request
@@ -41,9 +41,9 @@ def main(arguments: list[str]) -> None:
     config = ModelConfig.from_dict(json.loads(arguments[1]))
     _import_all()
     keep_freed()
-    states = cage.tried()
-    parent.send(json.dumps(cage.for_video_files(states)).encode())
-    parts = tuple(part for part, state in states.items() if state == cage.IN_FORCE)
+    states = confinement.tried()
+    parent.send(json.dumps(confinement.for_video_files(states)).encode())
+    parts = tuple(part for part, state in states.items() if state == confinement.IN_FORCE)
     gc.collect()
     gc.freeze()  # keeps shared pages shared after a fork
     processes = Processes(parent, partial(Decoding, config, parts))
@@ -93,7 +93,7 @@ class Processes:
 
 
 def _import_all() -> None:
-    """Import everything that is otherwise imported on demand, which the cage prevents."""
+    """Import everything that is otherwise imported on demand, which the confinement prevents."""
     for package in (av, encodings):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not module.name.endswith(("__main__", ".datasets", ".mbcs", ".oem")):
