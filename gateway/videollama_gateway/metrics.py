@@ -1,9 +1,9 @@
-"""The gateway's Prometheus metrics, as defined in videollama_core/telemetry/figures.py."""
+"""The gateway's Prometheus metrics, as defined in videollama_core/telemetry/metric_definitions.py."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from videollama_core.telemetry import figures
-from videollama_core.telemetry.figures import MODEL_LABEL, Figure
+from videollama_core.telemetry import metric_definitions
+from videollama_core.telemetry.metric_definitions import MODEL_LABEL, MetricDefinition
 
 
 class Metrics:
@@ -11,24 +11,26 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.first_token = self._histogram(figures.FIRST_TOKEN)
-        self.latency = self._histogram(figures.LATENCY)
-        self.per_token = self._histogram(figures.PER_TOKEN)
-        self.stage = self._histogram(figures.STAGE)
-        self.prompt_tokens = self._counter(figures.PROMPT_TOKENS)
-        self.generated_tokens = self._counter(figures.GENERATION_TOKENS)
-        self.cache_queries = self._counter(figures.CACHE_QUERIES)
-        self.cache_hits = self._counter(figures.CACHE_HITS)
-        self.rejected = self._counter(figures.REJECTED)
-        running = figures.RUNNING
+        self.first_token = self._histogram(metric_definitions.FIRST_TOKEN)
+        self.latency = self._histogram(metric_definitions.LATENCY)
+        self.per_token = self._histogram(metric_definitions.PER_TOKEN)
+        self.stage = self._histogram(metric_definitions.STAGE)
+        self.prompt_tokens = self._counter(metric_definitions.PROMPT_TOKENS)
+        self.generated_tokens = self._counter(metric_definitions.GENERATION_TOKENS)
+        self.cache_queries = self._counter(metric_definitions.CACHE_QUERIES)
+        self.cache_hits = self._counter(metric_definitions.CACHE_HITS)
+        self.rejected = self._counter(metric_definitions.REJECTED)
+        running = metric_definitions.RUNNING
         self.running = Gauge(running.name, running.meaning, (MODEL_LABEL,), registry=self.registry)
 
-    def _histogram(self, figure: Figure) -> Histogram:
-        labels = (MODEL_LABEL, *figure.labels)
-        return Histogram(figure.name, figure.meaning, labels, buckets=figure.buckets, registry=self.registry)
+    def _histogram(self, definition: MetricDefinition) -> Histogram:
+        labels = (MODEL_LABEL, *definition.labels)
+        return Histogram(
+            definition.name, definition.meaning, labels, buckets=definition.buckets, registry=self.registry
+        )
 
-    def _counter(self, figure: Figure) -> Counter:
-        return Counter(figure.name, figure.meaning, (MODEL_LABEL, *figure.labels), registry=self.registry)
+    def _counter(self, definition: MetricDefinition) -> Counter:
+        return Counter(definition.name, definition.meaning, (MODEL_LABEL, *definition.labels), registry=self.registry)
 
     def expose(self) -> bytes:
         """Return the metrics in Prometheus' text format."""

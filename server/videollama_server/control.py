@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from videollama_core.protocol.contract import RUNNING_METRIC
 from videollama_core.protocol.errors import ServerFailed
-from videollama_server.endpoint.read_only_http import figures_beside, read_metrics
+from videollama_server.endpoint.read_only_http import metrics_folder, read_metrics
 
 _OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]  # a shared connection that has failed would delay this one
 _LONGEST = 107  # bytes of a Unix socket's path (sun_path on Linux)
@@ -48,9 +48,9 @@ class Sockets:
         return self.folder / "llm"
 
     @property
-    def figures(self) -> Path:
+    def stage_metrics(self) -> Path:
         """The folder beside them for the metrics of the stages, one file each."""
-        return figures_beside(self.metrics)
+        return metrics_folder(self.metrics)
 
     def words(self) -> list[str]:
         """The options that make Triton listen only on these sockets."""

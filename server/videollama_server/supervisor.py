@@ -43,7 +43,7 @@ from videollama_server.processes import is_alive, stage_processes, threads_of, w
 from videollama_server.readiness import EndpointKeeper, why_not_ready
 from videollama_server.repository import served_repository
 from videollama_server.sandbox.callers import notes_environment
-from videollama_server.stages.metrics import figures_environment
+from videollama_server.stages.metrics import metrics_environment
 
 logger = logging.getLogger(__name__)
 _CHECK_SECONDS = 0.5  # between checks (a death is noticed at once), and for Triton to restart an ordinary stage itself
@@ -172,7 +172,7 @@ class TritonServer:
             | options.media_policy.environment()
             | options.log_style.environment()
             | notes_environment(self._runtime.folder)
-            | figures_environment(self._sockets.figures)
+            | metrics_environment(self._sockets.stage_metrics)
         )
 
     @property

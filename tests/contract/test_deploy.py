@@ -17,7 +17,7 @@ import yaml
 from conftest import ROOT
 from videollama_client.cli import main_group
 from videollama_core.protocol.contract import MEDIA_HEADER
-from videollama_core.telemetry import figures
+from videollama_core.telemetry import metric_definitions
 
 KUBERNETES = ROOT / "deploy/kubernetes"
 OVERLAYS = [f"overlays/{path.name}" for path in sorted((KUBERNETES / "overlays").iterdir())]
@@ -190,7 +190,7 @@ def test_selectors_match_their_pods(rendered, target):
         one for one in things if (one["kind"], one["metadata"]["name"]) == (target_of["kind"], target_of["name"])
     ]
     assert "replicas" not in scaled["spec"]  # or each `apply` would undo what was scaled
-    assert scaler["metrics"][0]["pods"]["metric"]["name"] == figures.WAITING.name
+    assert scaler["metrics"][0]["pods"]["metric"]["name"] == metric_definitions.WAITING.name
 
 
 def test_third_party_balancers_hash_on_the_media_and_check_health_over_http():

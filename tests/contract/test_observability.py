@@ -8,13 +8,13 @@ import yaml
 
 from conftest import ROOT
 from videollama_core.protocol.contract import RUNNING_METRIC
-from videollama_core.telemetry import figures
-from videollama_core.telemetry.figures import MODEL_LABEL, Figure
+from videollama_core.telemetry import metric_definitions
+from videollama_core.telemetry.metric_definitions import MODEL_LABEL, MetricDefinition
 
 FOLDER = ROOT / "deploy/observability"
-OURS = {item.name: item for item in vars(figures).values() if isinstance(item, Figure)}
+OURS = {item.name: item for item in vars(metric_definitions).values() if isinstance(item, MetricDefinition)}
 OF_PROMETHEUS = {"job", "instance", "le"}
-LABELS = {name: {MODEL_LABEL, *figure.labels} for name, figure in OURS.items()} | {RUNNING_METRIC: {"model"}}
+LABELS = {name: {MODEL_LABEL, *definition.labels} for name, definition in OURS.items()} | {RUNNING_METRIC: {"model"}}
 SUFFIXES = ("_bucket", "_sum", "_count")
 
 
@@ -35,7 +35,7 @@ QUERIES = {
 }
 
 
-def figure_of(name: str) -> str:
+def metric_of(name: str) -> str:
     """The metric that a series belongs to. Raises: KeyError where there is none."""
     if name in LABELS:
         if name in OURS and OURS[name].kind == "histogram":
@@ -54,13 +54,13 @@ def test_queries_use_published_metrics(file):
         named = re.findall(r"\bvl2_\w+", query)
         assert named or re.search(r"\b(nv_trt_llm_|up\{)", query), query
         for name in named:
-            figure_of(name)
+            metric_of(name)
 
 
 @pytest.mark.parametrize("file", QUERIES)
 def test_queries_use_existing_labels(file):
     for query in QUERIES[file]:
-        known = OF_PROMETHEUS.union(*(LABELS[figure_of(name)] for name in re.findall(r"\bvl2_\w+", query)))
+        known = OF_PROMETHEUS.union(*(LABELS[metric_of(name)] for name in re.findall(r"\bvl2_\w+", query)))
         used = set(re.findall(r"(\w+)\s*=~?\"", query))
         for group in re.findall(r"\b(?:by|ignoring|on) \(([\w, ]+)\)", query):
             used |= set(re.split(r",\s*", group))
@@ -100,7 +100,7 @@ def test_counters_used_by_alerts_start_at_zero():
 def test_the_table_lists_exactly_the_published_metrics():
     page = (ROOT / "docs/observability.md").read_text("utf-8")
     rows = {name: kind for name, kind in re.findall(r"^\| `(vl2_\w+)` \| (\w+) \|", page, re.MULTILINE)}
-    assert rows == {name: figure.kind for name, figure in OURS.items()} | {RUNNING_METRIC: "gauge"}
+    assert rows == {name: definition.kind for name, definition in OURS.items()} | {RUNNING_METRIC: "gauge"}
 
 
 def test_other_files_use_published_metrics():

@@ -119,7 +119,7 @@ def prometheus(tmp_path_factory):
 
 
 def ask_around(server, gateway: str) -> None:
-    """For a few rounds of Prometheus: a rate needs a figure that grew while it looked."""
+    """For a few rounds of Prometheus: a rate needs a metric that grew while it looked."""
     video = (MEDIA / "plain_96x64.mp4").read_bytes()
     body = {"model": "videollama2", "messages": [{"role": "user", "content": "Who?"}], "max_tokens": 4}
     for place in range(4):

@@ -97,12 +97,12 @@ def test_metrics_count_the_requests(server):
 
     def counts() -> dict[str, float]:
         server.settled("vl2_generation_tokens_total")
-        figures = {name: server.metric(f"{metric}_count") for name, metric in names.items()}
-        figures |= {name: server.metric(f"vl2_{name}_tokens_total") for name in ("prompt", "generation")}
-        figures |= {name: server.metric(f"vl2_mm_cache_{name}_total") for name in ("queries", "hits")}
-        figures["preprocess"] = server.metric("vl2_stage_seconds_count", stage="preprocess")
-        figures["unreadable"] = server.metric("vl2_rejected_total", reason="UnreadableMedia")
-        return figures
+        values = {name: server.metric(f"{metric}_count") for name, metric in names.items()}
+        values |= {name: server.metric(f"vl2_{name}_tokens_total") for name in ("prompt", "generation")}
+        values |= {name: server.metric(f"vl2_mm_cache_{name}_total") for name in ("queries", "hits")}
+        values["preprocess"] = server.metric("vl2_stage_seconds_count", stage="preprocess")
+        values["unreadable"] = server.metric("vl2_rejected_total", reason="UnreadableMedia")
+        return values
 
     before = counts()
     sums = [server.metric(f"vl2_{name}_sum") for name in ("e2e_request_latency_seconds", "stage_seconds")]
@@ -129,8 +129,8 @@ def test_metrics_count_the_requests(server):
 def test_refusals_of_the_endpoint_are_counted_only_by_it(server):
     def counts() -> tuple[float, float, float]:
         name = "vl2_endpoint_rejected_total"
-        figures = (server.metric(name, reason=reason) for reason in ("NotAllowed", "InvalidRequest"))
-        return *figures, server.settled("vl2_rejected_total")
+        values = (server.metric(name, reason=reason) for reason in ("NotAllowed", "InvalidRequest"))
+        return *values, server.settled("vl2_rejected_total")
 
     before = counts()
     with triton.InferenceServerClient(server.grpc) as client:

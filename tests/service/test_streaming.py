@@ -182,14 +182,14 @@ def test_a_second_question_about_the_same_video_runs_neither_stage_and_reuses_th
         before, (hits, misses) = runs(server), cached(server)
         first = client.ask("What is it?", video=video, max_new_tokens=4)
         assert runs(server) == (before[0] + 1, before[1] + 1)
-        figures = [f"vl2_prefix_cache_{name}_total" for name in ("queries", "hits")]
-        counted = [server.settled(name) for name in figures]
+        names = [f"vl2_prefix_cache_{name}_total" for name in ("queries", "hits")]
+        counted = [server.settled(name) for name in names]
         second = client.ask("And what is this?", video=video, max_new_tokens=4)
         assert runs(server) == (before[0] + 1, before[1] + 1)
         prompt = second.usage.prompt_tokens + second.usage.media_tokens
         alike = common_positions("What is it?", "And what is this?", first.usage.media_tokens)
         assert (first.usage.cached_tokens, second.usage.cached_tokens) == (0, alike) and alike > 45
-        assert [server.settled(name) - before for name, before in zip(figures, counted, strict=True)] == [prompt, alike]
+        assert [server.settled(name) - before for name, before in zip(names, counted, strict=True)] == [prompt, alike]
         assert first.seconds["encoder"] > 0 == second.seconds["encoder"] == second.seconds["preprocess"]
         client.ask("And this part?", video=video, start=1.0, max_new_tokens=4)
         assert runs(server) == (before[0] + 2, before[1] + 2)

@@ -4,11 +4,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from videollama_core.telemetry.exposition import UNFINISHED, Exposition, joined
-from videollama_core.telemetry.figures import Figure
+from videollama_core.telemetry.metric_definitions import MetricDefinition
 from videollama_server.stages import metrics
 
-COUNT, RUNNING = Figure("a_total", "Counted"), Figure("running", "Now")
-SECONDS, REFUSED = Figure("s", "Took", (0.1, 1.0)), Figure("refused_total", "No", labels=("reason",))
+COUNT, RUNNING = MetricDefinition("a_total", "Counted"), MetricDefinition("running", "Now")
+SECONDS, REFUSED = (
+    MetricDefinition("s", "Took", (0.1, 1.0)),
+    MetricDefinition("refused_total", "No", labels=("reason",)),
+)
 STAGES = (("one", 1), ("two", 2))
 
 
@@ -22,15 +25,17 @@ def read(text: str) -> dict[str, tuple[str, dict[tuple[str, ...], float]]]:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    for name, value in metrics.figures_environment(tmp_path / "figures").items():
+    for name, value in metrics.metrics_environment(tmp_path / "stage-metrics").items():
         monkeypatch.setenv(name, value)
-    return tmp_path / "figures"
+    return tmp_path / "stage-metrics"
 
 
-def test_monotonic_figures_are_counters_and_others_gauges(folder):
+def test_monotonic_metrics_are_counters_and_others_gauges(folder):
     """Counters were once published as gauges, which made `rate()` over them meaningless."""
     now = {COUNT: 3, RUNNING: 5}
-    publisher = metrics.MetricsPublisher("stage", tuple(metrics.Metric(one, lambda one=one: now[one]) for one in now))
+    publisher = metrics.MetricsPublisher(
+        "stage", tuple(metrics.PolledMetric(one, lambda one=one: now[one]) for one in now)
+    )
     publisher.close()
     for values in ((3, 5), (10, 2), (10, 0)):
         now.update(zip(now, values, strict=True))
@@ -49,9 +54,9 @@ def test_reported_values_are_published_later_and_in_order(folder):
         read((folder / "stage").read_text("utf-8"))["s"][1]["s_count", "videollama2"] == 0
     )  # there before anything happened
     for value in (0.5, -1.0, 0.1, 7.0):  # one is of a clock that was set back; a bucket holds its bound
-        publisher.tell(SECONDS, value)
-    publisher.tell(REFUSED, 1, "Overloaded")
-    publisher.tell(REFUSED, 1, "Overloaded")
+        publisher.observe(SECONDS, value)
+    publisher.observe(REFUSED, 1, "Overloaded")
+    publisher.observe(REFUSED, 1, "Overloaded")
     publisher._publish()
     families = read((folder / "stage").read_text("utf-8"))
     buckets = {bound: families["s"][1]["s_bucket", bound, "videollama2"] for bound in ("0.1", "1.0", "+Inf")}
@@ -60,7 +65,7 @@ def test_reported_values_are_published_later_and_in_order(folder):
     assert families["refused"][1] == {("refused_total", "Overloaded", "videollama2"): 2}
 
 
-def test_a_figure_of_two_stages_has_one_help_line(folder):
+def test_a_metric_of_two_stages_has_one_help_line(folder):
     for stage, count in STAGES:
         metrics.publish_running(stage, count)
     other = Exposition("videollama2", (COUNT,)).text()

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from itertools import accumulate
 
-from videollama_core.telemetry.figures import MODEL_LABEL, Figure
+from videollama_core.telemetry.metric_definitions import MODEL_LABEL, MetricDefinition
 
 UNFINISHED = ".new"  # suffix of a file to which such a text is still being written
 
@@ -15,43 +15,43 @@ class Exposition:
         model: value of the model's label, the first of each metric; empty for metrics that name the model otherwise.
     """
 
-    def __init__(self, model: str, figures: Iterable[Figure]) -> None:
+    def __init__(self, model: str, definitions: Iterable[MetricDefinition]) -> None:
         self._named = {MODEL_LABEL: model} if model else {}
-        self._values: dict[Figure, dict[tuple[str, ...], float]] = {}
-        self._histograms: dict[Figure, dict[tuple[str, ...], list[int]]] = {}
-        for figure in figures:
-            self._values[figure] = {} if figure.labels else {(): 0}
-            if figure.buckets:
-                self._histograms[figure] = {} if figure.labels else {(): [0] * (len(figure.buckets) + 1)}
+        self._values: dict[MetricDefinition, dict[tuple[str, ...], float]] = {}
+        self._histograms: dict[MetricDefinition, dict[tuple[str, ...], list[int]]] = {}
+        for definition in definitions:
+            self._values[definition] = {} if definition.labels else {(): 0}
+            if definition.buckets:
+                self._histograms[definition] = {} if definition.labels else {(): [0] * (len(definition.buckets) + 1)}
 
-    def set(self, figure: Figure, value: float, *labels: str) -> None:
+    def set(self, definition: MetricDefinition, value: float, *labels: str) -> None:
         """Set a gauge, or a counter that is counted elsewhere."""
-        self._values[figure][labels] = value
+        self._values[definition][labels] = value
 
-    def add(self, figure: Figure, value: float, *labels: str) -> None:
+    def add(self, definition: MetricDefinition, value: float, *labels: str) -> None:
         """Observe a value of a histogram, or add to a counter."""
-        values = self._values[figure]
+        values = self._values[definition]
         values[labels] = values.get(labels, 0) + value
-        if figure.buckets:
-            counts = self._histograms[figure].setdefault(labels, [0] * (len(figure.buckets) + 1))
-            counts[sum(bound < value for bound in figure.buckets)] += 1
+        if definition.buckets:
+            counts = self._histograms[definition].setdefault(labels, [0] * (len(definition.buckets) + 1))
+            counts[sum(bound < value for bound in definition.buckets)] += 1
 
     def text(self) -> str:
         """The metrics in Prometheus' text format."""
         lines = []
-        for figure, values in self._values.items():
-            lines += [f"# HELP {figure.name} {figure.meaning}", f"# TYPE {figure.name} {figure.kind}"]
+        for definition, values in self._values.items():
+            lines += [f"# HELP {definition.name} {definition.meaning}", f"# TYPE {definition.name} {definition.kind}"]
             for labels, value in values.items():
-                named = self._named | dict(zip(figure.labels, labels, strict=True))
-                if not figure.buckets:
-                    lines.append(_sample(figure.name, named, value))
+                named = self._named | dict(zip(definition.labels, labels, strict=True))
+                if not definition.buckets:
+                    lines.append(_sample(definition.name, named, value))
                     continue
-                counts = list(accumulate(self._histograms[figure][labels]))
-                for bound, count in zip((*map(str, figure.buckets), "+Inf"), counts, strict=True):
-                    lines.append(_sample(f"{figure.name}_bucket", named | {"le": bound}, count))
+                counts = list(accumulate(self._histograms[definition][labels]))
+                for bound, count in zip((*map(str, definition.buckets), "+Inf"), counts, strict=True):
+                    lines.append(_sample(f"{definition.name}_bucket", named | {"le": bound}, count))
                 lines += [
-                    _sample(f"{figure.name}_sum", named, value),
-                    _sample(f"{figure.name}_count", named, counts[-1]),
+                    _sample(f"{definition.name}_sum", named, value),
+                    _sample(f"{definition.name}_count", named, counts[-1]),
                 ]
         return "".join(f"{line}\n" for line in lines)
 

@@ -19,9 +19,9 @@ _MOST_CONNECTIONS = 64
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"  # as Prometheus requires
 
 
-def figures_beside(metrics: Path) -> Path:
+def metrics_folder(metrics: Path) -> Path:
     """The folder where the stages of the server with this metrics socket write their metrics."""
-    return metrics.with_name("figures")
+    return metrics.with_name("stage-metrics")
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -45,7 +45,7 @@ def read_metrics(path: str, timeout: float = 10.0) -> bytes:
         raise OSError(f"no metrics from {path}: {error!r}") from error
     finally:
         connection.close()
-    files = sorted(file for file in figures_beside(Path(path)).glob("*") if not file.name.endswith(UNFINISHED))
+    files = sorted(file for file in metrics_folder(Path(path)).glob("*") if not file.name.endswith(UNFINISHED))
     return triton_metrics + joined(file.read_text("utf-8") for file in files).encode()
 
 

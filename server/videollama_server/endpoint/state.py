@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 
 from videollama_core.protocol.contract import ENTRY
 from videollama_core.protocol.errors import InvalidRequest, NotAllowed, Overloaded, ServerUnreachable, VideoLlamaError
-from videollama_core.telemetry.figures import MODEL_LABEL, REFUSED
+from videollama_core.telemetry.metric_definitions import MODEL_LABEL, REFUSED
 
 STALE_SECONDS = 3.0  # a supervisor status older than this no longer counts
 
@@ -55,11 +55,11 @@ class State:
 
     def exposition(self) -> bytes:
         """The endpoint's own metrics, in Prometheus' text format."""
-        figure = REFUSED
-        lines = [f"# HELP {figure.name} {figure.meaning}", f"# TYPE {figure.name} {figure.kind}"]
-        (label,) = figure.labels
+        definition = REFUSED
+        lines = [f"# HELP {definition.name} {definition.meaning}", f"# TYPE {definition.name} {definition.kind}"]
+        (label,) = definition.labels
         lines += [
-            f'{figure.name}{{{MODEL_LABEL}="{ENTRY.name}",{label}="{kind}"}} {count}'
+            f'{definition.name}{{{MODEL_LABEL}="{ENTRY.name}",{label}="{kind}"}} {count}'
             for kind, count in self._refused.items()
         ]
         return "\n".join([*lines, ""]).encode()

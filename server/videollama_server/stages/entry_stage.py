@@ -21,7 +21,7 @@ from videollama_core.protocol.limits import WORKING_SECONDS
 from videollama_core.protocol.messages import Conversation, SamplingOptions
 from videollama_core.protocol.questions import read_messages, read_question, read_stop
 from videollama_core.protocol.trace_context import CALLER, CANCELLED, REQUEST
-from videollama_core.telemetry import figures
+from videollama_core.telemetry import metric_definitions
 from videollama_core.telemetry.measures import NO_MEASURES, Measures, open_measures
 from videollama_core.telemetry.traces import NO_SPAN, Span, open_tracer
 from videollama_server.answers.answering import Piece
@@ -34,15 +34,15 @@ from videollama_server.sandbox.callers import server_name
 from videollama_server.stages.calls import TritonStages
 from videollama_server.stages.decoupled import DecoupledStage, Reply
 from videollama_server.stages.entry import Entry, Question
-from videollama_server.stages.metrics import Metric, MetricsPublisher, publish_running
+from videollama_server.stages.metrics import MetricsPublisher, PolledMetric, publish_running
 from videollama_server.stages.python_backend import bundle_of, scalar, string
 from videollama_server.stages.watch import (
-    QUESTION_FIGURES,
+    QUESTION_METRICS,
     SERVERS_FAULTS,
     TRACED_SERVICE,
     QuestionWatch,
     kind_of,
-    tell_failed,
+    record_failure,
 )
 
 # Sizes up to which a text is read and tokenized, and media are looked up by their digest, in less than half a millisecond.
@@ -129,12 +129,12 @@ class QuestionReply:
         self._reply.fail(error)
 
 
-def _metrics(cache: MediaCache[Any]) -> tuple[Metric, ...]:
+def _metrics(cache: MediaCache[Any]) -> tuple[PolledMetric, ...]:
     return (
-        Metric(figures.CACHE_QUERIES, lambda: cache.hits + cache.misses),
-        Metric(figures.CACHE_HITS, lambda: cache.hits),
-        Metric(figures.CACHE_EVICTIONS, lambda: cache.evictions),
-        Metric(figures.CACHE_BYTES, lambda: cache.bytes),
+        PolledMetric(metric_definitions.CACHE_QUERIES, lambda: cache.hits + cache.misses),
+        PolledMetric(metric_definitions.CACHE_HITS, lambda: cache.hits),
+        PolledMetric(metric_definitions.CACHE_EVICTIONS, lambda: cache.evictions),
+        PolledMetric(metric_definitions.CACHE_BYTES, lambda: cache.bytes),
     )
 
 
@@ -152,9 +152,9 @@ class EntryStage(DecoupledStage):
         stages = TritonStages(end_ids, tokenizer.pad_id, address, language_model)
         cache_bytes = int(os.environ.get(CACHE_VARIABLE, KEPT_BYTES))
         self._entry = Entry(bundle, stages, MediaGate(policy_of_environment()), cache_bytes)
-        self._publisher = MetricsPublisher(self.contract.name, _metrics(self._entry.media.cache), QUESTION_FIGURES)
+        self._publisher = MetricsPublisher(self.contract.name, _metrics(self._entry.media.cache), QUESTION_METRICS)
         for reason in SERVERS_FAULTS:
-            self._publisher.tell(figures.REJECTED, 0, reason)
+            self._publisher.observe(metric_definitions.REJECTED, 0, reason)
         resource = {"vl2.stage": self.contract.name}
         self._tracer = open_tracer(TRACED_SERVICE, resource=resource)
         self._measures = open_measures(TRACED_SERVICE, resource=resource)
@@ -236,7 +236,7 @@ class EntryStage(DecoupledStage):
         self._marked.pop(mark, None)
 
     def failed(self, error: Exception, reply: Reply) -> None:
-        tell_failed(self._publisher, error, reply.request_id, Span(reply.traceparent).trace_id)
+        record_failure(self._publisher, error, reply.request_id, Span(reply.traceparent).trace_id)
         self._measures_of(reply).failed(self.contract.name, time.time() - reply.began, kind_of(error))
 
     def on_round(self) -> None:

@@ -16,31 +16,31 @@ from videollama_core.generation.scheduler import Scheduler
 from videollama_core.protocol import contract
 from videollama_core.protocol.errors import InvalidRequest, VideoLlamaError
 from videollama_core.protocol.messages import ResolvedSampling, SamplingOptions
-from videollama_core.telemetry import figures
+from videollama_core.telemetry import metric_definitions
 from videollama_core.telemetry.traces import open_tracer
 from videollama_server.answers.outbox import Outbox
 from videollama_server.direct.listener import DirectListener, DirectReply
 from videollama_server.direct.request import DirectRequest
 from videollama_server.installation import LANGUAGE_MODEL_VARIABLE, SOCKET_VARIABLE
 from videollama_server.stages.decoupled import DecoupledStage, Reply
-from videollama_server.stages.metrics import Metric, MetricsPublisher
+from videollama_server.stages.metrics import MetricsPublisher, PolledMetric
 from videollama_server.stages.python_backend import bundle_of, parameter, scalar
-from videollama_server.stages.watch import GENERATION_FIGURES, TRACED_SERVICE, GenerationWatch
+from videollama_server.stages.watch import GENERATION_METRICS, TRACED_SERVICE, GenerationWatch
 
 
-def _metrics(scheduler: Scheduler) -> tuple[Metric, ...]:
+def _metrics(scheduler: Scheduler) -> tuple[PolledMetric, ...]:
     counters = scheduler.counters
     return (
-        Metric(figures.ITERATIONS, lambda: counters.iterations),
-        Metric(figures.DECODE_STEPS, lambda: counters.decode_steps),
-        Metric(figures.GENERATED, lambda: counters.generated_tokens),
-        Metric(figures.PREFIX_QUERIES, lambda: counters.prompt_positions + counters.reused_positions),
-        Metric(figures.PREFIX_HITS, lambda: counters.reused_positions),
-        Metric(figures.PROMPTS_ALIKE, lambda: counters.prefix_hits),
-        Metric(figures.PREFIX_BYTES, lambda: counters.prefix_bytes),
-        Metric(figures.CANCELLED, lambda: counters.cancelled),
-        Metric(figures.RUNNING, lambda: scheduler.num_running),
-        Metric(figures.WAITING, lambda: scheduler.num_waiting),
+        PolledMetric(metric_definitions.ITERATIONS, lambda: counters.iterations),
+        PolledMetric(metric_definitions.DECODE_STEPS, lambda: counters.decode_steps),
+        PolledMetric(metric_definitions.GENERATED, lambda: counters.generated_tokens),
+        PolledMetric(metric_definitions.PREFIX_QUERIES, lambda: counters.prompt_positions + counters.reused_positions),
+        PolledMetric(metric_definitions.PREFIX_HITS, lambda: counters.reused_positions),
+        PolledMetric(metric_definitions.PROMPTS_ALIKE, lambda: counters.prefix_hits),
+        PolledMetric(metric_definitions.PREFIX_BYTES, lambda: counters.prefix_bytes),
+        PolledMetric(metric_definitions.CANCELLED, lambda: counters.cancelled),
+        PolledMetric(metric_definitions.RUNNING, lambda: scheduler.num_running),
+        PolledMetric(metric_definitions.WAITING, lambda: scheduler.num_waiting),
     )
 
 
@@ -53,7 +53,7 @@ class LanguageModelStage(DecoupledStage):
         self._width = bundle.config.language.width
         self._scheduler = self.scheduler_of(bundle, args)
         self._outbox = Outbox(self.contract.name)
-        self._publisher = MetricsPublisher(self.contract.name, _metrics(self._scheduler), GENERATION_FIGURES)
+        self._publisher = MetricsPublisher(self.contract.name, _metrics(self._scheduler), GENERATION_METRICS)
         self._tracer = open_tracer(TRACED_SERVICE, resource={"vl2.stage": self.contract.name})
         path = os.environ.get(SOCKET_VARIABLE)
         self._listener = DirectListener(path, self._begin_direct, self._stop_direct) if path else None

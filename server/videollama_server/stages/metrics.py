@@ -12,14 +12,14 @@ from pathlib import Path
 
 from videollama_core.protocol.contract import ENTRY, RUNNING_METRIC
 from videollama_core.telemetry.exposition import UNFINISHED, Exposition
-from videollama_core.telemetry.figures import Figure
+from videollama_core.telemetry.metric_definitions import MetricDefinition
 
-FOLDER_VARIABLE = "VL2_FIGURES"
-RUNNING_REQUESTS = Figure(RUNNING_METRIC, "Requests being answered", labels=("model",))
+FOLDER_VARIABLE = "VL2_METRICS_FOLDER"
+RUNNING_REQUESTS = MetricDefinition(RUNNING_METRIC, "Requests being answered", labels=("model",))
 _PUBLISH_SECONDS = 0.2
 
 
-def figures_environment(folder: Path) -> dict[str, str]:
+def metrics_environment(folder: Path) -> dict[str, str]:
     """Create the metrics folder of a server, and return the environment variable that tells its stages where it is."""
     folder.mkdir(mode=0o700, exist_ok=True)
     return {FOLDER_VARIABLE: str(folder)}
@@ -41,10 +41,10 @@ def publish_running(stage: str, count: int) -> None:
 
 
 @dataclass(frozen=True)
-class Metric:
+class PolledMetric:
     """A counter or gauge whose value is polled."""
 
-    figure: Figure
+    definition: MetricDefinition
     read: Callable[[], int]
 
 
@@ -53,35 +53,37 @@ class MetricsPublisher:
 
     Args:
         stage: the name of the metrics file.
-        metrics: counters and gauges that are polled.
-        told: histograms and counters whose values arrive through `tell`.
+        polled: counters and gauges, read at each round.
+        observed: histograms and counters whose values arrive through `observe`.
     """
 
-    def __init__(self, stage: str, metrics: tuple[Metric, ...], told: tuple[Figure, ...] = ()) -> None:
-        self._stage, self._metrics = stage, metrics
-        self._figures = Exposition(ENTRY.name, (*(metric.figure for metric in metrics), *told))
-        self._told: queue.SimpleQueue[tuple[Figure, float, tuple[str, ...]]] = queue.SimpleQueue()
+    def __init__(
+        self, stage: str, polled: tuple[PolledMetric, ...], observed: tuple[MetricDefinition, ...] = ()
+    ) -> None:
+        self._stage, self._polled = stage, polled
+        self._exposition = Exposition(ENTRY.name, (*(metric.definition for metric in polled), *observed))
+        self._observed: queue.SimpleQueue[tuple[MetricDefinition, float, tuple[str, ...]]] = queue.SimpleQueue()
         self._published = ""
         self._publish()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
 
-    def tell(self, figure: Figure, value: float, *labels: str) -> None:
-        """Observe a value of a histogram, or increase a counter; labels in the figure's order. Never blocks."""
-        self._told.put((figure, value, labels))
+    def observe(self, definition: MetricDefinition, value: float, *labels: str) -> None:
+        """Observe a value of a histogram, or increase a counter; labels in the definition's order. Never blocks."""
+        self._observed.put((definition, value, labels))
 
     def _run(self) -> None:
         while not self._closing.wait(_PUBLISH_SECONDS):
             self._publish()
 
     def _publish(self) -> None:
-        for metric in self._metrics:
-            self._figures.set(metric.figure, metric.read())
-        for _ in range(self._told.qsize()):
-            figure, number, labels = self._told.get_nowait()
-            self._figures.add(figure, max(number, 0.0), *labels)
-        text = self._figures.text()
+        for metric in self._polled:
+            self._exposition.set(metric.definition, metric.read())
+        for _ in range(self._observed.qsize()):
+            definition, number, labels = self._observed.get_nowait()
+            self._exposition.add(definition, max(number, 0.0), *labels)
+        text = self._exposition.text()
         if text != self._published:
             publish(self._stage, text)
             self._published = text

@@ -14,7 +14,7 @@ from videollama_core.protocol.errors import (
     StageRestarting,
     VideoLlamaError,
 )
-from videollama_core.telemetry import figures
+from videollama_core.telemetry import metric_definitions
 from videollama_core.telemetry.logs import LogStyle, fields
 from videollama_core.telemetry.measures import NO_MEASURES, Measures
 from videollama_core.telemetry.traces import NO_SPAN, Span
@@ -23,17 +23,21 @@ from videollama_server.stages.entry import Question
 from videollama_server.stages.metrics import MetricsPublisher
 
 logger = logging.getLogger(__name__)
-QUESTION_FIGURES = (
-    figures.FIRST_TOKEN,
-    figures.LATENCY,
-    figures.PER_TOKEN,
-    figures.STAGE,
-    figures.PROMPT_TOKENS,
-    figures.GENERATION_TOKENS,
-    figures.REJECTED,
+QUESTION_METRICS = (
+    metric_definitions.FIRST_TOKEN,
+    metric_definitions.LATENCY,
+    metric_definitions.PER_TOKEN,
+    metric_definitions.STAGE,
+    metric_definitions.PROMPT_TOKENS,
+    metric_definitions.GENERATION_TOKENS,
+    metric_definitions.REJECTED,
 )
-_PHASES = {figures.QUEUE: "queue", figures.PREFILL: "prefill", figures.DECODE: "decode"}
-GENERATION_FIGURES = tuple(_PHASES)
+_PHASES = {
+    metric_definitions.QUEUE: "queue",
+    metric_definitions.PREFILL: "prefill",
+    metric_definitions.DECODE: "decode",
+}
+GENERATION_METRICS = tuple(_PHASES)
 TRACED_SERVICE = "videollama2-server"
 # Failures of the server rather than of a caller. They are exported from 0 on: Prometheus sees no increase in a counter that
 # first appears as 1, so a server's first failure would raise no alert.
@@ -45,10 +49,10 @@ def kind_of(error: Exception) -> str:
     return error.kind if isinstance(error, VideoLlamaError) else StageFailed.__name__
 
 
-def tell_failed(publisher: MetricsPublisher, error: Exception, request_id: str, trace_id: str = "") -> None:
+def record_failure(publisher: MetricsPublisher, error: Exception, request_id: str, trace_id: str = "") -> None:
     """Count and log a question that failed."""
     reason = "cancelled" if isinstance(error, Cancelled) else kind_of(error)
-    publisher.tell(figures.REJECTED, 1, reason)
+    publisher.observe(metric_definitions.REJECTED, 1, reason)
     text = str(error) if LogStyle.of().content else None  # it may quote the question
     is_server_fault = not isinstance(error, VideoLlamaError) or isinstance(error, StageFailed)
     extra = fields(request_id=request_id, trace_id=trace_id, reason=reason, text=text)
@@ -79,22 +83,22 @@ class QuestionWatch:
             self._text.append(piece.text)
         if self._first is None and piece.output_ids:
             self._first = time.time()
-            self._publisher.tell(figures.FIRST_TOKEN, self._first - self._began)
+            self._publisher.observe(metric_definitions.FIRST_TOKEN, self._first - self._began)
         if piece.summary is not None:
             self._answered(piece.summary)
 
     def _answered(self, summary: Summary) -> None:
-        now, tell, usage = time.time(), self._publisher.tell, summary.usage
-        tell(figures.LATENCY, now - self._began)
+        now, observe, usage = time.time(), self._publisher.observe, summary.usage
+        observe(metric_definitions.LATENCY, now - self._began)
         if self._first is not None and usage.completion_tokens > 1:
-            tell(figures.PER_TOKEN, (now - self._first) / (usage.completion_tokens - 1))
+            observe(metric_definitions.PER_TOKEN, (now - self._first) / (usage.completion_tokens - 1))
         first_seconds = None if self._first is None else self._first - self._began
         self._measures.answered(ENTRY.name, now - self._began, first_seconds, usage.completion_tokens)
         for stage, seconds in summary.seconds.items():
             if seconds:  # the stage ran for this request
-                tell(figures.STAGE, seconds, stage)
-        tell(figures.PROMPT_TOKENS, usage.prompt_tokens + usage.media_tokens)
-        tell(figures.GENERATION_TOKENS, usage.completion_tokens)
+                observe(metric_definitions.STAGE, seconds, stage)
+        observe(metric_definitions.PROMPT_TOKENS, usage.prompt_tokens + usage.media_tokens)
+        observe(metric_definitions.GENERATION_TOKENS, usage.completion_tokens)
         self._span.end(
             attributes={
                 "gen_ai.response.finish_reasons": [summary.finish_reason],
@@ -114,7 +118,7 @@ class QuestionWatch:
         """End with an error."""
         self._span.end(kind_of(error))
         self._measures.failed(ENTRY.name, time.time() - self._began, kind_of(error))
-        tell_failed(self._publisher, error, **self._names)
+        record_failure(self._publisher, error, **self._names)
 
 
 class GenerationWatch:
@@ -123,26 +127,26 @@ class GenerationWatch:
     def __init__(self, publisher: MetricsPublisher, span: Span) -> None:
         self._publisher, self._span = publisher, span
         self._since = time.time()
-        self._phase: figures.Figure | None = figures.QUEUE
+        self._phase: metric_definitions.MetricDefinition | None = metric_definitions.QUEUE
 
     def admitted(self) -> None:
-        self._next(figures.PREFILL)
+        self._next(metric_definitions.PREFILL)
 
     def token(self) -> None:
-        if self._phase is figures.PREFILL:
-            self._next(figures.DECODE)
+        if self._phase is metric_definitions.PREFILL:
+            self._next(metric_definitions.DECODE)
 
     def ended(self) -> None:
         """End after the last token or an error; also an answer that a stop string ends."""
-        if self._phase is figures.DECODE:
+        if self._phase is metric_definitions.DECODE:
             self._next(None)
         elif self._phase is not None:
             self._span.child(_PHASES[self._phase], self._since, time.time(), {"vl2.left": True})
             self._phase = None
 
-    def _next(self, phase: figures.Figure | None) -> None:
+    def _next(self, phase: metric_definitions.MetricDefinition | None) -> None:
         now = time.time()
         if self._phase is not None:
-            self._publisher.tell(self._phase, now - self._since)
+            self._publisher.observe(self._phase, now - self._since)
             self._span.child(_PHASES[self._phase], self._since, now)
         self._phase, self._since = phase, now
