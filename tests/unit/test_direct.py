@@ -39,28 +39,28 @@ class Call:
     """`next` returns the next event: (ids, cached tokens), an error, None for the end, or "lost"."""
 
     def __init__(self) -> None:
-        self._told = queue.SimpleQueue()
+        self._events = queue.SimpleQueue()
         self.threads = set()
 
-    def _tell(self, event) -> None:
+    def _record(self, event) -> None:
         self.threads.add(threading.current_thread())
-        self._told.put(event)
+        self._events.put(event)
 
     def on_ids(self, ids, cached_tokens) -> None:
-        self._tell((ids, cached_tokens))
+        self._record((ids, cached_tokens))
 
     def on_end(self, error) -> None:
-        self._tell(error)
+        self._record(error)
 
     def on_lost(self) -> None:
-        self._tell("lost")
+        self._record("lost")
 
     def next(self):
-        return self._told.get(timeout=SECONDS)
+        return self._events.get(timeout=SECONDS)
 
     @property
     def is_silent(self) -> bool:
-        return self._told.empty()
+        return self._events.empty()
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def test_an_answer_ends_at_an_end_id_or_at_its_length_limit(bundle):
     assert summary["finish_reason"] == "length"
 
 
-def test_the_language_models_cache_figures_are_in_the_summary(bundle):
+def test_the_language_models_cached_tokens_are_in_the_summary(bundle):
     for script, cached in (([3, [5], [6], None], 3), ([[5], None], 0)):
         assert run(bundle, Stages(script), ask())[2]["usage"]["cached_tokens"] == cached
 
@@ -118,7 +118,7 @@ def test_the_stages_spans_belong_to_the_questions_trace(bundle):
     stages = Stages(*[[[5], None]] * 2)
     entry = Entry(bundle, stages)
 
-    class Told(Span):
+    class RecordingSpan(Span):
         def __init__(self) -> None:
             super().__init__("the trace of this question")
             self.parts = []
@@ -126,7 +126,7 @@ def test_the_stages_spans_belong_to_the_questions_trace(bundle):
         def child(self, name, began, ended, attributes=None) -> None:
             self.parts.append((name, began, ended))
 
-    first, second = Told(), Told()
+    first, second = RecordingSpan(), RecordingSpan()
     for span in (first, second):
         entry.answer(ask(**IMAGE), Replied(), span)
     assert first.parts == [("preprocess", 5.0, 6.0), ("encoder", 6.5, 8.5)] and second.parts == []

@@ -12,19 +12,19 @@ def test_an_internal_error_is_reported_in_the_stream():
     """It was counted as a disconnected client, and the stream ended without a message."""
 
     class Answering:
-        first, told = "A", None
+        first, error = "A", None
 
         async def rest(self):
             yield " red"
             raise KeyError("colour")
 
         def failed(self, error) -> None:
-            self.told = error
+            self.error = error
 
     async def read() -> list[str]:
         return [event async for event in _events(answering, Completion("1", "videollama2"))]
 
     answering = Answering()
     *texts, last = asyncio.run(read())
-    assert len(texts) == 2 and isinstance(answering.told, StageFailed)
+    assert len(texts) == 2 and isinstance(answering.error, StageFailed)
     assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"

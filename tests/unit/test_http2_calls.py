@@ -63,7 +63,7 @@ def target(request, service, tmp_path_factory):
     server.stop(None)
 
 
-class Heard:
+class RecordingListener:
     def __init__(self) -> None:
         self.messages: list[bytes] = []
         self.batches: list[int] = []
@@ -97,9 +97,9 @@ def test_requests_and_responses_of_any_size(target, size):
     message = bytes(range(256)) * (size // 256) + bytes(size % 256)
 
     async def work(opened):
-        heard = [Heard() for _ in range(3)]
-        calls = [await opened.open(ECHO, message, one) for one in heard]
-        received = [(await one.ended, one.messages) for one in heard]
+        listeners = [RecordingListener() for _ in range(3)]
+        calls = [await opened.open(ECHO, message, one) for one in listeners]
+        received = [(await one.ended, one.messages) for one in listeners]
         assert all(call.is_sent and call._unsent.obj == b"" for call in calls)  # none keeps its request
         return received
 
@@ -108,19 +108,19 @@ def test_requests_and_responses_of_any_size(target, size):
 
 def test_many_calls_at_once_keep_their_order(target):
     async def work(opened):
-        heard = [Heard() for _ in range(64)]
-        await asyncio.gather(*(opened.open(COUNT, b"%d" % (50 + place), one) for place, one in enumerate(heard)))
-        await asyncio.gather(*(one.ended for one in heard))
-        return [one.messages for one in heard]
+        listeners = [RecordingListener() for _ in range(64)]
+        await asyncio.gather(*(opened.open(COUNT, b"%d" % (50 + place), one) for place, one in enumerate(listeners)))
+        await asyncio.gather(*(one.ended for one in listeners))
+        return [one.messages for one in listeners]
 
     assert run(target, work) == [[b"%d" % number for number in range(50 + place)] for place in range(64)]
 
 
 def test_an_error_follows_the_responses_before_it(target, service):
     async def work(opened):
-        heard = Heard()
-        await opened.open(FAIL, b"", heard, [("triton_grpc_error", "true"), ("long", "x" * 300)])
-        return await heard.ended, heard.messages
+        listener = RecordingListener()
+        await opened.open(FAIL, b"", listener, [("triton_grpc_error", "true"), ("long", "x" * 300)])
+        return await listener.ended, listener.messages
 
     ended, messages = run(target, work)
     assert ended == (grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], "Overloaded: ein Gr\u00fc\u00dfen 100 %")
@@ -130,14 +130,14 @@ def test_an_error_follows_the_responses_before_it(target, service):
 
 def test_a_cancelled_call_ends_at_the_server_and_delivers_nothing_more(target, service):
     async def work(opened):
-        heard, other = Heard(), Heard()
-        call = await opened.open(WAIT, b"", heard)
-        await heard.begun.wait()
+        listener, other = RecordingListener(), RecordingListener()
+        call = await opened.open(WAIT, b"", listener)
+        await listener.begun.wait()
         call.cancel()
         call.cancel()
         assert await asyncio.to_thread(service.left.acquire, timeout=30)
         await opened.open(ECHO, b"x", other)
-        return await other.ended, heard.messages, heard.ended.done()
+        return await other.ended, listener.messages, listener.ended.done()
 
     assert run(target, work) == ((0, ""), [b"begun"], False)
 
@@ -146,28 +146,28 @@ def test_flow_control_holds_responses_at_the_server(target):
     """At most a window of bytes arrives until more is requested; other calls of the connection go on."""
 
     async def work(opened):
-        heard, other = Heard(), Heard()
+        listener, other = RecordingListener(), RecordingListener()
         message = bytes(3 * channel.STREAM_WINDOW)
-        call = await opened.open(ECHO, message, heard)
+        call = await opened.open(ECHO, message, listener)
         call.hold()
         await opened.open(COUNT, b"5", other)
         await other.ended
         await asyncio.sleep(0.3)
-        before = len(heard.messages), heard.ended.done()
+        before = len(listener.messages), listener.ended.done()
         call.go_on()
-        await heard.ended
-        return before, heard.messages == [message] * 2
+        await listener.ended
+        return before, listener.messages == [message] * 2
 
     assert run(target, work) == ((0, False), True)
 
 
 def test_the_end_of_a_connection_ends_its_calls_and_the_next_call_opens_another(target):
     async def work(opened):
-        heard, after = Heard(), Heard()
-        await opened.open(WAIT, b"", heard)
-        await heard.begun.wait()
+        listener, after = RecordingListener(), RecordingListener()
+        await opened.open(WAIT, b"", listener)
+        await listener.begun.wait()
         opened.close()
-        status, _ = await heard.ended
+        status, _ = await listener.ended
         await opened.open(ECHO, b"x", after)
         return status, await after.ended
 
@@ -176,14 +176,14 @@ def test_the_end_of_a_connection_ends_its_calls_and_the_next_call_opens_another(
 
 def test_a_call_is_begun_at_once_where_there_is_a_connection(target):
     async def work(opened):
-        heard = [Heard() for _ in range(3)]
-        assert not opened.open_at_once(ECHO, b"x", heard[0])
-        await opened.open(ECHO, b"y", heard[1])
-        assert opened.open_at_once(ECHO, b"z", heard[2])
-        ends = [await one.ended for one in heard[1:]]
+        listeners = [RecordingListener() for _ in range(3)]
+        assert not opened.open_at_once(ECHO, b"x", listeners[0])
+        await opened.open(ECHO, b"y", listeners[1])
+        assert opened.open_at_once(ECHO, b"z", listeners[2])
+        ends = [await one.ended for one in listeners[1:]]
         opened.close()
-        assert not opened.open_at_once(ECHO, b"x", heard[0])
-        return ends, [one.messages for one in heard], heard[0].ended.done()
+        assert not opened.open_at_once(ECHO, b"x", listeners[0])
+        return ends, [one.messages for one in listeners], listeners[0].ended.done()
 
     assert run(target, work) == ([(0, "")] * 2, [[], [b"y"] * 2, [b"z"] * 2], False)
 
@@ -191,7 +191,7 @@ def test_a_call_is_begun_at_once_where_there_is_a_connection(target):
 def test_an_unreachable_server_is_an_error(tmp_path):
     async def work(opened):
         with pytest.raises(OSError):
-            await opened.open(ECHO, b"x", Heard())
+            await opened.open(ECHO, b"x", RecordingListener())
 
     run(f"unix:{tmp_path}/nobody", work)
 
@@ -212,9 +212,9 @@ def test_bytes_that_are_not_http2_end_the_calls(answer, tmp_path):
             writer.close()
 
         async with await asyncio.start_unix_server(answers, f"{tmp_path}/socket"):
-            heard = Heard()
-            await opened.open(ECHO, b"x", heard)
-            return (await heard.ended)[0]
+            listener = RecordingListener()
+            await opened.open(ECHO, b"x", listener)
+            return (await listener.ended)[0]
 
     assert run(f"unix:{tmp_path}/socket", work) in (channel.INTERNAL, channel.UNAVAILABLE)
 

@@ -84,17 +84,17 @@ def calls(monkeypatch):
         sys.modules.pop(name, None)
 
 
-class Heard:
+class RecordingListener:
     """A listener; `next` returns the next event: ids, None for the end, or an error."""
 
     def __init__(self) -> None:
-        self.said: queue.SimpleQueue = queue.SimpleQueue()
-        self.on_ids = self.on_end = self.said.put
+        self.events: queue.SimpleQueue = queue.SimpleQueue()
+        self.on_ids = self.on_end = self.events.put
         self.cached_tokens: list[int] = []
         self.on_cached_tokens = self.cached_tokens.append
 
     def next(self):
-        return self.said.get(timeout=30)
+        return self.events.get(timeout=30)
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
@@ -107,9 +107,9 @@ def test_a_table_is_passed_to_the_language_model_without_a_copy(calls, on_gpu):
     assert {stage: ended - began for stage, (began, ended) in seen.spans.items()} == {"preprocess": 1.0, "encoder": 2.0}
     prompt = Prompt(np.array([5, 1024, 1025, 1026], np.int32), text_tokens=1, media_tokens=3, media_start=1)
     sampling = ResolvedSampling(1, True, 1.0, 0, 1.0, 1.0, 0)
-    heard = Heard()
-    stages.generate("1", prompt, seen, sampling, heard).start()
-    assert [heard.next(), heard.next(), heard.next()] == [[7], [8], None] and heard.cached_tokens == [40]
+    listener = RecordingListener()
+    stages.generate("1", prompt, seen, sampling, listener).start()
+    assert [listener.next(), listener.next(), listener.next()] == [[7], [8], None] and listener.cached_tokens == [40]
     table = sent[-1].inputs["prompt_embedding_table"]
     assert table.on_gpu == on_gpu and (table is seen.table) == on_gpu
     assert table.array.shape == (1, 3, 4) and table.array.dtype == np.float16
@@ -186,10 +186,10 @@ def ask(stages, seen=None, sampling=GREEDY):
     count = 0 if seen is None else seen.rows
     ids = np.array([5, *range(1024, 1024 + count)], np.int32)
     prompt = Prompt(ids, text_tokens=1, media_tokens=count, media_start=1)
-    heard = Heard()
-    generation = stages.generate("17", prompt, seen, sampling, heard)
+    listener = RecordingListener()
+    generation = stages.generate("17", prompt, seen, sampling, listener)
     generation.start()
-    return generation, heard
+    return generation, listener
 
 
 def test_the_frames_of_a_video_and_no_padding(calls):
@@ -205,8 +205,8 @@ def test_a_half_precision_table_is_sent_over_grpc_as_fp16(calls, language_model)
     stage_calls, _, _ = calls
     stages = stage_calls.TritonStages([2], None, language_model.address)
     language_model.known.set()
-    generation, heard = ask(stages, stages.perceive(Media("video", [b"x"], Segment()), None, lambda: False))
-    assert heard.next() == [7] and heard.cached_tokens == [40]
+    generation, listener = ask(stages, stages.perceive(Media("video", [b"x"], Segment()), None, lambda: False))
+    assert listener.next() == [7] and listener.cached_tokens == [40]
     request = language_model.requests.get()
     table = next(place for place, tensor in enumerate(request.inputs) if tensor.name == "prompt_embedding_table")
     assert request.inputs[table].datatype == "FP16" and list(request.inputs[table].shape) == [1, 3, 4]
@@ -227,21 +227,21 @@ def test_only_options_that_may_change_the_answer_are_sent(calls, language_model)
         (None, drawn, {"prompt_table_extra_ids"}),
         (seen, drawn, set()),
     ):
-        generation, heard = ask(stages, media, sampling)
-        assert heard.next() == [7]
+        generation, listener = ask(stages, media, sampling)
+        assert listener.next() == [7]
         sent = {tensor.name for tensor in language_model.requests.get(timeout=30).inputs}
         assert (chance | {"prompt_table_extra_ids"}) - sent == left_out
         assert {"input_ids", "runtime_top_k", "repetition_penalty", "end_id", "stop_words_list"} < sent
         stages.loop.call(generation.stop)
-        assert "stopped" in str(heard.next())
+        assert "stopped" in str(listener.next())
 
 
 def test_a_table_on_the_gpu_never_leaves_the_server(calls, language_model):
     stage_calls, module, sent = calls
     module.on_gpu = True
     stages = stage_calls.TritonStages([2], None, language_model.address)
-    _, heard = ask(stages, stages.perceive(Media("video", [b"x"], Segment()), None, lambda: False))
-    assert heard.next() == [7]
+    _, listener = ask(stages, stages.perceive(Media("video", [b"x"], Segment()), None, lambda: False))
+    assert listener.next() == [7]
     assert "prompt_embedding_table" in sent[-1].inputs and language_model.requests.empty()
 
 
@@ -249,11 +249,11 @@ def test_a_stop_that_overtakes_its_request_is_sent_again(calls, language_model):
     """It was lost: the stage ends only ids that it knows, and the answer ran to its last token."""
     stage_calls, _, _ = calls
     stages = stage_calls.TritonStages([2], None, language_model.address)
-    generation, heard = ask(stages)
+    generation, listener = ask(stages)
     language_model.requests.get(timeout=30)
     stages.loop.call(generation.stop)
-    assert heard.next() == [7]
-    assert "stopped" in str(heard.next())
+    assert listener.next() == [7]
+    assert "stopped" in str(listener.next())
     assert language_model.stops >= 2
     asked = language_model.stops
     stages.loop.call(generation.stop)
@@ -267,22 +267,22 @@ def test_a_killed_language_model_ends_its_answers(calls, language_model):
     child = subprocess.Popen(["sleep", "60"])
     stages = stage_calls.TritonStages([2], None, language_model.address)
     stages._process.find = lambda: child.pid
-    generation, heard = ask(stages)
+    generation, listener = ask(stages)
     language_model.known.set()
-    assert heard.next() == [7]
+    assert listener.next() == [7]
     child.kill()
     child.wait()
-    assert "its process died while it answered" in str(heard.next())
+    assert "its process died while it answered" in str(listener.next())
     stages.loop.call(generation.stop)
     stages.loop.close()
     language_model._running["17"].set()
-    assert language_model.stops == 0 and heard.said.empty()
+    assert language_model.stops == 0 and listener.events.empty()
 
 
 def test_without_a_server_the_answer_fails(calls, tmp_path):
     stage_calls, _, _ = calls
-    _, heard = ask(stage_calls.TritonStages([2], None, f"unix:{tmp_path}/nobody"))
-    assert isinstance(heard.next(), StageFailed)
+    _, listener = ask(stage_calls.TritonStages([2], None, f"unix:{tmp_path}/nobody"))
+    assert isinstance(listener.next(), StageFailed)
 
 
 def test_a_language_model_with_its_own_socket_is_called_there(calls, tmp_path):

@@ -59,7 +59,7 @@ class LanguageModelStage(DecoupledStage):
         self._listener = DirectListener(path, self._begin_direct, self._stop_direct) if path else None
         if self._listener is not None:
             self._scheduler.after_step = self._listener.flush
-        self._scheduler.start()  # after all that its steps tell: the entry may have asked already
+        self._scheduler.start()  # after everything that its steps report to: the entry may have asked already
 
     def scheduler_of(self, bundle: Bundle, args: dict[str, str]) -> Scheduler:
         return load_scheduler(
