@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from security.media_cases import clip
+from security.soak import name_of
 from security.test_confinement import CONFIG, CONFINED, children, hostile
 from videollama_core.media.video import Segment
 from videollama_core.protocol import limits
 from videollama_core.protocol.errors import Cancelled, StageFailed, UnreadableMedia
 from videollama_server.sandbox.decoder import ConfinedDecoder
+from videollama_server.sandbox.decoding import WAITING
 
 pytestmark = pytest.mark.skipif(
     not CONFINED, reason="this kernel has no Landlock or seccomp: every request has its own process"
@@ -177,8 +179,9 @@ def test_a_process_holds_only_its_own_socket(counting):
         asked(decoder, "one")
     spawner = decoder._process.pid
     deadline = time.monotonic() + 10
-    while len(children(spawner)) < 2 and time.monotonic() < deadline:
+    while [*map(name_of, children(spawner))] != [WAITING] * 2 and time.monotonic() < deadline:  # named once it is ready
         time.sleep(0.01)
+    assert len(children(spawner)) == 2
     for pid in children(spawner):
         links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
         assert sum(link.startswith("socket") and link not in before for link in links) == 1, links
