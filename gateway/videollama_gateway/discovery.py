@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from videollama_core.protocol.errors import InvalidRequest
 
 DEFAULT_MODEL = "videollama2"
 FILE_BYTES = 2**20
+NEW_SECONDS = 0.5  # an empty file that is not older may be about to be written
 _DNS = "dns:"
 Addresses = dict[str, tuple[str, ...]]  # model -> addresses of its servers, which may be none at the moment
 
@@ -56,11 +58,16 @@ class Listed:
     path: Path
 
     async def find(self) -> Addresses:
-        """Raises: OSError or InvalidRequest if any part of the file fails: a partial list is not used."""
+        """Raises: OSError or InvalidRequest if any part of the file fails, or it has only just become empty.
+
+        A partial list is not used, and a file that is written anew in its place is empty for a moment.
+        """
         models: dict[str, list[str]] = {}
         for source in self.read():
             for model, addresses in (await source.find()).items():
                 models.setdefault(model, []).extend(addresses)
+        if not models and time.time() - self.path.stat().st_mtime < NEW_SECONDS:
+            raise InvalidRequest(f"{self.path} lists no server; it may be about to be written")
         return {model: tuple(dict.fromkeys(addresses)) for model, addresses in models.items()}
 
     def read(self) -> list[Source]:

@@ -47,7 +47,7 @@ def test_a_mix_with_kills(requests, kills, bundle_of, tmp_path):
 
 def _is_small(before: Footprint, after: Footprint, lasting: int) -> bool:
     return (
-        after.processes == before.processes
+        after.processes <= before.processes  # one of those before may have been on its way to be counted under its name
         and after.threads <= before.threads + lasting * THREADS_OF_A_DEAD_STAGE + 20
         and after.descriptors <= before.descriptors + 20 + 4 * lasting
         and after.shared_files <= before.shared_files + lasting

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from videollama_core.protocol.errors import InvalidRequest, Overloaded, StageFailed, StageRestarting
+from videollama_core.protocol.errors import InvalidRequest, Overloaded, StageDied, StageFailed, StageRestarting
 from videollama_server.answers.generation import AnswerLoop, DirectGeneration
 from videollama_server.direct import channel as channel_module
 from videollama_server.direct.channel import DirectChannel
@@ -276,5 +276,5 @@ def test_a_generation_restarts_fails_or_stops_silently(tmp_path):
     for connection in stage.listener._connections:
         connection._socket.shutdown(2)
     error = events.get(timeout=SECONDS)
-    assert type(error) is StageFailed and "its process died while it answered" in str(error)
+    assert type(error) is StageDied and "its process died while it answered" in str(error)
     loop.close()

@@ -13,6 +13,7 @@ from videollama_core.protocol.errors import (
 from videollama_core.protocol.messages import SamplingOptions
 from videollama_core.telemetry.traces import Span
 from videollama_server.answers import known_media
+from videollama_server.answers.answering import DEATHS_ALLOWED
 from videollama_server.stages import entry as entry_module
 from videollama_server.stages.entry import Entry
 
@@ -109,9 +110,16 @@ def test_a_file_that_kills_its_stage_is_not_tried_again(bundle, monkeypatch):
 
 def test_an_answer_that_has_begun_is_not_restarted(bundle):
     stages = Stages([[5], StageDied("not healthy")], [[6], None])
-    with pytest.raises(StageRestarting):
+    with pytest.raises(StageFailed, match="not healthy") as raised:
         run(bundle, stages, ask())
-    assert len(stages.asked) == 1
+    assert len(stages.asked) == 1 and type(raised.value) is StageFailed  # the client must not send it again either
+
+
+def test_a_question_that_kills_the_language_model_is_not_asked_for_ever(bundle):
+    stages = Stages(*[[StageDied("died")] for _ in range(10)])
+    with pytest.raises(StageFailed, match="died") as raised:
+        run(bundle, stages, ask())
+    assert len(stages.asked) == DEATHS_ALLOWED + 1 and type(raised.value) is StageFailed
 
 
 def test_the_stages_spans_belong_to_the_questions_trace(bundle):

@@ -147,6 +147,10 @@ def test_servers_listed_in_a_file_come_and_go(tmp_path):
         file.write_text("nonsense\n")
         with pytest.raises(InvalidRequest, match="line 1"):
             await Listed(file).find()
+        file.write_text("")  # as one that is being written anew
+        with pytest.raises(InvalidRequest, match="about to be written"):
+            await Listed(file).find()
+        file.write_text("nonsense\n")
 
         async def is_closed() -> bool:
             with pytest.raises(InvalidRequest, match="closed"):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from videollama_core.prompt import Prompt
-from videollama_core.protocol.errors import Cancelled, StageRestarting
+from videollama_core.protocol.errors import Cancelled, StageDied, StageFailed, StageRestarting
 from videollama_core.protocol.messages import FrameSeen, ResolvedSampling, Usage
 from videollama_core.telemetry.traces import Span
 from videollama_core.text import AnswerText
@@ -20,6 +20,7 @@ from videollama_server.answers.known_media import NOT_RUN, Interval
 logger = logging.getLogger(__name__)
 AGAIN_SECONDS = 0.05  # between two attempts to reach a language model that is restarting
 RESTART_SECONDS = 15.0  # how long a question waits for that
+DEATHS_ALLOWED = 2  # of a language model that has not answered yet: a request sent just after its death is lost with it
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class Answering:
         self._cached_tokens = 0
         self._ended = False
         self._deadline = time.monotonic() + RESTART_SECONDS
+        self._deaths = 0  # of the stage while it had this question
         self._generation = self._generate()
 
     def start(self) -> None:
@@ -172,6 +174,10 @@ class Answering:
     def on_end(self, error: Exception | None) -> None:
         if self._ended:
             return
+        if isinstance(error, StageDied):
+            self._deaths += 1
+            if self._ids or self._deaths > DEATHS_ALLOWED:  # the question itself may be what ends the stage
+                error = StageFailed(str(error))
         if error is None:
             try:
                 self._finish(Piece(self._text.finish()))

@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2
 
 from videollama_core.event_loop import loop_factory
 from videollama_core.protocol import contract
-from videollama_core.protocol.errors import StageFailed, StageRestarting, VideoLlamaError, from_wire
+from videollama_core.protocol.errors import StageDied, StageFailed, StageRestarting, VideoLlamaError, from_wire
 from videollama_server.answers.answering import Listener
 from videollama_server.direct.channel import DirectChannel
 from videollama_server.http2.channel import OK, STREAM_INFER, Channel
@@ -169,7 +169,7 @@ class DirectGeneration:
             listener.on_end(error)
 
     def on_lost(self) -> None:
-        self.on_end(StageFailed(DIED))
+        self.on_end(StageDied(DIED))
 
     def stop(self) -> None:
         self._ended, self._listener = True, _NULL_LISTENER
