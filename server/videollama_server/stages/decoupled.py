@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -129,14 +130,14 @@ class Reply:
                     self._on_end.clear()  # the callbacks hold references, to the media among others
 
 
-class DecoupledStage(PythonStage):
+class DecoupledStage(PythonStage, ABC):
     """A stage that sends any number of responses to a request."""
 
     check_seconds = 0.005  # between two checks for disconnected callers
 
+    @abstractmethod
     def answer(self, inputs: dict[str, Any], reply: Reply) -> None:
         """Answer one request, now or later; the next request waits until this returns. An exception ends the reply."""
-        raise NotImplementedError
 
     def failed(self, error: Exception, reply: Reply) -> None:
         """Called for each request that ends with an error of `answer`, before the error is sent."""
