@@ -19,6 +19,7 @@ from videollama_core.event_loop import loop_factory
 from videollama_core.protocol import contract
 from videollama_core.protocol.errors import StageDied, StageFailed, StageRestarting, VideoLlamaError, from_wire
 from videollama_server.answers.answering import Listener
+from videollama_server.answers.outbox import Outbox, Sender, flush_each
 from videollama_server.direct.channel import DirectChannel
 from videollama_server.http2.channel import OK, STREAM_INFER, Channel
 from videollama_server.processes import is_alive
@@ -28,6 +29,8 @@ _STAGE = contract.LANGUAGE_MODEL.name
 STOP_SECONDS = 0.25  # between two `stop` requests for one generation
 _RESTARTING = f"stage {_STAGE}: it is restarting; send the request again"
 DIED = f"stage {_STAGE}: its process died while it answered and is being restarted; send the request again"
+SENDING_THREADS = 3  # beside the loop's own
+TOGETHER = 4  # senders that one thread flushes in turn: to wake a thread takes as long as a few of them
 CHECK_SECONDS = 0.05  # between two checks whether the process of a silent stage is alive
 
 
@@ -55,6 +58,8 @@ class AnswerLoop:
         self._running: set[Running] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._checking = False
+        self._ready: list[Sender] = []
+        self._outbox = Outbox("senders", SENDING_THREADS)
         self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
         self._thread.start()
 
@@ -84,8 +89,21 @@ class AnswerLoop:
         """Stop the loop and wait for its thread; no listener is called afterwards."""
         self.call(self._loop.stop)
         self._thread.join()
+        self._outbox.close()
 
     # --- in the loop's thread ---
+
+    def flush_soon(self, sender: Sender) -> None:
+        """Flush a sender, which waits for Triton. Of many in one turn, all but the first few are flushed in other threads."""
+        if not self._ready:
+            self._loop.call_soon(self._flush)
+        self._ready.append(sender)
+
+    def _flush(self) -> None:
+        ready, self._ready = self._ready, []
+        for begin in range(TOGETHER, len(ready), TOGETHER):
+            self._outbox.put(*ready[begin : begin + TOGETHER])
+        flush_each(ready[:TOGETHER])
 
     def watch(self, running: Running) -> None:
         """Call `on_death` if the process dies, until `forget` is called."""

@@ -1,8 +1,9 @@
-"""One thread that sends for all requests: messages that arrive while it sends leave together, and producers never wait."""
+"""Threads that send for all requests: messages that arrive during a transmission leave together, and producers never wait."""
 
 import logging
 import queue
 import threading
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 logger = logging.getLogger(__name__)
@@ -14,26 +15,38 @@ class Sender(Protocol):
         ...
 
 
+def flush_each(senders: Iterable[Sender]) -> None:
+    for sender in senders:
+        try:
+            sender.flush()
+        except Exception:  # must not stop the other senders
+            logger.exception("could not send a response")
+
+
 class Outbox:
-    """Flushes each sender once, in the order of `put`."""
+    """Flushes each sender once, begun in the order of `put`.
 
-    def __init__(self, name: str) -> None:
-        self._waiting: queue.SimpleQueue[Sender | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+    Args:
+        threads: how many senders are flushed at the same time.
+    """
 
-    def put(self, sender: Sender) -> None:
-        """Queue a sender that has something to send. It must not be queued again before its `flush` is called."""
-        self._waiting.put(sender)
+    def __init__(self, name: str, threads: int = 1) -> None:
+        self._waiting: queue.SimpleQueue[Sequence[Sender] | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def put(self, *senders: Sender) -> None:
+        """Queue senders that have something to send, for one thread. None may be queued again before its `flush` is called."""
+        self._waiting.put(senders)
 
     def _run(self) -> None:
-        while (sender := self._waiting.get()) is not None:
-            try:
-                sender.flush()
-            except Exception:  # must not stop the other senders
-                logger.exception("could not send a response")
+        while (senders := self._waiting.get()) is not None:
+            flush_each(senders)
 
     def close(self) -> None:
-        """Send what is queued, then stop the thread."""
-        self._waiting.put(None)
-        self._thread.join()
+        """Send what is queued, then stop the threads."""
+        for _ in self._threads:
+            self._waiting.put(None)
+        for thread in self._threads:
+            thread.join()

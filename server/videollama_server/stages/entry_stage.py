@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from videollama_core.engines.media_cache import CACHE_VARIABLE, KEPT_BYTES, MediaCache
+from videollama_core.engines.media_cache import CACHE_VARIABLE, KEPT_BYTES
 from videollama_core.media.video import Segment
 from videollama_core.protocol import contract
 from videollama_core.protocol.contract import MAX_REQUESTS
@@ -25,7 +25,9 @@ from videollama_core.telemetry import metric_definitions
 from videollama_core.telemetry.measures import NO_MEASURES, Measures, open_measures
 from videollama_core.telemetry.traces import NO_SPAN, Span, open_tracer
 from videollama_server.answers.answering import Piece
+from videollama_server.answers.generation import AnswerLoop
 from videollama_server.answers.known_media import Perception
+from videollama_server.answers.piece_queue import PieceQueue
 from videollama_server.fetch.gate import MediaGate
 from videollama_server.fetch.policy import policy_of_environment
 from videollama_server.installation import ADDRESS_VARIABLE, SOCKET_VARIABLE, check_gpu_tables
@@ -34,7 +36,7 @@ from videollama_server.sandbox.callers import server_name
 from videollama_server.stages.calls import TritonStages
 from videollama_server.stages.decoupled import DecoupledStage, Reply
 from videollama_server.stages.entry import Entry, Question
-from videollama_server.stages.metrics import MetricsPublisher, PolledMetric, publish_running
+from videollama_server.stages.metrics import MetricsPublisher, cache_metrics, publish_running
 from videollama_server.stages.python_backend import bundle_of, scalar, string
 from videollama_server.stages.watch import (
     QUESTION_METRICS,
@@ -78,14 +80,18 @@ def outputs(piece: Piece) -> dict[str, Any]:
 
 
 class QuestionReply:
-    """The reply to one question. Everything is sent in the loop's thread.
+    """The reply to one question. `send`, `announce` and `send_keepalive` are called in the loop's thread.
 
     The first message names the process that handles the question, with the first text or before it: the caller then knows that
     the question was accepted, and does not send it again.
     """
 
-    def __init__(self, reply: Reply, process: bytes, watch: QuestionWatch, span: Span = NO_SPAN) -> None:
+    def __init__(
+        self, loop: AnswerLoop, reply: Reply, process: bytes, watch: QuestionWatch, span: Span = NO_SPAN
+    ) -> None:
         self._reply, self._process, self._watch, self.span = reply, process, watch, span
+        self._queue = PieceQueue(loop, self)
+        self._has_failed = False
         self._announced, self._due = False, time.monotonic() + ANNOUNCE_SECONDS
         self.is_cancelled, self.when_cancelled = reply.is_cancelled, reply.when_cancelled
 
@@ -114,28 +120,28 @@ class QuestionReply:
 
     def send(self, piece: Piece) -> None:
         """Send a piece. The one with the summary ends the reply, so that no keepalive can follow it."""
-        is_last = piece.summary is not None
-        if is_last:  # counted before it is sent: its caller may read the metrics next
-            self._watch.piece(piece)
+        self._watch.piece(piece)  # before it is sent: its caller may read the metrics next
+        self._queue.put(piece)
+
+    def transmit(self, piece: Piece) -> None:
         values = outputs(piece)
         if not self._announced:
             values["process"], self._announced = [self._process], True
-        self._reply.send(values, last=is_last)
-        if not is_last:
-            self._watch.piece(piece)
+        self._reply.send(values, last=piece.summary is not None)
+
+    def on_unsent(self, error: Exception) -> None:
+        self._reply.cancel()  # stops the generation
+        self.fail(error)
+        self.refuse(error)
 
     def fail(self, error: Exception) -> None:
-        self._watch.failed(error)
+        if not self._has_failed:
+            self._has_failed = True
+            self._watch.failed(error)
+            self._queue.fail(error)
+
+    def refuse(self, error: Exception) -> None:
         self._reply.fail(error)
-
-
-def _metrics(cache: MediaCache[Any]) -> tuple[PolledMetric, ...]:
-    return (
-        PolledMetric(metric_definitions.CACHE_QUERIES, lambda: cache.hits + cache.misses),
-        PolledMetric(metric_definitions.CACHE_HITS, lambda: cache.hits),
-        PolledMetric(metric_definitions.CACHE_EVICTIONS, lambda: cache.evictions),
-        PolledMetric(metric_definitions.CACHE_BYTES, lambda: cache.bytes),
-    )
 
 
 class EntryStage(DecoupledStage):
@@ -152,7 +158,7 @@ class EntryStage(DecoupledStage):
         stages = TritonStages(end_ids, tokenizer.pad_id, address, language_model)
         cache_bytes = int(os.environ.get(CACHE_VARIABLE, KEPT_BYTES))
         self._entry = Entry(bundle, stages, MediaGate(policy_of_environment()), cache_bytes)
-        self._publisher = MetricsPublisher(self.contract.name, _metrics(self._entry.media.cache), QUESTION_METRICS)
+        self._publisher = MetricsPublisher(self.contract.name, cache_metrics(self._entry.media.cache), QUESTION_METRICS)
         for reason in SERVERS_FAULTS:
             self._publisher.observe(metric_definitions.REJECTED, 0, reason)
         resource = {"vl2.stage": self.contract.name}
@@ -202,7 +208,7 @@ class EntryStage(DecoupledStage):
     def _begin(self, reply: Reply) -> QuestionReply:
         span = self._tracer.begin(self.contract.name, reply.traceparent, {"vl2.request_id": reply.request_id})
         watch = QuestionWatch(self._publisher, span, reply.request_id, self._measures_of(reply))
-        question_reply = QuestionReply(reply, self._process, watch, span)
+        question_reply = QuestionReply(self._loop, reply, self._process, watch, span)
         mark = reply.mark(REQUEST)
         self._working.add(question_reply)
         if mark:

@@ -9,10 +9,18 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from videollama_core.engines.media_cache import MediaCache
 from videollama_core.protocol.contract import ENTRY, RUNNING_METRIC
 from videollama_core.telemetry.exposition import UNFINISHED, Exposition
-from videollama_core.telemetry.metric_definitions import MetricDefinition
+from videollama_core.telemetry.metric_definitions import (
+    CACHE_BYTES,
+    CACHE_EVICTIONS,
+    CACHE_HITS,
+    CACHE_QUERIES,
+    MetricDefinition,
+)
 
 FOLDER_VARIABLE = "VL2_METRICS_FOLDER"
 RUNNING_REQUESTS = MetricDefinition(RUNNING_METRIC, "Requests being answered", labels=("model",))
@@ -46,6 +54,16 @@ class PolledMetric:
 
     definition: MetricDefinition
     read: Callable[[], int]
+
+
+def cache_metrics(cache: MediaCache[Any]) -> tuple[PolledMetric, ...]:
+    """Return the metrics of the entry's media cache."""
+    return (
+        PolledMetric(CACHE_QUERIES, lambda: cache.hits + cache.misses),
+        PolledMetric(CACHE_HITS, lambda: cache.hits),
+        PolledMetric(CACHE_EVICTIONS, lambda: cache.evictions),
+        PolledMetric(CACHE_BYTES, lambda: cache.bytes),
+    )
 
 
 class MetricsPublisher:
