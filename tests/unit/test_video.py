@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -92,6 +93,29 @@ def test_the_frames_of_any_container_are_the_chosen_ones(container, num_frames, 
     frames = load_media("video", [numbered_video(50, container=container)], Segment(), num_frames)
     assert frames.index.tolist() == choose_frames(50, num_frames).tolist()
     assert [round(picture.mean() / 4) for picture in frames.rgb] == frames.index.tolist()
+
+
+def avi_with_dropped_frames(count: int = 20) -> bytes:
+    """An AVI that names frames 5 to 7 in its index without holding them, as recorders write what they drop."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", "avi") as output:
+        stream = output.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in set(range(count)) - {5, 6, 7}:
+            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 10 * number, np.uint8), "rgb24")
+            picture.pts = number
+            output.mux(stream.encode(picture))
+        output.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def test_an_avi_with_dropped_frames_is_whole(video_decoder):
+    data = avi_with_dropped_frames()
+    frames = load_media("video", [data], Segment(), 8)
+    assert frames.index.tolist() == choose_frames(17, 8).tolist()
+    assert [round(picture.mean() / 10) for picture in frames.rgb] == [i if i < 5 else i + 3 for i in frames.index]
+    with pytest.raises(UnreadableMedia, match="cut off"):
+        load_media("video", [data[:-1000]], Segment(), 8)
 
 
 def test_the_time_of_a_frame_is_its_position_in_the_video(video_decoder):

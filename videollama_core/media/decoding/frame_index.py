@@ -144,7 +144,9 @@ def read_index(
     except DECODER_ERRORS as error:
         raise UnreadableMedia(f"the file is damaged after frame {packets}: {reason(error)}") from error
     check_bounds(packets, until)
-    if packets < stream.frames:
-        raise UnreadableMedia(f"the file is cut off: its index lists {stream.frames} frames, but {packets} can be read")
     table = np.array(rows, np.int64).reshape(-1, 5)
+    # The table of an AVI also lists dropped frames, which are no packets but count in dts.
+    listed = int(table[:, 1].max(initial=0)) + 1 if container.format.name == "avi" else 0
+    if max(packets, listed) < stream.frames:
+        raise UnreadableMedia(f"the file is cut off: its index lists {stream.frames} frames, but {packets} can be read")
     return FrameIndex(table[:, 0], table[:, 1], table[:, 2], table[:, 3] > 0, table[:, 4] > 0, whole)
