@@ -18,7 +18,7 @@ import pytest
 
 from conftest import MEDIA
 from security.measured import measured
-from security.media_cases import clip
+from security.media_cases import clip, encoded
 from security.soak import name_of
 from videollama_core.checkpoint.read_config import published_config
 from videollama_core.media.preprocess import prepare
@@ -56,6 +56,12 @@ def test_the_sandbox_returns_the_same_pixels(kind, decoder):
     inside, outside = decoder.prepare(kind, [data], Segment()), prepare(kind, [data], Segment(), CONFIG)
     for name in ("frames", "filterbank", "index", "time"):
         assert np.array_equal(getattr(inside, name), getattr(outside, name), equal_nan=name == "time"), name
+
+
+def test_a_picture_that_pillow_converts_with_another_module_is_read(decoder):
+    data = encoded((20, 10), "TIFF", "LAB")
+    inside, outside = decoder.prepare("image", [data], Segment()), prepare("image", [data], Segment(), CONFIG)
+    assert np.array_equal(inside.frames, outside.frames)
 
 
 def test_media_errors_leave_the_sandbox_unchanged(decoder):

@@ -99,6 +99,7 @@ def _import_all() -> None:
             if not module.name.endswith(("__main__", ".datasets", ".mbcs", ".oem")):
                 importlib.import_module(module.name)
     Image.init()
+    importlib.import_module("PIL.ImageCms")  # converts CIELAB
     frame_decoder()
 
 
