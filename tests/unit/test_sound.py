@@ -4,6 +4,7 @@ import io
 import json
 import wave
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -72,6 +73,20 @@ def test_formats_unknown_to_libsndfile_go_through_ffmpeg():
     assert file_waveform(data).any()
 
 
+def test_a_phones_recording_in_amr_is_read():
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", "amr") as output:
+        stream = output.add_stream("libopencore_amrnb", rate=8000, layout="mono")
+        for _ in range(50):
+            tone = (np.sin(np.arange(160) * 0.3) * 9000).astype(np.int16)[None]
+            frame = av.AudioFrame.from_ndarray(tone, "s16", "mono")
+            frame.sample_rate = 8000
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    waveform = file_waveform(buffer.getvalue())
+    assert np.abs(waveform[:RATE]).max() > 0.1 > np.abs(waveform[2 * RATE :]).max()
+
+
 def test_silence_gives_the_floor_value():
     rows = filterbank(np.zeros(SAMPLES))
     assert rows.shape == (2998, 128) and np.all(rows == np.float32(-15.9375))  # -15.9424 as bfloat16
@@ -133,8 +148,11 @@ def test_rounding_to_bfloat16_equals_torchs():
     ("data", "error"),
     [
         (b"", "empty"),
-        (b"RIFF\x00\x00\x00\x00WAVEjunk", "cannot be|not a video that can be opened|no audio|rate|samples per second"),
-        (b"no sound at all", "not a video that can be opened|cannot"),
+        (
+            b"RIFF\x00\x00\x00\x00WAVEjunk",
+            "cannot be|not an audio file that can be opened|no audio|rate|samples per second",
+        ),
+        (b"no sound at all", "not an audio file that can be opened.*send a wav"),
         ((MEDIA / "vfr_80x60.mp4").read_bytes(), "no audio"),
     ],
 )

@@ -13,7 +13,7 @@ import av
 import numpy as np
 import soundfile
 
-from videollama_core.media.decoding.container import DECODER_ERRORS, deadline, open_container, reason
+from videollama_core.media.decoding.container import ADVICE, DECODER_ERRORS, deadline, open_container, reason
 from videollama_core.protocol import limits
 from videollama_core.protocol.errors import InvalidRequest, UnreadableMedia
 
@@ -65,11 +65,9 @@ def open_audio(data: bytes) -> Iterator[AudioReader]:
     try:
         file = soundfile.SoundFile(io.BytesIO(data))
     except (soundfile.LibsndfileError, TypeError):
-        with open_container(data) as container:
+        with open_container(data, wanted="an audio file") as container:
             if not container.streams.audio:
-                raise UnreadableMedia(
-                    "the file has no audio; send a wav, flac, mp3, ogg, m4a or a video with an audio track"
-                ) from None
+                raise UnreadableMedia(f"the file has no audio; {ADVICE['an audio file']}") from None
             yield AudioReader(track_rate(container), decode_track(container))
         return
     with file:

@@ -14,7 +14,7 @@ from videollama_core.protocol.messages import number_options
 # Kinds by file suffix; everything else is a video.
 SUFFIXES = {
     "image": IMAGE_SUFFIXES,
-    "audio": {".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aiff", ".wma"},
+    "audio": {".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aiff", ".amr", ".wma"},
 }
 KINDS = SOURCES
 ABOUT = (*KINDS, "with_audio", "start", "end", "num_frames", "sampling")  # the media and the options that apply to it

@@ -17,8 +17,12 @@ DECODER_ERRORS = (av.FFmpegError, ValueError, TypeError, LookupError, Arithmetic
 # Self-contained formats. Playlists (hls, dash, concat, sdp) refer to other files and addresses and are never opened.
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,ogg,asf,h264,hevc,av1,obu,ivf,"
-    "m4v,mxf,nut,wtv,rm,dv,vob,wav,mp3,flac,aac,aiff,caf"
+    "m4v,mxf,nut,wtv,rm,dv,vob,wav,mp3,flac,aac,aiff,caf,amr"
 )
+ADVICE = {  # for a file that is not what was wanted
+    "a video": "send a playable mp4, mkv, webm, mov, avi, ts or gif file, or an image as kind image",
+    "an audio file": "send a wav, flac, mp3, ogg, m4a or amr file, or a video with an audio track",
+}
 _LARGE_BOXES = ("moov", "moof", "mdat")  # of an MP4; a truncated file ends within one of them
 
 
@@ -55,12 +59,22 @@ def _check_whole(data: bytes, container: "av.container.InputContainer") -> None:
         at += max(size, 8)
 
 
-def open_container(data: bytes, hwaccel: HWAccel | None = None) -> "av.container.InputContainer":
-    """Open a file of one of CONTAINERS; with `hwaccel`, packets are decoded on that device. Raises: UnreadableMedia."""
-    return _open(data, hwaccel)
+def open_container(
+    data: bytes, hwaccel: HWAccel | None = None, wanted: str = "a video"
+) -> "av.container.InputContainer":
+    """Open a file of one of CONTAINERS.
+
+    Args:
+        hwaccel: the device on which packets are decoded; None for the CPU.
+        wanted: what the caller takes the file for, of ADVICE.
+    Raises: UnreadableMedia.
+    """
+    return _open(data, hwaccel, wanted)
 
 
-def _open(data: bytes, hwaccel: HWAccel | None, **options: str) -> "av.container.InputContainer":
+def _open(
+    data: bytes, hwaccel: HWAccel | None, wanted: str = "a video", **options: str
+) -> "av.container.InputContainer":
     try:
         return av.open(
             io.BytesIO(data),
@@ -77,8 +91,8 @@ def _open(data: bytes, hwaccel: HWAccel | None, **options: str) -> "av.container
     except DECODER_ERRORS as error:
         head = data[:16].hex(" ")
         raise UnreadableMedia(
-            f"the file is not a video that can be opened ({len(data)} bytes, beginning {head}): {reason(error)}. "
-            "Send a playable mp4, mkv, webm, mov, avi, ts or gif file, or an image as kind image"
+            f"the file is not {wanted} that can be opened ({len(data)} bytes, beginning {head}): {reason(error)}; "
+            f"{ADVICE[wanted]}"
         ) from error
 
 
