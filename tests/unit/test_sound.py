@@ -128,8 +128,9 @@ def test_eight_excerpts_of_a_track():
     assert np.all(short[: 8 * RATE] == 500) and not short[8 * RATE :].any()
 
 
-def test_a_video_without_a_track_is_silent():
-    assert not track_waveform((MEDIA / "vfr_80x60.mp4").read_bytes()).any()
+@pytest.mark.parametrize("name", ["vfr_80x60.mp4", "anim5_46x60.gif"])
+def test_a_video_without_a_track_is_silent(name):
+    assert not track_waveform((MEDIA / name).read_bytes()).any()
 
 
 @pytest.mark.parametrize(("rate", "number"), [(8000, 16000), (44100, 16000), (22050, 16000), (11025, 16000)])
