@@ -145,6 +145,10 @@ def test_the_system_message_comes_first():
         ({"stop": [1]}, "stop"),
         ({"start": 1}, "start"),
         ({"stream_options": 1}, "stream_options"),
+        ({"stream_options": False}, "stream_options"),
+        ({"stream_options": {"include_usage": "false"}}, "include_usage"),
+        ({"stream": "false"}, "stream"),
+        ({"stream": 1}, "stream"),
     ],
 )
 def test_unsupported_options_that_would_change_the_answer_are_refused(more, parameter):

@@ -93,7 +93,7 @@ def read_chat_request(body: Any) -> ChatRequest:
             for kind in ("video", "audio", "image"):
                 parts.add_extras(value.get(kind), f"{name}.{kind}")
     options = _read_options(body) | _media_options(parts)
-    stream_options = body.get("stream_options") or {}
+    stream_options = {} if (given := body.get("stream_options")) is None else given
     if not isinstance(stream_options, Mapping):
         raise BadRequest("stream_options is not an object", "stream_options")
     return ChatRequest(
@@ -101,8 +101,8 @@ def read_chat_request(body: Any) -> ChatRequest:
         messages=messages,
         options=options,
         media_digest=_digest_of(parts),
-        stream=bool(body.get("stream")),
-        include_usage=bool(stream_options.get("include_usage")),
+        stream=_flag(body, "stream"),
+        include_usage=_flag(stream_options, "include_usage"),
     )
 
 
@@ -160,6 +160,13 @@ def _read_options(body: Mapping[str, Any]) -> dict[str, Any]:
         name, value = next(iter(lengths.items()))
         options["max_new_tokens"] = _number(value, name, whole=True)
     return options
+
+
+def _flag(fields: Mapping[str, Any], name: str) -> bool:
+    value = fields.get(name)
+    if not isinstance(value, (bool, type(None))):
+        raise BadRequest(f"{name} is {str(value)[:40]!r}; wanted true or false", name)
+    return bool(value)
 
 
 def _number(value: Any, name: str, whole: bool) -> float | int:
