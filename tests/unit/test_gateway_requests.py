@@ -50,6 +50,9 @@ def read(*parts: object, **more: object) -> ChatRequest:
         ({"type": "input_audio", "input_audio": {"data": encoded(b"RIFF"), "format": "wav"}}, "audio"),
         ({"type": "file", "file": {"file_data": CLIP_URL, "filename": "clip.mp4"}}, "video"),
         ({"type": "file", "file": {"file_data": encoded(PICTURE)}}, "image"),
+        ({"type": "file", "file": {"file_data": base64.encodebytes(PICTURE).decode()}}, "image"),
+        ({"type": "video_url", "video_url": {"url": url("video/webm;codecs=vp8,opus", CLIP)}}, "video"),
+        ({"type": "image_url", "image_url": {"url": url('video/mp4; codecs="avc1.42E01E, mp4a.40.2"', CLIP)}}, "video"),
         ({"type": "file", "file": {"file_data": encoded(CLIP)}}, "video"),
     ],
 )

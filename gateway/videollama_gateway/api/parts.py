@@ -23,6 +23,7 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 TIMES = ("start", "end", "with_audio", "num_frames", "sampling")  # extra fields that a question takes
 _FRAME_COUNTS = ("fps", "max_frames")  # extra fields that are refused with advice
 _HARMLESS = ("type", "url", "detail", "uuid", "format", "data", "file_data", "filename", "mime_type")
+_BASE64, _HEAD_CHARACTERS = ";base64,", 1000  # of a data: URL
 # Offset, magic bytes -> kind of the file.
 _MAGIC = (
     (0, b"\x89PNG", "image"),
@@ -130,10 +131,10 @@ def read_source(source: str, where: str) -> tuple[str, bytes | str]:
     if scheme.lower() in ("http", "https", "file") and separator:
         return "", source
     if scheme.lower() == "data" and separator:
-        head, comma, body = rest.partition(",")
-        if not comma or not head.lower().endswith(";base64"):
+        end = rest[:_HEAD_CHARACTERS].lower().find(_BASE64)  # a comma alone may belong to a parameter: codecs=vp8,opus
+        if end < 0:
             raise BadRequest(f"{where}: the data: URL is malformed; wanted data:TYPE;base64,DATA", where)
-        return head[: -len(";base64")].partition(";")[0].lower(), _decode(body, where)
+        return rest[:end].partition(";")[0].strip().lower(), _decode(rest[end + len(_BASE64) :], where)
     if separator:
         raise BadRequest(
             f"{where}: the scheme {scheme[:20]!r} is not supported; wanted data, https, http or file", where
@@ -142,6 +143,8 @@ def read_source(source: str, where: str) -> tuple[str, bytes | str]:
 
 
 def _decode(text: str, where: str) -> bytes:
+    if "\n" in text:  # as MIME and the command base64 break lines
+        text = "".join(text.split())
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
