@@ -64,6 +64,26 @@ def test_media_in_every_accepted_form(part, kind):
         assert asked.options[kind] == {"video": CLIP, "image": PICTURE}[kind]
 
 
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        (b"II*\0", "image"),
+        (b"MM\0*", "image"),
+        (b"\xff\xf3\x48", "audio"),  # mp3 of 22 kHz without tags, as speech synthesis writes it
+        (b"\xff\xf1\x50", "audio"),  # AAC
+        (b"FORM\0\0\0\0AIFF", "audio"),
+        (b"#!AMR\n", "audio"),
+        (b"FLV\1", "video"),
+        (b"\0\0\1\xba", "video"),  # MPEG program stream
+        (b"\0\0\0\x14ftypqt  ", "video"),
+        ((b"G" + bytes(187)) * 2, "video"),  # MPEG transport stream
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[:6].hex(),
+)
+def test_the_first_bytes_of_a_file_tell_its_kind(head, kind):
+    assert list(read(TEXT, {"type": "file", "file": {"file_data": encoded(head + bytes(99))}}).options) == [kind]
+
+
 def test_pictures_are_the_frames_of_one_video():
     part = {"type": "image_url", "image_url": {"url": PICTURE_URL}}
     assert read(part, part, TEXT).options == {"video": [PICTURE, PICTURE]}

@@ -29,13 +29,19 @@ _MAGIC = (
     (0, b"\x89PNG", "image"),
     (0, b"\xff\xd8\xff", "image"),
     (0, b"BM", "image"),
+    (0, b"II*\0", "image"),
+    (0, b"MM\0*", "image"),
     (8, b"WEBP", "image"),
     (8, b"WAVE", "audio"),
     (8, b"AVI ", "video"),
     (0, b"fLaC", "audio"),
     (0, b"OggS", "audio"),
     (0, b"ID3", "audio"),
-    (0, b"\xff\xfb", "audio"),
+    *((0, bytes((0xFF, second)), "audio") for second in (0xF1, 0xF2, 0xF3, 0xF9, 0xFA, 0xFB)),  # AAC, mp3
+    (8, b"AIF", "audio"),
+    (0, b"#!AMR", "audio"),
+    (0, b"FLV\1", "video"),
+    (0, b"\0\0\1\xba", "video"),
     (0, b"GIF8", "video"),
     (4, b"ftypavif", "image"),
     (4, b"ftypM4A", "audio"),
@@ -155,6 +161,8 @@ def _decode(text: str, where: str) -> bytes:
 
 
 def _kind_of_bytes(content: bytes) -> str | None:
+    if content[:1] == content[188:189] == b"G":
+        return "video"  # MPEG-TS: packets of 188 bytes, each beginning so
     return next((kind for at, magic, kind in _MAGIC if content[at : at + len(magic)] == magic), None)
 
 
