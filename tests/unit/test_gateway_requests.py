@@ -253,6 +253,24 @@ def test_bodies_of_the_responses_api():
             read_responses_request(wrong)
 
 
+def test_errors_of_the_responses_api_name_what_was_sent():
+    part = {"type": "input_image", "file_id": "x"}
+    for body, name in (
+        ({"input": [{"role": "user", "content": [part]}]}, "input[0].content[0]"),
+        ({"input": [{"role": "user", "content": [part]}], "instructions": "Be brief."}, "input[0].content[0]"),
+        ({"input": "Hi", "instructions": 5}, "instructions"),
+        ({"input": [{"role": "tool", "content": "x"}], "instructions": "Be brief."}, "input[0]"),
+    ):
+        with pytest.raises(BadRequest) as raised:
+            read_responses_request({"model": "m", **body})
+        assert raised.value.parameter.startswith(name) and str(raised.value).startswith(name)
+
+
+def test_fields_of_the_responses_api_that_change_no_answer_are_accepted():
+    harmless = {"prompt_cache_key": "a", "safety_identifier": "b", "stream_options": {"include_obfuscation": True}}
+    assert read_responses_request({"model": "m", "input": "Hi", **harmless}).messages
+
+
 def test_statuses_that_clients_act_on():
     """On 429 and 5xx clients send the whole body again, so errors that cannot get better are 400."""
     expected = {

@@ -1,6 +1,7 @@
 """The Responses API: translate its bodies to Chat Completions, and format its answers. Nothing is stored."""
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from videollama_gateway.failures import BadRequest
 # Fields with the name and meaning that they have in Chat Completions, whose parser checks them.
 _SAME = (
     *("model", "stream", "temperature", "top_p", "top_k", "seed", "max_output_tokens", "user", "metadata", "tools"),
+    *("prompt_cache_key", "safety_identifier"),
     *("tool_choice", "parallel_tool_calls", "top_logprobs", "service_tier", *TIMES),
 )
 # Unsupported fields -> the values that request nothing; any other value is refused.
@@ -27,7 +29,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "text": ({"format": {"type": "text"}}, {}),
     "reasoning": ({},),
     "prompt": (),
-    "stream_options": ({}, {"include_obfuscation": False}),
+    "stream_options": ({}, {"include_obfuscation": False}, {"include_obfuscation": True}),  # without effect
 }
 
 
@@ -41,10 +43,11 @@ def read_responses_request(body: Any) -> ChatRequest:
                 raise BadRequest(f"{name} is not supported by this service; leave it out", name)
         elif name not in (*_SAME, "input", "instructions") and value is not None:
             raise BadRequest(f"unknown field {name!r}; leave it out", name)
+    if (instructions := body.get("instructions")) is not None and not isinstance(instructions, str):
+        raise BadRequest("instructions is not a string", "instructions")
     chat = {name: body[name] for name in _SAME if name in body}
-    messages: list[dict[str, Any]] = []
-    if (instructions := body.get("instructions")) is not None:
-        messages.append({"role": "system", "content": instructions})
+    messages: list[dict[str, Any]] = [] if instructions is None else [{"role": "system", "content": instructions}]
+    before = len(messages)
     items = body.get("input")
     if isinstance(items, str):
         items = [{"role": "user", "content": items}]
@@ -54,7 +57,16 @@ def read_responses_request(body: Any) -> ChatRequest:
         if not isinstance(item, Mapping) or item.get("type", "message") != "message":
             raise BadRequest(f"input[{index}] is not a message", "input")
         messages.append({"role": item.get("role"), "content": item.get("content")})
-    return read_chat_request(chat | {"messages": messages})
+    try:
+        return read_chat_request(chat | {"messages": messages})
+    except BadRequest as error:
+        text, parameter = (_as_sent(name, before) for name in (str(error), error.parameter or ""))
+        raise BadRequest(text, parameter or None, error.status, error.code) from error
+
+
+def _as_sent(text: str, before: int) -> str:
+    """Name an item of `input` where the error names the message made of it, of which `before` others come first."""
+    return re.sub(r"^messages\[(\d+)\]", lambda match: f"input[{int(match[1]) - before}]", text)
 
 
 class ResponseForm:
