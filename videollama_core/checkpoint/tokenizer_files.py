@@ -44,6 +44,13 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
 def make_fast_tokenizer(source: Path, path: Path) -> None:
     """Write tokenizer.json, made from tokenizer.model, or from vocab.json and merges.txt. Raises: CheckpointMismatch."""
+    sources = ("tokenizer.model",), ("vocab.json", "merges.txt")
+    if not any(all((source / name).is_file() for name in names) for names in sources):
+        # transformers would make a tokenizer of the special tokens alone.
+        raise CheckpointMismatch(
+            f"{source} has no tokenizer.json, nor tokenizer.model, nor vocab.json with merges.txt: copy the checkpoint's "
+            "tokenizer files into it"
+        )
     try:
         if (source / "tokenizer.model").is_file():
             tokenizer = _from_sentencepiece(source)
