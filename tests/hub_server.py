@@ -19,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from conftest import GOLDEN, checkpoint
+from preloaded import vl2
 
 ID = "DAMO-NLP-SG/Tiny"
 TOWER, BASE = "towers/clip-vit-tiny-patch14-56", "base/mistral-tiny-instruct"  # as the golden configs name them
@@ -172,17 +173,22 @@ def publish(hub: Hub, variant: str, **more: bytes) -> Repository:
     return hub.add(ID, checkpoint(variant), README__md=b"# a model card", **more)
 
 
-def start_convert(hub: Hub, folder: Path, *words: str, **environment: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "videollama_client", "convert", *words, "--out", str(folder / "out")]
+def _command(hub: Hub, folder: Path, *words: str, **environment: str) -> tuple[list[str], dict[str, str]]:
+    """Words of a conversion by this hub, and its environment."""
     settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "HF_TOKEN": "hf_secret"}
-    settings = os.environ | settings | environment
+    return ["convert", *words, "--out", str(folder / "out")], os.environ | settings | environment
+
+
+def start_convert(hub: Hub, folder: Path, *words: str, **environment: str) -> subprocess.Popen:
+    command, settings = _command(hub, folder, *words, **environment)
+    command = [sys.executable, "-m", "videollama_client", *command]
     return subprocess.Popen(
         command, env=settings, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
 def run_convert(hub: Hub, folder: Path, *words: str, **environment: str) -> tuple[int, str]:
-    process = start_convert(hub, folder, *words, **environment)
-    _, stderr = process.communicate(timeout=120)
-    assert "Traceback" not in stderr
-    return process.returncode, stderr
+    command, settings = _command(hub, folder, *words, **environment)
+    done = vl2(*command, cwd=folder, env=settings)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import preloaded
 from conftest import MEDIA, checkpoint
 
 
@@ -85,6 +86,8 @@ def test_a_command_names_its_missing_packages(command):
 def test_an_error_is_one_line_and_an_exit_code(words, code, text):
     if words[0] in ("convert", "plan"):
         pytest.importorskip("torch")
-    result = vl2(*words)
+        result = preloaded.vl2(*words)
+    else:
+        result = vl2(*words)
     assert result.returncode == code, result.stderr
     assert text in result.stderr and "Traceback" not in result.stderr
