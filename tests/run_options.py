@@ -35,6 +35,7 @@ def pytest_collection():
 
 
 _SHARED = ("server_of", "typed_graph", "default_server")  # fixtures that cost more than a file of tests may gain
+_TRAINING = "test_training"  # begins the names of files that need transformers' Trainer: four seconds in each process
 _LONGEST_FIRST = (
     "service",
     "security",
@@ -55,6 +56,7 @@ def pytest_collection_modifyitems(config, items):
     groups: dict[pytest.Item, tuple[int, str]] = {}
     for item in items:
         shared = [name for name in _SHARED if name in files[item.path]]
+        shared += [_TRAINING] if item.path.name.startswith(_TRAINING) else []
         folder = item.path.parent.name
         place = -1 if shared else _LONGEST_FIRST.index(folder) if folder in _LONGEST_FIRST else len(_LONGEST_FIRST)
         groups[item] = place, shared[0] if shared else str(item.path)

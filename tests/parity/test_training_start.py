@@ -25,7 +25,6 @@ from videollama_core.text import Tokenizer
 from videollama_training.options import TrainingOptions
 from videollama_training.start import open_start, read_audio_tower
 from videollama_training.train import prepare_model, train
-from videollama_training.trainer import VideoTrainer, training_arguments
 
 PARTS = {
     "mistral-clip-8f-base": ("stc_connector", 8),
@@ -160,6 +159,8 @@ def test_what_is_no_beats_is_refused(tmp_path, capsys):
 
 
 def test_the_connector_has_a_rate_of_its_own(tmp_path):
+    from videollama_training.trainer import VideoTrainer, training_arguments
+
     options = settings(tmp_path, checkpoint=checkpoint("qwen2-siglip-16f"), tune="lora", lora_rank=2, weight_decay=0.1)
     model = prepare_model(open_start(options), Tokenizer(checkpoint("qwen2-siglip-16f")), options)
     trainer = VideoTrainer(model=model, args=training_arguments(options))

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import TrainingArguments, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import get_last_checkpoint
 
 from videollama_core.checkpoint.parts import CheckpointParts
 from videollama_core.checkpoint.tokenizer_files import copy_tokenizer
@@ -23,7 +22,9 @@ from videollama_training.model import TrainableModel
 from videollama_training.options import TrainingOptions
 from videollama_training.save import save_checkpoint
 from videollama_training.start import open_start
-from videollama_training.trainer import Curve, VideoTrainer, training_arguments
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 
 @dataclass
@@ -45,6 +46,11 @@ def train(options: TrainingOptions, report: Callable[[str], None] = lambda text:
     media = check_data(options)
     if int(os.environ.get("RANK", "0")) == 0:
         report(media.describe())
+    # Imported late: the Trainer takes four seconds to import, and what is wrong with the data is reported before.
+    from transformers import set_seed
+
+    from videollama_training.trainer import Curve, VideoTrainer, training_arguments
+
     arguments = training_arguments(options)
     set_seed(options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -85,7 +91,11 @@ def train(options: TrainingOptions, report: Callable[[str], None] = lambda text:
 
 
 def _find_state(options: TrainingOptions) -> str | None:
-    last = get_last_checkpoint(str(options.state)) if options.state.is_dir() else None
+    if not options.state.is_dir():
+        return None
+    from transformers.trainer_utils import get_last_checkpoint  # imported late: it imports peft
+
+    last = get_last_checkpoint(str(options.state))
     if last and not options.resume:
         raise InvalidRequest(
             f"{options.out} has a run that stopped at {Path(last).name}; continue it with --resume, or use another --out"
@@ -128,7 +138,7 @@ def read_all(options: TrainingOptions, bad: BadSamples) -> list[Sample]:
     return samples
 
 
-def _loading(options: TrainingOptions, arguments: TrainingArguments) -> Loading:
+def _loading(options: TrainingOptions, arguments: "TrainingArguments") -> Loading:
     """With DeepSpeed, which keeps its own float32 copy split over the processes, the model is bfloat16, as in the reference."""
     half = options.bf16 and options.deepspeed is not None
     shared = options.fsdp is not None or is_deepspeed_zero3_enabled()
