@@ -22,6 +22,7 @@ from videollama_core.protocol.limits import FRAMES
 from videollama_core.protocol.messages import SamplingOptions, as_conversation
 
 _NUMPY = {"INT32": np.int32, "FP32": np.float32, "FP64": np.float64, "UINT64": np.uint64, "BOOL": np.bool_}
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 _NUMBERS = tuple(option.name for option in (*OPTIONS, *OWN_OPTIONS))
 _OPTION_NAMES = {*_NUMBERS, "stop"}
 _MEDIA_NAMES = {*SOURCES, "with_audio", *(tensor.name for tensor in WHICH)}
@@ -38,7 +39,7 @@ def build_question(
         raise InvalidRequest(
             f"unknown option {shown(unknown[0])}; options are {', '.join(sorted(_OPTION_NAMES | _MEDIA_NAMES))}"
         )
-    conversation = _utf8(json.dumps(as_conversation(question), ensure_ascii=False), "the question")
+    conversation = _utf8(_ENCODER.encode(as_conversation(question)), "the question")
     options = SamplingOptions(
         **{name: arguments.get(name) for name in _NUMBERS}, stop=_stop_strings(arguments.get("stop"))
     )

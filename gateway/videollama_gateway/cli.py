@@ -89,7 +89,8 @@ async def _serve(
 ) -> None:
     import uvicorn
 
-    from videollama_gateway.app import MAX_BODY_BYTES, make_app
+    from videollama_gateway.answer_route import MAX_BODY_BYTES
+    from videollama_gateway.app import make_app
     from videollama_gateway.http import LimitedHttp
     from videollama_gateway.servers import Servers
 

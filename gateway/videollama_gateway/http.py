@@ -45,7 +45,10 @@ class LimitedHttp(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
+        size = len(self.url)
+        for name, value in self.headers:
+            size += len(name) + len(value)
+        if size > HEAD_BYTES:
             raise ValueError("the head is too large")  # the parser makes it a bad request
         super().on_headers_complete()
         if self.cycle is None or self.cycle.scope is not self.scope:

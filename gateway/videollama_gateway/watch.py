@@ -8,7 +8,7 @@ from starlette.requests import Request
 from videollama_core.protocol.errors import Cancelled, VideoLlamaError
 from videollama_core.protocol.messages import Answer
 from videollama_core.protocol.trace_context import TRACEPARENT, checked_traceparent
-from videollama_core.telemetry.logs import LogStyle, fields
+from videollama_core.telemetry.logs import fields, logs_content
 from videollama_core.telemetry.measures import NO_MEASURES, Measures
 from videollama_core.telemetry.traces import Tracer
 from videollama_gateway.api.completions import was_cached
@@ -35,7 +35,7 @@ class Watch:
         self._span = tracer.begin(f"{request.method} {route}", parent, about | {"vl2.request_id": request_id})
         self._metrics, self._measures, self._request_id, self._model = metrics, measures, request_id, _UNKNOWN
         self._began = time.perf_counter()
-        self._content = LogStyle.of().content
+        self._content = logs_content()
         self._first: float | None = None
         self._begun = self._ended = False
 

@@ -4,8 +4,8 @@ import asyncio
 import json
 
 from videollama_core.protocol.errors import StageFailed
+from videollama_gateway.answer_route import _events
 from videollama_gateway.api.completions import Completion
-from videollama_gateway.app import _events
 
 
 def test_an_internal_error_is_reported_in_the_stream():

@@ -1,14 +1,17 @@
 """The gateway's choice among servers, and streams that end early."""
 
 import asyncio
+import json
 
 import pytest
-from starlette.requests import ClientDisconnect
 
 from videollama_core.protocol.errors import Overloaded, ServerUnreachable, StageFailed
+from videollama_gateway import answer_route
+from videollama_gateway.answer_route import AnswerRoute, _cause
+from videollama_gateway.api.chat_request import read_chat_request
 from videollama_gateway.api.completions import Completion
-from videollama_gateway.app import _cause, _EventStream
 from videollama_gateway.failures import BadRequest
+from videollama_gateway.metrics import Metrics
 from videollama_gateway.servers import Server, Servers
 
 
@@ -52,12 +55,29 @@ def test_an_internal_error_is_not_reported_as_a_disconnect(error, cause):
     assert told is None if cause is None else isinstance(told, cause)
 
 
-def test_a_disconnect_before_the_first_event_frees_its_slot():
+def answered(monkeypatch, answering, listen, send) -> None:
+    """Send a streamed request, which `answering` answers, to a route."""
+    monkeypatch.setattr(answer_route, "Answering", lambda *_: answering)
+    body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "?"}]}).encode()
+    bodies = iter([{"type": "http.request", "body": body}])
+
+    async def receive():
+        return next(bodies, None) or await listen()
+
+    async def served() -> None:
+        async with asyncio.timeout(30):
+            route = AnswerRoute(read_chat_request, Completion.of, servers(1), Metrics())
+            await route({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
+
+    asyncio.run(served())
+
+
+def test_a_disconnect_before_the_first_event_frees_its_slot(monkeypatch):
     class Answering:
         first, ended = "", False
 
-        def failed(self, error):
-            assert error is None
+        async def begin(self):
+            pass
 
         async def leave(self):
             self.ended = True
@@ -69,23 +89,44 @@ def test_a_disconnect_before_the_first_event_frees_its_slot():
         await asyncio.Event().wait()
 
     answering = Answering()
-    response = _EventStream(answering, Completion("1", "m"), {})
-    with pytest.raises(ClientDisconnect):
-        asyncio.run(response({"type": "http"}, listen, gone))
+    answered(monkeypatch, answering, listen, gone)
     assert answering.ended
 
 
-def test_a_disconnect_from_a_stalled_stream_frees_its_slot():
+def test_a_disconnect_before_the_first_text_ends_the_wait(monkeypatch):
+    class Answering:
+        waits, ended = asyncio.Event(), False
+
+        async def begin(self):
+            self.waits.set()
+            await asyncio.Event().wait()
+
+        async def leave(self):
+            self.ended = True
+
+    async def listen():
+        await answering.waits.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        raise AssertionError("nobody reads it")
+
+    answering = Answering()
+    answered(monkeypatch, answering, listen, send)
+    assert answering.ended
+
+
+def test_a_disconnect_from_a_stalled_stream_frees_its_slot(monkeypatch):
     class Answering:
         first, left, ended = "a", asyncio.Event(), False
+
+        async def begin(self):
+            pass
 
         async def rest(self):
             self.left.set()
             await asyncio.Event().wait()
             yield "never"
-
-        def failed(self, error):
-            assert error is None
 
         async def leave(self):
             self.ended = True
@@ -99,10 +140,6 @@ def test_a_disconnect_from_a_stalled_stream_frees_its_slot():
         await answering.left.wait()
         return {"type": "http.disconnect"}
 
-    async def served():
-        async with asyncio.timeout(30):
-            await _EventStream(answering, Completion("1", "m"), {})({"type": "http"}, listen, send)
-
     answering = Answering()
-    asyncio.run(served())
+    answered(monkeypatch, answering, listen, send)
     assert answering.ended and len(sent) == 2 and b'"content":"a"' in sent[1]

@@ -62,7 +62,8 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         for option in number_options():
-            self._check(option.name, *option.metadata["range"])
+            if getattr(self, option.name) is not None:
+                self._check(option.name, *option.metadata["range"])
         if self.vcd_alpha is None and (self.vcd_beta, self.vcd_noise_step) != (None, None):
             raise BadSampling("vcd_beta and vcd_noise_step have no effect without vcd_alpha; set vcd_alpha as well")
         if isinstance(self.stop, str) or not all(isinstance(word, str) and word for word in self.stop):
@@ -72,8 +73,6 @@ class SamplingOptions:
 
     def _check(self, name: str, low: float, high: float, whole: bool, open_low: bool) -> None:
         value = getattr(self, name)
-        if value is None:
-            return
         kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
         good = isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high  # not NaN
         if not good or (open_low and value == low):

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import prod
 
 from videollama_core.protocol.errors import InvalidRequest
 from videollama_core.protocol.limits import Limit
@@ -22,7 +21,7 @@ class Tensor:
     optional: bool = False
     most: Limit | None = None  # on the total number of values, where a dimension is dynamic
 
-    @property
+    @cached_property
     def wire_dtype(self) -> str:
         """The KServe v2 name of the type: STRING travels as BYTES."""
         return "BYTES" if self.dtype == "STRING" else self.dtype
@@ -41,14 +40,13 @@ class Tensor:
             datatype, data_bytes: KServe's name of its type and the size of its data, where the request has them.
         Raises: InvalidRequest.
         """
-        if datatype not in (None, self.wire_dtype):
+        if datatype is not None and datatype != self.wire_dtype:
             raise InvalidRequest(f"{self.name} is {datatype!r}; expected {self.wire_dtype}")
-        fits = len(shape) == len(self.dims) and all(
-            size >= 0 and dim in (-1, size) for size, dim in zip(shape, self.dims, strict=True)
-        )
+        count, fits = 1, len(shape) == len(self.dims)
+        for size, dim in zip(shape, self.dims, strict=False):
+            count, fits = count * size, fits and size >= 0 and dim in (-1, size)
         if not fits:
             raise InvalidRequest(f"{self.name} has the shape {list(shape[:9])}; expected {list(self.dims)}")
-        count = prod(shape)
         if self.most is not None:
             self.most.check(count, self.name)
         if data_bytes is None:

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 FORMAT_VARIABLE, CONTENT_VARIABLE = "VL2_LOG_FORMAT", "VL2_LOG_CONTENT"
@@ -36,6 +37,12 @@ class LogStyle:
     def of(cls, environment: Mapping[str, str] = os.environ) -> "LogStyle":
         """The style that the environment names; text without content by default."""
         return cls(environment.get(FORMAT_VARIABLE, TEXT), environment.get(CONTENT_VARIABLE) == "1")
+
+
+@cache
+def logs_content() -> bool:
+    """Whether this process logs what callers send; its environment is read once."""
+    return LogStyle.of().content
 
 
 class LogFormatter(logging.Formatter):

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from videollama_core.protocol.messages import Answer
+from videollama_gateway.api.chat_request import ChatRequest
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
@@ -30,6 +31,10 @@ class Completion:
     def __init__(self, request_id: str, model: str, include_usage: bool = False) -> None:
         self._id, self._model, self._created = f"chatcmpl-{request_id}", model, int(time.time())
         self._include_usage = include_usage
+
+    @classmethod
+    def of(cls, chat_request: ChatRequest, request_id: str) -> "Completion":
+        return cls(request_id, chat_request.model, chat_request.include_usage)
 
     def whole(self, answer: Answer) -> dict[str, Any]:
         message = {"role": "assistant", "content": answer.text, "refusal": None}

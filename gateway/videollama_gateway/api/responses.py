@@ -77,6 +77,10 @@ class ResponseForm:
         self._item = f"msg_{request_id}"
         self._number = 0
 
+    @classmethod
+    def of(cls, chat_request: ChatRequest, request_id: str) -> "ResponseForm":
+        return cls(request_id, chat_request.model)
+
     def whole(self, answer: Answer) -> dict[str, Any]:
         used, is_truncated = usage_of(answer), answer.finish_reason == "length"
         return self._about("incomplete" if is_truncated else "completed") | {

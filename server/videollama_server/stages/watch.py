@@ -15,7 +15,7 @@ from videollama_core.protocol.errors import (
     VideoLlamaError,
 )
 from videollama_core.telemetry import metric_definitions
-from videollama_core.telemetry.logs import LogStyle, fields
+from videollama_core.telemetry.logs import fields, logs_content
 from videollama_core.telemetry.measures import NO_MEASURES, Measures
 from videollama_core.telemetry.traces import NO_SPAN, Span
 from videollama_server.answers.answering import Piece, Summary
@@ -53,7 +53,7 @@ def record_failure(publisher: MetricsPublisher, error: Exception, request_id: st
     """Count and log a question that failed."""
     reason = "cancelled" if isinstance(error, Cancelled) else kind_of(error)
     publisher.observe(metric_definitions.REJECTED, 1, reason)
-    text = str(error) if LogStyle.of().content else None  # it may quote the question
+    text = str(error) if logs_content() else None  # it may quote the question
     is_server_fault = not isinstance(error, VideoLlamaError) or isinstance(error, StageFailed)
     extra = fields(request_id=request_id, trace_id=trace_id, reason=reason, text=text)
     logger.log(logging.WARNING if is_server_fault else logging.INFO, "failed", extra=extra)
@@ -69,7 +69,7 @@ class QuestionWatch:
         self._first: float | None = None
         self._names = {"request_id": request_id, "trace_id": span.trace_id}
         self._about: dict[str, Any] = {}
-        self._text: list[str] | None = [] if LogStyle.of().content else None
+        self._text: list[str] | None = [] if logs_content() else None
 
     def asked(self, question: Question) -> None:
         """Record the question, once its tensors are read."""
