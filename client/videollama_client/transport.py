@@ -21,6 +21,7 @@ from videollama_core.protocol.errors import (
 )
 
 READY = service_pb2.ModelReadyRequest
+_CANCELLED_HERE = ("Locally cancelled by application!", "Channel closed!")  # gRPC's details
 NOT_READY = "no server is ready at {} after {:g} s; start one with vl2 serve"
 
 
@@ -42,14 +43,14 @@ class Stub(service_pb2_grpc.GRPCInferenceServiceStub):
 def translate(error: grpc.RpcError, address: str) -> VideoLlamaError:
     """Return the project's error for a gRPC error of the server at `address`."""
     code, details = error.code(), printable(error.details() or "")
-    if code == grpc.StatusCode.UNAVAILABLE:
+    if code == grpc.StatusCode.CANCELLED and details in _CANCELLED_HERE:
+        return Cancelled("the request was cancelled")
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):  # the latter by a server that is stopped
         return ServerUnreachable(
             f"no server answers at {address} ({details}); start one with vl2 serve, or name another with --url"
         )
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded("the timeout passed before the answer was complete; allow more seconds or fewer tokens")
-    if code == grpc.StatusCode.CANCELLED:
-        return Cancelled("the request was cancelled")
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         if "CLIENT: Received message larger" in details:
             return StageFailed(f"the server's answer cannot be read: it is too large ({details})")

@@ -24,7 +24,7 @@ from security.lying_server import (
 from videollama_client import AsyncClient, Client, client, client_async, request_state
 from videollama_client.answer_reader import AnswerReader
 from videollama_core.protocol import errors
-from videollama_core.protocol.errors import StageFailed, VideoLlamaError
+from videollama_core.protocol.errors import ServerUnreachable, StageFailed, VideoLlamaError
 from wire_messages import message
 
 AREA = "lying server"
@@ -80,6 +80,13 @@ def test_every_lie_is_a_typed_error(server, case_table):
     for name, lie in LIES.items():
         server.lie = lie
         found_out(case_table, name, server)
+
+
+def test_a_call_that_the_server_cancels_is_no_cancellation_of_the_caller(server):
+    server.lie = LIES["cancelled by the server"]
+    for asked in ask, ask_by_asyncio:
+        with pytest.raises(ServerUnreachable):
+            asked(server.address)
 
 
 def test_lies_in_pings_are_typed_errors(server, case_table):
