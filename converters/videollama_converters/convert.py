@@ -41,7 +41,8 @@ def convert(
         options: engines and data types to convert for.
         origin: "hub id@commit" of the parts (checkpoint, tower, base) that were downloaded from the hub.
     Returns: the bundle's folder.
-    Raises: CheckpointMismatch, ParityFailed, ArtifactMismatch, OSError when the folder cannot be written.
+    Raises: CheckpointMismatch, ParityFailed, ArtifactMismatch (also if `out` holds somebody else's files under the bundle's
+        names), OSError when the folder cannot be written.
     """
     parts = open_checkpoint(checkpoint, tower, base)
     config = parts.config
@@ -50,7 +51,9 @@ def convert(
     check_source(parts, progress)  # before a folder is made
     with BundleWriter(out).locked() as writer:
         source = _read_source(parts, progress)
-        for step in plan_steps(Conversion(parts, source, out, progress, options, machine)):
+        steps = plan_steps(Conversion(parts, source, out, progress, options, machine))
+        writer.check_owned(steps)
+        for step in steps:
             progress.start(step.name, step.work)
             reused = writer.is_valid(step)
             if not reused:

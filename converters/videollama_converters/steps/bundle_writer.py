@@ -55,7 +55,8 @@ class BundleWriter:
         self.root = root
         state = root / STATE
         self._state: dict[str, dict] = {}
-        if state.is_file():
+        self._is_ours = state.is_file()
+        if self._is_ours:
             try:
                 self._state = json.loads(state.read_text("utf-8"))
             except ValueError:
@@ -77,6 +78,16 @@ class BundleWriter:
                 yield self
             finally:
                 shutil.rmtree(self.root / PARTIAL, ignore_errors=True)
+
+    def check_owned(self, steps: list[Step]) -> None:
+        """Raises: ArtifactMismatch if the steps would replace files or folders that no conversion has written."""
+        names = [name for step in steps for name in step.owns]
+        foreign = [name for name in (*names, MANIFEST) if os.path.lexists(self.root / name)]
+        if foreign and not self._is_ours:
+            raise ArtifactMismatch(
+                f"{self.root} holds {foreign[0]}, which a conversion would replace, but no {STATE} of an earlier conversion: "
+                "choose another --out"
+            )
 
     def is_valid(self, step: Step) -> bool:
         """Whether the step's recorded result can be reused."""
