@@ -17,6 +17,7 @@ from videollama_client.request_state import (
 )
 from videollama_client.wire import build_question, route_of
 from videollama_core.protocol.contract import MEDIA_HEADER
+from videollama_core.protocol.errors import InvalidRequest, shown
 
 
 class _Stream(Protocol):
@@ -65,7 +66,12 @@ class BaseClient(ABC, Generic[StreamT]):
         return request_id, timeout, request, (*metadata, (MEDIA_HEADER, route_of(request, media_digest)))
 
     def cancel(self, request_id: str) -> bool:
-        """Cancel a running request that another thread or task waits for; return False if it is not running."""
+        """Cancel a running request that another thread or task waits for; return False if it is not running.
+
+        Raises: InvalidRequest unless the id is a string.
+        """
+        if not isinstance(request_id, str):
+            raise InvalidRequest(f"request_id is {shown(request_id)}; it takes a string")
         stream = self._active.get(request_id)
         if stream is not None:
             stream.cancel()

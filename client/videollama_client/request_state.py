@@ -75,7 +75,7 @@ def identity_of(options: dict[str, Any], default_timeout: float | None) -> tuple
 def traced(metadata: tuple[tuple[str, str], ...], options: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     """Pop traceparent and measured from the options and add them to the call's metadata. Raises: InvalidRequest."""
     traceparent, measured = options.pop("traceparent", None), options.pop("measured", None)
-    if measured not in (None, False, True):
+    if not isinstance(measured, (bool, np.bool_, type(None))):
         raise InvalidRequest(f"measured is {shown(measured)}; it takes True or False")
     if measured:
         metadata = (*metadata, (MEASURED, YES))
@@ -87,8 +87,8 @@ def traced(metadata: tuple[tuple[str, str], ...], options: dict[str, Any]) -> tu
 
 
 def checked_seconds(seconds: Any, name: str, or_zero: bool = False) -> Any:
-    """Return seconds above 0 as float, or None; 0 only with `or_zero`. Raises: InvalidRequest for anything else."""
-    if seconds is None:
+    """Return seconds above 0 as float, or None; with `or_zero` 0 but not None. Raises: InvalidRequest for anything else."""
+    if seconds is None and not or_zero:
         return None
     good = isinstance(seconds, (int, float, np.integer, np.floating)) and not isinstance(seconds, bool)
     if not good or not 0 <= seconds <= MOST_SECONDS or (seconds == 0 and not or_zero):

@@ -100,7 +100,7 @@ def _check_frames(num_frames: Any, sampling: Any, media: Media | None) -> None:
         if media is None or media.kind not in ("video", "video_with_audio", "folder"):
             raise InvalidRequest("num_frames needs a video file, a gif or a folder of frames")
     if sampling is not None:
-        if sampling not in SAMPLINGS:
+        if not isinstance(sampling, str) or sampling not in SAMPLINGS:
             raise InvalidRequest(f"sampling is {shown(sampling)}; it takes {' or '.join(SAMPLINGS)}")
         if media is None or media.kind not in ("video", "video_with_audio"):
             raise InvalidRequest("sampling needs a video file")

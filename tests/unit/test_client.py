@@ -158,3 +158,19 @@ def test_numbers_of_numpy_are_numbers():
     for wrong in (np.float64(8), np.bool_(True), True):
         with pytest.raises(InvalidRequest, match="num_frames is"):
             build_question("Who?", None, options | {"num_frames": wrong})
+
+
+@pytest.mark.parametrize("value", [None, [1], np.zeros((2, 2)), {}])
+def test_values_of_other_types_are_refused_by_name(value):
+    """Nothing listens at the address: every refusal comes before a connection."""
+    calls = {
+        "restart_seconds": lambda client: Client("localhost:1", restart_seconds=value),
+        "timeout": lambda client: client.wait_until_ready(value),
+        "request_id": lambda client: client.cancel(value),
+        "sampling": lambda client: client.ask("hi", video=b"x", sampling=[] if value is None else value),
+        "measured": lambda client: client.ask("hi", measured=[] if value is None else value),
+    }
+    with Client("localhost:1") as client:
+        for name, call in calls.items():
+            with pytest.raises(InvalidRequest, match=f"^{name} is "):
+                call(client)
