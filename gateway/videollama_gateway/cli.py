@@ -50,7 +50,11 @@ _STOP_SIGNALS = signal.SIGTERM, signal.SIGINT
     help="Offer the media of this folder on the web page.",
 )
 @telemetry_options
-@click.option("--max-body-bytes", type=int, help="Refuse request bodies larger than this; the default is 768 MiB.")
+@click.option(
+    "--max-body-bytes",
+    type=click.IntRange(min=1),
+    help="Refuse request bodies larger than this; the default is 768 MiB.",
+)
 def gateway(
     named: tuple[str, ...],
     servers_file: Path | None,
@@ -123,6 +127,8 @@ async def _serve(
 
 def _listen(host: str, port: int) -> socket.socket:
     """Open the listening socket. Raises: InvalidRequest if the address cannot be bound."""
+    if not host:  # bind() takes it for every interface
+        raise InvalidRequest("--host is empty; name an address, or 0.0.0.0 for every interface")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         # With IPPROTO_TCP named, asyncio turns off Nagle's algorithm, which would delay the first text by 40 ms.

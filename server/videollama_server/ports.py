@@ -12,6 +12,8 @@ def choose_ports(host: str, ports: dict[str, int]) -> list[int]:
         ports: the port of each option that names one.
     Raises: ServerFailed if one cannot be used.
     """
+    if not host:  # bind() takes it for every interface
+        raise ServerFailed("--host is empty; name an address, or 0.0.0.0 for every interface")
     probes: list[socket.socket] = []
     try:
         for flag, port in ports.items():

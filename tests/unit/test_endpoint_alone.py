@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from videollama_client import Client
 from videollama_client.wire import build_question
-from videollama_core.protocol.errors import StageRestarting
+from videollama_core.protocol.errors import ServerFailed, StageRestarting
 from videollama_server.endpoint import process
 from videollama_server.endpoint.access import Access
 from videollama_server.endpoint.config import EndpointConfig
@@ -107,3 +107,8 @@ def test_an_unread_answer_is_still_delivered_when_the_server_stops(tmp_path):
         endpoint.end()
         assert sum(1 for _ in answer) == 3  # they lay in between
     triton.stop(0)
+
+
+def test_an_empty_host_is_not_every_interface():
+    with pytest.raises(ServerFailed, match="--host is empty"):
+        choose_ports("", {"--grpc-port": 0})
