@@ -55,7 +55,13 @@ class AnsweredItem:
 @click.option(
     "--out", type=click.Path(path_type=Path), default=_OUT, help="Write the converted checkpoint to this folder."
 )
-@click.option("--max-new-tokens", default=48, show_default=True, help="Limit each answer to this many tokens.")
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    default=48,
+    show_default=True,
+    help="Limit each answer to this many tokens.",
+)
 def demo(checkpoint: Path, video: Path | None, questions: tuple[str, ...], out: Path, max_new_tokens: int) -> None:
     """Convert a small checkpoint, start a Triton server on it, and ask it about held-out clips."""
     for path in (checkpoint, video or HELD_OUT):
@@ -65,7 +71,10 @@ def demo(checkpoint: Path, video: Path | None, questions: tuple[str, ...], out: 
             )
     items = choose_items() if video is None else [Item(text, "video", video, (text,), None) for text in questions]
     _say(f"vl2 convert {_short(checkpoint)} --out {_short(out)}")
-    subprocess.run([*_vl2(), "convert", str(checkpoint), "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
+    command = [*_vl2(), "convert", str(checkpoint), "--out", str(out)]
+    converted = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
+    if converted.returncode:  # it has said why
+        raise SystemExit(converted.returncode)
     _say(f"vl2 serve {_short(out)} --grpc-port 0")
     ports = ("--grpc-port", "0")
     server = subprocess.Popen([*_vl2(), "serve", str(out), *ports], stdout=subprocess.PIPE, text=True)

@@ -144,6 +144,8 @@ def read_line(interactive: bool) -> str | None:
 
 def converse(client: Client, options: dict[str, Any]) -> int:
     """Run the conversation and return the exit code: 0 in a terminal, that of the last error for lines from a pipe."""
+    if sys.stdin is None:  # closed by the caller
+        raise InvalidRequest("there is no standard input to read questions from; give lines, or use a terminal")
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
