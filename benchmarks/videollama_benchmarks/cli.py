@@ -12,11 +12,14 @@ from videollama_benchmarks.judge_prompts import OWN, OWN_WORDING, JudgePrompt, r
 from videollama_benchmarks.tasks import audio, choices, hallucination, judged, shapes, videomme
 from videollama_benchmarks.tasks.items import Task
 from videollama_client.cli.connection_options import connection_options
+from videollama_client.request_state import checked_seconds
+from videollama_core.protocol.messages import SamplingOptions
 
 TASKS: dict[str, Task] = {
     task.name: task for module in (shapes, choices, videomme, hallucination, judged, audio) for task in module.TASKS
 }
 _LIST = "\n".join(f"  {task.name:20}{task.title}{'; needs a judge' if task.judge else ''}" for task in TASKS.values())
+_COUNT = click.IntRange(min=1)
 _EPILOG = f"\b\nBenchmarks:\n{_LIST}\n\nExample: vl2 eval mvbench /data/MVBench --out build/eval/mvbench"
 
 
@@ -40,10 +43,10 @@ _EPILOG = f"\b\nBenchmarks:\n{_LIST}\n\nExample: vl2 eval mvbench /data/MVBench 
     type=click.Path(path_type=Path),
     help="Use the vision tower of this folder for --checkpoint, if none is next to the checkpoint.",
 )
-@click.option("--concurrency", default=8, show_default=True, help="Send this many concurrent requests.")
-@click.option("--limit", type=int, help="Evaluate only this many items, the first of the benchmark.")
+@click.option("--concurrency", type=_COUNT, default=8, show_default=True, help="Send this many concurrent requests.")
+@click.option("--limit", type=_COUNT, help="Evaluate only this many items, the first of the benchmark.")
 @click.option(
-    "--max-new-tokens", type=int, help="Limit each answer to this many tokens; the default depends on the benchmark."
+    "--max-new-tokens", type=_COUNT, help="Limit each answer to this many tokens; the default depends on the benchmark."
 )
 @click.option("--timeout", default=600.0, show_default=True, help="Wait at most this many seconds for each answer.")
 @click.option(
@@ -55,7 +58,7 @@ _EPILOG = f"\b\nBenchmarks:\n{_LIST}\n\nExample: vl2 eval mvbench /data/MVBench 
 )
 @click.option(
     "--num-frames",
-    type=int,
+    type=_COUNT,
     help="Give num_frames of the served checkpoint's config.json; --order and videomme-subtitles need it.",
 )
 @click.option(
@@ -74,7 +77,13 @@ _EPILOG = f"\b\nBenchmarks:\n{_LIST}\n\nExample: vl2 eval mvbench /data/MVBench 
     "--judge-url", help="Use the judge at this OpenAI-compatible endpoint; its API key is read from JUDGE_API_KEY."
 )
 @click.option("--judge-model", help="Use the model of this name as judge.")
-@click.option("--judge-concurrency", default=4, show_default=True, help="Send the judge this many concurrent requests.")
+@click.option(
+    "--judge-concurrency",
+    type=_COUNT,
+    default=4,
+    show_default=True,
+    help="Send the judge this many concurrent requests.",
+)
 @click.option(
     "--judge-prompts",
     type=click.Path(path_type=Path),
@@ -124,11 +133,13 @@ def evaluate(
     about = {"task": task, "order": order, "without_audio": without_audio, "max_new_tokens": tokens}
     if frame_count:
         about["num_frames"] = frame_count
-    contrast = {"vcd_alpha": vcd_alpha, "vcd_beta": vcd_beta, "vcd_noise_step": vcd_noise_step}
+    contrast: dict[str, Any] = {"vcd_alpha": vcd_alpha, "vcd_beta": vcd_beta, "vcd_noise_step": vcd_noise_step}
     contrast = {name: value for name, value in contrast.items() if value is not None}
     about |= contrast
     key = dict(about)
     about["from"] = str(checkpoint or connection["address"])
+    SamplingOptions(max_new_tokens=tokens, **contrast)  # refused here, and not once per item
+    checked_seconds(timeout, "--timeout")
     answers = run.Journal(out / "answers.jsonl", key)
     with Client(**connection) as client:
         if checkpoint:

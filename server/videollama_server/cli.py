@@ -26,6 +26,13 @@ from videollama_server.supervisor import ServerOptions, TritonServer
 _DEFAULTS = ServerOptions()
 _RETRY_SECONDS = 0.05
 DEATHS_ALLOWED, DEATHS_SECONDS = 3, 300.0  # a server that dies more often is not restarted
+_MOST_SECONDS = 10_000_000
+
+
+def _seconds(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    if not 0 <= value <= _MOST_SECONDS:  # False for NaN too, which click.FloatRange lets pass
+        raise click.BadParameter(f"{value:g} is not a time from 0 to {_MOST_SECONDS} seconds", context, parameter)
+    return value
 
 
 @click.command(epilog="Example: vl2 serve build/tiny --grpc-port 0")
@@ -66,18 +73,21 @@ DEATHS_ALLOWED, DEATHS_SECONDS = 3, 300.0  # a server that dies more often is no
 @click.option(
     "--start-seconds",
     default=_DEFAULTS.start_seconds,
+    callback=_seconds,
     show_default=True,
     help="Wait at most this many seconds for the models to load.",
 )
 @click.option(
     "--drain-delay-seconds",
     default=_DEFAULTS.drain_delay_seconds,
+    callback=_seconds,
     show_default=True,
     help="When stopping, report not ready but keep answering for this many seconds, before questions are refused.",
 )
 @click.option(
     "--drain-seconds",
     default=_DEFAULTS.drain_seconds,
+    callback=_seconds,
     show_default=True,
     help="When stopping, wait at most this many seconds for running answers.",
 )

@@ -153,7 +153,7 @@ def _bundle(path: Path) -> list[Finding]:
     "--port",
     "ports",
     multiple=True,
-    type=int,
+    type=click.IntRange(0, 65535),
     default=(ServerOptions().grpc_port,),
     show_default=True,
     help="Check whether this port is free. Repeat it for several.",

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 import preloaded
-from conftest import MEDIA, checkpoint
+from conftest import MEDIA, ROOT, checkpoint
+from videollama_client.cli import main_group, run
 
 
 def vl2(*words: str) -> subprocess.CompletedProcess[str]:
@@ -91,3 +92,59 @@ def test_an_error_is_one_line_and_an_exit_code(words, code, text):
         result = vl2(*words)
     assert result.returncode == code, result.stderr
     assert text in result.stderr and "Traceback" not in result.stderr
+
+
+_SERVED = ("serve", "nowhere")
+_EVAL = ("eval", "shapes", str(ROOT / "benchmarks/shapes"), "--out", "/proc/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("doctor", "--port", "99999"), "'--port'"),
+        (("doctor", "--port", "-1"), "'--port'"),
+        (("gateway", "--host", ""), "--host is empty"),
+        (("gateway", "--max-body-bytes", "0"), "'--max-body-bytes'"),
+        ((*_SERVED, "--start-seconds", "nan"), "'--start-seconds'"),
+        ((*_SERVED, "--drain-seconds", "-1"), "'--drain-seconds'"),
+        ((*_SERVED, "--drain-delay-seconds", "inf"), "'--drain-delay-seconds'"),
+        (("bench", "--max-new-tokens", "0"), "max_new_tokens is 0"),
+        (("bench", "--timeout", "nan"), "--timeout is nan"),
+        (("bench", "--target-first-text", "nan"), "--target-first-text is nan"),
+        (("bench", "--target-answer", "-1"), "--target-answer is -1"),
+        (("bench", "--compare", __file__), "is not a bench.json"),
+        ((*_EVAL, "--limit", "0"), "'--limit'"),
+        ((*_EVAL, "--concurrency", "0"), "'--concurrency'"),
+        ((*_EVAL, "--num-frames", "0"), "'--num-frames'"),
+        ((*_EVAL, "--max-new-tokens", "0"), "'--max-new-tokens'"),
+        ((*_EVAL, "--timeout", "nan"), "--timeout is nan"),
+        ((*_EVAL, "--vcd-alpha", "-1"), "vcd_alpha is -1"),
+        (("shapes", "--out", "/proc/nowhere", "--pictures", "-1"), "'--pictures'"),
+        (("shapes", "--out", "/proc/nowhere", "--tower-steps", "-1"), "'--tower-steps'"),
+        (("shapes", "--out", "/proc/nowhere", "--add-audio-tower", "nowhere"), "'--add-audio-tower'"),
+        (("demo", "--max-new-tokens", "0"), "'--max-new-tokens'"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_before_anything_is_done(words, text, capsys):
+    assert run(lambda **options: main_group(list(words), **options)) == 2
+    error = capsys.readouterr().err
+    assert text in error and "server" not in error
+
+
+def test_a_bench_that_cannot_be_written_sends_no_load(capsys):
+    """It ends before it waits for a server."""
+    assert run(lambda **options: main_group(["bench", "--out", "/proc/nowhere"], **options)) == 1
+    assert "/proc/nowhere" in capsys.readouterr().err
+
+
+def test_a_chat_without_standard_input_says_so():
+    done = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} -m videollama_client chat <&-"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith("vl2: InvalidRequest: there is no standard input")
+
+
+def test_a_demo_whose_conversion_fails_ends_with_its_error(tmp_path):
+    pytest.importorskip("torch")
+    done = vl2("demo", "--checkpoint", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert done.returncode == 1 and "config.json is missing" in done.stderr and "Traceback" not in done.stderr

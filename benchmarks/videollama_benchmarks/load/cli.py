@@ -12,7 +12,9 @@ import click
 
 from videollama_client import AsyncClient
 from videollama_client.cli.connection_options import connection_options
+from videollama_client.request_state import checked_seconds
 from videollama_core.protocol.errors import InvalidRequest
+from videollama_core.protocol.messages import SamplingOptions
 
 _TREE = Path(__file__).parents[3]
 MEDIA = (_TREE / "benchmarks/shapes/held_out", _TREE / "benchmarks/sounds/sounds_held_out")
@@ -155,6 +157,13 @@ def bench(
     loads = loads or [Load(seconds, callers) for callers in (SWEEP if sweep else concurrency or (1,))]
     options = {"max_new_tokens": max_new_tokens, "timeout": timeout, "temperature": 0.0}
     target = numbers.Target(target_first_text, target_answer)
+    # Before the load: what is refused after it would lose the measurement.
+    SamplingOptions(max_new_tokens=max_new_tokens)
+    times = {"--timeout": timeout, "--target-first-text": target_first_text, "--target-answer": target_answer}
+    for name, value in times.items():
+        checked_seconds(value, name)
+    earlier = _read_run(compare, report.FORMAT) if compare else None
+    out.mkdir(parents=True, exist_ok=True)
     about = {"mix": weights, "repeat": repeat, "max_new_tokens": max_new_tokens, "seed": seed, "target": vars(target)}
     levels = asyncio.run(
         _measure(connection, loads, weights, files, repeat, seed, options, target, warmup, until_flat=sweep)
@@ -170,16 +179,24 @@ def bench(
         "levels": levels,
         "knee": numbers.knee(levels)["load"]["title"],
     }
-    earlier = json.loads(compare.read_text("utf-8")) if compare else None
     console = Console()
     report.print_levels(console, run)
     if earlier is not None:
-        if not isinstance(earlier, dict) or earlier.get("format") != report.FORMAT:
-            raise InvalidRequest(f"--compare: {compare} is not a bench.json of this version")
         report.print_comparison(console, numbers.compare(run, earlier), compare or Path())
     console.print("  ".join(map(str, report.write(out, run))))
     if not any(level["answered"] for level in levels):
         raise SystemExit(1)
+
+
+def _read_run(path: Path, version: int) -> dict[str, Any]:
+    """The bench.json of an earlier run. Raises: InvalidRequest."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or content.get("format") != version:
+        raise InvalidRequest(f"--compare: {path} is not a bench.json of this version")
+    return content
 
 
 def _roofline(name: str | None, gpu: str | None) -> Callable[[dict[str, Any]], dict[str, float]] | None:

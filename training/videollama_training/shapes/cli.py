@@ -6,29 +6,42 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
+_COUNT = click.IntRange(min=0)
+
 
 @click.command(epilog="Example: vl2 shapes --out build/shapes --pictures 2000 --clips 1000")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Write the data set to this folder.")
 @click.option(
     "--pictures",
+    type=_COUNT,
     default=16000,
     show_default=True,
     help="Draw this many images with simple questions, for the first training stage.",
 )
 @click.option(
     "--texts",
+    type=_COUNT,
     default=40000,
     show_default=True,
     help="Write this many questions without media, which state the fact that they ask about.",
 )
 @click.option(
-    "--clips", default=12000, show_default=True, help="Draw this many clips, a tenth of them images, with questions."
+    "--clips",
+    type=_COUNT,
+    default=12000,
+    show_default=True,
+    help="Draw this many clips, a tenth of them images, with questions.",
 )
 @click.option(
-    "--held-out", default=60, show_default=True, help="Draw this many clips of combinations that are not in training."
+    "--held-out",
+    type=_COUNT,
+    default=60,
+    show_default=True,
+    help="Draw this many clips of combinations that are not in training.",
 )
 @click.option(
     "--audio-samples",
+    type=_COUNT,
     default=0,
     show_default=True,
     help="Generate this many audio files, and clips with beeps, with questions.",
@@ -38,16 +51,21 @@ from tqdm import tqdm
     "--start/--no-start", default=True, show_default=True, help="Write the tiny checkpoint to start training from."
 )
 @click.option(
-    "--tower-steps", default=0, show_default=True, help="Pretrain its vision tower separately for this many steps."
+    "--tower-steps",
+    type=_COUNT,
+    default=0,
+    show_default=True,
+    help="Pretrain its vision tower separately for this many steps.",
 )
 @click.option(
     "--add-audio-tower",
     "add_audio_tower_to",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Start from this checkpoint, and add an audio tower to it.",
 )
 @click.option(
     "--audio-tower-steps",
+    type=_COUNT,
     default=0,
     show_default=True,
     help="Pretrain that audio tower separately for this many steps.",
