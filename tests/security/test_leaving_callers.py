@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from videollama_server.sandbox.callers import FOLDER_VARIABLE, Callers, is_waiting
+from videollama_server.sandbox.callers import FOLDER_VARIABLE, Callers, is_waiting, who_waits
 
 
 @pytest.fixture
@@ -39,6 +39,14 @@ def test_notes_of_a_dead_entry_are_removed_by_the_next_one(folder):
 def test_a_request_with_a_foreign_note_is_processed(name, folder):
     """It reveals nothing about the machine's files."""
     assert is_waiting(name)
+
+
+def test_a_request_whose_note_cannot_be_written_is_processed(folder):
+    """On a full disk every question about new media failed."""
+    callers = Callers()
+    folder.rmdir()
+    with callers.waiting(lambda: False, "someone") as name:
+        assert is_waiting(name) and not who_waits(name)
 
 
 def test_without_a_folder_no_request_is_cancelled(monkeypatch):

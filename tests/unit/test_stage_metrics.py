@@ -1,5 +1,7 @@
 """What a stage publishes: counters, gauges and histograms, in files that are read as one."""
 
+import time
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -73,6 +75,20 @@ def test_a_metric_of_two_stages_has_one_help_line(folder):
     assert text.count("# TYPE vl2_running_requests gauge") == 1 and len(read(text)) == 2
     assert read(text)["vl2_running_requests"][1] == {("vl2_running_requests", name): count for name, count in STAGES}
     assert not [file for file in folder.iterdir() if file.name.endswith(UNFINISHED)]
+
+
+def test_metrics_that_could_not_be_written_are_written_later(folder):
+    """On a full disk, the thread that publishes them ended."""
+    folder.rename(folder.with_name("away"))
+    publisher = metrics.MetricsPublisher("stage", (metrics.PolledMetric(COUNT, lambda: 3),))
+    assert not metrics.publish_running("stage", 1)
+    folder.with_name("away").rename(folder)
+    assert metrics.publish_running("stage", 1)
+    deadline = time.monotonic() + 10
+    while not (folder / "stage").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    publisher.close()
 
 
 def test_without_a_folder_nothing_is_written(monkeypatch, tmp_path):

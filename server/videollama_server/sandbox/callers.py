@@ -70,13 +70,18 @@ class Callers:
         Args:
             is_cancelled: polled every 0.1 s.
             who: the caller, for `who_waits`.
-        Yields: the name of the note; None without a folder.
+        Yields: the name of the note; None without a folder, or if it cannot be written.
         """
         if self._folder is None:
             yield None
             return
         note = self._folder / secrets.token_hex(16)
-        note.write_text(who, "ascii")
+        try:
+            note.write_text(who, "ascii")
+        except OSError:  # such as a full disk: its media are then decoded even if the caller leaves
+            note.unlink(missing_ok=True)
+            yield None
+            return
         with self._lock:
             self._waiting[note] = is_cancelled
         self._changed.set()

@@ -250,9 +250,9 @@ class EntryStage(DecoupledStage):
 
         A timer per question would wake the loop's thread while the question's own thread is busy.
         """
-        if self._running != self._published:
-            self._published = self._running
-            publish_running(self.contract.name, self._published)
+        running = self._running
+        if running != self._published and publish_running(self.contract.name, running):
+            self._published = running
         for question_reply in list(self._working):
             if question_reply.is_due:
                 self._loop.call(question_reply.announce)

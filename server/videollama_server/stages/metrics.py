@@ -33,19 +33,23 @@ def metrics_environment(folder: Path) -> dict[str, str]:
     return {FOLDER_VARIABLE: str(folder)}
 
 
-def publish(name: str, text: str) -> None:
-    """Write or replace the metrics file `name`. No effect without a folder."""
+def publish(name: str, text: str) -> bool:
+    """Write or replace the metrics file `name`; false if that fails now, as on a full disk. No effect without a folder."""
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder is not None:
-        Path(folder, name + UNFINISHED).write_text(text, "utf-8")
-        Path(folder, name + UNFINISHED).replace(Path(folder, name))
+        try:
+            Path(folder, name + UNFINISHED).write_text(text, "utf-8")
+            Path(folder, name + UNFINISHED).replace(Path(folder, name))
+        except OSError:
+            return False
+    return True
 
 
-def publish_running(stage: str, count: int) -> None:
-    """Publish the number of requests that a stage is answering."""
+def publish_running(stage: str, count: int) -> bool:
+    """Publish the number of requests that a stage is answering; as `publish`."""
     exposition = Exposition("", (RUNNING_REQUESTS,))
     exposition.set(RUNNING_REQUESTS, count, stage)
-    publish(f"{stage}-running", exposition.text())
+    return publish(f"{stage}-running", exposition.text())
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,7 @@ class MetricsPublisher:
             definition, number, labels = self._observed.get_nowait()
             self._exposition.add(definition, max(number, 0.0), *labels)
         text = self._exposition.text()
-        if text != self._published:
-            publish(self._stage, text)
+        if text != self._published and publish(self._stage, text):
             self._published = text
 
     def close(self) -> None:
