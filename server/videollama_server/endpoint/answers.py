@@ -1,6 +1,6 @@
 """Answers of the endpoint's own, for forward.py and infer_stream.py: errors, filtered metadata and call status."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NoReturn, TypeAlias
 
 import grpc
@@ -11,6 +11,7 @@ from videollama_core.protocol.trace_context import MEASURED, TRACEPARENT, YES, c
 
 Context: TypeAlias = grpc.aio.ServicerContext
 _NO_TRITON = "Triton does not answer; it is restarting or stopping; send the request again"
+ERROR_CODES = "triton_grpc_error"  # Triton's header: errors end the call with their gRPC status code
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _EXTENSIONS = {"model_configuration", "parameters"}  # of KServe's protocol and Triton's
 _STATUS = {
@@ -32,20 +33,23 @@ def restarting() -> StageRestarting:
     return StageRestarting("the server is being started again; send the request again")
 
 
-def header(context: Context, name: str) -> str:
-    """A header of a call; "" if it is absent or binary."""
-    value = next((value for key, value in context.invocation_metadata() or () if key == name), "")
-    return value if isinstance(value, str) else ""
+def headers_of(context: Context) -> dict[str, str]:
+    """The headers of a call that hold text; of several with one name, the first."""
+    headers: dict[str, str] = {}
+    for name, value in context.invocation_metadata() or ():
+        if isinstance(value, str):
+            headers.setdefault(name, value)
+    return headers
 
 
-def traceparent_of(context: Context) -> str | None:
-    """The caller's traceparent; None if it is absent or not valid by W3C's Trace Context."""
-    return checked_traceparent(header(context, TRACEPARENT))
-
-
-def measured_of(context: Context) -> str | None:
-    """YES if the caller reports the request's metrics itself, otherwise None."""
-    return YES if header(context, MEASURED) == YES else None
+def forwarded(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Those of a caller's headers that Triton is sent."""
+    known = {
+        ERROR_CODES: headers.get(ERROR_CODES),
+        TRACEPARENT: checked_traceparent(headers.get(TRACEPARENT)),
+        MEASURED: YES if headers.get(MEASURED) == YES else None,
+    }
+    return tuple((name, value) for name, value in known.items() if value)
 
 
 def offered_extensions(message: bytes, with_statistics: bool) -> bytes:

@@ -12,7 +12,7 @@ from videollama_core.protocol.errors import NotAllowed, VideoLlamaError
 from videollama_server.endpoint.answers import (
     Context,
     abort,
-    header,
+    headers_of,
     offered_config,
     offered_extensions,
     one_message,
@@ -71,11 +71,13 @@ class Forwarder(grpc.GenericRpcHandler):
         answers["ModelConfig"] = self._ask("ModelConfig", True, lambda response: offered_config(response, exposed))
         if with_statistics:  # every model is exposed then; a single call may ask for all of them
             answers["ModelStatistics"] = self._ask("ModelStatistics")
-        self._handlers = {_SERVICE + name: self._authenticated(answer) for name, answer in answers.items()}
-        self._handlers[_HEALTH] = self._check_health
+        handlers = {_SERVICE + name: self._authenticated(answer) for name, answer in answers.items()}
+        handlers[_HEALTH] = self._check_health
+        self._handlers = {method: grpc.stream_stream_rpc_method_handler(handle) for method, handle in handlers.items()}
+        self._refusal = grpc.stream_stream_rpc_method_handler(_refuse)
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-        return grpc.stream_stream_rpc_method_handler(self._handlers.get(details.method, _refuse))
+        return self._handlers.get(details.method, self._refusal)
 
     def _call(self, name: str) -> Any:
         return self._triton.unary_unary(_SERVICE + name)
@@ -85,7 +87,7 @@ class Forwarder(grpc.GenericRpcHandler):
 
         async def handle(_: Any, context: Context) -> None:
             try:
-                caller = self._keys.find(header(context, "authorization"))
+                caller = self._keys.find(headers_of(context).get("authorization", ""))
             except NotAllowed as error:
                 self._state.refused(error)
                 await context.abort(grpc.StatusCode.UNAUTHENTICATED, error.to_wire())

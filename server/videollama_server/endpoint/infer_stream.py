@@ -4,7 +4,7 @@ A request therefore ends exactly when Triton's call ends, whatever its responses
 """
 
 import asyncio
-import secrets
+import os
 from collections import deque
 from collections.abc import Collection
 
@@ -13,16 +13,15 @@ from tritonclient.grpc import service_pb2
 
 from videollama_core.protocol.contract import ENTRY
 from videollama_core.protocol.errors import InvalidRequest, VideoLlamaError
-from videollama_core.protocol.trace_context import CALLER, MEASURED, REQUEST, TRACEPARENT
+from videollama_core.protocol.trace_context import CALLER, REQUEST
 from videollama_server.endpoint.answers import (
     Context,
     abort,
     abort_as,
-    header,
-    measured_of,
+    forwarded,
+    headers_of,
     restarting,
     stopping,
-    traceparent_of,
 )
 from videollama_server.endpoint.api_keys import Caller
 from videollama_server.endpoint.cancellation import Cancellation
@@ -31,7 +30,6 @@ from videollama_server.endpoint.state import State
 from videollama_server.http2.call import Call
 from videollama_server.http2.channel import OK, STREAM_INFER, UNAVAILABLE, Channel
 
-_ERROR_CODES = "triton_grpc_error"  # Triton's header: errors end the call with their gRPC status code
 _MOST_WAITING = 64  # responses not yet read by the caller, beyond which Triton's call is paused
 
 
@@ -52,12 +50,7 @@ class InferStream:
         self._requests: set[_Request] = set()
         self._pending = 0  # requests that have not ended, or whose last responses are not yet read
         self._failure: tuple[int, str] | None = None
-        forwarded = {
-            _ERROR_CODES: header(context, _ERROR_CODES),
-            TRACEPARENT: traceparent_of(context),
-            MEASURED: measured_of(context),
-        }
-        self._metadata = tuple((name, value) for name, value in forwarded.items() if value)
+        self._metadata = forwarded(headers_of(context))
 
     async def run(self) -> None:
         """Serve the stream until every request is answered; gRPC cancels this task if the caller disconnects."""
@@ -116,7 +109,7 @@ class InferStream:
             self._refuse(error)  # like Triton: the call and its other requests go on
             return
         is_question = checked.model == ENTRY.name and not checked.is_ping
-        request = _Request(self, checked.is_ping, secrets.token_hex(8) if is_question else "")
+        request = _Request(self, checked.is_ping, os.urandom(8).hex() if is_question else "")
         self._requests.add(request)
         self._count(1)
         try:

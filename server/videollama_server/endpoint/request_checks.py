@@ -3,7 +3,7 @@
 Tensor data is never decoded: the message is walked field by field, and only the rest of it is parsed.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 
@@ -100,17 +100,23 @@ def _inline_bytes(tensor: service_pb2.ModelInferRequest.InferInputTensor) -> int
 def _read(message: bytes) -> tuple[service_pb2.ModelInferRequest, list[int]]:
     """Return the request without its raw_input_contents, and the size of each in bytes. Raises: InvalidRequest."""
     kept, sizes, envelope_bytes = [], [], 0
-    count = 0
+    position, count, total = 0, 0, len(message)
     try:
-        for begin, end, number, length in _fields(message):
-            count += 1
-            limits.REQUEST_FIELDS.check(count, "the request")
-            if number == _RAW and length >= 0:
+        while position < total:
+            begin, count = position, count + 1
+            if count > limits.REQUEST_FIELDS.value:
+                limits.REQUEST_FIELDS.check(count, "the request")
+            tag, position = _varint(message, position)
+            position, length = _end_of_value(message, position, tag & 7)
+            if tag >> 3 == _RAW and length >= 0:
                 sizes.append(length)
                 continue
-            envelope_bytes += end - begin
-            limits.ENVELOPE_BYTES.check(envelope_bytes, "the request beside raw_input_contents (send tensors in those)")
-            kept.append(message[begin:end])
+            envelope_bytes += position - begin
+            if envelope_bytes > limits.ENVELOPE_BYTES.value:
+                limits.ENVELOPE_BYTES.check(
+                    envelope_bytes, "the request beside raw_input_contents (send tensors in those)"
+                )
+            kept.append(message[begin:position])
         request = service_pb2.ModelInferRequest.FromString(b"".join(kept))
     except (DecodeError, IndexError, UnicodeDecodeError) as error:
         raise InvalidRequest("the message is not a ModelInferRequest") from error
@@ -121,30 +127,26 @@ def _read(message: bytes) -> tuple[service_pb2.ModelInferRequest, list[int]]:
     return request, sizes
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Yield begin, end, field number and length (-1 for other wire types than bytes) of each field of a message.
+def _end_of_value(message: bytes, position: int, kind: int) -> tuple[int, int]:
+    """Return where the value of a field ends, and its length, -1 for other wire types than bytes.
 
     Raises: DecodeError, IndexError if it is malformed.
     """
-    position, total = 0, len(message)
-    while position < total:
-        begin = position
-        tag, position = _varint(message, position)
-        kind, length = tag & 7, -1
-        if kind == _BYTES:
-            length, position = _varint(message, position)
-            position += length
-        elif kind == _VARINT:
-            _, position = _varint(message, position)
-        elif kind == _FIXED64:
-            position += 8
-        elif kind == _FIXED32:
-            position += 4
-        else:
-            raise DecodeError(f"wire type {kind}")
-        if position > total:
-            raise DecodeError("a field extends past the end of the message")
-        yield begin, position, tag >> 3, length
+    length = -1
+    if kind == _BYTES:
+        length, position = _varint(message, position)
+        position += length
+    elif kind == _VARINT:
+        _, position = _varint(message, position)
+    elif kind == _FIXED64:
+        position += 8
+    elif kind == _FIXED32:
+        position += 4
+    else:
+        raise DecodeError(f"wire type {kind}")
+    if position > len(message):
+        raise DecodeError("a field extends past the end of the message")
+    return position, length
 
 
 def _varint(message: bytes, position: int) -> tuple[int, int]:
