@@ -33,7 +33,7 @@ def media_key(checkpoint: bytes, kind: str, files: Sequence[bytes], **options: o
     Args:
         checkpoint: its identity (`Bundle.identity`).
         kind: one of contract.MEDIA_KINDS.
-        options: by name; values with a distinctive repr (numbers, text, None, dataclasses of these).
+        options: by name; values with a distinctive repr (numbers, text, None, tuples and dataclasses of these).
     """
     digest = hashlib.sha256()
 
@@ -44,7 +44,7 @@ def media_key(checkpoint: bytes, kind: str, files: Sequence[bytes], **options: o
             digest.update(part)  # releases the GIL
 
     add(checkpoint, kind.encode())
-    add(*(word.encode() for name in sorted(options) for word in (name, repr(options[name]))))
+    add(repr(sorted(options.items())).encode())
     add(*files)
     return digest.digest()
 

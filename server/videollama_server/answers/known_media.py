@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -67,6 +68,11 @@ class Perception:
         """The size of the table, which must be an array."""
         return int(self.table.nbytes)
 
+    @cached_property
+    def from_cache(self) -> "Perception":
+        """The same for a later request, for which no stage runs."""
+        return replace(self, spans=dict.fromkeys(self.spans, NOT_RUN))
+
 
 class MediaStages(Protocol):
     """The calls to the media stages. They raise Cancelled once `is_cancelled` returns true."""
@@ -83,13 +89,13 @@ class KnownMedia:
 
     def __init__(self, bundle: Bundle, stages: MediaStages, cache_bytes: int) -> None:
         self._stages, self._checkpoint = stages, bundle.identity
-        self._keeps_pixels = bundle.keeps_media_tokens_on_gpu
+        self._keeps_pixels, self._decoder = bundle.keeps_media_tokens_on_gpu, os.environ.get(DECODER_VARIABLE)
         self.cache: MediaCache[Any] = MediaCache(cache_bytes)  # of Pixels or Perceptions
 
     def find(self, media: Media) -> Perception | None:
         """The media tokens without noise, if they are cached."""
         perception: Perception | None = None if self._keeps_pixels else self.cache.peek(self._key(media, noise=None))
-        return None if perception is None else _not_run(perception)
+        return None if perception is None else perception.from_cache
 
     def perceive(self, media: Media, noise: Noise | None, is_cancelled: IsCancelled) -> Perception:
         """Return the media tokens, cached or computed now; concurrent requests for the same media share the computation.
@@ -100,7 +106,7 @@ class KnownMedia:
             make = _while_restarting(lambda is_cancelled: self._stages.perceive(media, noise, is_cancelled))
             cached: tuple[Perception, bool] = self.cache.get(self._key(media, noise=noise), make, is_cancelled)
             perception, was_cached = cached
-            return _not_run(perception) if was_cached else perception
+            return perception.from_cache if was_cached else perception
         prepare = _while_restarting(lambda is_cancelled: self._stages.preprocess(media, is_cancelled))
         pixels, was_cached = self.cache.get(self._key(media), prepare, is_cancelled)
         encode = _while_restarting(lambda is_cancelled: self._stages.encode(pixels, noise, is_cancelled))
@@ -110,12 +116,8 @@ class KnownMedia:
 
     def _key(self, media: Media, **options: object) -> bytes:
         # By caller, too: a process taken over by one of its files may falsify the result for its next (sandbox/decoding.py).
-        options |= {"segment": media.segment, "decoder": os.environ.get(DECODER_VARIABLE), "caller": media.caller}
+        options |= {"segment": media.segment, "decoder": self._decoder, "caller": media.caller}
         return media_key(self._checkpoint, media.kind, media.files, **options)
-
-
-def _not_run(perception: Perception) -> Perception:
-    return replace(perception, spans=dict.fromkeys(perception.spans, NOT_RUN))
 
 
 def _while_restarting(call: Callable[[IsCancelled], T]) -> Callable[[IsCancelled], T]:

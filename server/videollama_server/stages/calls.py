@@ -121,9 +121,8 @@ class TritonStages:
         # A table on a GPU can be passed on only within the server.
         on_gpu = perception is not None and not isinstance(perception.table, np.ndarray)
         if self._direct and not on_gpu:
-            request = DirectRequest(request_id, prompt, sampling, self._end_ids, self._pad_id, traceparent)
-            if perception is not None:
-                request = replace(request, media=perception.table[0], media_hash=perception.media_hash)
+            media = () if perception is None else (perception.table[0], perception.media_hash)
+            request = DirectRequest(request_id, prompt, sampling, self._end_ids, self._pad_id, traceparent, *media)
             return DirectGeneration(self.loop, request.to_bytes(), listener)
         media_hash = None if perception is None else perception.media_hash
         inputs = language_model_inputs(prompt, sampling, self._end_ids, self._pad_id, media_hash)

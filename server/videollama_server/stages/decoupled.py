@@ -6,6 +6,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import triton_python_backend_utils as pb
@@ -34,7 +35,7 @@ class Reply:
         self._requested = frozenset(request.requested_output_names())
         self.request_id: str = request.request_id()
         self.began = time.time()
-        self._parameters: str = request.parameters()
+        self._request_parameters: str = request.parameters()
         self._lock = threading.Lock()
         self.ended = False
         self._cancelled = False
@@ -57,10 +58,12 @@ class Reply:
 
     def _parameter(self, name: str) -> str | None:
         """Return a string parameter of the request; Triton adds the headers to the parameters."""
-        if name not in self._parameters:
-            return None
-        value = json.loads(self._parameters).get(name)
+        value = self._parameters.get(name)
         return value if isinstance(value, str) else None
+
+    @cached_property
+    def _parameters(self) -> dict[str, Any]:
+        return dict(json.loads(self._request_parameters or "{}"))
 
     def is_cancelled(self) -> bool:
         """Return the result of the last check by the stage's `CallerWatch`, without asking the server."""

@@ -97,7 +97,7 @@ class Entry:
     ) -> None:
         self._bundle, self._stages, self._gate = bundle, stages, gate or MediaGate(MediaPolicy())
         self.media = KnownMedia(bundle, stages, cache_bytes)
-        self._tokenizer = bundle.tokenizer()
+        self._tokenizer, self._language_engine = bundle.tokenizer(), bundle.language_engine
         self._defaults = bundle.generation_defaults(self._tokenizer)
         self._known_prompt = lru_cache(_KNOWN_PROMPTS)(self._make_prompt)
 
@@ -148,8 +148,9 @@ class Entry:
             clock.add_perception(perception.spans)
         if is_cancelled():
             raise Cancelled("the client disconnected")
-        max_new_tokens = min(sampling.max_new_tokens, self._bundle.max_seq_len - len(prompt.input_ids))
-        sampling = replace(sampling, max_new_tokens=max_new_tokens)
+        room = self._bundle.max_seq_len - len(prompt.input_ids)
+        if sampling.max_new_tokens > room:
+            sampling = replace(sampling, max_new_tokens=room)
         is_video = question.kind is not None and MODALITIES[question.kind] == "video"
         frames = perception.frames_seen if is_video and perception is not None else ()
         return Prepared(prompt, perception, sampling, frames, clock)
@@ -178,6 +179,6 @@ class Entry:
 
     def _check_options(self, options: SamplingOptions) -> None:
         """Raises: InvalidRequest for an option that the language model's backend has no tensor for."""
-        engine = self._bundle.language_engine
+        engine = self._language_engine
         if engine.is_backend and (names := [option.name for option in OWN_OPTIONS if getattr(options, option.name)]):
             raise InvalidRequest(f"{names[0]} is not supported by {engine.name}, this server's engine; omit it")
