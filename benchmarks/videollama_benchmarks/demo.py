@@ -69,6 +69,8 @@ def demo(checkpoint: Path, video: Path | None, questions: tuple[str, ...], out: 
             raise click.UsageError(
                 f"{path} is missing; run the demo in the source tree, or give --checkpoint and --video"
             )
+    # Let a conversion or server end with the demo, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     items = choose_items() if video is None else [Item(text, "video", video, (text,), None) for text in questions]
     _say(f"vl2 convert {_short(checkpoint)} --out {_short(out)}")
     command = [*_vl2(), "convert", str(checkpoint), "--out", str(out)]
