@@ -12,7 +12,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import EIO
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from videollama_core.engines.bundle import MANIFEST
 from videollama_core.protocol.errors import ArtifactMismatch
@@ -64,7 +67,11 @@ class BundleWriter:
 
     @contextmanager
     def locked(self) -> Iterator["BundleWriter"]:
-        """Hold the folder's lock. Raises: ArtifactMismatch if another conversion holds it."""
+        """Hold the folder's lock.
+
+        Raises: ArtifactMismatch if another conversion holds it; OSError, which names a file or the folder, if it cannot be
+            written.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / LOCK).open("w") as lock:
             try:
@@ -76,6 +83,12 @@ class BundleWriter:
             shutil.rmtree(self.root / PARTIAL, ignore_errors=True)
             try:
                 yield self
+            except (OSError, SafetensorError) as error:  # such as a full disk, which names no file
+                if getattr(error, "filename", None):
+                    raise
+                raise OSError(
+                    getattr(error, "errno", EIO), getattr(error, "strerror", str(error)), self.root
+                ) from error
             finally:
                 shutil.rmtree(self.root / PARTIAL, ignore_errors=True)
 
