@@ -148,14 +148,14 @@ def convert(
 
     try:
         texts = str(calibration or "")
-        positions = max_seq_len or _RECIPE.max_seq_len
+        positions = _RECIPE.max_seq_len if max_seq_len is None else max_seq_len
         language_engine = llm_engine or ENCODER_ENGINES[engine].language_engines[0]
         own_quantization = "" if LANGUAGE_ENGINES[language_engine].is_backend else quantize or ""
         recipe_quantization = "" if own_quantization else quantize or ""
         recipe = Recipe(_RECIPE.dtype, recipe_quantization, kv_dtype, tp, pp, ep, max_batch_size, positions, gpu, texts)
         options = EngineOptions(
             engine,
-            dtype or ENCODER_ENGINES[engine].dtypes[0],
+            ENCODER_ENGINES[engine].dtypes[0] if dtype is None else dtype,
             max_seq_len,
             slots,
             recipe,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, checkpoint
+from videollama_converters.cli import convert
 from videollama_converters.dry_run import describe
 from videollama_converters.engine_options import EngineOptions
 from videollama_converters.gpus import GPUS
@@ -105,6 +106,33 @@ def test_a_dry_run_refuses_as_the_conversion_does(tmp_path, texts):
     assert f"--calib_dataset {texts}" in dry_run(
         "mistral-clip-8f", quantization="fp8", kv_dtype="fp8", calibration=texts
     )
+
+
+@pytest.mark.parametrize(
+    ("requests", "reason"),
+    [(10**9, "at most 1024"), (1025, "at most 1024"), (1024, "48 GB of each GPU, and L40S has 48")],
+)
+def test_more_requests_than_a_server_starts_with_are_refused(requests, reason):
+    config = published_config("VideoLLaMA2-72B")
+    with pytest.raises(InvalidRequest, match=reason):
+        Recipe(tp=8, gpu="L40S", max_batch_size=requests).check(config)
+
+
+def test_no_positions_are_not_the_default():
+    with pytest.raises(InvalidRequest, match="--max-seq-len is 0"):
+        convert.main(
+            [
+                str(checkpoint("mistral-clip-8f")),
+                "--out",
+                "x",
+                "--engine",
+                "tensorrt",
+                "--max-seq-len",
+                "0",
+                "--dry-run",
+            ],
+            standalone_mode=False,
+        )
 
 
 @pytest.mark.parametrize(

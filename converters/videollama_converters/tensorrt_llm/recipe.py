@@ -31,6 +31,7 @@ _MODEL_WORDS = ("mpt", "vila", "llava-onevision-qwen2")
 _DATASET_WORDS = ("cnn_dailymail", "scienceqa", "science_qa")
 DTYPES = ("bfloat16", "float16")
 TOKENS_PER_BLOCK = 32  # of the paged KV cache
+MOST_REQUESTS = 1024  # concurrent, as on the other engines
 CONTEXT_TOKENS = 8192  # positions computed in one iteration, over all requests
 
 
@@ -77,6 +78,13 @@ class Recipe:
         for name in ("tp", "pp", "ep", "max_batch_size"):
             if getattr(self, name) < 1:
                 raise InvalidRequest(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.max_batch_size > MOST_REQUESTS:
+            raise InvalidRequest(f"max_batch_size is {self.max_batch_size}; it must be at most {MOST_REQUESTS}")
+        if self.table_bytes(config) > gpu.gigabytes * 1e9:
+            raise InvalidRequest(
+                f"max_batch_size is {self.max_batch_size}, whose media tokens alone take {self.table_bytes(config) / 1e9:.0f} GB of "
+                f"each GPU, and {self.gpu} has {gpu.gigabytes:g}: use a smaller one"
+            )
         if language.heads % self.tp or (language.kv_heads % self.tp and self.tp % language.kv_heads):
             raise InvalidRequest(
                 f"tp is {self.tp}, which does not divide {language.heads} heads and {language.kv_heads} key-value heads "
