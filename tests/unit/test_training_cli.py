@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 import pytest
 
+from videollama_core.protocol.errors import InvalidRequest
 from videollama_training import cli, train
 from videollama_training.options import TrainingOptions
 
@@ -25,3 +26,12 @@ def test_omitted_options_have_the_dataclass_defaults(monkeypatch):
 
 def test_every_option_of_a_run_is_a_command_line_option():
     assert {parameter.name for parameter in cli.train.params} == {field.name for field in fields(TrainingOptions)}
+
+
+@pytest.mark.parametrize(
+    "words", ["--batch-size 0", "--epochs nan", "--learning-rate -1", "--lora-rank 0", "--workers -1", "--save-steps 0"]
+)
+def test_numbers_out_of_range_are_refused_before_data_is_read(words):
+    name, value = words.split()
+    with pytest.raises(InvalidRequest, match=f"{name} is {value}"):
+        cli.train.main(["nowhere.json", "--checkpoint", "c", "--out", "o", name, value], standalone_mode=False)

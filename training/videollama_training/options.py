@@ -14,6 +14,27 @@ _DEFAULT_RATES = {  # the reference's recipes
     "lora": 2e-5,
     "qlora": 2e-5,
 }
+# Lowest and highest value of each number; NaN is in none of them.
+_RANGES = {
+    "epochs": (0, 1e6),
+    "learning_rate": (0, 1e3),
+    "connector_learning_rate": (0, 1e3),
+    "batch_size": (1, 1e6),
+    "global_batch_size": (1, 1e9),
+    "questions_per_media": (1, 1e6),
+    "accumulate": (1, 1e6),
+    "warmup": (0, 1),
+    "weight_decay": (0, 1e3),
+    "beta2": (0, 1),
+    "max_tokens": (1, 1e7),
+    "lora_rank": (1, 4096),  # as a conversion takes them
+    "lora_alpha": (1, 1e6),
+    "lora_dropout": (0, 1),
+    "workers": (0, 1024),
+    "save_steps": (1, 1e9),
+    "save_limit": (1, 1e6),
+    "log_steps": (1, 1e9),
+}
 
 
 @dataclass(frozen=True)
@@ -70,6 +91,12 @@ class TrainingOptions:
     fsdp: Path | None = None
 
     def __post_init__(self) -> None:
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise InvalidRequest(
+                    f"--{name.replace('_', '-')} is {value}; it takes a number from {least} to {most:g}"
+                )
         if self.tune not in TUNED:
             raise InvalidRequest(f"tune is {self.tune!r}; it must be one of {', '.join(TUNED)}")
         if self.lora_bias not in LORA_BIASES:
@@ -104,7 +131,7 @@ class TrainingOptions:
     @property
     def rate(self) -> float:
         """The learning rate, by default that of the reference's recipe."""
-        return self.learning_rate or _DEFAULT_RATES[self.tune]
+        return _DEFAULT_RATES[self.tune] if self.learning_rate is None else self.learning_rate
 
     @property
     def state(self) -> Path:
