@@ -60,6 +60,19 @@ def test_questions_and_pings_of_our_client_pass():
     assert check_request(build_ping().SerializeToString(), ENTRY).is_ping
 
 
+def test_an_input_given_twice_and_an_unknown_output_are_typed_errors():
+    """Triton refuses them too, but its text names no kind."""
+    twice, unknown = (build_question("Who?", "id", {"seed": 1}) for _ in range(2))
+    twice.inputs.append(twice.inputs[0])
+    twice.raw_input_contents.append(twice.raw_input_contents[0])
+    unknown.outputs.add(name="text")
+    assert check_request(unknown.SerializeToString(), ENTRY)
+    unknown.outputs.add(name="bogus")
+    for request, reason in (twice, "messages is given twice"), (unknown, "no output 'bogus'; it gives text"):
+        with pytest.raises(InvalidRequest, match=reason):
+            check_request(request.SerializeToString(), ENTRY)
+
+
 def test_no_request_can_name_its_own_caller():
     question = build_question("Who?", "id", {"image": b"x"})
     question.parameters[CALLER].string_param = "0123456789abcdef"

@@ -51,7 +51,11 @@ def check_request(message: bytes, exposed: Collection[str]) -> CheckedRequest:
         if name in request.parameters:  # where Triton also puts headers
             raise NotAllowed(f"the parameter {name} is reserved for the server; leave it out")
     stage = contract.STAGES[request.model_name]
+    names: set[str] = set()
     for index, tensor in enumerate(request.inputs):
+        if tensor.name in names:
+            raise InvalidRequest(f"{tensor.name[:99]} is given twice; send it once")
+        names.add(tensor.name)
         if sizes:
             size = sizes[index]
             if tensor.HasField("contents"):
@@ -63,7 +67,9 @@ def check_request(message: bytes, exposed: Collection[str]) -> CheckedRequest:
         _check_tensor(stage, tensor, size)
     if any("shared_memory_region" in output.parameters for output in request.outputs):
         raise NotAllowed("shared memory is not offered here; send and receive tensors inside the messages")
-    names = {tensor.name for tensor in request.inputs}
+    given = [output.name for output in stage.outputs]
+    if unknown := [output.name for output in request.outputs if output.name not in given]:
+        raise InvalidRequest(f"{stage.name} has no output {unknown[0][:99]!r}; it gives {', '.join(given)}")
     return CheckedRequest(request.model_name, names == {contract.PING.name}, contract.MEDIA_KIND.name in names)
 
 
