@@ -96,7 +96,8 @@ async def _not_found(request: Request, error: Exception) -> Response:
     routes = "POST /v1/chat/completions, POST /v1/responses, GET /v1/models, /health/live, /health/ready, /metrics"
     status = getattr(error, "status_code", 404)
     text = f"there is no route {request.method} {request.url.path[:80]}; the routes are {routes}"
-    return JSONResponse(body_of(BadRequest(text, None, status, "not_found")), status)
+    headers = getattr(error, "headers", None)  # Allow, with 405
+    return JSONResponse(body_of(BadRequest(text, None, status, "not_found")), status, headers)
 
 
 def _model(name: str) -> dict[str, Any]:
