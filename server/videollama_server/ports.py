@@ -14,6 +14,10 @@ def choose_ports(host: str, ports: dict[str, int]) -> list[int]:
     """
     if not host:  # bind() takes it for every interface
         raise ServerFailed("--host is empty; name an address, or 0.0.0.0 for every interface")
+    flag_of: dict[int, str] = {}
+    for flag, port in ports.items():
+        if port and flag_of.setdefault(port, flag) != flag:
+            raise ServerFailed(f"{flag_of[port]} and {flag} are both {port}; choose another, or 0 for a free one")
     probes: list[socket.socket] = []
     try:
         for flag, port in ports.items():

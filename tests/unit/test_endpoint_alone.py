@@ -112,3 +112,9 @@ def test_an_unread_answer_is_still_delivered_when_the_server_stops(tmp_path):
 def test_an_empty_host_is_not_every_interface():
     with pytest.raises(ServerFailed, match="--host is empty"):
         choose_ports("", {"--grpc-port": 0})
+
+
+def test_two_options_with_one_port_are_refused_by_name():
+    with pytest.raises(ServerFailed, match="--grpc-port and --http-port are both 8001"):
+        choose_ports("127.0.0.1", {"--grpc-port": 8001, "--http-port": 8001})
+    assert len(set(choose_ports("127.0.0.1", {"--grpc-port": 0, "--http-port": 0}))) == 2

@@ -172,6 +172,8 @@ def test_the_system_message_comes_first():
         ({"stream_options": {"include_usage": "false"}}, "include_usage"),
         ({"stream": "false"}, "stream"),
         ({"stream": 1}, "stream"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": 10**6}, "max_completion_tokens"),
     ],
 )
 def test_unsupported_options_that_would_change_the_answer_are_refused(more, parameter):

@@ -115,8 +115,9 @@ def candidate_range(num_frames: int, rate: float, segment: Segment) -> tuple[int
     last = min(int(end * rate) - 1, num_frames - 1) if end is not None else num_frames - 1
     if first > last:
         seconds = num_frames / rate if rate else 0.0
+        until = "its end" if segment.end is None else f"{segment.end:g} s"
         raise BadSegment(
-            f"no frame lies between {segment.start} s and {segment.end} s: the video has {num_frames} frames in "
+            f"no frame lies between {segment.start or 0:g} s and {until}: the video has {num_frames} frames in "
             f"{seconds:.2f} s ({rate:g} per second)"
         )
     return first, last

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from videollama_client.media import digest_of
+from videollama_core.protocol.limits import NEW_TOKENS
 from videollama_core.protocol.messages import Conversation
 from videollama_gateway.api.parts import TIMES, MediaParts, read_content
 from videollama_gateway.failures import BadRequest
@@ -158,7 +159,10 @@ def _read_options(body: Mapping[str, Any]) -> dict[str, Any]:
     lengths = {name: body[name] for name in _LENGTHS if body.get(name) is not None}
     if lengths:
         name, value = next(iter(lengths.items()))
-        options["max_new_tokens"] = _number(value, name, whole=True)
+        tokens = _number(value, name, whole=True)
+        if not 1 <= tokens <= NEW_TOKENS.value:
+            raise BadRequest(f"{name} is {tokens}; wanted 1 to {NEW_TOKENS.value}", name)
+        options["max_new_tokens"] = tokens
     return options
 
 

@@ -62,7 +62,7 @@ class InferStream:
             await self._begin(message, is_first=True)
             del message  # the media may be large, and the answer take long
             reading = asyncio.create_task(self._read_others())
-            reading.add_done_callback(lambda _: self._changed.set())
+            reading.add_done_callback(self._on_read)
             while self._failure is None and (self._requests or self._responses or not reading.done()):
                 await self._write_responses()
             if self._failure is not None:
@@ -91,6 +91,11 @@ class InferStream:
     def _count(self, change: int) -> None:
         self._pending += change
         self._state.pending += change
+
+    def _on_read(self, reading: asyncio.Task[None]) -> None:
+        if not reading.cancelled():
+            reading.exception()  # or asyncio reports it, if the stream has failed before this task did
+        self._changed.set()
 
     async def _read_others(self) -> None:
         while (message := await self._context.read()) is not grpc.aio.EOF:
