@@ -1,8 +1,8 @@
 # Start with `make demo` or `make test`; both create .venv first.
 PYTEST = .venv/bin/python -m pytest
 # Tests wait for servers a third of their time, so two cores serve three processes; each may need 4 GB.
-PROCESSES = $(shell awk '/MemTotal/ {print ($$2 > 15000000) ? 3 : 2}' /proc/meminfo)
-SHARED = -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder  # tests/run_options.py
+TEST_PROCESSES = $(shell awk '/MemTotal/ {print ($$2 > 15000000) ? 3 : 2}' /proc/meminfo)
+SHARED = -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder  # tests/run_options.py
 MEASURES = $(filter-out %/measure_contrast.py,$(sort $(wildcard benchmarks/measure_*.py)))
 # Kept bytecode saves a tenth of the processor time that a server takes to start; the tests start dozens.
 unexport PYTHONDONTWRITEBYTECODE

@@ -92,7 +92,9 @@ def test_an_unread_answer_is_still_delivered_when_the_server_stops(tmp_path):
     triton.add_insecure_port(f"unix:{tmp_path / 'grpc:1'}")
     triton.start()
     ready, stopping = SupervisorStatus(""), SupervisorStatus("the server is stopping", accepts=False)
-    with endpoint_of(tmp_path, ready) as (endpoint, address), grpc.insecure_channel(address) as channel:
+    # What gRPC takes before it is read; otherwise it measures the connection, and may take everything.
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 8 * CHARACTERS)]
+    with endpoint_of(tmp_path, ready) as (endpoint, address), grpc.insecure_channel(address, options) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         answer = stub.ModelStreamInfer(iter([build_question("Who?", "id", {})]))
         next(answer)

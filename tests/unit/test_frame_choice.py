@@ -97,7 +97,7 @@ class _Stages:
 
 
 class _Perceived:
-    nbytes, spans = 8, {}
+    nbytes, from_cache = 8, None
 
 
 SEGMENTS = [Segment(), Segment(num_frames=16), Segment(num_frames=32), KEYS, Segment(sampling="exact")]
@@ -109,13 +109,12 @@ APART = {
 
 
 @pytest.mark.parametrize("what", APART)
-def test_the_options_are_part_of_the_cache_key(what, monkeypatch):
+def test_the_options_are_part_of_the_cache_key(what):
     class Bundle:
         identity, keeps_media_tokens_on_gpu = b"x", False
 
     stages = _Stages()
     known = KnownMedia(Bundle(), stages, 2**20)
-    monkeypatch.setattr("videollama_server.answers.known_media.replace", lambda seen, **_: seen)
     for media in APART[what] * 2:
         known.perceive(media, None, lambda: False)
     assert stages.asked == APART[what]  # once each

@@ -12,11 +12,12 @@ SECONDS = 30
 LAST = Piece("!", [9], Summary("stop", Usage(1, 0, 3), {}))
 
 
-class Caller:
+class Caller(PieceQueue):
     """Records what it is sent; a transmission takes until `opened` is set."""
 
     def __init__(self, loop, fails=False) -> None:
-        self.queue, self.fails = PieceQueue(loop, self), fails
+        super().__init__(loop)
+        self.fails = fails
         self.begun, self.opened, self.ended = threading.Event(), threading.Event(), threading.Event()
         self.received, self.threads = [], set()
 
@@ -48,10 +49,10 @@ def immediate_loop():
 
 def test_pieces_that_wait_for_a_transmission_leave_together_in_order():
     caller = Caller(immediate_loop())
-    caller.queue.put(Piece("a", [1]))
+    caller.put(Piece("a", [1]))
     assert caller.begun.wait(SECONDS)
     for piece in (Piece("b", [2]), Piece("", [3]), LAST):
-        caller.queue.put(piece)
+        caller.put(piece)
     caller.opened.set()
     assert caller.ended.wait(SECONDS)
     assert caller.received == [Piece("a", [1]), Piece("b!", [2, 3, 9], LAST.summary)]
@@ -59,27 +60,27 @@ def test_pieces_that_wait_for_a_transmission_leave_together_in_order():
 
 def test_an_error_follows_the_pieces_before_it_and_nothing_follows_the_error():
     caller, error = Caller(immediate_loop()), ValueError("broken")
-    caller.queue.put(Piece("a", [1]))
+    caller.put(Piece("a", [1]))
     assert caller.begun.wait(SECONDS)
-    caller.queue.put(Piece("b", [2]))
-    caller.queue.fail(error)
+    caller.put(Piece("b", [2]))
+    caller.put_error(error)
     caller.opened.set()
     assert caller.ended.wait(SECONDS)
-    caller.queue.put(LAST)
+    caller.put(LAST)
     assert caller.received == [Piece("a", [1]), Piece("b", [2]), error]
 
 
 def test_an_error_without_pieces_is_sent_at_once():
     caller, error = Caller(immediate_loop()), ValueError("broken")
-    caller.queue.fail(error)
+    caller.put_error(error)
     assert caller.received == [error]
 
 
 def test_a_piece_that_cannot_be_sent_is_reported_once_and_ends_the_queue():
     caller = Caller(immediate_loop(), fails=True)
-    caller.queue.put(Piece("a", [1]))
+    caller.put(Piece("a", [1]))
     assert caller.begun.wait(SECONDS)
-    caller.queue.put(LAST)
+    caller.put(LAST)
     caller.opened.set()
     assert caller.ended.wait(SECONDS)
     ((kind, error),) = caller.received
@@ -94,7 +95,7 @@ def test_many_answers_are_sent_by_several_threads_and_few_by_the_loops_own():
 
         def put(*callers) -> None:
             for caller in callers:
-                caller.queue.put(LAST)
+                caller.put(LAST)
 
         loop.call(lambda: put(*callers))
         for caller in others:  # are sent although the loop waits for the first

@@ -1,34 +1,35 @@
 """The pieces of one answer on their way to its caller."""
 
 import threading
+from abc import ABC, abstractmethod
 from functools import partial
-from typing import Protocol
 
 from videollama_server.answers.answering import Piece
 from videollama_server.answers.generation import AnswerLoop
 
 
-class Destination(Protocol):
-    """Where the pieces go. `transmit` and `refuse` are called in any thread, but never in two at the same time."""
+class PieceQueue(ABC):
+    """Sends pieces in order, without making the loop wait; those that arrive during a transmission leave together after it.
 
-    def transmit(self, piece: Piece) -> None: ...
+    `transmit` and `refuse` are called in any thread, but never in two at the same time.
+    """
 
-    def refuse(self, error: Exception) -> None: ...
-
-    def on_unsent(self, error: Exception) -> None:
-        """A piece could not be transmitted; nothing more will be. Called in the loop's thread."""
-        ...
-
-
-class PieceQueue:
-    """Sends pieces in order, without making the loop wait; those that arrive during a transmission leave together after it."""
-
-    def __init__(self, loop: AnswerLoop, destination: Destination) -> None:
-        self._loop, self._destination = loop, destination
+    def __init__(self, loop: AnswerLoop) -> None:
+        self._loop = loop
         self._lock = threading.Lock()
         self._pieces: list[Piece] = []
         self._error: Exception | None = None
         self._is_busy = False  # waits for its turn, or is being flushed; for ever after an error
+
+    @abstractmethod
+    def transmit(self, piece: Piece) -> None: ...
+
+    @abstractmethod
+    def refuse(self, error: Exception) -> None: ...
+
+    @abstractmethod
+    def on_unsent(self, error: Exception) -> None:
+        """A piece could not be transmitted; nothing more will be. Called in the loop's thread."""
 
     def put(self, piece: Piece) -> None:
         """Send a piece. Only in the loop's thread."""
@@ -38,7 +39,7 @@ class PieceQueue:
         if not was_busy:
             self._loop.flush_soon(self)
 
-    def fail(self, error: Exception) -> None:
+    def put_error(self, error: Exception) -> None:
         """Send an error, after the pieces. Callable from any thread."""
         with self._lock:
             self._error = error
@@ -50,18 +51,18 @@ class PieceQueue:
         while True:
             with self._lock:
                 pieces, self._pieces = self._pieces, []
-                error = self._error
+                error, self._error = self._error, None  # whose traceback holds the media
                 if not pieces and error is None:
                     self._is_busy = False
                     return
             try:
                 if pieces:
-                    self._destination.transmit(_joined(pieces))
+                    self.transmit(_joined(pieces))
                 if error is not None:
-                    self._destination.refuse(error)
+                    self.refuse(error)
                     return
             except Exception as failure:
-                self._loop.call(partial(self._destination.on_unsent, failure))
+                self._loop.call(partial(self.on_unsent, failure))
                 return
 
 

@@ -79,7 +79,7 @@ def outputs(piece: Piece) -> dict[str, Any]:
     return values
 
 
-class QuestionReply:
+class QuestionReply(PieceQueue):
     """The reply to one question. `send`, `announce` and `send_keepalive` are called in the loop's thread.
 
     The first message names the process that handles the question, with the first text or before it: the caller then knows that
@@ -89,8 +89,8 @@ class QuestionReply:
     def __init__(
         self, loop: AnswerLoop, reply: Reply, process: bytes, watch: QuestionWatch, span: Span = NO_SPAN
     ) -> None:
+        super().__init__(loop)
         self._reply, self._process, self._watch, self.span = reply, process, watch, span
-        self._queue = PieceQueue(loop, self)
         self._has_failed = False
         self._announced, self._due = False, time.monotonic() + ANNOUNCE_SECONDS
         self.is_cancelled, self.when_cancelled = reply.is_cancelled, reply.when_cancelled
@@ -121,7 +121,7 @@ class QuestionReply:
     def send(self, piece: Piece) -> None:
         """Send a piece. The one with the summary ends the reply, so that no keepalive can follow it."""
         self._watch.piece(piece)  # before it is sent: its caller may read the metrics next
-        self._queue.put(piece)
+        self.put(piece)
 
     def transmit(self, piece: Piece) -> None:
         values = outputs(piece)
@@ -138,7 +138,7 @@ class QuestionReply:
         if not self._has_failed:
             self._has_failed = True
             self._watch.failed(error)
-            self._queue.fail(error)
+            self.put_error(error)
 
     def refuse(self, error: Exception) -> None:
         self._reply.fail(error)
