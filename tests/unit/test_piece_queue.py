@@ -87,6 +87,15 @@ def test_a_piece_that_cannot_be_sent_is_reported_once_and_ends_the_queue():
     assert kind == "unsent" and isinstance(error, MemoryError)
 
 
+def test_a_first_text_does_not_wait_for_the_end_of_the_turn():
+    caller = Caller(SimpleNamespace(flush_soon=lambda sender: None))
+    caller.opened.set()
+    caller.put(Piece("a", [1]), at_once=True)
+    assert caller.received == [Piece("a", [1])]
+    caller.put(Piece("b", [2]))
+    assert len(caller.received) == 1
+
+
 def test_many_answers_are_sent_by_several_threads_and_few_by_the_loops_own():
     loop = AnswerLoop(None)
     try:

@@ -31,12 +31,16 @@ class PieceQueue(ABC):
     def on_unsent(self, error: Exception) -> None:
         """A piece could not be transmitted; nothing more will be. Called in the loop's thread."""
 
-    def put(self, piece: Piece) -> None:
-        """Send a piece. Only in the loop's thread."""
+    def put(self, piece: Piece, at_once: bool = False) -> None:
+        """Send a piece: at the end of the loop's turn, or `at_once`. Only in the loop's thread."""
         with self._lock:
             self._pieces.append(piece)
             was_busy, self._is_busy = self._is_busy, True
-        if not was_busy:
+        if was_busy:
+            return
+        if at_once:
+            self.flush()
+        else:
             self._loop.flush_soon(self)
 
     def put_error(self, error: Exception) -> None:

@@ -121,7 +121,7 @@ class QuestionReply(PieceQueue):
     def send(self, piece: Piece) -> None:
         """Send a piece. The one with the summary ends the reply, so that no keepalive can follow it."""
         self._watch.piece(piece)  # before it is sent: its caller may read the metrics next
-        self.put(piece)
+        self.put(piece, at_once=not self._announced)  # the first text does not wait for what else the turn brings
 
     def transmit(self, piece: Piece) -> None:
         values = outputs(piece)
