@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from videollama_core.protocol.errors import Cancelled, StageFailed, VideoLlamaError
-from videollama_core.telemetry.measures import NO_MEASURES, Measures
+from videollama_core.telemetry.meter import NO_METER, Meter
 from videollama_core.telemetry.traces import NO_TRACER, Tracer
 from videollama_gateway.answering import Answering
 from videollama_gateway.api.chat_request import ChatRequest
@@ -51,11 +51,11 @@ class AnswerRoute:
         servers: Servers,
         metrics: Metrics,
         tracer: Tracer = NO_TRACER,
-        measures: Measures = NO_MEASURES,
+        meter: Meter = NO_METER,
         max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
         self._read, self._form_of, self._servers = read, form_of, servers
-        self._metrics, self._tracer, self._measures = metrics, tracer, measures
+        self._metrics, self._tracer, self._meter = metrics, tracer, meter
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,7 +64,7 @@ class AnswerRoute:
         given = request.headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
         request.state.request_id = request_id
-        watch = Watch(self._metrics, self._tracer, request, request_id, self._measures)
+        watch = Watch(self._metrics, self._tracer, request, request_id, self._meter)
         try:
             chat_request = await self._read_request(request)
         except BaseException as error:

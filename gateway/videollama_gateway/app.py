@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from videollama_core.protocol.errors import VideoLlamaError
-from videollama_core.telemetry.measures import NO_MEASURES, Measures
+from videollama_core.telemetry.meter import NO_METER, Meter
 from videollama_core.telemetry.traces import NO_TRACER, Tracer
 from videollama_gateway.answer_route import MAX_BODY_BYTES, AnswerRoute, FormOf, ReadRequest
 from videollama_gateway.api.chat_request import read_chat_request
@@ -28,7 +28,7 @@ def make_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     examples: Path | None = None,
     tracer: Tracer = NO_TRACER,
-    measures: Measures = NO_MEASURES,
+    meter: Meter = NO_METER,
 ) -> Starlette:
     """Build the application; it polls the servers while it runs and closes their clients on shutdown.
 
@@ -39,7 +39,7 @@ def make_app(
     metrics = Metrics()
 
     def answers(read: ReadRequest, form_of: FormOf) -> AnswerRoute:
-        return AnswerRoute(read, form_of, servers, metrics, tracer, measures, max_body_bytes)
+        return AnswerRoute(read, form_of, servers, metrics, tracer, meter, max_body_bytes)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

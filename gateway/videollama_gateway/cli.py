@@ -16,7 +16,7 @@ from videollama_client.cli.connection_options import connection_options
 from videollama_core.event_loop import loop_factory
 from videollama_core.protocol.errors import InvalidRequest
 from videollama_core.telemetry.logs import LogStyle, log_to_stderr
-from videollama_core.telemetry.measures import open_measures
+from videollama_core.telemetry.meter import open_meter
 from videollama_core.telemetry.options import telemetry_options
 from videollama_core.telemetry.traces import open_tracer, with_endpoint
 
@@ -100,8 +100,8 @@ async def _serve(
 
     servers = Servers.connect(named, connection, servers_file)
     await servers.discover()
-    tracer, measures = open_tracer(_SERVICE, environment), open_measures(_SERVICE, environment)
-    app = make_app(servers, max_body_bytes or MAX_BODY_BYTES, examples, tracer, measures)
+    tracer, meter = open_tracer(_SERVICE, environment), open_meter(_SERVICE, environment)
+    app = make_app(servers, max_body_bytes or MAX_BODY_BYTES, examples, tracer, meter)
     config = uvicorn.Config(
         app,
         http=LimitedHttp,
@@ -122,7 +122,7 @@ async def _serve(
     if not stopping.is_set():
         await server.serve(sockets=[listening])
     tracer.close()
-    measures.close()
+    meter.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:

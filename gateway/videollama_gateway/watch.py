@@ -9,7 +9,7 @@ from videollama_core.protocol.errors import Cancelled, VideoLlamaError
 from videollama_core.protocol.messages import Answer
 from videollama_core.protocol.trace_context import TRACEPARENT, checked_traceparent
 from videollama_core.telemetry.logs import fields, logs_content
-from videollama_core.telemetry.measures import NO_MEASURES, Measures
+from videollama_core.telemetry.meter import NO_METER, Meter
 from videollama_core.telemetry.traces import Tracer
 from videollama_gateway.api.completions import was_cached
 from videollama_gateway.failures import status_of
@@ -27,13 +27,13 @@ class Watch:
     """
 
     def __init__(
-        self, metrics: Metrics, tracer: Tracer, request: Request, request_id: str, measures: Measures = NO_MEASURES
+        self, metrics: Metrics, tracer: Tracer, request: Request, request_id: str, meter: Meter = NO_METER
     ) -> None:
         route = request.scope["path"]
         about = {"http.request.method": request.method, "http.route": route, "gen_ai.operation.name": "chat"}
         parent = checked_traceparent(request.headers.get(TRACEPARENT))
         self._span = tracer.begin(f"{request.method} {route}", parent, about | {"vl2.request_id": request_id})
-        self._metrics, self._measures, self._request_id, self._model = metrics, measures, request_id, _UNKNOWN
+        self._metrics, self._meter, self._request_id, self._model = metrics, meter, request_id, _UNKNOWN
         self._began = time.perf_counter()
         self._content = logs_content()
         self._first: float | None = None
@@ -47,7 +47,7 @@ class Watch:
     @property
     def is_measured(self) -> bool:
         """Whether the gateway reports its metrics to OpenTelemetry; the server must then not report them again."""
-        return self._measures.is_on
+        return self._meter.is_on
 
     def begin(self, model: str | None) -> None:
         """Start the metrics once the request is parsed; `model` is None for an unknown one."""
@@ -68,7 +68,7 @@ class Watch:
         if self._first is not None and usage.completion_tokens > 1:
             metrics.per_token.labels(model).observe((now - self._first) / (usage.completion_tokens - 1))
         first_seconds = None if self._first is None else self._first - self._began
-        self._measures.answered(model, now - self._began, first_seconds, usage.completion_tokens)
+        self._meter.answered(model, now - self._began, first_seconds, usage.completion_tokens)
         for stage, seconds in answer.seconds.items():
             if seconds:  # the stage ran for this request
                 metrics.stage.labels(model, stage).observe(seconds)
@@ -109,7 +109,7 @@ class Watch:
         reason = "cancelled" if isinstance(error, Cancelled) else error.kind if status != 404 else "unknown_model"
         self._metrics.rejected.labels(self._model, reason).inc()
         named = None if self._model == _UNKNOWN else self._model
-        self._measures.failed(named, time.perf_counter() - self._began, error.kind)
+        self._meter.failed(named, time.perf_counter() - self._began, error.kind)
         self._span.end(error.kind, {"http.response.status_code": status, "gen_ai.request.model": self._model})
         level = logging.WARNING if status >= 500 else logging.INFO
         self._log(level, "failed", status=status, reason=reason, text=str(error) if self._content else None)

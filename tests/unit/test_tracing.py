@@ -33,11 +33,11 @@ def test_only_w3c_headers_are_a_traceparent(text, good):
 def test_a_process_without_tracing_imports_no_sdk_and_forwards_the_trace():
     script = (
         "import sys; from videollama_core.telemetry.traces import open_tracer, with_endpoint;"
-        "from videollama_core.telemetry.measures import NO_MEASURES, open_measures;"
+        "from videollama_core.telemetry.meter import NO_METER, open_meter;"
         "import videollama_gateway.app, videollama_server.supervisor;"
         f"tracer = open_tracer('x', with_endpoint({{}}, None)); span = tracer.begin('a', {GOOD!r}, dict(b=1));"
         f"assert span.traceparent == tracer.under({GOOD!r}).traceparent == {GOOD!r};"
-        "assert open_measures('x', {}) is NO_MEASURES;"
+        "assert open_meter('x', {}) is NO_METER;"
         "span.child('c', 0, 1); span.end('StageFailed'); tracer.close();"
         "assert not [name for name in sys.modules if name.startswith('opentelemetry')]"
     )

@@ -22,7 +22,7 @@ from videollama_core.protocol.messages import Conversation, SamplingOptions
 from videollama_core.protocol.questions import read_messages, read_question, read_stop
 from videollama_core.protocol.trace_context import CALLER, CANCELLED, REQUEST
 from videollama_core.telemetry import metric_definitions
-from videollama_core.telemetry.measures import NO_MEASURES, Measures, open_measures
+from videollama_core.telemetry.meter import NO_METER, Meter, open_meter
 from videollama_core.telemetry.traces import NO_SPAN, Span, open_tracer
 from videollama_server.answers.answering import Piece
 from videollama_server.answers.generation import AnswerLoop
@@ -163,7 +163,7 @@ class EntryStage(DecoupledStage):
             self._publisher.observe(metric_definitions.REJECTED, 0, reason)
         resource = {"vl2.stage": self.contract.name}
         self._tracer = open_tracer(TRACED_SERVICE, resource=resource)
-        self._measures = open_measures(TRACED_SERVICE, resource=resource)
+        self._meter = open_meter(TRACED_SERVICE, resource=resource)
         self._process = f"{server_name()}:{os.getpid()}-{secrets.token_hex(4)}".encode()
         self._loop = stages.loop
         self._working: set[QuestionReply] = set()
@@ -207,7 +207,7 @@ class EntryStage(DecoupledStage):
 
     def _begin(self, reply: Reply) -> QuestionReply:
         span = self._tracer.begin(self.contract.name, reply.traceparent, {"vl2.request_id": reply.request_id})
-        watch = QuestionWatch(self._publisher, span, reply.request_id, self._measures_of(reply))
+        watch = QuestionWatch(self._publisher, span, reply.request_id, self._meter_of(reply))
         question_reply = QuestionReply(self._loop, reply, self._process, watch, span)
         mark = reply.mark(REQUEST)
         self._working.add(question_reply)
@@ -243,7 +243,7 @@ class EntryStage(DecoupledStage):
 
     def failed(self, error: Exception, reply: Reply) -> None:
         record_failure(self._publisher, error, reply.request_id, Span(reply.traceparent).trace_id)
-        self._measures_of(reply).failed(self.contract.name, time.time() - reply.began, kind_of(error))
+        self._meter_of(reply).failed(self.contract.name, time.time() - reply.began, kind_of(error))
 
     def on_round(self) -> None:
         """Announce the questions that have waited long, and publish the number of running ones if it has changed.
@@ -257,9 +257,9 @@ class EntryStage(DecoupledStage):
             if question_reply.is_due:
                 self._loop.call(question_reply.announce)
 
-    def _measures_of(self, reply: Reply) -> Measures:
-        """Return no measures for a request that the gateway measures, so that sums over both count each request once."""
-        return NO_MEASURES if self._measures.is_on and reply.is_measured else self._measures
+    def _meter_of(self, reply: Reply) -> Meter:
+        """Return NO_METER for a request that the gateway measures, so that sums over both count each request once."""
+        return NO_METER if self._meter.is_on and reply.is_measured else self._meter
 
     def _send_keepalives(self) -> None:
         """Repeat the first message of every question: one that waits long for its turn must not seem lost to its caller."""
@@ -272,7 +272,7 @@ class EntryStage(DecoupledStage):
         self._loop.close()
         self._publisher.close()
         self._tracer.close()
-        self._measures.close()
+        self._meter.close()
         super().finalize()
 
 

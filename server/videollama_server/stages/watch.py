@@ -16,7 +16,7 @@ from videollama_core.protocol.errors import (
 )
 from videollama_core.telemetry import metric_definitions
 from videollama_core.telemetry.logs import fields, logs_content
-from videollama_core.telemetry.measures import NO_MEASURES, Measures
+from videollama_core.telemetry.meter import NO_METER, Meter
 from videollama_core.telemetry.traces import NO_SPAN, Span
 from videollama_server.answers.answering import Piece, Summary
 from videollama_server.stages.entry import Question
@@ -62,10 +62,8 @@ def record_failure(publisher: MetricsPublisher, error: Exception, request_id: st
 class QuestionWatch:
     """The telemetry of one question at the entry, from construction until `failed` or a piece with a summary."""
 
-    def __init__(
-        self, publisher: MetricsPublisher, span: Span, request_id: str, measures: Measures = NO_MEASURES
-    ) -> None:
-        self._publisher, self._span, self._measures, self._began = publisher, span, measures, time.time()
+    def __init__(self, publisher: MetricsPublisher, span: Span, request_id: str, meter: Meter = NO_METER) -> None:
+        self._publisher, self._span, self._meter, self._began = publisher, span, meter, time.time()
         self._first: float | None = None
         self._names = {"request_id": request_id, "trace_id": span.trace_id}
         self._about: dict[str, Any] = {}
@@ -93,7 +91,7 @@ class QuestionWatch:
         if self._first is not None and usage.completion_tokens > 1:
             observe(metric_definitions.PER_TOKEN, (now - self._first) / (usage.completion_tokens - 1))
         first_seconds = None if self._first is None else self._first - self._began
-        self._measures.answered(ENTRY.name, now - self._began, first_seconds, usage.completion_tokens)
+        self._meter.answered(ENTRY.name, now - self._began, first_seconds, usage.completion_tokens)
         for stage, seconds in summary.seconds.items():
             if seconds:  # the stage ran for this request
                 observe(metric_definitions.STAGE, seconds, stage)
@@ -108,7 +106,7 @@ class QuestionWatch:
                 "vl2.media_tokens": usage.media_tokens,
             }
         )
-        self._span, self._measures = NO_SPAN, NO_MEASURES  # it has ended, even if sending the last piece fails
+        self._span, self._meter = NO_SPAN, NO_METER  # it has ended, even if sending the last piece fails
         self._about |= asdict(usage) | {"finish_reason": summary.finish_reason, "seconds": summary.seconds}
         if self._text is not None:
             self._about["answer"] = "".join(self._text)
@@ -117,7 +115,7 @@ class QuestionWatch:
     def failed(self, error: Exception) -> None:
         """End with an error."""
         self._span.end(kind_of(error))
-        self._measures.failed(ENTRY.name, time.time() - self._began, kind_of(error))
+        self._meter.failed(ENTRY.name, time.time() - self._began, kind_of(error))
         record_failure(self._publisher, error, **self._names)
 
 

@@ -9,7 +9,7 @@ from videollama_core.telemetry.traces import NONE, can_trace, is_asked_for
 logger = logging.getLogger(__name__)
 
 
-class Measures:
+class Meter:
     """Records the metrics of each request, once it has ended. This base class discards them."""
 
     is_on = False
@@ -36,23 +36,21 @@ class Measures:
         """Send what is pending, for at most one second."""
 
 
-NO_MEASURES = Measures()
+NO_METER = Meter()
 
 
-def open_measures(
-    service: str, environment: Mapping[str, str] = os.environ, resource: Mapping[str, str] = NONE
-) -> Measures:
-    """The metrics recorder of this process; it sends if the environment asks for it and the packages are installed.
+def open_meter(service: str, environment: Mapping[str, str] = os.environ, resource: Mapping[str, str] = NONE) -> Meter:
+    """The meter of this process; it sends if the environment asks for it and the packages are installed.
 
     Args:
         service: name of the service, unless OpenTelemetry's variables set one.
         resource: further resource attributes.
     """
     if not is_asked_for(environment, "METRICS"):
-        return NO_MEASURES
+        return NO_METER
     if not can_trace():
         logger.warning("OTEL_* name a collector, but OpenTelemetry's packages are not installed: no metrics are sent")
-        return NO_MEASURES
-    from videollama_core.telemetry.otlp_measures import OtlpMeasures
+        return NO_METER
+    from videollama_core.telemetry.otlp_meter import OtlpMeter
 
-    return OtlpMeasures(service, environment, resource)
+    return OtlpMeter(service, environment, resource)

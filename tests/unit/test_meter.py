@@ -9,8 +9,8 @@ from otlp_collector import collecting
 from videollama_client.request_state import traced
 from videollama_core.protocol.errors import InvalidRequest, UnreadableMedia
 from videollama_core.protocol.messages import Answer, Usage
-from videollama_core.telemetry import measures, traces
-from videollama_core.telemetry.measures import NO_MEASURES, open_measures
+from videollama_core.telemetry import meter, traces
+from videollama_core.telemetry.meter import NO_METER, open_meter
 from videollama_gateway.metrics import Metrics
 from videollama_gateway.watch import Watch
 
@@ -45,15 +45,15 @@ def sent(collector, name: str, service: str = "s") -> dict[frozenset, object]:
 def test_three_histograms_of_the_conventions(collector, protocol):
     address = collector.grpc if protocol == "grpc" else collector.http
     asked = {"OTEL_EXPORTER_OTLP_ENDPOINT": address, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
-    measures = open_measures("s", asked)
-    assert measures.is_on
-    measures.answered("m", 1.0, 0.2, 5)
-    measures.answered("m", 3.0, 0.3, 1)  # no token after the first
-    measures.answered("m", 0.5, None, 0)  # no token at all
-    measures.answered("m", -2.0, -1.0, 2)  # of a clock that was set back
-    measures.failed("m", 0.015, "UnreadableMedia")
-    measures.failed(None, 0.5, "InvalidRequest")
-    measures.close()
+    meter = open_meter("s", asked)
+    assert meter.is_on
+    meter.answered("m", 1.0, 0.2, 5)
+    meter.answered("m", 3.0, 0.3, 1)  # no token after the first
+    meter.answered("m", 0.5, None, 0)  # no token at all
+    meter.answered("m", -2.0, -1.0, 2)  # of a clock that was set back
+    meter.failed("m", 0.015, "UnreadableMedia")
+    meter.failed(None, 0.5, "InvalidRequest")
+    meter.close()
     answered, key = {name: sent(collector, name) for name in BOUNDS}, frozenset(ANSWERED.items())
     for name, bounds in BOUNDS.items():
         one = answered[name][key]
@@ -74,12 +74,12 @@ def test_processes_of_one_name_are_distinguished_and_opentelemetrys_names_win(co
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", named)
     monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
     asked = {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": collector.http + "/v1/metrics"}
-    first = open_measures("s", asked | {"OTEL_RESOURCE_ATTRIBUTES": named, "OTEL_SERVICE_NAME": "mine"})
+    first = open_meter("s", asked | {"OTEL_RESOURCE_ATTRIBUTES": named, "OTEL_SERVICE_NAME": "mine"})
     first.failed("m", 0.1, "Overloaded")
     first.close()
     monkeypatch.delenv("OTEL_RESOURCE_ATTRIBUTES")
     monkeypatch.delenv("OTEL_SERVICE_NAME")
-    second = open_measures("s", asked)
+    second = open_meter("s", asked)
     second.failed("m", 0.1, "Overloaded")
     second.close()
     (mine,), (ours,) = collector.histograms(DURATION, "mine"), collector.histograms(DURATION, "s")
@@ -100,24 +100,24 @@ def test_processes_of_one_name_are_distinguished_and_opentelemetrys_names_win(co
 def test_opentelemetrys_variables_turn_metrics_on_and_off(environment, asked):
     assert traces.is_asked_for(environment, "METRICS") is asked
     if not asked:
-        assert open_measures("s", environment) is NO_MEASURES
+        assert open_meter("s", environment) is NO_METER
 
 
 def test_missing_packages_are_reported_once_and_stop_nothing(monkeypatch, caplog):
-    monkeypatch.setattr(measures, "can_trace", lambda: False)
-    assert open_measures("s", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4318"}) is NO_MEASURES
+    monkeypatch.setattr(meter, "can_trace", lambda: False)
+    assert open_meter("s", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4318"}) is NO_METER
     assert "no metrics are sent" in caplog.text
 
 
-def watched(measures) -> Watch:
+def watched(meter) -> Watch:
     asked = Request({"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []})
-    return Watch(Metrics(), traces.NO_TRACER, asked, "1", measures)
+    return Watch(Metrics(), traces.NO_TRACER, asked, "1", meter)
 
 
 def test_the_gateway_measures_each_request_once(collector, caplog):
     caplog.set_level(logging.ERROR)
-    measures = open_measures("s", {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.http})
-    answered, failed, unread = (watched(measures) for _ in range(3))
+    meter = open_meter("s", {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.http})
+    answered, failed, unread = (watched(meter) for _ in range(3))
     answered.begin("m")
     answered.first_text()
     answered.answered(Answer("Hi", [1, 2, 3, 4], "stop", Usage(3, 0, 4), {}))
@@ -126,7 +126,7 @@ def test_the_gateway_measures_each_request_once(collector, caplog):
     failed.failed(UnreadableMedia("no video"))
     failed.failed(None)
     unread.failed(InvalidRequest("no JSON"))
-    measures.close()
+    meter.close()
     durations = sent(collector, DURATION)
     assert sorted((dict(each).get("error.type", ""), one.count) for each, one in durations.items()) == [
         ("", 1),
@@ -134,7 +134,7 @@ def test_the_gateway_measures_each_request_once(collector, caplog):
         ("UnreadableMedia", 1),
     ]
     assert [len(sent(collector, name)) for name in (FIRST, PER_TOKEN)] == [1, 1]
-    assert answered.is_measured and not watched(NO_MEASURES).is_measured
+    assert answered.is_measured and not watched(NO_METER).is_measured
 
 
 def test_a_caller_announces_that_it_measures():

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricExporter, PeriodicExportingMetricReader
 
-from videollama_core.telemetry.measures import Measures
+from videollama_core.telemetry.meter import Meter
 from videollama_core.telemetry.otlp import resource_of
 from videollama_core.telemetry.traces import ENDPOINT_VARIABLE, METRICS_VARIABLE
 
@@ -33,7 +33,7 @@ def _exporter(environment: Mapping[str, str]) -> MetricExporter:
     return Http(own or environment[ENDPOINT_VARIABLE].rstrip("/") + "/v1/metrics")
 
 
-class OtlpMeasures(Measures):
+class OtlpMeter(Meter):
     """Histograms that a thread of the SDK sends periodically (OTEL_METRIC_EXPORT_INTERVAL): no request waits for it."""
 
     is_on = True
