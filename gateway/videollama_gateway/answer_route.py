@@ -25,8 +25,8 @@ from videollama_gateway.api.chat_request import ChatRequest
 from videollama_gateway.api.completions import Form
 from videollama_gateway.failures import BadRequest, body_of
 from videollama_gateway.metrics import Metrics
+from videollama_gateway.request_telemetry import RequestTelemetry
 from videollama_gateway.servers import Servers
-from videollama_gateway.watch import Watch
 
 logger = logging.getLogger(__name__)
 MAX_BODY_BYTES = 768 * 2**20  # the 512 MiB of media that a request may have, in base64, and its text
@@ -64,14 +64,14 @@ class AnswerRoute:
         given = request.headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
         request.state.request_id = request_id
-        watch = Watch(self._metrics, self._tracer, request, request_id, self._meter)
+        telemetry = RequestTelemetry(self._metrics, self._tracer, request, request_id, self._meter)
         try:
             chat_request = await self._read_request(request)
         except BaseException as error:
-            watch.failed(_cause(error))
+            telemetry.failed(_cause(error))
             raise
-        watch.begin(chat_request.model if chat_request.model in self._servers.models else None)
-        answering = Answering(self._servers, chat_request, request_id, watch)
+        telemetry.begin(chat_request.model if chat_request.model in self._servers.models else None)
+        answering = Answering(self._servers, chat_request, request_id, telemetry)
         form = self._form_of(chat_request, request_id)
         try:
             with _unless_disconnected(receive):
@@ -83,9 +83,9 @@ class AnswerRoute:
             answer = form.whole(await answering.answer())
             await JSONResponse(answer, 200, {"x-request-id": request_id})(scope, receive, send)
         except ClientDisconnect:
-            watch.failed(None)
+            telemetry.failed(None)
         except BaseException as error:
-            watch.failed(_cause(error))
+            telemetry.failed(_cause(error))
             raise
         finally:
             await answering.leave()

@@ -9,19 +9,21 @@ from videollama_client.client_async import AsyncAnswerStream
 from videollama_client.request_state import RESEND_SECONDS, RESTART_SECONDS
 from videollama_core.protocol.errors import ServerUnreachable, StageRestarting, VideoLlamaError
 from videollama_gateway.api.chat_request import ChatRequest
+from videollama_gateway.request_telemetry import RequestTelemetry
 from videollama_gateway.servers import Server, Servers
-from videollama_gateway.watch import Watch
 
 
 class Answering:
     """One active request. If its server is lost before the first text, it is sent to another server."""
 
-    def __init__(self, servers: Servers, chat_request: ChatRequest, request_id: str, watch: Watch) -> None:
-        self._servers, self._chat_request, self._watch = servers, chat_request, watch
+    def __init__(
+        self, servers: Servers, chat_request: ChatRequest, request_id: str, telemetry: RequestTelemetry
+    ) -> None:
+        self._servers, self._chat_request, self._telemetry = servers, chat_request, telemetry
         self._identity: Any = {
             "request_id": request_id,
-            "traceparent": watch.traceparent,
-            "measured": watch.is_measured,
+            "traceparent": telemetry.traceparent,
+            "measured": telemetry.is_measured,
             "media_digest": chat_request.media_digest,
         }
         self._stream: AsyncAnswerStream | None = None
@@ -56,7 +58,7 @@ class Answering:
         self._pieces = aiter(self._stream)
         self.first = await anext(self._pieces, None)
         if self.first is not None:
-            self._watch.first_text()
+            self._telemetry.first_text()
 
     async def rest(self) -> AsyncIterator[str]:
         """Yield the pieces of text after the first."""
@@ -73,7 +75,7 @@ class Answering:
         """Return the complete answer, after `rest` or `finish`, and release the server."""
         assert self._stream is not None
         answer = await self._stream.answer()
-        self._watch.answered(answer)
+        self._telemetry.answered(answer)
         await self.leave()
         return answer
 
@@ -87,4 +89,4 @@ class Answering:
             self._pieces = None
 
     def failed(self, error: VideoLlamaError | None) -> None:
-        self._watch.failed(error)
+        self._telemetry.failed(error)

@@ -86,7 +86,7 @@ def test_reasons_in_alerts_are_error_kinds():
 
 def test_counters_used_by_alerts_start_at_zero():
     """Prometheus sees no increase in a counter whose first value is 1."""
-    from videollama_server.stages.watch import SERVERS_FAULTS
+    from videollama_server.stages.request_telemetry import SERVERS_FAULTS
 
     wanted = [
         set(reasons.split("|"))

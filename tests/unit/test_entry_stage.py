@@ -51,7 +51,7 @@ class Loop:
         work()
 
 
-class Watch:
+class Telemetry:
     """Measures nothing."""
 
     def piece(self, piece):
@@ -63,14 +63,14 @@ class Watch:
 
 def test_the_summary_ends_the_reply(entry_stage):
     """The periodic message that names the process must see that the request has ended: it once came after the summary."""
-    question = entry_stage.QuestionReply(Loop(), reply := Replied(), b"1-a", Watch())
+    question = entry_stage.QuestionReply(Loop(), reply := Replied(), b"1-a", Telemetry())
     question.send(Piece("a", [5]))
     question.send(Piece("!", [7], Summary("stop", Usage(3, 2, 2), {"total": 0.5})))
     assert reply.sent == [({"text", "output_ids", "process"}, False), ({"text", "output_ids", "summary"}, True)]
 
 
 def test_the_process_is_named_once_with_the_first_text_or_before_it(entry_stage):
-    question = entry_stage.QuestionReply(Loop(), reply := Replied(), b"1-a", Watch())
+    question = entry_stage.QuestionReply(Loop(), reply := Replied(), b"1-a", Telemetry())
     question.announce()
     question.announce()
     question.send(Piece("a", [5]))
@@ -87,7 +87,7 @@ def test_only_a_request_that_waits_long_sends_the_process_name(entry_stage, monk
     replies = [Replied() for _ in range(3)]
     for place, reply in enumerate(replies):
         monkeypatch.setattr(entry_stage, "ANNOUNCE_SECONDS", 60 if place == 0 else 0)
-        stage._working.add(entry_stage.QuestionReply(Loop(), reply, b"1-a", Watch()))
+        stage._working.add(entry_stage.QuestionReply(Loop(), reply, b"1-a", Telemetry()))
     next(one for one in stage._working if one._reply is replies[1]).send(Piece("a", [5]))
     stage.on_round()
     assert len(loop) == 1 and not replies[2].sent  # it is said in the loop's thread
@@ -148,7 +148,7 @@ def test_only_media_that_are_not_cached_take_another_thread(entry_stage, media, 
         inputs |= {"media": np.array([media], np.object_), "media_kind": np.array([b"video"], np.object_)}
     assert entry_stage._is_short(inputs)
     with ThreadPoolExecutor(1) as stage._threads:
-        stage._read(inputs, entry_stage.QuestionReply(Loop(), Replied(), b"1-a", Watch()), is_short=True)
+        stage._read(inputs, entry_stage.QuestionReply(Loop(), Replied(), b"1-a", Telemetry()), is_short=True)
         thread, cached = answered.get(timeout=30)
     assert (thread is threading.current_thread(), cached) == (same_thread, "tokens" if is_cached else None)
 

@@ -12,7 +12,7 @@ from videollama_core.protocol.messages import Answer, Usage
 from videollama_core.telemetry import meter, traces
 from videollama_core.telemetry.meter import NO_METER, open_meter
 from videollama_gateway.metrics import Metrics
-from videollama_gateway.watch import Watch
+from videollama_gateway.request_telemetry import RequestTelemetry
 
 DURATION, FIRST, PER_TOKEN = (
     f"gen_ai.server.{name}" for name in ("request.duration", "time_to_first_token", "time_per_output_token")
@@ -109,9 +109,9 @@ def test_missing_packages_are_reported_once_and_stop_nothing(monkeypatch, caplog
     assert "no metrics are sent" in caplog.text
 
 
-def watched(meter) -> Watch:
+def watched(meter) -> RequestTelemetry:
     asked = Request({"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []})
-    return Watch(Metrics(), traces.NO_TRACER, asked, "1", meter)
+    return RequestTelemetry(Metrics(), traces.NO_TRACER, asked, "1", meter)
 
 
 def test_the_gateway_measures_each_request_once(collector, caplog):

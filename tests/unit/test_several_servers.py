@@ -17,8 +17,8 @@ from videollama_gateway.answering import Answering
 from videollama_gateway.api.chat_request import ChatRequest
 from videollama_gateway.discovery import ByDns, Listed, Named, read_server
 from videollama_gateway.metrics import Metrics
+from videollama_gateway.request_telemetry import RequestTelemetry
 from videollama_gateway.servers import POLL_SECONDS, Servers
-from videollama_gateway.watch import Watch
 from wire_messages import message
 
 SUMMARY = {
@@ -67,10 +67,10 @@ def running(*entries: Entry) -> Iterator[list[str]]:
 
 async def ask(servers: Servers, digest: str | None = None) -> str:
     asked = Request({"type": "http", "method": "POST", "path": "/ask", "headers": [], "query_string": b""})
-    watch = Watch(Metrics(), NO_TRACER, asked, "1")
-    watch.begin("m")
+    telemetry = RequestTelemetry(Metrics(), NO_TRACER, asked, "1")
+    telemetry.begin("m")
     chat = ChatRequest("videollama2", [{"role": "user", "content": "?"}], {}, digest)
-    answering = Answering(servers, chat, "1", watch)
+    answering = Answering(servers, chat, "1", telemetry)
     try:
         await answering.begin()
         return (answering.first or "") + "".join([piece async for piece in answering.rest()])

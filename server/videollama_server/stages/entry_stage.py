@@ -38,11 +38,11 @@ from videollama_server.stages.decoupled import DecoupledStage, Reply
 from videollama_server.stages.entry import Entry, Question
 from videollama_server.stages.metrics import MetricsPublisher, cache_metrics, publish_running
 from videollama_server.stages.python_backend import bundle_of, scalar, string
-from videollama_server.stages.watch import (
+from videollama_server.stages.request_telemetry import (
     QUESTION_METRICS,
     SERVERS_FAULTS,
     TRACED_SERVICE,
-    QuestionWatch,
+    QuestionTelemetry,
     kind_of,
     record_failure,
 )
@@ -87,10 +87,10 @@ class QuestionReply(PieceQueue):
     """
 
     def __init__(
-        self, loop: AnswerLoop, reply: Reply, process: bytes, watch: QuestionWatch, span: Span = NO_SPAN
+        self, loop: AnswerLoop, reply: Reply, process: bytes, telemetry: QuestionTelemetry, span: Span = NO_SPAN
     ) -> None:
         super().__init__(loop)
-        self._reply, self._process, self._watch, self.span = reply, process, watch, span
+        self._reply, self._process, self._telemetry, self.span = reply, process, telemetry, span
         self._has_failed = False
         self._announced, self._due = False, time.monotonic() + ANNOUNCE_SECONDS
         self.is_cancelled, self.when_cancelled = reply.is_cancelled, reply.when_cancelled
@@ -101,7 +101,7 @@ class QuestionReply(PieceQueue):
         return self._reply.mark(CALLER)
 
     def asked(self, question: Question) -> None:
-        self._watch.asked(question)
+        self._telemetry.asked(question)
 
     @property
     def is_due(self) -> bool:
@@ -120,7 +120,7 @@ class QuestionReply(PieceQueue):
 
     def send(self, piece: Piece) -> None:
         """Send a piece. The one with the summary ends the reply, so that no keepalive can follow it."""
-        self._watch.piece(piece)  # before it is sent: its caller may read the metrics next
+        self._telemetry.piece(piece)  # before it is sent: its caller may read the metrics next
         self.put(piece, at_once=not self._announced)  # the first text does not wait for what else the turn brings
 
     def transmit(self, piece: Piece) -> None:
@@ -137,7 +137,7 @@ class QuestionReply(PieceQueue):
     def fail(self, error: Exception) -> None:
         if not self._has_failed:
             self._has_failed = True
-            self._watch.failed(error)
+            self._telemetry.failed(error)
             self.put_error(error)
 
     def refuse(self, error: Exception) -> None:
@@ -207,8 +207,8 @@ class EntryStage(DecoupledStage):
 
     def _begin(self, reply: Reply) -> QuestionReply:
         span = self._tracer.begin(self.contract.name, reply.traceparent, {"vl2.request_id": reply.request_id})
-        watch = QuestionWatch(self._publisher, span, reply.request_id, self._meter_of(reply))
-        question_reply = QuestionReply(self._loop, reply, self._process, watch, span)
+        telemetry = QuestionTelemetry(self._publisher, span, reply.request_id, self._meter_of(reply))
+        question_reply = QuestionReply(self._loop, reply, self._process, telemetry, span)
         mark = reply.mark(REQUEST)
         self._working.add(question_reply)
         if mark:

@@ -25,7 +25,7 @@ from videollama_server.installation import LANGUAGE_MODEL_VARIABLE, SOCKET_VARIA
 from videollama_server.stages.decoupled import DecoupledStage, Reply
 from videollama_server.stages.metrics import MetricsPublisher, PolledMetric
 from videollama_server.stages.python_backend import bundle_of, parameter, scalar
-from videollama_server.stages.watch import GENERATION_METRICS, TRACED_SERVICE, GenerationWatch
+from videollama_server.stages.request_telemetry import GENERATION_METRICS, TRACED_SERVICE, GenerationTelemetry
 
 
 def _metrics(scheduler: Scheduler) -> tuple[PolledMetric, ...]:
@@ -75,14 +75,14 @@ class LanguageModelStage(DecoupledStage):
             self._scheduler.stop(reply.request_id)
             reply.end()
         else:
-            response = _Response(reply, self._outbox, self._watch(reply.traceparent), inputs)
+            response = _Response(reply, self._outbox, self._telemetry(reply.traceparent), inputs)
             self._submit(reply.request_id or uuid.uuid4().hex, inputs, response)
             self.callers.add(reply)
 
     def _begin_direct(self, message: bytearray, reply: DirectReply) -> None:
         direct = DirectRequest.from_bytes(message)
         reply.request_id, prompt = direct.request_id, direct.prompt
-        response = _DirectResponse(reply, self._watch(direct.traceparent))
+        response = _DirectResponse(reply, self._telemetry(direct.traceparent))
         request = GenerationRequest(
             request_id=direct.request_id,
             input_ids=prompt.input_ids.astype(np.int64),
@@ -94,15 +94,15 @@ class LanguageModelStage(DecoupledStage):
             media_hashes=None if direct.media is None else prompt.extra_ids(direct.media_hash),
             pad_id=direct.pad_id,
             is_cancelled=response.is_cancelled,
-            on_admitted=response.watch.admitted,
+            on_admitted=response.telemetry.admitted,
         )
         self._scheduler.submit(request)
 
     def _stop_direct(self, reply: DirectReply) -> None:
         self._scheduler.stop(reply.request_id)
 
-    def _watch(self, traceparent: str | None) -> GenerationWatch:
-        return GenerationWatch(self._publisher, self._tracer.under(traceparent))
+    def _telemetry(self, traceparent: str | None) -> GenerationTelemetry:
+        return GenerationTelemetry(self._publisher, self._tracer.under(traceparent))
 
     def _submit(self, request_id: str, inputs: dict[str, Any], response: "_Response") -> None:
         value = partial(_value, inputs)
@@ -122,7 +122,7 @@ class LanguageModelStage(DecoupledStage):
             pad_id=value("pad_id"),
             return_logits=value("return_generation_logits", False),
             is_cancelled=response.is_cancelled,
-            on_admitted=response.watch.admitted,
+            on_admitted=response.telemetry.admitted,
         )
         self._scheduler.submit(request)
 
@@ -155,8 +155,8 @@ class LanguageModelStage(DecoupledStage):
 class _Response:
     """Turns the scheduler's steps into responses; the stage's outbox sends all ids that are ready in one response."""
 
-    def __init__(self, reply: Reply, outbox: Outbox, watch: GenerationWatch, inputs: dict[str, Any]) -> None:
-        self._reply, self._outbox, self.watch = reply, outbox, watch
+    def __init__(self, reply: Reply, outbox: Outbox, telemetry: GenerationTelemetry, inputs: dict[str, Any]) -> None:
+        self._reply, self._outbox, self.telemetry = reply, outbox, telemetry
         self._streaming = _value(inputs, "streaming", False)
         self._lock = threading.Lock()
         self._ids: list[int] = []
@@ -168,9 +168,9 @@ class _Response:
         self._error: VideoLlamaError | None = None
 
     def add(self, step: Step) -> None:
-        self.watch.token()
+        self.telemetry.token()
         if step.last:
-            self.watch.ended()
+            self.telemetry.ended()
         with self._lock:
             self._cached_tokens += step.cached_tokens
             self._ids.append(step.token)
@@ -183,7 +183,7 @@ class _Response:
             self._outbox.put(self)
 
     def fail(self, error: VideoLlamaError) -> None:
-        self.watch.ended()
+        self.telemetry.ended()
         with self._lock:
             self._error = error
             is_due, self._queued = not self._queued, True
@@ -216,18 +216,18 @@ class _Response:
 class _DirectResponse:
     """Turns the scheduler's steps into frames for the stage's own socket, flushed after each step of the batch."""
 
-    def __init__(self, reply: DirectReply, watch: GenerationWatch) -> None:
-        self._reply, self.watch = reply, watch
+    def __init__(self, reply: DirectReply, telemetry: GenerationTelemetry) -> None:
+        self._reply, self.telemetry = reply, telemetry
         self.is_cancelled = reply.is_cancelled
 
     def add(self, step: Step) -> None:
-        self.watch.token()
+        self.telemetry.token()
         if step.last:
-            self.watch.ended()
+            self.telemetry.ended()
         self._reply.send((step.token,), step.cached_tokens, step.last)
 
     def fail(self, error: VideoLlamaError) -> None:
-        self.watch.ended()
+        self.telemetry.ended()
         self._reply.fail(error)
 
 

@@ -59,7 +59,7 @@ def record_failure(publisher: MetricsPublisher, error: Exception, request_id: st
     logger.log(logging.WARNING if is_server_fault else logging.INFO, "failed", extra=extra)
 
 
-class QuestionWatch:
+class QuestionTelemetry:
     """The telemetry of one question at the entry, from construction until `failed` or a piece with a summary."""
 
     def __init__(self, publisher: MetricsPublisher, span: Span, request_id: str, meter: Meter = NO_METER) -> None:
@@ -119,7 +119,7 @@ class QuestionWatch:
         record_failure(self._publisher, error, **self._names)
 
 
-class GenerationWatch:
+class GenerationTelemetry:
     """The telemetry of one request at the language model: its queue, prefill and decode phases."""
 
     def __init__(self, publisher: MetricsPublisher, span: Span) -> None:

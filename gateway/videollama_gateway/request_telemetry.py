@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 _UNKNOWN = "unknown"  # the model label of a request for an unknown model, or that could not be parsed
 
 
-class Watch:
+class RequestTelemetry:
     """The telemetry of one request.
 
     Its span begins at construction, its metrics with `begin`. The first call of `answered` or `failed` ends both;
