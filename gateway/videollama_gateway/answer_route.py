@@ -18,14 +18,11 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from videollama_core.protocol.errors import Cancelled, StageFailed, VideoLlamaError
-from videollama_core.telemetry.meter import NO_METER, Meter
-from videollama_core.telemetry.traces import NO_TRACER, Tracer
 from videollama_gateway.answering import Answering
 from videollama_gateway.api.chat_request import ChatRequest
 from videollama_gateway.api.completions import Form
 from videollama_gateway.failures import BadRequest, body_of
-from videollama_gateway.metrics import Metrics
-from videollama_gateway.request_telemetry import RequestTelemetry
+from videollama_gateway.request_telemetry import RequestTelemetry, Telemetry
 from videollama_gateway.servers import Servers
 
 logger = logging.getLogger(__name__)
@@ -49,14 +46,11 @@ class AnswerRoute:
         read: ReadRequest,
         form_of: FormOf,
         servers: Servers,
-        metrics: Metrics,
-        tracer: Tracer = NO_TRACER,
-        meter: Meter = NO_METER,
+        telemetry: Telemetry,
         max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
         self._read, self._form_of, self._servers = read, form_of, servers
-        self._metrics, self._tracer, self._meter = metrics, tracer, meter
-        self._max_body_bytes = max_body_bytes
+        self._telemetry, self._max_body_bytes = telemetry, max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Raises: VideoLlamaError, if nothing was sent yet."""
@@ -64,7 +58,7 @@ class AnswerRoute:
         given = request.headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
         request.state.request_id = request_id
-        telemetry = RequestTelemetry(self._metrics, self._tracer, request, request_id, self._meter)
+        telemetry = RequestTelemetry(self._telemetry, request, request_id)
         try:
             chat_request = await self._read_request(request)
         except BaseException as error:

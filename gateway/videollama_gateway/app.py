@@ -11,24 +11,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from videollama_core.protocol.errors import VideoLlamaError
-from videollama_core.telemetry.meter import NO_METER, Meter
-from videollama_core.telemetry.traces import NO_TRACER, Tracer
 from videollama_gateway.answer_route import MAX_BODY_BYTES, AnswerRoute, FormOf, ReadRequest
 from videollama_gateway.api.chat_request import read_chat_request
 from videollama_gateway.api.completions import Completion
 from videollama_gateway.api.responses import ResponseForm, read_responses_request
 from videollama_gateway.failures import BadRequest, body_of, headers_of, status_of
-from videollama_gateway.metrics import Metrics
 from videollama_gateway.page.routes import page_routes
+from videollama_gateway.request_telemetry import Telemetry
 from videollama_gateway.servers import Servers
 
 
 def make_app(
-    servers: Servers,
-    max_body_bytes: int = MAX_BODY_BYTES,
-    examples: Path | None = None,
-    tracer: Tracer = NO_TRACER,
-    meter: Meter = NO_METER,
+    servers: Servers, telemetry: Telemetry, max_body_bytes: int = MAX_BODY_BYTES, examples: Path | None = None
 ) -> Starlette:
     """Build the application; it polls the servers while it runs and closes their clients on shutdown.
 
@@ -36,10 +30,9 @@ def make_app(
         max_body_bytes: the largest request body to accept.
         examples: folder of media files that the web page offers.
     """
-    metrics = Metrics()
 
     def answers(read: ReadRequest, form_of: FormOf) -> AnswerRoute:
-        return AnswerRoute(read, form_of, servers, metrics, tracer, meter, max_body_bytes)
+        return AnswerRoute(read, form_of, servers, telemetry, max_body_bytes)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -65,7 +58,7 @@ def make_app(
         return Response(status_code=200 if servers.is_ready else 503)
 
     async def exposition(request: Request) -> Response:
-        return Response(metrics.expose(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(telemetry.metrics.expose(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return Starlette(
         routes=[

@@ -6,9 +6,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +18,11 @@ from videollama_core.telemetry.logs import LogStyle, log_to_stderr
 from videollama_core.telemetry.meter import open_meter
 from videollama_core.telemetry.options import telemetry_options
 from videollama_core.telemetry.traces import open_tracer, with_endpoint
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from videollama_gateway.servers import Servers
 
 _SERVICE = "videollama2-gateway"  # service.name in telemetry
 _STOP_SIGNALS = signal.SIGTERM, signal.SIGINT
@@ -77,31 +81,27 @@ def gateway(
     stopping = threading.Event()
     for number in _STOP_SIGNALS:
         signal.signal(number, lambda *_: stopping.set())
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(_serve(named, servers_file, connection, listening, max_body_bytes, examples, environment, stopping))
-
-
-async def _serve(
-    named: Sequence[str],
-    servers_file: Path | None,
-    connection: dict[str, Any],
-    listening: socket.socket,
-    max_body_bytes: int | None,
-    examples: Path | None,
-    environment: dict[str, str],
-    stopping: threading.Event,
-) -> None:
-    import uvicorn
 
     from videollama_gateway.answer_route import MAX_BODY_BYTES
     from videollama_gateway.app import make_app
-    from videollama_gateway.http import LimitedHttp
+    from videollama_gateway.request_telemetry import Telemetry
     from videollama_gateway.servers import Servers
 
     servers = Servers.connect(named, connection, servers_file)
+    telemetry = Telemetry(tracer=open_tracer(_SERVICE, environment), meter=open_meter(_SERVICE, environment))
+    app = make_app(servers, telemetry, max_body_bytes or MAX_BODY_BYTES, examples)
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(_serve(app, servers, listening, stopping))
+    telemetry.close()
+
+
+async def _serve(app: "Starlette", servers: "Servers", listening: socket.socket, stopping: threading.Event) -> None:
+    """Serve until a signal to stop; one that came before, of which `stopping` tells, ends it at once."""
+    import uvicorn
+
+    from videollama_gateway.http import LimitedHttp
+
     await servers.discover()
-    tracer, meter = open_tracer(_SERVICE, environment), open_meter(_SERVICE, environment)
-    app = make_app(servers, max_body_bytes or MAX_BODY_BYTES, examples, tracer, meter)
     config = uvicorn.Config(
         app,
         http=LimitedHttp,
@@ -121,8 +121,6 @@ async def _serve(
     click.echo(f"the OpenAI API is at {address}/v1, a web page at {address}/, models: {', '.join(servers.models)}")
     if not stopping.is_set():
         await server.serve(sockets=[listening])
-    tracer.close()
-    meter.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:

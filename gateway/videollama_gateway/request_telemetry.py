@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
@@ -10,13 +11,27 @@ from videollama_core.protocol.messages import Answer
 from videollama_core.protocol.trace_context import TRACEPARENT, checked_traceparent
 from videollama_core.telemetry.logs import fields, logs_content
 from videollama_core.telemetry.meter import NO_METER, Meter
-from videollama_core.telemetry.traces import Tracer
+from videollama_core.telemetry.traces import NO_TRACER, Tracer
 from videollama_gateway.api.completions import was_cached
 from videollama_gateway.failures import status_of
 from videollama_gateway.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 _UNKNOWN = "unknown"  # the model label of a request for an unknown model, or that could not be parsed
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    """Where a gateway reports its requests: Prometheus, and OpenTelemetry's traces and metrics."""
+
+    metrics: Metrics = field(default_factory=Metrics)
+    tracer: Tracer = NO_TRACER
+    meter: Meter = NO_METER
+
+    def close(self) -> None:
+        """Send what is pending."""
+        self.tracer.close()
+        self.meter.close()
 
 
 class RequestTelemetry:
@@ -26,14 +41,13 @@ class RequestTelemetry:
     further calls have no effect.
     """
 
-    def __init__(
-        self, metrics: Metrics, tracer: Tracer, request: Request, request_id: str, meter: Meter = NO_METER
-    ) -> None:
+    def __init__(self, telemetry: Telemetry, request: Request, request_id: str) -> None:
         route = request.scope["path"]
         about = {"http.request.method": request.method, "http.route": route, "gen_ai.operation.name": "chat"}
         parent = checked_traceparent(request.headers.get(TRACEPARENT))
-        self._span = tracer.begin(f"{request.method} {route}", parent, about | {"vl2.request_id": request_id})
-        self._metrics, self._meter, self._request_id, self._model = metrics, meter, request_id, _UNKNOWN
+        self._span = telemetry.tracer.begin(f"{request.method} {route}", parent, about | {"vl2.request_id": request_id})
+        self._metrics, self._meter = telemetry.metrics, telemetry.meter
+        self._request_id, self._model = request_id, _UNKNOWN
         self._began = time.perf_counter()
         self._content = logs_content()
         self._first: float | None = None

@@ -11,7 +11,7 @@ from videollama_gateway.answer_route import AnswerRoute, _cause
 from videollama_gateway.api.chat_request import read_chat_request
 from videollama_gateway.api.completions import Completion
 from videollama_gateway.failures import BadRequest
-from videollama_gateway.metrics import Metrics
+from videollama_gateway.request_telemetry import Telemetry
 from videollama_gateway.servers import Server, Servers
 
 
@@ -66,7 +66,7 @@ def answered(monkeypatch, answering, listen, send) -> None:
 
     async def served() -> None:
         async with asyncio.timeout(30):
-            route = AnswerRoute(read_chat_request, Completion.of, servers(1), Metrics())
+            route = AnswerRoute(read_chat_request, Completion.of, servers(1), Telemetry())
             await route({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
 
     asyncio.run(served())

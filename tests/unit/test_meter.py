@@ -11,8 +11,7 @@ from videollama_core.protocol.errors import InvalidRequest, UnreadableMedia
 from videollama_core.protocol.messages import Answer, Usage
 from videollama_core.telemetry import meter, traces
 from videollama_core.telemetry.meter import NO_METER, open_meter
-from videollama_gateway.metrics import Metrics
-from videollama_gateway.request_telemetry import RequestTelemetry
+from videollama_gateway.request_telemetry import RequestTelemetry, Telemetry
 
 DURATION, FIRST, PER_TOKEN = (
     f"gen_ai.server.{name}" for name in ("request.duration", "time_to_first_token", "time_per_output_token")
@@ -111,7 +110,7 @@ def test_missing_packages_are_reported_once_and_stop_nothing(monkeypatch, caplog
 
 def watched(meter) -> RequestTelemetry:
     asked = Request({"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []})
-    return RequestTelemetry(Metrics(), traces.NO_TRACER, asked, "1", meter)
+    return RequestTelemetry(Telemetry(meter=meter), asked, "1")
 
 
 def test_the_gateway_measures_each_request_once(collector, caplog):

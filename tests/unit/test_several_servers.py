@@ -12,12 +12,10 @@ from starlette.requests import Request
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from videollama_core.protocol.errors import InvalidRequest, ServerUnreachable
-from videollama_core.telemetry.traces import NO_TRACER
 from videollama_gateway.answering import Answering
 from videollama_gateway.api.chat_request import ChatRequest
 from videollama_gateway.discovery import ByDns, Listed, Named, read_server
-from videollama_gateway.metrics import Metrics
-from videollama_gateway.request_telemetry import RequestTelemetry
+from videollama_gateway.request_telemetry import RequestTelemetry, Telemetry
 from videollama_gateway.servers import POLL_SECONDS, Servers
 from wire_messages import message
 
@@ -67,7 +65,7 @@ def running(*entries: Entry) -> Iterator[list[str]]:
 
 async def ask(servers: Servers, digest: str | None = None) -> str:
     asked = Request({"type": "http", "method": "POST", "path": "/ask", "headers": [], "query_string": b""})
-    telemetry = RequestTelemetry(Metrics(), NO_TRACER, asked, "1")
+    telemetry = RequestTelemetry(Telemetry(), asked, "1")
     telemetry.begin("m")
     chat = ChatRequest("videollama2", [{"role": "user", "content": "?"}], {}, digest)
     answering = Answering(servers, chat, "1", telemetry)
