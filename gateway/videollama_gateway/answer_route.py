@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from videollama_core.protocol.errors import Cancelled, StageFailed, VideoLlamaError
 from videollama_gateway.answering import Answering
 from videollama_gateway.api.chat_request import ChatRequest
-from videollama_gateway.api.completions import Form
+from videollama_gateway.api.completions import AnswerFormat
 from videollama_gateway.failures import BadRequest, body_of
 from videollama_gateway.request_telemetry import RequestTelemetry, Telemetry
 from videollama_gateway.servers import Servers
@@ -30,26 +30,26 @@ MAX_BODY_BYTES = 768 * 2**20  # the 512 MiB of media that a request may have, in
 _OFF_LOOP_BYTES = 2**16  # larger bodies are parsed in a thread: 20 MB of base64 take 90 ms
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 ReadRequest: TypeAlias = Callable[[Any], ChatRequest]
-FormOf: TypeAlias = Callable[[ChatRequest, str], Form]
+MakeFormat: TypeAlias = Callable[[ChatRequest, str], AnswerFormat]
 
 
 class AnswerRoute:
     """
     Args:
         read: reads the JSON body of the route's API.
-        form_of: makes the format of an answer, from the request and its id.
+        make_format: makes the format of an answer, from the request and its id.
         max_body_bytes: the largest request body to accept.
     """
 
     def __init__(
         self,
         read: ReadRequest,
-        form_of: FormOf,
+        make_format: MakeFormat,
         servers: Servers,
         telemetry: Telemetry,
         max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
-        self._read, self._form_of, self._servers = read, form_of, servers
+        self._read, self._make_format, self._servers = read, make_format, servers
         self._telemetry, self._max_body_bytes = telemetry, max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,15 +66,15 @@ class AnswerRoute:
             raise
         telemetry.begin(chat_request.model if chat_request.model in self._servers.models else None)
         answering = Answering(self._servers, chat_request, request_id, telemetry)
-        form = self._form_of(chat_request, request_id)
+        answer_format = self._make_format(chat_request, request_id)
         try:
             with _unless_disconnected(receive):
                 await answering.begin()
                 if chat_request.stream:
-                    await send_events(answering, form, request_id, send)
+                    await send_events(answering, answer_format, request_id, send)
                     return
                 await answering.finish()
-            answer = form.whole(await answering.answer())
+            answer = answer_format.whole(await answering.answer())
             await JSONResponse(answer, 200, {"x-request-id": request_id})(scope, receive, send)
         except ClientDisconnect:
             telemetry.failed(None)
@@ -109,7 +109,7 @@ class AnswerRoute:
         return BadRequest(text, None, 413, "too_large")
 
 
-async def send_events(answering: Answering, form: Form, request_id: str, send: Send) -> None:
+async def send_events(answering: Answering, answer_format: AnswerFormat, request_id: str, send: Send) -> None:
     """Send the event stream of an answer that has begun. Raises: ClientDisconnect."""
     headers = [
         (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -118,26 +118,26 @@ async def send_events(answering: Answering, form: Form, request_id: str, send: S
     ]
     try:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        async for event in _events(answering, form):
+        async for event in _events(answering, answer_format):
             await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
     except OSError as error:  # raised by an ASGI server's `send` when the client has disconnected
         raise ClientDisconnect from error
 
 
-async def _events(answering: Answering, form: Form) -> AsyncIterator[str]:
+async def _events(answering: Answering, answer_format: AnswerFormat) -> AsyncIterator[str]:
     """Server-sent events. An error after the first text is sent as an event, because the status is already sent."""
     try:
-        yield form.begin(answering.first or "")
+        yield answer_format.begin(answering.first or "")
         async for piece in answering.rest():
-            yield form.piece(piece)
-        yield form.end(await answering.answer())
+            yield answer_format.piece(piece)
+        yield answer_format.end(await answering.answer())
     except Exception as error:
         cause = _typed(error)
         if cause is not error:
             logger.error("request failed", exc_info=error)
         answering.failed(cause)
-        yield form.error(body_of(cause))
+        yield answer_format.error(body_of(cause))
 
 
 @contextlib.contextmanager

@@ -11,10 +11,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from videollama_core.protocol.errors import VideoLlamaError
-from videollama_gateway.answer_route import MAX_BODY_BYTES, AnswerRoute, FormOf, ReadRequest
+from videollama_gateway.answer_route import MAX_BODY_BYTES, AnswerRoute, MakeFormat, ReadRequest
 from videollama_gateway.api.chat_request import read_chat_request
-from videollama_gateway.api.completions import Completion
-from videollama_gateway.api.responses import ResponseForm, read_responses_request
+from videollama_gateway.api.completions import CompletionFormat
+from videollama_gateway.api.responses import ResponsesFormat, read_responses_request
 from videollama_gateway.failures import BadRequest, body_of, headers_of, status_of
 from videollama_gateway.page.routes import page_routes
 from videollama_gateway.request_telemetry import Telemetry
@@ -31,8 +31,8 @@ def make_app(
         examples: folder of media files that the web page offers.
     """
 
-    def answers(read: ReadRequest, form_of: FormOf) -> AnswerRoute:
-        return AnswerRoute(read, form_of, servers, telemetry, max_body_bytes)
+    def answers(read: ReadRequest, make_format: MakeFormat) -> AnswerRoute:
+        return AnswerRoute(read, make_format, servers, telemetry, max_body_bytes)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -62,8 +62,8 @@ def make_app(
 
     return Starlette(
         routes=[
-            Route("/v1/chat/completions", answers(read_chat_request, Completion.of), methods=["POST"]),
-            Route("/v1/responses", answers(read_responses_request, ResponseForm.of), methods=["POST"]),
+            Route("/v1/chat/completions", answers(read_chat_request, CompletionFormat), methods=["POST"]),
+            Route("/v1/responses", answers(read_responses_request, ResponsesFormat), methods=["POST"]),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
             Route("/health/live", live),

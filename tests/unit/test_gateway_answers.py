@@ -5,7 +5,8 @@ import json
 
 from videollama_core.protocol.errors import StageFailed
 from videollama_gateway.answer_route import _events
-from videollama_gateway.api.completions import Completion
+from videollama_gateway.api.chat_request import ChatRequest
+from videollama_gateway.api.completions import CompletionFormat
 
 
 def test_an_internal_error_is_reported_in_the_stream():
@@ -22,7 +23,7 @@ def test_an_internal_error_is_reported_in_the_stream():
             self.error = error
 
     async def read() -> list[str]:
-        return [event async for event in _events(answering, Completion("1", "videollama2"))]
+        return [event async for event in _events(answering, CompletionFormat(ChatRequest("videollama2", []), "1"))]
 
     answering = Answering()
     *texts, last = asyncio.run(read())

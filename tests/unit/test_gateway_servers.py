@@ -9,7 +9,7 @@ from videollama_core.protocol.errors import Overloaded, ServerUnreachable, Stage
 from videollama_gateway import answer_route
 from videollama_gateway.answer_route import AnswerRoute, _cause
 from videollama_gateway.api.chat_request import read_chat_request
-from videollama_gateway.api.completions import Completion
+from videollama_gateway.api.completions import CompletionFormat
 from videollama_gateway.failures import BadRequest
 from videollama_gateway.request_telemetry import Telemetry
 from videollama_gateway.servers import Server, Servers
@@ -66,7 +66,7 @@ def answered(monkeypatch, answering, listen, send) -> None:
 
     async def served() -> None:
         async with asyncio.timeout(30):
-            route = AnswerRoute(read_chat_request, Completion.of, servers(1), Telemetry())
+            route = AnswerRoute(read_chat_request, CompletionFormat, servers(1), Telemetry())
             await route({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
 
     asyncio.run(served())

@@ -11,30 +11,36 @@ from videollama_gateway.api.chat_request import ChatRequest
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
-class Form(Protocol):
+class AnswerFormat(Protocol):
     """The format of one API's answers: a JSON object, or server-sent events."""
 
-    def whole(self, answer: Answer) -> dict[str, Any]: ...
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        """Return the JSON object of an answer that is not streamed."""
+        ...
 
-    def begin(self, text: str) -> str: ...
+    def begin(self, text: str) -> str:
+        """Return the first events of a stream, with the first text."""
+        ...
 
-    def piece(self, text: str) -> str: ...
+    def piece(self, text: str) -> str:
+        """Return the event for further text."""
+        ...
 
-    def end(self, answer: Answer) -> str: ...
+    def end(self, answer: Answer) -> str:
+        """Return the events after the last text."""
+        ...
 
-    def error(self, body: dict[str, Any]) -> str: ...
+    def error(self, body: dict[str, Any]) -> str:
+        """Return the event for an error, whose body is that of `failures.body_of`."""
+        ...
 
 
-class Completion:
+class CompletionFormat:
     """The answer to one request; every chunk carries the same id, creation time and model."""
 
-    def __init__(self, request_id: str, model: str, include_usage: bool = False) -> None:
-        self._id, self._model, self._created = f"chatcmpl-{request_id}", model, int(time.time())
-        self._include_usage = include_usage
-
-    @classmethod
-    def of(cls, chat_request: ChatRequest, request_id: str) -> "Completion":
-        return cls(request_id, chat_request.model, chat_request.include_usage)
+    def __init__(self, chat_request: ChatRequest, request_id: str) -> None:
+        self._id, self._model, self._created = f"chatcmpl-{request_id}", chat_request.model, int(time.time())
+        self._include_usage = chat_request.include_usage
 
     def whole(self, answer: Answer) -> dict[str, Any]:
         message = {"role": "assistant", "content": answer.text, "refusal": None}
@@ -46,7 +52,6 @@ class Completion:
         }
 
     def begin(self, text: str) -> str:
-        """The first event of a stream."""
         return self._chunk({"role": "assistant", "content": text})
 
     def piece(self, text: str) -> str:

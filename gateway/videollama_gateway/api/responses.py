@@ -69,17 +69,13 @@ def _as_sent(text: str, before: int) -> str:
     return re.sub(r"^messages\[(\d+)\]", lambda match: f"input[{int(match[1]) - before}]", text)
 
 
-class ResponseForm:
-    """The answer to one request in the form of the Responses API."""
+class ResponsesFormat:
+    """The answer to one request in the format of the Responses API."""
 
-    def __init__(self, request_id: str, model: str) -> None:
-        self._id, self._model, self._created = f"resp_{request_id}", model, int(time.time())
+    def __init__(self, chat_request: ChatRequest, request_id: str) -> None:
+        self._id, self._model, self._created = f"resp_{request_id}", chat_request.model, int(time.time())
         self._item = f"msg_{request_id}"
         self._number = 0
-
-    @classmethod
-    def of(cls, chat_request: ChatRequest, request_id: str) -> "ResponseForm":
-        return cls(request_id, chat_request.model)
 
     def whole(self, answer: Answer) -> dict[str, Any]:
         used, is_truncated = usage_of(answer), answer.finish_reason == "length"
