@@ -47,8 +47,7 @@ def make_app(
 
     async def model(request: Request) -> Response:
         name = request.path_params["name"]
-        if name not in servers.models:
-            raise BadRequest(f"the model {name!r} does not exist", "model", 404, "model_not_found")
+        servers.check_model(name)
         return JSONResponse(_model(name))
 
     async def live(request: Request) -> Response:

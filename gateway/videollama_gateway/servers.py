@@ -77,15 +77,15 @@ class Servers:
             )
         return cls({}, sources, connection)
 
+    def check_model(self, model: str) -> None:
+        """Raises: BadRequest (404) for a model without a server."""
+        if model not in self.models:
+            text = f"the model {model!r} does not exist; the models are {', '.join(self.models)}"
+            raise BadRequest(text, "model", 404, "model_not_found")
+
     def in_order(self, model: str, media_digest: str | None) -> list[Server]:
         """Return the ready servers of a model, the preferred one first. Raises: BadRequest (404), ServerUnreachable."""
-        if model not in self.models:
-            raise BadRequest(
-                f"the model {model!r} does not exist; the models are {', '.join(self.models)}",
-                "model",
-                404,
-                "model_not_found",
-            )
+        self.check_model(model)
         ready = [server for server in self.models[model] if server.ready]
         if not ready:
             raise ServerUnreachable(f"no server of the model {model} is ready")

@@ -12,22 +12,15 @@ from videollama_gateway.api.parts import TIMES, MediaParts, read_content
 from videollama_gateway.failures import BadRequest
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-# Field of the request -> option of the client.
-_OPTIONS = {
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "seed": "seed",
-    "repetition_penalty": "repetition_penalty",
-    "vcd_alpha": "vcd_alpha",
-    "vcd_beta": "vcd_beta",
-    "vcd_noise_step": "vcd_noise_step",
-    "stop": "stop",
-}
-_MOST = sys.float_info.max  # JSON may hold integers that do not fit a float
+# Fields with the name of an option of the client; those in _WHOLE take whole numbers.
+_NUMBERS = ("temperature", "top_p", "top_k", "seed", "repetition_penalty", "vcd_alpha", "vcd_beta", "vcd_noise_step")
 _WHOLE = ("top_k", "seed", "vcd_noise_step")
+_MOST = sys.float_info.max  # JSON may hold integers that do not fit a float
 _LENGTHS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-_READ = {"model", "messages", "stream", "stream_options", "media_io_kwargs", "mm_processor_kwargs", *TIMES}
+_READ = {
+    *("model", "messages", "stream", "stream_options", "stop", "media_io_kwargs", "mm_processor_kwargs"),
+    *(*_NUMBERS, *_LENGTHS, *TIMES),
+}
 # Fields that do not affect the answer; they are ignored.
 _HARMLESS = {
     "user",
@@ -93,7 +86,7 @@ def read_chat_request(body: Any) -> ChatRequest:
         if isinstance(value, Mapping):
             for kind in ("video", "audio", "image"):
                 parts.add_extras(value.get(kind), f"{name}.{kind}")
-    options = _read_options(body) | _media_options(parts)
+    options = _sampling_options(body) | _media_options(parts)
     stream_options = {} if (given := body.get("stream_options")) is None else given
     if not isinstance(stream_options, Mapping):
         raise BadRequest("stream_options is not an object", "stream_options")
@@ -118,7 +111,7 @@ def _refuse_unsupported(body: Mapping[str, Any]) -> None:
         if name in _NEUTRAL:
             if value is not None and value not in _NEUTRAL[name]:
                 raise BadRequest(f"{name} is not supported by this service; leave it out", name)
-        elif name not in _READ | _HARMLESS | set(_OPTIONS) | set(_LENGTHS) and value is not None:
+        elif name not in _READ | _HARMLESS and value is not None:
             raise BadRequest(f"unknown field {name!r}; leave it out", name)
 
 
@@ -143,19 +136,15 @@ def _read_messages(messages: Any, parts: MediaParts) -> Conversation:
     return conversation
 
 
-def _read_options(body: Mapping[str, Any]) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for name, option in _OPTIONS.items():
-        value = body.get(name)
-        if value is None:
-            continue
-        if name == "stop":
-            strings = [value] if isinstance(value, str) else value
-            if not isinstance(strings, list) or not all(isinstance(string, str) for string in strings):
-                raise BadRequest("stop is neither a string nor a list of strings", name)
-            options[option] = strings
-            continue
-        options[option] = _number(value, name, whole=name in _WHOLE)
+def _sampling_options(body: Mapping[str, Any]) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        name: _number(body[name], name, whole=name in _WHOLE) for name in _NUMBERS if body.get(name) is not None
+    }
+    if (stop := body.get("stop")) is not None:
+        strings = [stop] if isinstance(stop, str) else stop
+        if not isinstance(strings, list) or not all(isinstance(string, str) for string in strings):
+            raise BadRequest("stop is neither a string nor a list of strings", "stop")
+        options["stop"] = strings
     lengths = {name: body[name] for name in _LENGTHS if body.get(name) is not None}
     if lengths:
         name, value = next(iter(lengths.items()))
