@@ -6,7 +6,7 @@ from typing import NoReturn, TypeAlias
 import grpc
 from tritonclient.grpc import service_pb2
 
-from videollama_core.protocol.errors import NotAllowed, Overloaded, ServerUnreachable, StageRestarting, VideoLlamaError
+from videollama_core.protocol.errors import NotAllowed, Overloaded, ServerUnreachable, VideoLlamaError
 from videollama_core.protocol.trace_context import MEASURED, TRACEPARENT, YES, checked_traceparent
 
 Context: TypeAlias = grpc.aio.ServicerContext
@@ -19,18 +19,6 @@ _STATUS = {
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ServerUnreachable: grpc.StatusCode.UNAVAILABLE,
 }
-
-
-def stopping() -> ServerUnreachable:
-    """The error for requests to a server that is shutting down."""
-    return ServerUnreachable(
-        "the server is shutting down; send the request to another server, or to this one when it runs again"
-    )
-
-
-def restarting() -> StageRestarting:
-    """The error for requests to a server that is restarting."""
-    return StageRestarting("the server is being started again; send the request again")
 
 
 def headers_of(context: Context) -> dict[str, str]:

@@ -17,12 +17,10 @@ from videollama_server.endpoint.answers import (
     offered_extensions,
     one_message,
     pass_on,
-    restarting,
-    stopping,
 )
 from videollama_server.endpoint.api_keys import ApiKeys, Caller
 from videollama_server.endpoint.infer_stream import InferStream
-from videollama_server.endpoint.request_checks import check_request
+from videollama_server.endpoint.request_checks import admit
 from videollama_server.endpoint.state import State
 from videollama_server.http2.channel import Channel
 
@@ -101,12 +99,8 @@ class Forwarder(grpc.GenericRpcHandler):
     async def _infer_once(self, caller: Caller, context: Context) -> None:
         message = await one_message(context)
         try:
-            checked = check_request(message, self._exposed)
-            if not self._state.supervisor.accepts:
-                raise restarting() if self._state.supervisor.restarts else stopping()
-            caller.enter(checked.is_ping)
+            checked = admit(message, self._exposed, caller, self._state)
         except VideoLlamaError as error:
-            self._state.refused(error)
             await abort(context, error)
         self._state.pending += 1
         try:

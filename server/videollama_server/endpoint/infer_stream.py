@@ -20,12 +20,10 @@ from videollama_server.endpoint.answers import (
     abort_as,
     forwarded,
     headers_of,
-    restarting,
-    stopping,
 )
 from videollama_server.endpoint.api_keys import Caller
 from videollama_server.endpoint.cancellation import Cancellation
-from videollama_server.endpoint.request_checks import check_request
+from videollama_server.endpoint.request_checks import admit, restarting
 from videollama_server.endpoint.state import State
 from videollama_server.http2.call import Call
 from videollama_server.http2.channel import OK, STREAM_INFER, UNAVAILABLE, Channel
@@ -103,12 +101,8 @@ class InferStream:
 
     async def _begin(self, message: bytes, is_first: bool = False) -> None:
         try:
-            checked = check_request(message, self._exposed)
-            if not self._state.supervisor.accepts:
-                raise restarting() if self._state.supervisor.restarts else stopping()
-            self._caller.enter(checked.is_ping)
+            checked = admit(message, self._exposed, self._caller, self._state)
         except VideoLlamaError as error:
-            self._state.refused(error)
             if is_first and not isinstance(error, InvalidRequest):
                 raise
             self._refuse(error)  # like Triton: the call and its other requests go on

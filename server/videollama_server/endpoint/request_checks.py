@@ -1,4 +1,4 @@
-"""Check a serialized ModelInferRequest against the contract and its limits before it is forwarded to Triton.
+"""Admit a serialized ModelInferRequest: check it against the contract and its limits before it is forwarded to Triton.
 
 Tensor data is never decoded: the message is walked field by field, and only the rest of it is parsed.
 """
@@ -11,9 +11,17 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from videollama_core.protocol import contract, limits
-from videollama_core.protocol.errors import InvalidRequest, NotAllowed
+from videollama_core.protocol.errors import (
+    InvalidRequest,
+    NotAllowed,
+    ServerUnreachable,
+    StageRestarting,
+    VideoLlamaError,
+)
 from videollama_core.protocol.tensors import Stage
 from videollama_core.protocol.trace_context import RESERVED
+from videollama_server.endpoint.api_keys import Caller
+from videollama_server.endpoint.state import State
 
 _RAW = service_pb2.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf
@@ -23,6 +31,7 @@ _MOST_BYTES = {  # of all strings of a tensor, where the contract limits their c
     contract.MESSAGES.name: limits.MESSAGES_BYTES.value,
     contract.STOP.name: limits.STOP_STRINGS.value * limits.STOP_CHARACTERS.value * 4,
 }
+_STOPPING = "the server is shutting down; send the request to another server, or to this one when it runs again"
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,30 @@ class CheckedRequest:
     model: str
     is_ping: bool
     has_media: bool
+
+
+def admit(message: bytes, exposed: Collection[str], caller: Caller, state: State) -> CheckedRequest:
+    """Check a serialized ModelInferRequest and count its start, whose end `caller.leave` counts.
+
+    Args:
+        exposed: models that callers may use.
+    Raises: the error that refuses the request, which is counted: an invalid request, a model that is not exposed, a limit
+        of the caller, a server that stops or is started again.
+    """
+    try:
+        checked = check_request(message, exposed)
+        if not state.supervisor.accepts:
+            raise restarting() if state.supervisor.restarts else ServerUnreachable(_STOPPING)
+        caller.enter(checked.is_ping)
+    except VideoLlamaError as error:
+        state.refused(error)
+        raise
+    return checked
+
+
+def restarting() -> StageRestarting:
+    """The error for requests to a server that is restarting."""
+    return StageRestarting("the server is being started again; send the request again")
 
 
 def check_request(message: bytes, exposed: Collection[str]) -> CheckedRequest:
