@@ -66,10 +66,8 @@ class Connection:
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
             ("grpc.enable_http_proxy", int(use_proxy)),
-            (
-                "grpc.max_reconnect_backoff_ms",
-                2_000,
-            ),  # reconnect soon after a server comes back, however long it was away
+            # Reconnect soon after a server comes back, however long it was away.
+            ("grpc.max_reconnect_backoff_ms", 2_000),
         ]
 
     def open(self) -> grpc.Channel:

@@ -59,9 +59,8 @@ def locate(
     def find(part: str, name: str, weights: bool = True, progress: Progress = progress) -> Path:
         if Path(name).exists() or not is_hub_id(name):
             return Path(name)
-        from videollama_converters.hub.snapshot import (
-            fetch,  # imported late: a conversion of folders works without huggingface_hub, or with an older one
-        )
+        # Imported late: a conversion of folders works without huggingface_hub, or with an older one.
+        from videollama_converters.hub.snapshot import fetch
 
         folder = fetch(name, part, revision if part == "checkpoint" else None, weights, progress, download)
         origin[part] = f"{name}@{folder.name}"

@@ -92,7 +92,7 @@ def test_a_caller_who_cannot_be_told_anything_troubles_nobody_else(bundle):
 
 
 def test_the_entry_waits_for_a_stage_that_is_restarting(bundle, monkeypatch):
-    monkeypatch.setattr(known_media, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(known_media, "RETRY_SECONDS", 0.001)
     restarting = StageDied("Stub process 'encoder_0_0' is not healthy")
     stages = Stages([restarting], [restarting], [[5], None], perceptions=[restarting, restarting])
     _, ids, _ = run(bundle, stages, ask(kind="image", files=(b"x",)))
@@ -100,7 +100,7 @@ def test_the_entry_waits_for_a_stage_that_is_restarting(bundle, monkeypatch):
 
 
 def test_a_file_that_kills_its_stage_is_not_tried_again(bundle, monkeypatch):
-    monkeypatch.setattr(known_media, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(known_media, "RETRY_SECONDS", 0.001)
     deadly = [StageDied("Stub process 'preprocess_0_0' is not healthy") for _ in range(10)]
     stages = Stages(perceptions=deadly)
     with pytest.raises(StageRestarting):

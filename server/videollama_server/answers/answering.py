@@ -15,11 +15,9 @@ from videollama_core.protocol.errors import Cancelled, StageDied, StageFailed, S
 from videollama_core.protocol.messages import FrameSeen, ResolvedSampling, Usage
 from videollama_core.telemetry.traces import Span
 from videollama_core.text import AnswerText
-from videollama_server.answers.known_media import NOT_RUN, Interval
+from videollama_server.answers.known_media import NOT_RUN, RESTART_SECONDS, RETRY_SECONDS, Interval
 
 logger = logging.getLogger(__name__)
-AGAIN_SECONDS = 0.05  # between two attempts to reach a language model that is restarting
-RESTART_SECONDS = 15.0  # how long a question waits for that
 DEATHS_ALLOWED = 2  # of a language model that has not answered yet: a request sent just after its death is lost with it
 
 
@@ -184,7 +182,7 @@ class Answering:
             except Exception as failure:
                 self._fail(failure)
         elif isinstance(error, StageRestarting) and not self._ids and time.monotonic() < self._deadline:
-            self._language_model.later(AGAIN_SECONDS, self._retry)
+            self._language_model.later(RETRY_SECONDS, self._retry)
         else:
             self._fail(error)
 

@@ -17,11 +17,9 @@ from videollama_core.media.video_decoders import DECODER_VARIABLE
 from videollama_core.protocol.errors import StageDied, StageRestarting
 from videollama_core.protocol.messages import FrameSeen
 
-POLL_SECONDS = (
-    0.05  # how often a waiting request checks whether its client has disconnected; also done with every token
-)
-DEATHS_ALLOWED = 3  # deaths of its stages after which a request fails
-RESTART_SECONDS = 15.0  # how long a request waits for a stage to restart
+RETRY_SECONDS = 0.05  # between two attempts to call a stage that is restarting
+RESTART_SECONDS = 15.0  # how long a request waits for that
+DEATHS_ALLOWED = 3  # deaths of its media stages that a request survives
 Interval = tuple[float, float]  # begin and end of work, in Unix seconds
 NOT_RUN: Interval = (0.0, 0.0)  # for a stage that did not run for a request
 T = TypeVar("T")
@@ -133,6 +131,6 @@ def _while_restarting(call: Callable[[IsCancelled], T]) -> Callable[[IsCancelled
                 deaths += isinstance(error, StageDied)
                 if deaths > DEATHS_ALLOWED or time.monotonic() > deadline or is_cancelled():
                     raise
-            time.sleep(POLL_SECONDS)
+            time.sleep(RETRY_SECONDS)
 
     return repeated

@@ -14,9 +14,8 @@ from videollama_core.prompt import Prompt
 from videollama_core.protocol.messages import ResolvedSampling
 
 _SIZES = struct.Struct("=II")  # length of the header in bytes, number of token ids
-_ALIGNMENT = (
-    8  # of the arrays, by spaces behind the header: NumPy takes twice as long to sum a table that is not aligned
-)
+# In bytes, of the arrays, by spaces behind the header: NumPy takes twice as long to sum a table that is not aligned.
+_ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
