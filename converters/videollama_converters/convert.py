@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from videollama_converters import assemble as assembling
 from videollama_converters.engine_options import EngineOptions
@@ -59,30 +60,33 @@ def convert(
             if not reused:
                 writer.make(step)
             progress.done(reused)
+        name = origin["checkpoint"].split("@")[0] if "checkpoint" in origin else checkpoint.resolve().name
         writer.write_manifest(
-            {
-                "format": FORMAT,
-                "name": origin["checkpoint"].split("@")[0] if "checkpoint" in origin else checkpoint.resolve().name,
-                "model": config.to_dict(),
-                "media_tokens": {
-                    kind: config.tokens_of(kind) for kind in MEDIA_KINDS if config.audio or kind not in AUDIO_KINDS
-                },
-                "max_seq_len": options.positions(config),
-                "engine": options.engine,
-                "llm_engine": options.llm_engine,
-                "dtype": options.dtype,
-                "quantization": options.quantization or options.recipe.quantization,
-                "slots": int(options.parameters().get("max_num_sequences", 0)),
-                "world_size": options.recipe.world_size if options.language.is_backend else 0,
-                "media_token_memory": options.media_token_memory,
-                "pool_bytes": options.pool_bytes(config),
-                "versions": {package: metadata.version(package) for package in ("torch", "onnx", "onnxruntime")},
-                "origin": origin,
-                "source": source,
-                "files": writer.files(),
-            }
+            {"format": FORMAT, "name": name}
+            | _describe(config, options)
+            | {"origin": origin, "source": source, "files": writer.files()}
         )
     return out
+
+
+def _describe(config: ModelConfig, options: EngineOptions) -> dict[str, Any]:
+    """What the manifest says about the model and what it was converted for."""
+    return {
+        "model": config.to_dict(),
+        "media_tokens": {
+            kind: config.tokens_of(kind) for kind in MEDIA_KINDS if config.audio or kind not in AUDIO_KINDS
+        },
+        "max_seq_len": options.positions(config),
+        "engine": options.engine,
+        "llm_engine": options.llm_engine,
+        "dtype": options.dtype,
+        "quantization": options.quantization or options.recipe.quantization,
+        "slots": int(options.parameters().get("max_num_sequences", 0)),
+        "world_size": options.recipe.world_size if options.language.is_backend else 0,
+        "media_token_memory": options.media_token_memory,
+        "pool_bytes": options.pool_bytes(config),
+        "versions": {package: metadata.version(package) for package in ("torch", "onnx", "onnxruntime")},
+    }
 
 
 def check_config(config: ModelConfig, options: EngineOptions) -> dict[str, str]:

@@ -57,6 +57,12 @@ class Recipe:
 
     def check(self, config: ModelConfig) -> None:
         """Raises: InvalidRequest if the release or the GPU does not support this recipe for the checkpoint."""
+        self._check_types(config)
+        self._check_batch(config)
+        self._check_parallelism(config)
+        self._check_length(config)
+
+    def _check_types(self, config: ModelConfig) -> None:
         language, gpu = config.language, self.card
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("quantization", self.quantization, ("", *QUANTIZATIONS))
@@ -75,16 +81,21 @@ class Recipe:
                 f"quantization is {self.quantization or 'none'} and calibration is {self.calibration or 'none'}: --quantize needs "
                 f"--calibration and vice versa; name a folder with {CALIBRATION_FILE}, one JSON object with a text per line"
             )
+
+    def _check_batch(self, config: ModelConfig) -> None:
         for name in ("tp", "pp", "ep", "max_batch_size"):
             if getattr(self, name) < 1:
                 raise InvalidRequest(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.max_batch_size > MOST_REQUESTS:
             raise InvalidRequest(f"max_batch_size is {self.max_batch_size}; it must be at most {MOST_REQUESTS}")
-        if self.table_bytes(config) > gpu.gigabytes * 1e9:
+        if self.table_bytes(config) > self.card.gigabytes * 1e9:
             raise InvalidRequest(
                 f"max_batch_size is {self.max_batch_size}, whose media tokens alone take {self.table_bytes(config) / 1e9:.0f} GB of "
-                f"each GPU, and {self.gpu} has {gpu.gigabytes:g}: use a smaller one"
+                f"each GPU, and {self.gpu} has {self.card.gigabytes:g}: use a smaller one"
             )
+
+    def _check_parallelism(self, config: ModelConfig) -> None:
+        language = config.language
         if language.heads % self.tp or (language.kv_heads % self.tp and self.tp % language.kv_heads):
             raise InvalidRequest(
                 f"tp is {self.tp}, which does not divide {language.heads} heads and {language.kv_heads} key-value heads "
@@ -108,9 +119,11 @@ class Recipe:
             raise InvalidRequest(
                 f"ep is {self.ep}; it must divide tp ({self.tp}) and the {language.experts} experts, or be left out"
             )
-        if self.max_seq_len > language.max_positions:
+
+    def _check_length(self, config: ModelConfig) -> None:
+        if self.max_seq_len > config.language.max_positions:
             raise InvalidRequest(
-                f"--max-seq-len is {self.max_seq_len}, but the checkpoint supports {language.max_positions} positions; use at most those"
+                f"--max-seq-len is {self.max_seq_len}, but the checkpoint supports {config.language.max_positions} positions; use at most those"
             )
         media = self.media_tokens(config)
         if self.max_seq_len < media + 64:
