@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from videollama_benchmarks.decoding.batches import POSITIONS, check_batches, fill_slots, kept_prompt
-from videollama_benchmarks.decoding.models import SHAPES, in_int8, random_bundle, shapes_bundle, with_language
+from videollama_benchmarks.decoding.models import all_bundles, in_int8
 from videollama_benchmarks.overhead.served import DEMO, converted_demo, serving
 from videollama_benchmarks.recording import TREE, Table, arguments, in_turn, record, spread
 from videollama_benchmarks.sources import FrameOrder, service
@@ -99,6 +99,26 @@ def _rounding(runners: dict[str, OnnxRunner], kept: dict[str, Any]) -> float:
     return float(np.abs(logits[0] - logits[1]).max())
 
 
+def speed_row(name: str, times: dict[str, Any], steps: int) -> list[str | float | None]:
+    """For each kind of `speed`: tokens per second in float32, and the speed-up of int8 in wall and processor time."""
+    row: list[str | float | None] = [name]
+    for kind, by_variant in times.items():
+        count = POSITIONS if kind == "prompt" else int(kind) * steps
+        wall = {variant: statistics.median(values["wall"]) for variant, values in by_variant.items()}
+        cpu = {variant: statistics.median(values["cpu"]) for variant, values in by_variant.items()}
+        row += [count / wall[PLAIN], wall[PLAIN] / wall[INT8], cpu[PLAIN] / cpu[INT8]]
+    return row
+
+
+def size_row(name: str, variants: dict[str, Bundle]) -> list[str | float | None]:
+    """Megabytes of the decoder's graph and weights in both variants, and their ratio."""
+    plain, int8 = (
+        sum(path.stat().st_size for path in bundle.root.glob(f"onnx/{DECODER.name}.*")) / 1e6
+        for bundle in variants.values()
+    )
+    return [name, plain, int8, int8 / plain]
+
+
 def main() -> None:
     options = arguments(__doc__).parse_args()
     steps, runs = (4, 1) if options.fast else (12, 9)
@@ -114,26 +134,12 @@ def main() -> None:
     sizes: list[list[str | float | None]] = []
     samples: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        bundles = {"tiny-shapes": shapes_bundle(Path(folder, "shapes"))}
-        for name, change in SHAPES.items():
-            config = with_language(bundles["tiny-shapes"][0].config, change)
-            bundles[name] = random_bundle(config, Path(folder, name.split(",")[0]))
-        for number, (name, (bundle, weights)) in enumerate(bundles.items()):
+        for number, (name, (bundle, weights)) in enumerate(all_bundles(Path(folder)).items()):
             both = {PLAIN: bundle, INT8: in_int8(bundle, weights, Path(folder, f"{number}-{INT8}"))}
-            megabytes = [
-                sum(path.stat().st_size for path in variant.root.glob(f"onnx/{DECODER.name}.*")) / 1e6
-                for variant in both.values()
-            ]
-            sizes.append([name, *megabytes, megabytes[1] / megabytes[0]])
+            sizes.append(size_row(name, both))
             taken = speed(both, steps, runs)
-            samples[name] = {what: {n: spread(v["wall"]) for n, v in of.items()} for what, of in taken.items()}
-            row: list[str | float | None] = [name]
-            for what, of in taken.items():
-                count = POSITIONS if what == "prompt" else int(what) * steps
-                wall = {n: statistics.median(values["wall"]) for n, values in of.items()}
-                cpu = {n: statistics.median(values["cpu"]) for n, values in of.items()}
-                row += [count / wall[PLAIN], wall[PLAIN] / wall[INT8], cpu[PLAIN] / cpu[INT8]]
-            rates.append(row)
+            samples[name] = {kind: {n: spread(v["wall"]) for n, v in times.items()} for kind, times in taken.items()}
+            rates.append(speed_row(name, taken, steps))
     columns = [
         column
         for of in ("1", "8", "prompt")

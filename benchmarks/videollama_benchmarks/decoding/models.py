@@ -44,7 +44,7 @@ def _reader(value: torch.Tensor) -> Callable[[], torch.Tensor]:
     return lambda: value
 
 
-def with_language(bundle_config: Any, change: dict[str, Any]) -> Any:
+def _with_language(bundle_config: Any, change: dict[str, Any]) -> Any:
     """The configuration with another language model, such as one of SHAPES."""
     language: LanguageConfig = replace(
         bundle_config.language, vocab_size=8000, max_positions=4096, rope_theta=1e6, **change
@@ -52,7 +52,7 @@ def with_language(bundle_config: Any, change: dict[str, Any]) -> Any:
     return replace(bundle_config, language=language)
 
 
-def random_bundle(config: Any, folder: Path) -> tuple[Bundle, dict[str, torch.Tensor]]:
+def _random_bundle(config: Any, folder: Path) -> tuple[Bundle, dict[str, torch.Tensor]]:
     """Export a decoder with random weights. Returns: the bundle, and the weights."""
     torch.manual_seed(0)
     weights = {
@@ -63,11 +63,20 @@ def random_bundle(config: Any, folder: Path) -> tuple[Bundle, dict[str, torch.Te
     return _bundle(config, weights, folder, 2048), weights
 
 
-def shapes_bundle(folder: Path) -> tuple[Bundle, dict[str, torch.Tensor]]:
+def _shapes_bundle(folder: Path) -> tuple[Bundle, dict[str, torch.Tensor]]:
     """Export tiny-shapes' decoder. Returns: the bundle, and the weights."""
     parts = open_checkpoint(TREE / "training/checkpoints/tiny-shapes")
     weights = {name: read().float() for name, read in parts.language_sources().items()}
     return _bundle(parts.config, weights, folder, 1024), weights
+
+
+def all_bundles(folder: Path) -> dict[str, tuple[Bundle, dict[str, torch.Tensor]]]:
+    """Export the decoders of tiny-shapes and of SHAPES below `folder`. Returns: name -> the bundle, and the weights."""
+    bundles = {"tiny-shapes": _shapes_bundle(folder / "shapes")}
+    for name, change in SHAPES.items():
+        config = _with_language(bundles["tiny-shapes"][0].config, change)
+        bundles[name] = _random_bundle(config, folder / name.split(",")[0])
+    return bundles
 
 
 def in_int8(bundle: Bundle, weights: dict[str, torch.Tensor], folder: Path) -> Bundle:
