@@ -50,7 +50,7 @@ def test_the_public_entry_answers_like_the_reference(case, server_of):
     assert (case.modality == "video") == bool(answer.frames)
 
 
-def test_more_frames_and_key_frames_are_used_on_request(server_of):
+def test_more_frames_and_keyframes_are_used_on_request(server_of):
     """This checkpoint uses 8 frames by default; each choice has its own entry in the cache."""
     video = MEDIA / "1034346401.mp4"  # 444 frames in groups of 250
     with server_of(CHAT_VARIANTS[0]).client() as client:

@@ -1,4 +1,4 @@
-"""The number of frames of a video, and key frames in place of exact ones: what each gives, and where each is refused."""
+"""The number of frames of a video, and keyframes in place of exact ones: what each gives, and where each is refused."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def values(frames) -> list[int]:
     return [round(picture.mean() / 4) for picture in frames.rgb]
 
 
-def test_each_frame_is_replaced_by_the_nearest_key_frame():
+def test_each_frame_is_replaced_by_the_nearest_keyframe():
     video = numbered_video(50, g="10", sc_threshold="0")
     exact, keys = load_media("video", [video], Segment(), 8), load_media("video", [video], KEYS, 8)
     assert exact.index.tolist() == [3, 9, 15, 21, 28, 34, 40, 46]
@@ -32,7 +32,7 @@ def test_each_frame_is_replaced_by_the_nearest_key_frame():
     assert np.allclose(keys.time, keys.index / 10)
 
 
-def test_only_key_frames_between_start_and_end_count():
+def test_only_keyframes_between_start_and_end_count():
     video = numbered_video(50, g="10", sc_threshold="0")
     between = load_media("video", [video], Segment(1.3, 2.9, sampling="keyframes"), 4)
     assert set(between.index.tolist()) == {20}
@@ -41,7 +41,7 @@ def test_only_key_frames_between_start_and_end_count():
 
 
 @pytest.mark.parametrize("container", ["avi", "h264"])
-def test_frames_are_exact_where_a_file_does_not_mark_its_key_frames(container):
+def test_frames_are_exact_where_a_file_does_not_mark_its_keyframes(container):
     video = numbered_video(50, container=container, g="10")
     assert (
         load_media("video", [video], KEYS, 8).index.tolist()
@@ -49,7 +49,7 @@ def test_frames_are_exact_where_a_file_does_not_mark_its_key_frames(container):
     )
 
 
-def test_key_frames_are_the_only_packets_that_are_decoded(monkeypatch):
+def test_keyframes_are_the_only_packets_that_are_decoded(monkeypatch):
     decoded = count_packets(monkeypatch)
     frames = decode_video(numbered_video(50, g="10", sc_threshold="0"), KEYS, 8)
     assert decoded == sorted(set(frames.index.tolist())) == [0, 10, 20, 30, 40]

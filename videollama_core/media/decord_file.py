@@ -18,7 +18,7 @@ def decode_video(data: bytes, segment: Segment, num_frames: int | None, fit: Fit
 
     The time that decord takes is not bounded. Raises: UnreadableMedia, BadSegment, InvalidRequest.
     """
-    if segment.by_key_frames:
+    if segment.by_keyframes:
         raise InvalidRequest(
             "sampling=keyframes is not supported by the decoder decord; omit it, or serve with --decoder pyav"
         )

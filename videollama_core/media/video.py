@@ -28,7 +28,7 @@ class Segment:
         start, end: seconds; None means open on that side.
         num_frames: how many frames; None for the checkpoint's number.
         sampling: one of contract.SAMPLINGS; None is exact. With "keyframes" each frame of a video file is replaced by the
-            nearest key frame between start and end. If there is none, or the file does not list them, frames are exact.
+            nearest keyframe between start and end. If there is none, or the file does not list them, frames are exact.
     Raises: BadSegment, InvalidRequest.
     """
 
@@ -51,7 +51,7 @@ class Segment:
             raise InvalidRequest(f"sampling is {self.sampling!r}; it takes {' or '.join(SAMPLINGS)}")
 
     @property
-    def by_key_frames(self) -> bool:
+    def by_keyframes(self) -> bool:
         return self.sampling == "keyframes"
 
     def refuse_for(self, kind: str) -> None:

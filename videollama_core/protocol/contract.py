@@ -55,7 +55,7 @@ SAMPLING = Tensor(
     "sampling",
     "STRING",
     (1,),
-    "exact, or keyframes: the key frame of a video file nearest to each chosen frame, in a fraction of the time",
+    "exact, or keyframes: the keyframe of a video file nearest to each chosen frame, in a fraction of the time",
     optional=True,
 )
 WHICH = (START, END, NUM_FRAMES, SAMPLING)  # part and frames of a video

@@ -39,7 +39,7 @@ class Clip:
     codec: str
     height: int
     seconds: int
-    group: int  # maximum number of frames from one key frame to the next
+    group: int  # maximum number of frames from one keyframe to the next
 
     @property
     def name(self) -> str:

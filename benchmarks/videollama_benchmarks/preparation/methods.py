@@ -2,7 +2,7 @@
 
 `ours` is the service's method. `plain` is given the wanted frames, and decodes from the first packet to the last wanted frame.
 `limit` has exactly the packets that the wanted frames need in memory: it neither opens nor searches a file. `limit of keyframes`
-does the same for key frames.
+does the same for keyframes.
 """
 
 import importlib.util
@@ -73,7 +73,7 @@ def decord(data: bytes) -> Callable[[], np.ndarray]:
     return run
 
 
-def limit(data: bytes, by_key_frames: bool = False) -> Callable[[], np.ndarray]:
+def limit(data: bytes, by_keyframes: bool = False) -> Callable[[], np.ndarray]:
     """Decode packets from memory instead of seeking and reading a container."""
     with open_container(data) as container:
         stream = video_stream(container)
@@ -81,7 +81,7 @@ def limit(data: bytes, by_key_frames: bool = False) -> Callable[[], np.ndarray]:
         held: list[Any] = []
         container.seek(0, stream=stream)
         wanted = choose_frames(index.available, FRAMES)
-        if by_key_frames:
+        if by_keyframes:
             wanted = index.nearest_keys(wanted, 0, index.available - 1)
         needed = index.packets_of(wanted)
         spans = [(index.start_of(int(packet)), int(packet)) for packet in needed]
@@ -124,7 +124,7 @@ METHODS: dict[str, Callable[[bytes], Callable[[], np.ndarray]]] = {
     "plain loop": plain,
     "decord": decord,
     "limit": limit,
-    "limit of keyframes": partial(limit, by_key_frames=True),
+    "limit of keyframes": partial(limit, by_keyframes=True),
 }
 
 

@@ -1,4 +1,4 @@
-"""Read from the bitstream: whether decoding can start at a key frame, and whether unreferenced pictures can be skipped."""
+"""Read from the bitstream: whether decoding can start at a keyframe, and whether unreferenced pictures can be skipped."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ _HEVC_ACCESS, _HEVC_SLICES, _HEVC_SPS = range(16, 22), range(32), 33
 
 
 def is_access_point(codec: str, packet: bytes, header: bytes) -> bool:
-    """Whether decoding can start at this key frame: every picture shown after it is then complete.
+    """Whether decoding can start at this keyframe: every picture shown after it is then complete.
 
     H.264's recovery points do not qualify: the picture may build up gradually, and operations on older references are missed.
     `header` is the stream's extradata.

@@ -50,7 +50,7 @@ class FrameIndex:
         return int(self.shown.sum())
 
     def is_sound(self, container: str, codec: str) -> bool:
-        """Whether seeking by it is safe: all times are distinct, and the first packet is a key frame and shown first."""
+        """Whether seeking by it is safe: all times are distinct, and the first packet is a keyframe and shown first."""
         return bool(
             container in _CONTAINERS
             and codec in CODECS
@@ -68,9 +68,9 @@ class FrameIndex:
         return shown[np.argsort(self.pts[shown], kind="stable")[frames]]
 
     def nearest_keys(self, frames: np.ndarray, first: int, last: int) -> np.ndarray:
-        """Frame numbers -> numbers of the nearest key frames from `first` to `last`, the earlier of two equally near.
+        """Frame numbers -> numbers of the nearest keyframes from `first` to `last`, the earlier of two equally near.
 
-        The frames themselves if that range has no key frame.
+        The frames themselves if that range has no keyframe.
         """
         keys = np.flatnonzero(self.key[self.packets_of(np.arange(self.available))])
         keys = keys[(keys >= first) & (keys <= last)]
@@ -100,7 +100,7 @@ class FrameIndex:
         return place if place < len(self._times_shown) and self._times_shown[place] == pts else -1
 
     def start_of(self, packet: int) -> int:
-        """The key frame at which decoding must begin: a packet shown before its key frame also depends on the group before."""
+        """The keyframe at which decoding must begin: a packet shown before its keyframe also depends on the group before."""
         keys = np.flatnonzero(self.key[: packet + 1])
         return int(keys[self.pts[keys] <= self.pts[packet]][-1])
 

@@ -14,7 +14,7 @@ from videollama_core.media.decoding.frame_index import CODECS, FrameIndex
 
 LEAST = 1000  # packets of a file: with fewer, reading all of them is faster
 SHARE = 0.5  # of the packets, the most to read for verification: beyond it all of them can be read instead
-LEADING = 16  # packets after a key frame that are checked for pictures shown before it
+LEADING = 16  # packets after a keyframe that are checked for pictures shown before it
 
 
 def read_table(container: "av.container.InputContainer", stream: VideoStream, size: int) -> FrameIndex | None:

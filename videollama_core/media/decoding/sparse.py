@@ -1,4 +1,4 @@
-"""Sparse decoding: only the wanted frames of a video and what they depend on, from the key frame before each.
+"""Sparse decoding: only the wanted frames of a video and what they depend on, from the keyframe before each.
 
 On any deviation from the index it gives up and returns None; the caller then decodes everything.
 """

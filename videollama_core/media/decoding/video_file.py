@@ -65,7 +65,7 @@ def _by_table(
     fit: Fit,
 ) -> Frames | None:
     """Sparse decoding by the file's own table; None if the stream differs from it."""
-    wanted = choice.by_key_frames(choice.of(table.available), table)
+    wanted = choice.by_keyframes(choice.of(table.available), table)
     index = confirmed(table, container, stream, wanted, until)
     pictures = None if index is None else decode_sparsely(container, stream, index, wanted, until, fit)
     return None if pictures is None else _frames(pictures, wanted)
@@ -84,7 +84,7 @@ def _by_list(
     index = read_index(container, stream, until, held if sparse else None)
     if not sparse or not index.is_sound(container.format.name, stream.codec_context.name):
         return None, index
-    wanted = choice.by_key_frames(choice.of(index.available), index)
+    wanted = choice.by_keyframes(choice.of(index.available), index)
     pictures = decode_sparsely(container, stream, index, wanted, until, fit, held)
     return None if pictures is None else _frames(pictures, wanted), index
 
@@ -101,7 +101,7 @@ def _from_the_start(
     """Decode everything up to the last wanted frame. Raises: UnreadableMedia if a wanted one cannot be decoded."""
     available, wanted = index.available, choice.of(index.available)
     if reliable:
-        wanted = choice.by_key_frames(wanted, index)
+        wanted = choice.by_keyframes(wanted, index)
     number_at = index.number_at if reliable else None
     pictures: Pictures | None = None
     while pictures is None:
@@ -133,9 +133,9 @@ class _Choice:
         limits.VIDEO_PIXELS.check((int(chosen[-1]) + 1) * self._pixels, "the video", UnreadableMedia)
         return chosen
 
-    def by_key_frames(self, wanted: np.ndarray, index: FrameIndex) -> np.ndarray:
-        """The nearest key frames to the wanted frames if the segment asks for key frames, else the wanted frames."""
-        if not self._segment.by_key_frames:
+    def by_keyframes(self, wanted: np.ndarray, index: FrameIndex) -> np.ndarray:
+        """The nearest keyframes to the wanted frames if the segment asks for keyframes, else the wanted frames."""
+        if not self._segment.by_keyframes:
             return wanted
         return index.nearest_keys(wanted, *candidate_range(index.available, self._rate, self._segment))
 
