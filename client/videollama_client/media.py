@@ -61,13 +61,19 @@ def read_media(
         )
     if not names:
         return None
-    name, kind = names[0], names[0].removesuffix("_url")
-    if with_audio:
-        kind = "video_with_audio"
+    name = names[0]
+    kind = "video_with_audio" if with_audio else name.removesuffix("_url")
     if name.endswith("_url"):
         return Media(kind, url=_checked_url(name, given[name]))
-    if audio is not None and isinstance(audio, np.ndarray):
+    if video is not None:
+        return _read_video(video, kind)
+    if isinstance(audio, np.ndarray):
         raise InvalidRequest("audio is an array; it takes a path or the bytes of an audio file")
+    return Media(kind, (_read_one(cast("Source", given[name]), 3, MEDIA_BYTES.value),))
+
+
+def _read_video(video: Video, kind: str) -> Media:
+    """Read a video in any of its forms; `kind` is that of a single file."""
     if isinstance(video, (list, tuple)):
         if not video:
             raise InvalidRequest("the list of frames is empty; send at least one")
@@ -76,7 +82,7 @@ def read_media(
         return Media("folder", _read_all(_pictures_of(Path(video))))
     if isinstance(video, np.ndarray):
         kind = "frames"
-    return Media(kind, (_read_one(cast("Source", given[name]), 4 if name == "video" else 3, MEDIA_BYTES.value),))
+    return Media(kind, (_read_one(cast("Source", video), 4, MEDIA_BYTES.value),))
 
 
 def digest_of(items: Sequence[bytes]) -> str:
