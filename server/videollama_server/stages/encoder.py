@@ -1,7 +1,7 @@
 """Pixels and filterbanks to media tokens: vision encoder, connector, audio encoder. Waiting requests take turns.
 
-A request with a caller's note gets one run of the tower (media_encoder.py) and, unless that was its last, an answer without
-rows; its caller then calls again, queued behind the calls that arrived in the meantime. Triton's queue thus determines the
+A request with the note of a waiting caller (sandbox/callers.py) gets one run of the tower (media_encoder.py) and, unless that
+was its last, an answer without rows; the entry then calls again, queued behind the calls that arrived in the meantime. Triton's queue thus determines the
 order, and as every run is inside a call, Triton notices if the process dies during one.
 """
 
@@ -70,7 +70,7 @@ class EncoderStage(PythonStage):
     def _resume(self, note: str | None) -> dict[str, Any]:
         """Continue a request. Raises: Cancelled if its caller has disconnected; StageDied if it is not in this process."""
         if note is None:
-            raise InvalidRequest("tensor frames is missing; it is required without a caller's note")
+            raise InvalidRequest("tensor frames is missing; send it, or the caller of a request in progress")
         if not is_waiting(note):
             raise Cancelled("the client disconnected")
         work = self._active.get(note)
