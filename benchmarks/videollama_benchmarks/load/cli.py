@@ -1,16 +1,13 @@
 """The command `vl2 bench`."""
 
 import asyncio
-import functools
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from videollama_client import AsyncClient
 from videollama_client.cli.connection_options import connection_options
 from videollama_client.request_state import checked_seconds
 from videollama_core.protocol.errors import InvalidRequest
@@ -19,7 +16,6 @@ from videollama_core.protocol.messages import SamplingOptions
 _TREE = Path(__file__).parents[3]
 MEDIA = (_TREE / "benchmarks/shapes/held_out", _TREE / "benchmarks/sounds/sounds_held_out")
 SWEEP = (1, 2, 4, 8, 16, 32, 64)
-FLAT = 2  # a sweep ends after this many levels without a gain in goodput
 
 
 def _numbers(kind: type) -> Callable[[click.Context, click.Parameter, str | None], tuple[Any, ...]]:
@@ -141,6 +137,7 @@ def bench(
 
     from videollama_benchmarks.load import numbers, report
     from videollama_benchmarks.load.drive import Load
+    from videollama_benchmarks.load.levels import Traffic, measure_levels
     from videollama_benchmarks.load.mix import find_media, parse_mix
     from videollama_benchmarks.recording import machine
 
@@ -165,9 +162,8 @@ def bench(
     earlier = _read_run(compare, report.FORMAT) if compare else None
     out.mkdir(parents=True, exist_ok=True)
     about = {"mix": weights, "repeat": repeat, "max_new_tokens": max_new_tokens, "seed": seed, "target": vars(target)}
-    levels = asyncio.run(
-        _measure(connection, loads, weights, files, repeat, seed, options, target, warmup, until_flat=sweep)
-    )
+    traffic = Traffic(weights, files, repeat, seed, options, warmup)
+    levels = asyncio.run(measure_levels(connection, loads, traffic, target, until_flat=sweep))
     for level in levels:
         if bounds:
             level["roofline"] = bounds(level)
@@ -213,42 +209,3 @@ def _roofline(name: str | None, gpu: str | None) -> Callable[[dict[str, Any]], d
     if gpu_name not in GPUS:
         raise InvalidRequest(f"--gpu: {gpu_name or 'this machine has no known GPU'}; expected one of {', '.join(GPUS)}")
     return lambda level: roofline.bound(name, str(gpu_name), level)
-
-
-def _count(bar: Any, sample: Any) -> None:
-    bar.update()
-
-
-async def _measure(
-    connection: dict[str, Any],
-    loads: list[Any],
-    weights: dict[str, float],
-    files: dict[str, list[bytes]],
-    repeat: float,
-    seed: int,
-    options: dict[str, Any],
-    target: Any,
-    warmup: float,
-    until_flat: bool,
-) -> list[dict[str, Any]]:
-    """Measure one level after the other, with a progress bar on stderr."""
-    from tqdm import tqdm
-
-    from videollama_benchmarks.load import numbers
-    from videollama_benchmarks.load.drive import Load, drive
-    from videollama_benchmarks.load.mix import make_requests
-
-    levels: list[dict[str, Any]] = []
-    async with AsyncClient(**connection) as client:
-        await client.wait_until_ready(10.0)
-        for place, load in enumerate(loads):
-            requests = make_requests(weights, files, repeat, seed + place)
-            if warmup:
-                await drive(client, requests, Load(warmup, load.concurrency, load.rate), options, seed)
-            with tqdm(desc=load.title, unit=" answers", file=sys.stderr, leave=False, mininterval=0.5) as bar:
-                samples, taken = await drive(client, requests, load, options, seed, functools.partial(_count, bar))
-            levels.append(numbers.summarise(samples, taken, load, target))
-            best = levels.index(numbers.knee(levels))
-            if until_flat and len(levels) - 1 - best >= FLAT:
-                break
-    return levels
