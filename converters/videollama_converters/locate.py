@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from videollama_converters.steps.progress import Progress, SilentProgress
 from videollama_core.checkpoint.files import read_json
@@ -54,42 +55,58 @@ def locate(
         check_early: called with the folder of a hub checkpoint before its weights are downloaded; may raise to refuse it.
     Raises: DownloadFailed and its subclasses, InvalidRequest, Cancelled when Ctrl-C stops a download (downloaded data is kept).
     """
-    origin: dict[str, str] = {}
+    hub = _Hub(revision, progress, download)
+    if revision and not _is_on_hub(checkpoint):
+        raise InvalidRequest(f"--revision {revision} needs the id of a hub repository, but {checkpoint} is a path")
+    if check_early and download and _is_on_hub(checkpoint):
+        check_early(hub.folder_of("checkpoint", checkpoint, weights=False, is_silent=True))
+    folder = hub.folder_of("checkpoint", checkpoint)
+    tower_folder, base_folder = Path(tower) if tower else None, Path(base) if base else None
+    if not folder.is_dir():  # reported by the conversion
+        return Located(folder, tower_folder, base_folder, hub.origin)
+    content = read_json(folder / "config.json") if "checkpoint" in hub.origin else {}
+    language: Path | None = folder
+    if find_layout(folder) != "chat":
+        if base_name := base or _named_id(content, "_name_or_path", folder):
+            base_folder = hub.folder_of("base", base_name)
+        language = base_folder or find_named_folder(folder, str(content.get("_name_or_path") or ""))
+    tower_name = tower or _named_id(content, "mm_vision_tower", folder)
+    if tower_name and language and language.is_dir():
+        lacks_weights = not any(name.startswith(vision.PREFIX) for name in Shards.open(language).names())
+        if tower or lacks_weights or tower_name not in TOWERS:
+            tower_folder = hub.folder_of("tower", tower_name, weights=lacks_weights)
+    return Located(folder, tower_folder, base_folder, hub.origin)
 
-    def find(part: str, name: str, weights: bool = True, progress: Progress = progress) -> Path:
-        if Path(name).exists() or not is_hub_id(name):
+
+@dataclass
+class _Hub:
+    """The hub, for the parts of one checkpoint."""
+
+    revision: str | None  # of the checkpoint alone
+    progress: Progress
+    download: bool
+    origin: dict[str, str] = field(default_factory=dict)  # as in `Located`
+
+    def folder_of(self, part: str, name: str, weights: bool = True, is_silent: bool = False) -> Path:
+        """The folder of a part, downloaded if its name is that of a repository."""
+        if not _is_on_hub(name):
             return Path(name)
         # Imported late: a conversion of folders works without huggingface_hub, or with an older one.
         from videollama_converters.hub.snapshot import fetch
 
-        folder = fetch(name, part, revision if part == "checkpoint" else None, weights, progress, download)
-        origin[part] = f"{name}@{folder.name}"
+        revision = self.revision if part == "checkpoint" else None
+        progress = SilentProgress() if is_silent else self.progress
+        folder = fetch(name, part, revision, weights, progress, self.download)
+        self.origin[part] = f"{name}@{folder.name}"
         return folder
 
-    if revision and (Path(checkpoint).exists() or not is_hub_id(checkpoint)):
-        raise InvalidRequest(f"--revision {revision} needs the id of a hub repository, but {checkpoint} is a path")
-    if check_early and download and not Path(checkpoint).exists() and is_hub_id(checkpoint):
-        check_early(find("checkpoint", checkpoint, weights=False, progress=SilentProgress()))
-    folder = find("checkpoint", checkpoint)
-    if not folder.is_dir():  # reported by the conversion
-        return Located(folder, Path(tower) if tower else None, Path(base) if base else None, origin)
-    content = read_json(folder / "config.json") if "checkpoint" in origin else {}
 
-    def named(key: str) -> str | None:
-        """The hub id that a downloaded checkpoint's config names, unless a folder of that name lies next to it."""
-        name = str(content.get(key) or "")
-        return name if is_hub_id(name) and find_named_folder(folder, name) is None else None
+def _is_on_hub(name: str) -> bool:
+    """Whether a name means a repository of the hub; an existing path takes precedence."""
+    return not Path(name).exists() and is_hub_id(name)
 
-    language: Path | None = folder
-    base_folder = Path(base) if base else None
-    if find_layout(folder) != "chat":
-        if base_name := base or named("_name_or_path"):
-            base_folder = find("base", base_name)
-        language = base_folder or find_named_folder(folder, str(content.get("_name_or_path") or ""))
-    tower_folder = Path(tower) if tower else None
-    tower_name = tower or named("mm_vision_tower")
-    if tower_name and language and language.is_dir():
-        lacks_weights = not any(name.startswith(vision.PREFIX) for name in Shards.open(language).names())
-        if tower or lacks_weights or tower_name not in TOWERS:
-            tower_folder = find("tower", tower_name, weights=lacks_weights)
-    return Located(folder, tower_folder, base_folder, origin)
+
+def _named_id(content: dict[str, Any], key: str, folder: Path) -> str | None:
+    """The hub id that a downloaded checkpoint's config names, unless a folder of that name lies next to it."""
+    name = str(content.get(key) or "")
+    return name if is_hub_id(name) and find_named_folder(folder, name) is None else None
