@@ -1,30 +1,30 @@
-"""Every failure a user, a file or a server can cause, as one tree.
+"""Every failure that a user, a file or a server can cause, as one tree:
 
     VideoLlamaError
-    +-- InvalidRequest            the caller can fix it
-    |   +-- UnreadableMedia       the media cannot be decoded
-    |   +-- BadSegment            start/end do not select a part of the video
-    |   +-- BadSampling           a generation option is out of range
-    |   +-- PromptTooLong         prompt and media tokens do not fit the context
-    +-- MediaUnreachable          the server could not fetch the media from its URL
-    +-- NotAllowed                the server requires a key or a certificate that the caller lacks
-    +-- Overloaded                try again later
-    +-- ServerUnreachable         nothing answers at the address (client only)
-    +-- DeadlineExceeded          the caller's own timeout passed (client only)
-    +-- Cancelled                 the caller cancelled the request or disconnected
-    +-- StageFailed               a stage of the server failed; the operator reads its log
-    |   +-- StageRestarting       its process is being restarted; the request was not started
-    |       +-- StageDied         its process died while it ran this request, which may be the cause, and is restarted
-    +-- ArtifactMismatch          converted files are missing, damaged or of another version
-    +-- CheckpointMismatch        a checkpoint is incomplete, or not of this family
-    +-- ParityFailed              a converted graph disagrees with the PyTorch module
-    +-- ServerFailed              the server did not start
-    +-- BadSample                 a sample of a data set cannot be used (training and evaluation)
-    +-- DownloadFailed            a checkpoint cannot be downloaded completely from the hub
-        +-- NotOnHub              the hub has no such repository, revision or file
-        +-- AccessDenied          the repository is gated or private
-        +-- HubUnreachable        no network, offline mode, or the hub does not answer
-        +-- DiskFull              the download does not fit on the disk
+    +-- InvalidRequest
+    |   +-- UnreadableMedia
+    |   +-- BadSegment
+    |   +-- BadSampling
+    |   +-- PromptTooLong
+    +-- MediaUnreachable
+    +-- NotAllowed
+    +-- Overloaded
+    +-- ServerUnreachable
+    +-- DeadlineExceeded
+    +-- Cancelled
+    +-- StageFailed
+    |   +-- StageRestarting
+    |       +-- StageDied
+    +-- ArtifactMismatch
+    +-- CheckpointMismatch
+    +-- ParityFailed
+    +-- ServerFailed
+    +-- BadSample
+    +-- DownloadFailed
+        +-- NotOnHub
+        +-- AccessDenied
+        +-- HubUnreachable
+        +-- DiskFull
 
 Between processes an error is the text `Kind: message`: Triton 2.51 drops the status code of an error that passes an
 ensemble inside a BLS call, and a gRPC stream carries only the text.
@@ -49,107 +49,125 @@ class VideoLlamaError(Exception):
 
 
 class InvalidRequest(VideoLlamaError):
+    """The caller can correct the request."""
+
     triton_code = "INVALID_ARG"
     exit_code = 2
 
 
 class UnreadableMedia(InvalidRequest):
-    pass
+    """The media cannot be decoded."""
 
 
 class BadSegment(InvalidRequest):
-    pass
+    """`start` and `end` do not select a part of the media."""
 
 
 class BadSampling(InvalidRequest):
-    pass
+    """A generation option is out of range."""
 
 
 class PromptTooLong(InvalidRequest):
-    pass
+    """Prompt and media tokens do not fit the context."""
 
 
 class MediaUnreachable(VideoLlamaError):
+    """The server could not fetch the media from its URL."""
+
     triton_code = "UNAVAILABLE"
     exit_code = 3
 
 
 class NotAllowed(VideoLlamaError):
+    """The caller lacks a key or a certificate that the server requires, or asked for what the server does not offer."""
+
     triton_code = "INVALID_ARG"
     exit_code = 2
 
 
 class Overloaded(VideoLlamaError):
+    """The server, or this caller, has too many requests; try again later."""
+
     triton_code = "UNAVAILABLE"
     exit_code = 3
 
 
 class ServerUnreachable(VideoLlamaError):
+    """Nothing answers at the address, or the server is stopping; raised by the client, the gateway and the endpoint."""
+
     triton_code = "UNAVAILABLE"
     exit_code = 3
 
 
 class DeadlineExceeded(VideoLlamaError):
+    """The caller's own timeout passed; raised by the client alone."""
+
     triton_code = "UNAVAILABLE"
     exit_code = 3
 
 
 class Cancelled(VideoLlamaError):
+    """The caller cancelled the request or disconnected."""
+
     triton_code = "CANCELLED"
     exit_code = 130
 
 
 class StageFailed(VideoLlamaError):
-    pass
+    """A stage of the server failed; its operator finds the reason in the log."""
 
 
 class StageRestarting(StageFailed):
+    """The stage's process is being restarted; it has not begun the request."""
+
     triton_code = "UNAVAILABLE"
     exit_code = 3
 
 
 class StageDied(StageRestarting):
-    pass
+    """The stage's process died at work on this request, which may be the cause, and is being restarted."""
 
 
 class ArtifactMismatch(VideoLlamaError):
-    pass
+    """Converted files are missing, damaged or of another version."""
 
 
 class CheckpointMismatch(VideoLlamaError):
-    pass
+    """A checkpoint is incomplete, or not of this family."""
 
 
 class ParityFailed(VideoLlamaError):
-    pass
+    """A converted graph disagrees with the PyTorch module."""
 
 
 class ServerFailed(VideoLlamaError):
-    pass
+    """The server did not start."""
 
 
 class BadSample(VideoLlamaError):
-    pass
+    """A sample of a data set cannot be used, in training or evaluation."""
 
 
 class DownloadFailed(VideoLlamaError):
-    pass
+    """A checkpoint cannot be downloaded completely from the hub."""
 
 
 class NotOnHub(DownloadFailed):
-    pass
+    """The hub has no such repository, revision or file."""
 
 
 class AccessDenied(DownloadFailed):
-    pass
+    """The repository is gated or private."""
 
 
 class HubUnreachable(DownloadFailed):
+    """No network, offline mode, or the hub does not answer."""
+
     exit_code = 3
 
 
 class DiskFull(DownloadFailed):
-    pass
+    """The download does not fit on the disk."""
 
 
 def _leaves(root: type[VideoLlamaError]) -> list[type[VideoLlamaError]]:
