@@ -26,6 +26,8 @@ TOPICS = ("motion", "order", "change", "appearance", "count", "colour", "descrip
 
 @dataclass(frozen=True)
 class AnsweredItem:
+    """A question of the demo and its answer."""
+
     item: Item
     answer: Answer
 

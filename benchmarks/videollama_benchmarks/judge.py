@@ -25,6 +25,8 @@ ATTEMPTS = 4
 
 @dataclass(frozen=True)
 class Judgement:
+    """A judge's opinion of an answer; `right` is None where it gave no verdict."""
+
     score: float  # as the judge gave it
     right: bool | None
 

@@ -20,6 +20,8 @@ OWN_WORDING = "our own wording: scores do not compare with published ones"
 
 @dataclass(frozen=True)
 class JudgePrompt:
+    """A prompt for a judge, with placeholders in braces."""
+
     system: str
     user: str
 

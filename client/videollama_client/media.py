@@ -22,6 +22,8 @@ SOURCES = ("video", "image", "audio", "video_url", "image_url", "audio_url")
 
 @dataclass(frozen=True)
 class Media:
+    """Media as they are sent: the bytes of files, or a URL."""
+
     kind: str  # of contract.MEDIA_KINDS
     files: tuple[bytes, ...] = ()
     url: str | None = None  # instead of files: the server fetches it

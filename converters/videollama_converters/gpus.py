@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Gpu:
+    """What its maker states about a GPU."""
+
     capability: float  # compute capability
     gigabytes: float  # of memory, 10^9 bytes
     bandwidth: float  # terabytes per second

@@ -57,6 +57,8 @@ _CALL_THREADS = 160  # of a Python stage, for calls to other stages; each runnin
 
 @dataclass
 class ServerOptions:
+    """How a server runs. The fields are the options of `vl2 serve`, whose help says more."""
+
     host: str = "127.0.0.1"
     grpc_port: int = 8001  # 0 picks a free one
     http_port: int | None = None  # read-only HTTP: health and metrics

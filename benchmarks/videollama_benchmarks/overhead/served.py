@@ -26,6 +26,8 @@ _TICKS, _PAGE = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True)
 class RunningServer:
+    """A server that was started to be measured."""
+
     address: str
     pid: int  # of `vl2 serve`
     openai: str = ""  # URL of its gateway, with --openai

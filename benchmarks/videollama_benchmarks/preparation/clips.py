@@ -36,6 +36,8 @@ def kept_scheduling() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Clip:
+    """A generated clip, 16:9, by what decides how long it takes to decode."""
+
     codec: str
     height: int
     seconds: int

@@ -28,6 +28,8 @@ MEMORY_SHARE = 0.4
 
 @dataclass(frozen=True)
 class Comparison:
+    """How far a graph is from its PyTorch module."""
+
     graph: str
     difference: float | None  # largest relative difference over all outputs; None: not compared
     tolerance: float

@@ -39,6 +39,8 @@ Profile = dict[str, tuple[tuple[int, ...], ...]]  # input -> (smallest, usual, l
 
 @dataclass(frozen=True)
 class GraphSpec:
+    """How one graph is exported."""
+
     graph: Graph
     module: Callable[[ModelConfig], nn.Module]
     decided_by: Callable[[ModelConfig], object]  # every part of the configuration that the module reads; hashable

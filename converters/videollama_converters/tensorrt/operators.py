@@ -57,6 +57,8 @@ _NORMS = ("LayerNormalization", "InstanceNormalization", "GroupNormalization")
 
 @dataclass(frozen=True)
 class Violation:
+    """A node that TensorRT does not take, and why."""
+
     graph: str
     node: str
     reason: str

@@ -16,6 +16,8 @@ REQUIRED = ("input_lengths", "request_output_len")
 
 @dataclass(frozen=True)
 class Field:
+    """An input or output in the config.pbtxt of TensorRT-LLM's backend."""
+
     name: str
     dtype: str  # without TYPE_
     dims: tuple[int, ...]

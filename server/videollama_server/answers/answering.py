@@ -23,6 +23,8 @@ DEATHS_ALLOWED = 2  # of a language model that has not answered yet: a request s
 
 @dataclass(frozen=True)
 class Summary:
+    """The end of an answer: why it ended, what it used, and how long it took."""
+
     finish_reason: str  # "stop" (end token or stop string) or "length"
     usage: Usage
     seconds: dict[str, float]  # by stage, and "total"

@@ -55,6 +55,8 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Perception:
+    """The encoder's output for a question's media, and when it was made."""
+
     table: Any  # media tokens [1, N, D], with noise [1, 2N, D]: an array, or Triton's tensor if they stay on the GPU
     rows: int  # of the table
     media_hash: int  # of the encoder's input, never 0

@@ -47,6 +47,8 @@ _CHARACTERS = re.compile(r"[A-Za-z0-9\-._~:/?\[\]@!$&'()*+,;=%]*")
 
 @dataclass(frozen=True)
 class WebAddress:
+    """The parts of an http or https URL."""
+
     scheme: str
     host: str
     port: int

@@ -79,6 +79,8 @@ class _Wire(io.RawIOBase):
 
 @dataclass(frozen=True)
 class Reply:
+    """What a web server answered; the body is empty unless the status is 200."""
+
     status: int
     location: str | None
     body: bytes

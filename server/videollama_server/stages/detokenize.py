@@ -9,6 +9,8 @@ from videollama_server.stages.python_backend import PythonStage, bundle_of, scal
 
 
 class DetokenizeStage(PythonStage):
+    """The stage `detokenize`: output_ids, int32 [1, n], to the text of the first `sequence_length` of them."""
+
     contract = DETOKENIZE
 
     def load(self, args: dict[str, str]) -> None:

@@ -31,6 +31,8 @@ class _Work:
 
 
 class EncoderStage(PythonStage):
+    """The stage `encoder`: frames uint8 [T, S, S, 3] and a filterbank float32 [R, F] to media tokens [1, N, D]."""
+
     contract = ENCODER
 
     def load(self, args: dict[str, str]) -> None:

@@ -29,6 +29,8 @@ URL_KINDS = ("video", "image", "audio", "video_with_audio")  # the kinds that co
 
 @dataclass(frozen=True)
 class Question:
+    """A question as the entry answers it. Raises: InvalidRequest, BadSegment if its parts do not fit together."""
+
     conversation: Conversation
     options: SamplingOptions
     kind: str | None = None  # of the media; None for a text-only question

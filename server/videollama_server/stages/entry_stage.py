@@ -145,6 +145,8 @@ class QuestionReply(PieceQueue):
 
 
 class EntryStage(DecoupledStage):
+    """The stage `videollama2`: reads questions, and sends the pieces of their answers in one loop's thread."""
+
     contract = contract.ENTRY
 
     def load(self, args: dict[str, str]) -> None:

@@ -45,6 +45,8 @@ def _metrics(scheduler: Scheduler) -> tuple[PolledMetric, ...]:
 
 
 class LanguageModelStage(DecoupledStage):
+    """The stage `tensorrt_llm`: prompt ids and media tokens to new token ids, from its tensors or from the entry's socket."""
+
     contract = contract.LANGUAGE_MODEL
     check_seconds = 0.2  # the entry sends `stop`; this covers direct clients, and an entry that dies
 

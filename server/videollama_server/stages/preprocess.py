@@ -11,6 +11,8 @@ from videollama_server.stages.python_backend import PythonStage, bundle_of, scal
 
 
 class PreprocessStage(PythonStage):
+    """The stage `preprocess`: encoded media to frames uint8 [T, S, S, 3] and a filterbank float32 [R, F]."""
+
     contract = PREPROCESS
 
     def load(self, args: dict[str, str]) -> None:

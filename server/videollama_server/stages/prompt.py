@@ -10,6 +10,8 @@ from videollama_server.stages.python_backend import PythonStage, bundle_of, scal
 
 
 class PromptStage(PythonStage):
+    """The stage `prompt`: a question and the number of media tokens to the language model's tensors."""
+
     contract = PROMPT
 
     def load(self, args: dict[str, str]) -> None:
