@@ -16,9 +16,10 @@ from videollama_gateway.failures import BadRequest
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
-# Consistent hashing with bounded load: a server takes at most SPARE times its share of the running questions. Up to
-# NO_LOAD of them, which fit into one batch, do not count as load: among few questions, shares mean nothing.
-SPARE, NO_LOAD = 1.25, 8
+# The bound on the load of a server: this multiple of its share of the running questions, or, if that is less, as many as
+# fit into one batch. Among few questions, shares mean nothing.
+LOAD_FACTOR = 1.25
+ALWAYS_ALLOWED = 8
 
 
 @dataclass(eq=False)
@@ -91,7 +92,7 @@ class Servers:
             raise ServerUnreachable(f"no server of the model {model} is ready")
         if media_digest is None:
             return sorted(ready, key=lambda server: server.running)
-        most = max(NO_LOAD, math.ceil(SPARE * (sum(server.running for server in ready) + 1) / len(ready)))
+        most = max(ALWAYS_ALLOWED, math.ceil(LOAD_FACTOR * (sum(server.running for server in ready) + 1) / len(ready)))
         ranked = sorted(ready, key=lambda server: hashlib.sha256(f"{media_digest} {server.address}".encode()).digest())
         return sorted(ranked, key=lambda server: server.running >= most)  # stable sort: servers below their bound first
 

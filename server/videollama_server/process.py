@@ -27,7 +27,8 @@ _ATTEMPTS = 3  # to start Triton, if a signal ends it or it hangs
 _ONE_BY_ONE = "--model-load-thread-count=1"  # if loading four stages at once was too much for the machine
 _STILL_SECONDS, _LEAST_WORK = 60.0, 6.0  # a start that does less work (`work_of`) in this time hangs
 _END_SECONDS = 8.0  # at most, from SIGTERM to SIGKILL
-_END_POLL_SECONDS, _GONE_SECONDS = 0.02, 1.0
+_GONE_SECONDS = 1.0  # at most, from SIGKILL until the processes are gone
+_END_POLL_SECONDS = 0.02
 
 
 class _StartHangs(ServerFailed):

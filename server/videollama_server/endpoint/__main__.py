@@ -21,7 +21,8 @@ from videollama_server.endpoint.state import State, listen
 from videollama_server.http2.channel import Channel
 
 logger = logging.getLogger(__name__)
-_WATCH_SECONDS, _SEEK_SECONDS = 1.0, 0.05
+_WATCH_SECONDS = 1.0  # between two checks of a Triton that answers
+_SEEK_SECONDS = 0.05  # and of one that does not
 _LAST_SECONDS = 0.5  # grace period at the end, for responses that are already written
 _MESSAGE_BYTES = limits.MEDIA_BYTES.value + limits.ENVELOPE_BYTES.value * 4
 _SERVER_OPTIONS = [

@@ -14,7 +14,9 @@ from videollama_server.endpoint.config import EndpointConfig
 from videollama_server.endpoint.state import SupervisorStatus
 from videollama_server.machine.log import open_log
 
-_START_SECONDS, _ANSWER_SECONDS, _END_SECONDS = 30.0, 3.0, 3.0
+_START_SECONDS = 30.0  # until the first status
+_ANSWER_SECONDS = 3.0  # until a later one
+_END_SECONDS = 3.0  # until the process has ended by itself
 _WAITS = 2  # the answer timeout is split in two: after a suspend of the machine, the first wait expires at once
 
 

@@ -14,7 +14,9 @@ from videollama_server.machine.watcher import remove
 
 SHARED = Path("/dev/shm")
 ENVIRONMENTS = Path("/tmp/python_env_*")  # every Triton with a Python backend makes such an empty folder
-_TURN_SECONDS, _FOLDER_SECONDS, _POLL_SECONDS = 5.0, 2.0, 0.01
+_TURN_SECONDS = 5.0  # how long to wait for other servers that start
+_FOLDER_SECONDS = 2.0  # how long to wait for Triton's folder
+_POLL_SECONDS = 0.01
 _NAME = "vl2-serve-"
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 _REGION, _HANDLE, _ARGUMENTS = 2, 7, 10  # indices in the stub's command line, and its length
-_SECONDS, _ROUNDS = 0.01, 100  # between two writes while the process works, and how many before the thread may sleep
+_SECONDS = 0.01  # between two writes while the process works
+_ROUNDS = 100  # writes before the thread may sleep
 _OWNERSHIP = 16  # bytes of `AllocatedShmOwnership` before the data that a handle refers to
 _FLAGS = 4  # stub_health, parent_health, uses_env, decoupled: a byte each
 

@@ -23,7 +23,8 @@ from videollama_server.answers.known_media import KnownMedia, Media, MediaStages
 from videollama_server.fetch.gate import MediaGate
 from videollama_server.fetch.policy import MediaPolicy
 
-_KNOWN_PROMPTS, _KNOWN_CHARACTERS = 256, 4096  # number of prompts that are kept; characters of a question up to which
+_KNOWN_PROMPTS = 256  # prompts that are kept,
+_KNOWN_CHARACTERS = 4096  # of conversations up to this length
 URL_KINDS = ("video", "image", "audio", "video_with_audio")  # the kinds that consist of one file
 
 
