@@ -1,7 +1,7 @@
 """Parse the body of POST /v1/chat/completions into a question with options."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,7 +74,7 @@ def read_chat_request(body: Any) -> ChatRequest:
     """Parse a decoded JSON body. Raises: BadRequest for invalid or unknown fields, and for unsupported values."""
     if not isinstance(body, Mapping):
         raise BadRequest("the body is not a JSON object")
-    _refuse_unsupported(body)
+    refuse_unsupported(body, _READ | _HARMLESS, _NEUTRAL)
     if not isinstance(body.get("model"), str):
         raise BadRequest("model is missing; GET /v1/models lists the names", "model")
     parts = MediaParts()
@@ -106,12 +106,19 @@ def _digest_of(parts: MediaParts) -> str | None:
     return digest_of(items) if items else None
 
 
-def _refuse_unsupported(body: Mapping[str, Any]) -> None:
+def refuse_unsupported(body: Mapping[str, Any], known: Container[str], neutral: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuse fields that this service would otherwise ignore, although they ask for something.
+
+    Args:
+        known: fields that are read or may be ignored.
+        neutral: unsupported fields -> their values that ask for nothing.
+    Raises: BadRequest.
+    """
     for name, value in body.items():
-        if name in _NEUTRAL:
-            if value is not None and value not in _NEUTRAL[name]:
+        if name in neutral:
+            if value is not None and value not in neutral[name]:
                 raise BadRequest(f"{name} is not supported by this service; leave it out", name)
-        elif name not in _READ | _HARMLESS and value is not None:
+        elif name not in known and value is not None:
             raise BadRequest(f"unknown field {name!r}; leave it out", name)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from videollama_core.protocol.messages import Answer
-from videollama_gateway.api.chat_request import ChatRequest, read_chat_request
+from videollama_gateway.api.chat_request import ChatRequest, read_chat_request, refuse_unsupported
 from videollama_gateway.api.completions import extra_of, usage_of
 from videollama_gateway.api.parts import TIMES
 from videollama_gateway.failures import BadRequest
@@ -37,12 +37,7 @@ def read_responses_request(body: Any) -> ChatRequest:
     """Parse a decoded JSON body. Raises: BadRequest for invalid or unknown fields, and for unsupported values."""
     if not isinstance(body, Mapping):
         raise BadRequest("the body is not a JSON object")
-    for name, value in body.items():
-        if name in _NEUTRAL:
-            if value is not None and value not in _NEUTRAL[name]:
-                raise BadRequest(f"{name} is not supported by this service; leave it out", name)
-        elif name not in (*_SAME, "input", "instructions") and value is not None:
-            raise BadRequest(f"unknown field {name!r}; leave it out", name)
+    refuse_unsupported(body, (*_SAME, "input", "instructions"), _NEUTRAL)
     if (instructions := body.get("instructions")) is not None and not isinstance(instructions, str):
         raise BadRequest("instructions is not a string", "instructions")
     chat = {name: body[name] for name in _SAME if name in body}
