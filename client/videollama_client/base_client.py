@@ -49,7 +49,7 @@ class BaseClient(ABC, Generic[StreamT]):
         self._channel = self._open(connection)
         self._stub = transport.Stub(self._channel)
         self._active: WeakValueDictionary[str, StreamT] = WeakValueDictionary()
-        self._met = False  # whether the server has ever answered
+        self._has_answered = False  # whether the server was ready when last asked, or has answered since
         self._server, self._are_several = "", False  # several servers: the address is that of a load balancer
         self._heartbeat = Heartbeat()
 
@@ -84,7 +84,7 @@ class BaseClient(ABC, Generic[StreamT]):
     def _forget(self, request_id: str) -> None:
         self._active.pop(request_id, None)
 
-    def _meet(self, process: str | None) -> bool:
+    def _note_server(self, process: str | None) -> bool:
         """Record which server handles a request.
 
         Returns: whether several servers share the address, so that a ping of one says nothing about another.

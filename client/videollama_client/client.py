@@ -69,7 +69,7 @@ class AnswerStream:
                 self._call.cancel()
             self._client._forget(self.request_id)
         if not ended:
-            raise self._state.went_on()
+            raise self._state.endless_stream_error()
 
     def _is_closed_by_server(self) -> bool:
         """Whether the server closed the stream without another message.
@@ -91,9 +91,9 @@ class AnswerStream:
                 heartbeat = self._client._check_heartbeat(self._reader.process, self._metadata)
                 continue
             except VideoLlamaError as error:
-                raise self._state.of_lost_server(error, self._client._met) from error
+                raise self._state.lost_server_error(error, self._client._has_answered) from error
             self._state.note_message()
-            self._client._met = True
+            self._client._has_answered = True
             return message
 
     def cancel(self) -> None:
@@ -172,8 +172,8 @@ class Client(BaseClient[AnswerStream]):
     def _is_ready(self) -> bool:
         with transport.translated(self.address):
             request = transport.READY(name=ENTRY.name)
-            self._met = self._stub.ModelReady(request, timeout=READY_SECONDS, metadata=self._metadata).ready
-            return self._met
+            self._has_answered = self._stub.ModelReady(request, timeout=READY_SECONDS, metadata=self._metadata).ready
+            return self._has_answered
 
     def wait_until_ready(self, timeout: float = 60.0) -> None:
         """Block until the server is ready.
@@ -201,7 +201,7 @@ class Client(BaseClient[AnswerStream]):
         Behind a load balancer each request sends its own ping, with its own routing metadata.
         """
         now = time.monotonic()
-        if self._meet(process):
+        if self._note_server(process):
             return self._ping(metadata)
         with self._heartbeat_lock:
             if not self._heartbeat.counts_for(now):

@@ -76,7 +76,7 @@ class AsyncAnswerStream:
                 self._call.cancel()
             self._client._forget(self.request_id)
         if not ended:
-            raise self._state.went_on()
+            raise self._state.endless_stream_error()
 
     async def _next_message(self) -> Any:
         task = asyncio.current_task()
@@ -86,11 +86,11 @@ class AsyncAnswerStream:
         try:
             message = await self._call.read()
             self._state.note_message()
-            self._client._met = True
+            self._client._has_answered = True
             return message
         except grpc.RpcError as error:
             translated = transport.translate(error, self._client.address)
-            raise self._state.of_lost_server(translated, self._client._met) from error
+            raise self._state.lost_server_error(translated, self._client._has_answered) from error
         except asyncio.CancelledError:
             if self._lost is not None and task.cancelling() == cancelled_before:  # by `_ping`, not by the task's owner
                 raise self._lost from None
@@ -184,8 +184,9 @@ class AsyncClient(BaseClient[AsyncAnswerStream]):
         with transport.translated(self.address):
             request = transport.READY(name=ENTRY.name)
             response = await self._stub.ModelReady(request, timeout=READY_SECONDS, metadata=self._metadata)
-            self._met = response is not None and response.ready  # grpc.aio returns None for bytes that it cannot parse
-            return self._met
+            # grpc.aio returns None for bytes that it cannot parse.
+            self._has_answered = response is not None and response.ready
+            return self._has_answered
 
     async def wait_until_ready(self, timeout: float = 60.0) -> None:
         """Wait until the server is ready; arguments and errors are those of `Client.wait_until_ready`."""
@@ -204,7 +205,7 @@ class AsyncClient(BaseClient[AsyncAnswerStream]):
 
     async def _check_heartbeat(self, process: str | None, metadata: Metadata) -> Heartbeat:
         now = time.monotonic()
-        if self._meet(process):
+        if self._note_server(process):
             return await self._ping(metadata)
         async with self._heartbeat_lock:
             if not self._heartbeat.counts_for(now):

@@ -136,18 +136,18 @@ class RequestState:
         if time.monotonic() > self._deadline:
             raise error
 
-    def went_on(self) -> StageFailed:
+    def endless_stream_error(self) -> StageFailed:
         """The error for a server that does not stop after the last message."""
         return StageFailed(
             "the server kept sending after the last message of an answer; it is faulty, or not vl2 serve"
         )
 
-    def of_lost_server(self, error: VideoLlamaError, met: bool) -> VideoLlamaError:
+    def lost_server_error(self, error: VideoLlamaError, has_answered: bool) -> VideoLlamaError:
         """Turn ServerUnreachable into StageRestarting for a server that has answered before: it is restarting.
 
         Args:
-            met: whether the client has ever had an answer from this server.
+            has_answered: whether this server has answered the client before.
         """
-        if isinstance(error, ServerUnreachable) and met and self.reader.process is None:
+        if isinstance(error, ServerUnreachable) and has_answered and self.reader.process is None:
             return StageRestarting(str(error))
         return error
