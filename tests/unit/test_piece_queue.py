@@ -1,6 +1,8 @@
 """The pieces of answers leave in order, together if they had to wait, and many answers at the same time."""
 
+import gc
 import threading
+import weakref
 from types import SimpleNamespace
 
 from videollama_core.protocol.messages import Usage
@@ -74,6 +76,29 @@ def test_an_error_without_pieces_is_sent_at_once():
     caller, error = Caller(immediate_loop()), ValueError("broken")
     caller.put_error(error)
     assert caller.received == [error]
+
+
+def test_an_error_is_freed_with_its_answer_and_not_by_the_garbage_collector():
+    """Its traceback holds the question's media: the server once kept them until the collector ran."""
+
+    class Forgetful(Caller):
+        def refuse(self, error) -> None:
+            pass
+
+    class Broken(ValueError):
+        """Takes a weak reference."""
+
+    caller, error = Forgetful(immediate_loop()), Broken()
+    freed = [weakref.ref(caller), weakref.ref(error)]
+    gc.disable()
+    try:
+        caller.put_error(error)
+        del error
+        assert freed[1]() is None
+        del caller
+        assert freed[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_a_piece_that_cannot_be_sent_is_reported_once_and_ends_the_queue():
